@@ -1,0 +1,583 @@
+"""Join cartography, clusters and error rules: which clusters are hard, where errors gather, one table of everything.
+
+Reads cartography_metrics.csv (run.py --enable_cartography) and cluster_assignments.csv (cluster_analysis.py). Writes
+category_cluster_overlap.csv, cluster_difficulty.csv, cluster_map.csv, patterns.json and pictures; with
+--export_unified also unified_analysis.csv (one row per example of the split) and overlap_summary.json.
+
+    python analyze_dataset.py --cartography_dir ./cartography_output --cluster_dir ./cluster_output
+    python analyze_dataset.py --export_unified --predictions ./train_predictions/eval_predictions.jsonl
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from artifacts import (
+    artifact_file,
+    check_same_dataset,
+    read_jsonl,
+    read_table,
+    recorded_dataset,
+    stage,
+    write_csv,
+    write_json,
+)
+from helpers import Parser, Split, UserError, command_line, load_split, name_a_few
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OWNS = (
+    "category_cluster_overlap.csv", "cluster_difficulty.csv", "cluster_map.csv", "patterns.json",
+    "category_by_cluster.png", "cluster_difficulty.png", "cluster_map_by_category.png", "unified_analysis.csv",
+    "overlap_summary.json",
+)  # fmt: skip
+CLUSTER_COLUMNS = ("cluster", "dim1", "dim2", "cluster_probability")
+NOISE = -1
+# High-overlap regions: cells of these categories with at least so many examples and such an error rate.
+REGION_CUTS: dict[str, Any] = {"categories": ["hard", "ambiguous"], "min_examples": 10, "min_error_rate": 0.3}
+MIN_EXAMPLES = 10  # a cluster or question type with fewer is not tested
+ALPHA = 0.05
+MAX_LISTED = 5
+MAX_CLUSTERS_DRAWN = 40
+MAX_DRAWN_POINTS = 25_000
+
+logger = logging.getLogger(__name__)
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_clusters(path: str | Path) -> pd.DataFrame:
+    """cluster_assignments.csv indexed by id; ``cluster`` is Int64, -1 is noise."""
+    import pandas as pd
+
+    file = artifact_file(path, "cluster_assignments.csv", "cluster_analysis.py")
+    table = read_table(file, columns=("id", *CLUSTER_COLUMNS))
+    if table.empty:
+        raise UserError(f"{file} holds no examples; run cluster_analysis.py again")
+    numbers = {column: pd.to_numeric(table[column], errors="coerce") for column in CLUSTER_COLUMNS}
+    bad = numbers["cluster"].isna() | (numbers["cluster"] % 1 != 0)
+    if bad.any():
+        raise UserError(
+            f"{file}: cluster of {int(bad.sum()):,} examples ({name_a_few(table['id'][bad])}) is no whole number"
+        )
+    return table.assign(**numbers).astype({"cluster": "Int64"}).set_index("id")[list(CLUSTER_COLUMNS)]
+
+
+def load_texts(args: argparse.Namespace, artifact: Path, task: Any) -> Split | None:
+    """The split named on the command line, else the recorded one, else None."""
+    recorded = recorded_dataset(artifact) or {}
+    name = args.dataset or recorded.get("dataset")
+    if name is None:
+        return None
+    try:
+        return load_split(name, args.split or recorded.get("split", "train"), task)
+    except UserError as error:
+        if args.dataset:
+            raise
+        raise UserError(f"{error} (recorded in {artifact}; --dataset names another place)") from error
+
+
+def load_predictions(path: str | Path, split: Split) -> list[str | None]:
+    """The predicted answer of every example of the split, None where the file has none.
+
+    Predictions of another dataset (no shared ids, or another question under a shared id) are a UserError.
+    """
+    file = artifact_file(path, "eval_predictions.jsonl", "run.py --do_eval")
+    rows = {str(row["id"]): row for row in read_jsonl(file, ("id", "predicted_answer"))}
+    wrong = [example for example, row in rows.items() if not isinstance(row["predicted_answer"], str | None)]
+    if wrong:
+        raise UserError(f"{file}: predicted_answer of {name_a_few(wrong)} is not a text")
+    this = f"{split.name} [{split.split}]"
+    shared = [example for example in split.ids if example in rows]
+    if not shared:
+        raise UserError(
+            f"{file} holds predictions of {name_a_few(rows)} and shares no ids with {this}; "
+            f"run.py --do_eval --eval_split {split.split} predicts that"
+        )
+    other = [
+        example
+        for example, question in zip(split.ids, split.data["question"][:], strict=True)
+        if example in rows and rows[example].get("question", question) != question
+    ]
+    if other:
+        raise UserError(f"{file} has other questions than {this} under the same ids ({name_a_few(other)})")
+    logger.info(f"{file} covers {len(shared):,} of {len(split.ids):,} examples ({len(shared) / len(split.ids):.1%})")
+    return [rows[example]["predicted_answer"] if example in rows else None for example in split.ids]
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def overlap_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Every cell of category x cluster: category, cluster, n and its shares (0..1) of category, cluster and all."""
+    import pandas as pd
+
+    from dataset_cartography import CATEGORIES
+
+    cells = pd.MultiIndex.from_product(
+        [CATEGORIES, sorted(frame["cluster"].unique())], names=["category", "cluster"]
+    )
+    table = frame.groupby(["category", "cluster"]).size().reindex(cells, fill_value=0).rename("n").reset_index()
+    for column in ("category", "cluster"):
+        total = table.groupby(column)["n"].transform("sum")
+        table[f"share_of_{column}"] = (table["n"] / total).where(total > 0)
+    return table.assign(share_of_all=table["n"] / len(frame))
+
+
+def difficulty_table(frame: pd.DataFrame) -> pd.DataFrame:
+    """Per cluster: n, mean metrics, category shares; confidence and variability with the 95% t-interval of the mean.
+
+    Clusters with the lowest mean confidence come first. An interval needs two examples.
+    """
+    from scipy import stats
+
+    from plotting import group_table
+
+    table = group_table(frame, "cluster")
+    for metric in ("confidence", "variability"):
+        spread = frame.groupby("cluster")[metric].sem().to_numpy(dtype=float)
+        margin = stats.t.ppf(0.975, table["n"].to_numpy(dtype=float) - 1) * spread
+        position = table.columns.get_loc(f"{metric}_mean") + 1
+        table.insert(position, f"{metric}_low", table[f"{metric}_mean"] - margin)
+        table.insert(position + 1, f"{metric}_high", table[f"{metric}_mean"] + margin)
+    return table.sort_values(["confidence_mean", "cluster"], ignore_index=True)
+
+
+# --- patterns ----------------------------------------------------------------------------------------------------
+
+
+def adjusted(p_values: Sequence[float]) -> list[float]:
+    """Benjamini-Hochberg adjusted p-values."""
+    from scipy import stats
+
+    return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
+
+
+def unusual_clusters(frame: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
+    """Clusters whose mean confidence differs from that of all other examples (Welch's t-test, adjusted, 5%).
+
+    Hardest first in ``hardest_clusters``, easiest first in ``easiest_clusters``. Noise is no cluster, and clusters of
+    fewer than 10 examples are not tested.
+    """
+    import numpy as np
+    from scipy import stats
+
+    rows, p_values = [], []
+    for cluster, inside in frame.groupby("cluster"):
+        rest = frame.loc[frame["cluster"] != cluster, "confidence"]
+        if cluster == NOISE or len(inside) < MIN_EXAMPLES or len(rest) < MIN_EXAMPLES:
+            continue
+        with np.errstate(all="ignore"):  # two constant groups have no t; p is NaN and the cluster is left out
+            p = float(stats.ttest_ind(inside["confidence"], rest, equal_var=False).pvalue)
+        if np.isnan(p):
+            continue
+        mean = float(inside["confidence"].mean())
+        p_values.append(p)
+        rows.append(
+            {
+                "cluster": int(cluster),
+                "n": len(inside),
+                "confidence_mean": mean,
+                "difference_to_rest": mean - float(rest.mean()),
+                "hard_share": float((inside["category"] == "hard").mean()),
+                "ambiguous_share": float((inside["category"] == "ambiguous").mean()),
+            }
+        )
+    found = [{**row, "p_adjusted": p} for row, p in zip(rows, adjusted(p_values), strict=True) if p < ALPHA]
+    found.sort(key=lambda row: row["difference_to_rest"])
+    return {
+        "hardest_clusters": [row for row in found if row["difference_to_rest"] < 0][:MAX_LISTED],
+        "easiest_clusters": [row for row in reversed(found) if row["difference_to_rest"] > 0][:MAX_LISTED],
+    }
+
+
+def association(frame: pd.DataFrame) -> dict[str, Any] | None:
+    """Chi-square test of category against cluster (noise counts as one), and Cramer's V (0 none .. 1 full).
+
+    None where there is only one category or one cluster. The test is rough where many cells expect fewer than 5.
+    """
+    import numpy as np
+    import pandas as pd
+    from scipy import stats
+
+    counts = pd.crosstab(frame["category"], frame["cluster"]).to_numpy()
+    if min(counts.shape) < 2:
+        return None
+    result = stats.chi2_contingency(counts, correction=False)
+    return {
+        "chi_square": float(result.statistic),
+        "degrees_of_freedom": int(result.dof),
+        "p": float(result.pvalue),
+        "cramers_v": float(np.sqrt(result.statistic / (counts.sum() * (min(counts.shape) - 1)))),
+        "share_of_cells_expecting_below_5": float((result.expected_freq < 5).mean()),
+    }
+
+
+def over_represented(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
+    """Values of ``by`` that are hard or ambiguous more often than chance gives (hypergeometric, adjusted, 5%)."""
+    from scipy import stats
+
+    rows, p_values = [], []
+    for category in ("hard", "ambiguous"):
+        within = frame["category"] == category
+        for value, inside in within.groupby(frame[by]):
+            if len(inside) >= MIN_EXAMPLES:
+                hits = int(inside.sum())
+                p_values.append(float(stats.hypergeom.sf(hits - 1, len(frame), int(within.sum()), len(inside))))
+                shares = {"share": hits / len(inside), "share_overall": float(within.mean())}
+                rows.append({"category": category, by: value, "n": len(inside), "n_in_category": hits, **shares})
+    found = [{**row, "p_adjusted": p} for row, p in zip(rows, adjusted(p_values), strict=True) if p < ALPHA]
+    return sorted(found, key=lambda row: row["share_overall"] - row["share"])
+
+
+def find_patterns(frame: pd.DataFrame, thresholds: tuple[float, float]) -> dict[str, Any]:
+    """The findings in numbers, of examples with metrics, category and cluster, and question_type where known."""
+    from dataset_cartography import CATEGORIES
+
+    overall = {f"{category}_share": float((frame["category"] == category).mean()) for category in CATEGORIES}
+    patterns = {
+        "n": len(frame),
+        "num_clusters": int(frame.loc[frame["cluster"] != NOISE, "cluster"].nunique()),
+        "noise_share": float((frame["cluster"] == NOISE).mean()),
+        "thresholds": {"confidence": thresholds[0], "variability": thresholds[1]},
+        "overall": {
+            "confidence_mean": float(frame["confidence"].mean()),
+            "variability_mean": float(frame["variability"].mean()),
+            **overall,
+        },
+        "category_cluster_association": association(frame),
+        **unusual_clusters(frame),
+        "question_types_over_represented": None,
+        "cuts": {"min_examples": MIN_EXAMPLES, "p_adjusted_below": ALPHA, "adjustment": "Benjamini-Hochberg"},
+    }
+    if "question_type" in frame:
+        patterns["question_types_over_represented"] = over_represented(frame, "question_type")
+    return patterns
+
+
+# --- the unified table -------------------------------------------------------------------------------------------
+
+
+def unified_table(
+    split: Split, metrics: pd.DataFrame, clusters: pd.DataFrame, predictions: Sequence[str | None] | None
+) -> pd.DataFrame:
+    """One row per example of the split, in its order; what an example has not is missing (columns: DESIGN 5).
+
+    ``metrics`` (with category) and ``clusters`` are indexed by id. Original columns whose name is taken get the prefix
+    ``data_``; those that hold lists or dicts become JSON text.
+    """
+    import pandas as pd
+
+    from dataset_cartography import METRIC_COLUMNS
+    from error_rules import flag_errors
+
+    ids = pd.Index(split.ids, name="id")
+    answers = [next(iter(answer["text"]), "") for answer in split.data["answers"][:]]
+    first = {"question": split.data["question"][:], "context": split.data["context"][:], "answer": answers}
+    added = pd.concat(
+        [
+            _nullable(metrics[[column for column in (*METRIC_COLUMNS, "category") if column in metrics]]).reindex(ids),
+            _nullable(clusters).reindex(ids),
+            flag_errors(first["question"], first["context"], answers, predictions).set_axis(ids),
+        ],
+        axis=1,
+    )
+    original = {}
+    for column in split.data.column_names:
+        if column not in ("id", "question", "context"):
+            name = f"data_{column}" if column in first or column in added else column
+            while name != column and name in split.data.column_names:  # that name is another original column's
+                name = f"data_{name}"
+            original[name] = _plain_column(split, column)
+    return pd.concat([pd.DataFrame({**first, **original}, index=ids), added], axis=1).reset_index()
+
+
+def _nullable(frame: pd.DataFrame) -> pd.DataFrame:
+    """Integers and booleans in types that can be missing, so that 5 does not become 5.0 beside an empty cell."""
+    kinds = {"i": "Int64", "b": "boolean"}
+    return frame.astype({name: kinds[kind.kind] for name, kind in frame.dtypes.items() if kind.kind in kinds})
+
+
+def _plain_column(split: Split, column: str) -> pd.api.extensions.ExtensionArray:
+    import pandas as pd
+    import pyarrow as pa
+
+    values = split.data.with_format("arrow")[column][:]
+    if isinstance(values, pa.ChunkedArray):
+        values = values.combine_chunks()
+    if pa.types.is_nested(values.type):
+        texts = (None if value is None else json.dumps(value, ensure_ascii=False) for value in values.to_pylist())
+        values = pa.array(texts, pa.string())
+    return pd.array(values, dtype=pd.ArrowDtype(values.type))
+
+
+def rule_columns() -> list[str]:
+    from error_rules import RULES
+
+    return [*RULES, "is_dataset_error"]
+
+
+def rule_rates(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
+    """Per value of ``by``: n, and the fraction of examples that each rule flags, of those it could be applied to."""
+    return [
+        {by: value, "n": len(group), **{rule: _rate(group[rule]) for rule in rule_columns()}}
+        for value, group in frame.groupby(by)
+    ]
+
+
+def _rate(flags: pd.Series) -> float | None:
+    known = flags.dropna()
+    return float(known.astype(float).mean()) if len(known) else None
+
+
+def high_overlap_regions(unified: pd.DataFrame) -> list[dict[str, Any]]:
+    """Cells of category x cluster where errors gather (REGION_CUTS), highest error rate first."""
+    cells = unified[unified["category"].isin(REGION_CUTS["categories"])].groupby(["category", "cluster"])
+    regions = [
+        {
+            "category": category,
+            "cluster": int(cluster),
+            "total_examples": len(cell),
+            "error_count": int(cell["is_dataset_error"].sum()),
+            "error_rate": float(cell["is_dataset_error"].mean()),
+        }
+        for (category, cluster), cell in cells
+    ]
+    kept = [
+        region
+        for region in regions
+        if region["total_examples"] >= REGION_CUTS["min_examples"]
+        and region["error_rate"] >= REGION_CUTS["min_error_rate"]
+    ]
+    return sorted(kept, key=lambda region: (-region["error_rate"], -region["total_examples"], region["cluster"]))
+
+
+def summarize_overlap(unified: pd.DataFrame, num_predicted: int | None) -> dict[str, Any]:
+    """The content of overlap_summary.json; ``num_predicted`` is None without predictions."""
+    total = len(unified)
+
+    def coverage(n: int) -> dict[str, Any]:
+        return {"n": n, "share": n / total}
+
+    mapped, clustered = unified["category"].notna(), unified["cluster"].notna()
+    cells = unified.groupby(["category", "cluster"]).size().reset_index(name="n")
+    return {
+        "total_examples": total,
+        "coverage": {
+            "cartography": coverage(int(mapped.sum())),
+            "clusters": coverage(int(clustered.sum())),
+            "cartography_and_clusters": coverage(int((mapped & clustered).sum())),
+            "error_rules": coverage(total),
+            "predictions": None if num_predicted is None else coverage(num_predicted),
+        },
+        "dataset_errors": coverage(int(unified["is_dataset_error"].sum())),
+        "category_cluster_distribution": cells.to_dict("records"),
+        "rule_rates": {"n": total, **{rule: _rate(unified[rule]) for rule in rule_columns()}},
+        "rule_rates_by_category": rule_rates(unified, "category"),
+        "rule_rates_by_cluster": rule_rates(unified, "cluster"),
+        "high_overlap_cuts": REGION_CUTS,
+        "high_overlap_regions": high_overlap_regions(unified),
+    }
+
+
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def drawn_clusters(difficulty: pd.DataFrame) -> tuple[pd.DataFrame, list[str], str]:
+    """The rows of the difficulty table that a picture has room for, their labels, and a note if some are left out."""
+    largest = difficulty["n"].nlargest(MAX_CLUSTERS_DRAWN).index
+    shown = difficulty.loc[sorted(largest)]
+    names = ["noise" if cluster == NOISE else str(cluster) for cluster in shown["cluster"]]
+    labels = [f"{name} (n = {n:,})" for name, n in zip(names, shown["n"], strict=True)]
+    note = f"\nthe {len(shown)} largest of {len(difficulty)} clusters" if len(shown) < len(difficulty) else ""
+    return shown, labels, note
+
+
+def plot_category_by_cluster(path: Path, difficulty: pd.DataFrame, caption: str) -> None:
+    from dataset_cartography import CATEGORIES
+    from plotting import new_figure, save_figure
+
+    shown, labels, note = drawn_clusters(difficulty)
+    shares = 100 * shown[[f"{category}_share" for category in CATEGORIES]].to_numpy(dtype=float)
+    figure, axis = new_figure(5.5, 1.8 + 0.3 * len(shown))
+    image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=100, aspect="auto")
+    for row, cells in enumerate(shares):
+        for column, share in enumerate(cells):
+            ink = "white" if share < 55 else "black"
+            axis.text(column, row, f"{share:.0f}%", ha="center", va="center", fontsize=8, color=ink)
+    axis.set_xticks(range(len(CATEGORIES)), CATEGORIES)
+    axis.set_yticks(range(len(labels)), labels, fontsize=8)
+    axis.set_ylabel("cluster, lowest mean confidence first")
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis, label="examples of the cluster (%)")
+    save_figure(figure, path, "Categories by cluster", caption + note)
+
+
+def plot_difficulty(path: Path, difficulty: pd.DataFrame, overall: Mapping[str, float], caption: str) -> None:
+    from plotting import GREY, METRIC_LABELS, new_figure, save_figure
+
+    shown, labels, note = drawn_clusters(difficulty)
+    places = range(len(shown))
+    figure, axes = new_figure(8, 1.6 + 0.26 * len(shown), columns=2, sharey=True)
+    for axis, metric in zip(axes, ("confidence", "variability"), strict=True):
+        axis.axvline(overall[f"{metric}_mean"], color=GREY, linewidth=1, linestyle="--")
+        axis.hlines(places, shown[f"{metric}_low"], shown[f"{metric}_high"], color="#0072B2", linewidth=1.5)
+        axis.plot(shown[f"{metric}_mean"], places, "o", color="#0072B2", markersize=5)
+        axis.set_xlabel(METRIC_LABELS[metric])
+    axes[0].set_yticks(places, labels, fontsize=8)
+    axes[0].set_ylabel("cluster")
+    axes[0].set_ylim(len(shown) - 0.5, -0.5)
+    text = f"{caption}{note}\ndot and line: mean and its 95% interval; dashed: all examples"
+    save_figure(figure, path, "Difficulty of the clusters", text)
+
+
+def plot_map(path: Path, table: pd.DataFrame, caption: str) -> None:
+    """One panel per category, so that none is drawn over another; all other examples are grey."""
+    import numpy as np
+
+    from dataset_cartography import CATEGORIES, CATEGORY_COLORS
+    from plotting import LIGHT_GREY, new_figure, save_figure
+
+    drawn = table.dropna(subset=["dim1", "dim2"])
+    if len(drawn) > MAX_DRAWN_POINTS:
+        rows = np.sort(np.random.default_rng(0).choice(len(drawn), MAX_DRAWN_POINTS, replace=False))
+        drawn = drawn.iloc[rows]
+        caption += f" (random {len(drawn):,} drawn)"
+    size = float(np.clip(6000 / max(len(drawn), 1), 1.5, 15))
+    figure, axes = new_figure(11, 4.2, columns=len(CATEGORIES), sharex=True, sharey=True)
+    for axis, category in zip(axes, CATEGORIES, strict=True):
+        for points, color in ((drawn, LIGHT_GREY), (drawn[drawn["category"] == category], CATEGORY_COLORS[category])):
+            axis.scatter(points["dim1"], points["dim2"], s=size, color=color, linewidths=0)
+        axis.set_title(f"{category} (n = {(table['category'] == category).sum():,})", fontsize=10)
+        axis.set_xlabel("dimension 1 (no unit)")
+    axes[0].set_ylabel("dimension 2 (no unit)")
+    save_figure(figure, path, "Embeddings in two dimensions, by category", f"{caption}; grey: the other categories")
+
+
+# --- command line ------------------------------------------------------------------------------------------------
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser("Join cartography, clusters and error rules: difficulty per cluster, patterns, one table.")
+    group = parser.add_argument_group("what is read")
+    group.add_argument("--cartography_dir", default="./cartography_output", help="written by run.py")
+    group.add_argument("--cluster_dir", default="./cluster_output", help="written by cluster_analysis.py")
+    group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifacts)")
+    group.add_argument("--split", help="its split (default: the one recorded in the artifacts, else train)")
+    group.add_argument("--task", default="qa", help="task that the dataset is for")
+    group.add_argument(
+        "--predictions", metavar="FILE",
+        help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; feeds rules 4 and 8 of "
+        "--export_unified",
+    )  # fmt: skip
+    group = parser.add_argument_group("what is written")
+    group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
+    group.add_argument(
+        "--output_dir",
+        help="where the files go (default: ./integrated_analysis; with --export_unified ./unified_export)",
+    )
+    args = parser.parse_args(argv)
+    if args.predictions and not args.export_unified:
+        parser.error("--predictions feeds the error rules, which only --export_unified writes; add it")
+    args.output_dir = args.output_dir or ("./unified_export" if args.export_unified else "./integrated_analysis")
+    return args
+
+
+def check_output(output_dir: str, *sources: str) -> None:
+    for source in map(Path, sources):
+        if Path(output_dir).resolve() == (source if source.is_dir() else source.parent).resolve():
+            raise UserError(f"--output_dir {output_dir} holds an artifact that is read; name another directory")
+
+
+def print_table(difficulty: pd.DataFrame) -> None:
+    from dataset_cartography import CATEGORIES
+
+    names = ("confidence", "variability", *CATEGORIES)
+    print(f"{'cluster':<9}{'n':>9}" + "".join(f"{name:>13}" for name in names))
+    for row in difficulty.head(MAX_CLUSTERS_DRAWN).to_dict("records"):
+        name = "noise" if row["cluster"] == NOISE else str(row["cluster"])
+        shares = "".join(f"{row[f'{category}_share']:>13.1%}" for category in CATEGORIES)
+        print(f"{name:<9}{row['n']:>9,}{row['confidence_mean']:>13.3f}{row['variability_mean']:>13.3f}{shares}")
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    from dataset_cartography import categorize_examples, category_thresholds, load_cartography_metrics
+    from error_rules import question_types
+    from tasks import get_task
+
+    task = get_task(args.task)
+    check_output(args.output_dir, args.cartography_dir, args.cluster_dir)
+    metrics = load_cartography_metrics(args.cartography_dir)
+    thresholds = category_thresholds(metrics)
+    metrics = categorize_examples(metrics)
+    clusters = load_clusters(args.cluster_dir)
+    sources = {"cartography": Path(args.cartography_dir), "clusters": Path(args.cluster_dir)}
+    recorded = [source for source in sources.values() if recorded_dataset(source)]
+    split = load_texts(args, recorded[0] if recorded else sources["cartography"], task)
+    predictions = None
+    if split is not None:
+        check_same_dataset(sources["cartography"], metrics.index, split)
+        check_same_dataset(sources["clusters"], clusters.index, split)
+        if args.predictions:
+            predictions = load_predictions(args.predictions, split)
+    elif args.export_unified:
+        raise UserError("the artifacts record no dataset; --export_unified needs its texts: name it with --dataset")
+    else:
+        logger.info("the artifacts record no dataset and --dataset names none: no question types in patterns.json")
+
+    frame = metrics.join(clusters, how="inner")
+    if split is not None:
+        frame = frame[frame.index.isin(split.ids)]
+        if "question" in task.content_columns:
+            types = question_types(split.data["question"][:]).set_axis(split.ids)
+            frame = frame.assign(question_type=types)
+    if frame.empty:
+        raise UserError(f"{args.cartography_dir} and {args.cluster_dir} share no ids; make both from one dataset")
+
+    name = f"{split.name} [{split.split}]" if split else args.cartography_dir
+    cuts = f"cuts: confidence {thresholds[0]:.3g}, variability {thresholds[1]:.3g}"
+    caption = f"{name}, n = {len(frame):,} with metrics and cluster; {cuts}"
+    inputs = {**sources, "predictions": args.predictions}
+    identities = [split.identity()] if split else []
+    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=identities) as path:
+        difficulty = difficulty_table(frame)
+        patterns = find_patterns(frame, thresholds)
+        points = frame.reset_index()[["id", "dim1", "dim2", "cluster", "category"]]
+        write_csv(path / "category_cluster_overlap.csv", overlap_table(frame))
+        write_csv(path / "cluster_difficulty.csv", difficulty)
+        write_csv(path / "cluster_map.csv", points)
+        write_json(path / "patterns.json", patterns)
+        plot_category_by_cluster(path / "category_by_cluster.png", difficulty, caption)
+        plot_difficulty(path / "cluster_difficulty.png", difficulty, patterns["overall"], caption)
+        plot_map(path / "cluster_map_by_category.png", points, caption)
+        summary = None
+        if args.export_unified and split is not None:
+            unified = unified_table(split, metrics, clusters, predictions)
+            num_predicted = None if predictions is None else sum(text is not None for text in predictions)
+            summary = summarize_overlap(unified, num_predicted)
+            write_csv(path / "unified_analysis.csv", unified)
+            write_json(path / "overlap_summary.json", summary)
+
+    print(caption)
+    print_table(difficulty)
+    if patterns["category_cluster_association"]:
+        strength = patterns["category_cluster_association"]["cramers_v"]
+        print(f"association of category and cluster: Cramer's V {strength:.2f} (0 none, 1 full)")
+    if summary:
+        errors, regions = summary["dataset_errors"], summary["high_overlap_regions"]
+        print(f"{errors['n']:,} of {len(unified):,} examples break at least 3 rules ({errors['share']:.1%}); "
+              f"{len(regions)} high-overlap regions")
+    print(f"wrote {'unified_analysis.csv, overlap_summary.json, ' if summary else ''}tables and pictures to {path}")
+
+
+if __name__ == "__main__":
+    main()

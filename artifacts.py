@@ -1,0 +1,346 @@
+"""Artifacts: the files that one stage writes and the next one reads, whole or not at all (DESIGN 5)."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from helpers import Split, UserError, is_main_process, name_a_few
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+META = "run_meta.json"
+PACKAGES = ("transformers", "datasets", "torch", "accelerate", "pandas", "numpy", "scikit-learn", "hdbscan",
+            "umap-learn")
+
+logger = logging.getLogger(__name__)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` (same suffix) that replaces it when the block ends well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot write {type(value).__name__} as JSON: {value!r}")
+
+
+def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
+    """Strict JSON: NaN and unknown objects raise; a missing value is None."""
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=_plain)
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, allow_nan=False, ensure_ascii=False, default=_plain) + "\n")
+
+
+def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
+    """Tidy CSV at full precision; a missing value is an empty cell."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    with atomic(path) as temporary:
+        pyarrow.csv.write_csv(table, str(temporary))
+
+
+# --- one run of a stage ------------------------------------------------------------------------------------------
+
+
+def check_writable(directory: str | Path) -> None:
+    """Raise UserError unless files can be made in ``directory``, which need not exist yet; creates nothing."""
+    path = Path(directory).absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"output directory {directory} is a file; name a directory")
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output directory {directory} is not writable ({existing} refuses); name another")
+
+
+@contextmanager
+def stage(
+    output_dir: str | Path,
+    args: argparse.Namespace | Mapping[str, Any],
+    *,
+    owns: Sequence[str],
+    inputs: Mapping[str, str | Path | None] | None = None,
+    datasets: Sequence[Mapping[str, Any]] = (),
+    resume: bool = False,
+) -> Iterator[Path]:
+    """Run one stage into ``output_dir``: its old artifacts go, ``run_meta.json`` says what happened to it.
+
+    ``owns`` are the glob patterns of the files this stage writes there; they are removed first unless ``resume``.
+    ``inputs`` names the artifacts read, ``datasets`` the identities of the splits used (``Split.identity()``).
+    ``run_meta.json`` is marked ``running`` inside the block, then ``finished`` or ``failed``; earlier runs move to
+    its list ``history``. Check the user's input before entering: entering removes. In a distributed run only the
+    main process touches files.
+    """
+    path = Path(output_dir)
+    if not is_main_process():
+        yield path
+        return
+    check_writable(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        meta = _start_meta(path, args, inputs or {}, datasets)
+        write_json(path / META, meta)
+    except OSError as error:
+        raise UserError(f"output directory {output_dir} is not writable ({error.strerror}); name another") from error
+    if not resume:
+        _remove(path, [*owns, ".*.tmp-*"])
+    try:
+        yield path
+    except BaseException as error:
+        _end_meta(path, meta, "failed", owns, error=f"{type(error).__name__}: {error}"[:500])
+        raise
+    _end_meta(path, meta, "finished", owns)
+
+
+@contextmanager
+def stages(*runs: tuple[str | Path, dict[str, Any]]) -> Iterator[None]:
+    """Several output directories of one run: each ``(output_dir, keyword arguments of stage)``."""
+    with ExitStack() as stack:
+        for output_dir, arguments in runs:
+            stack.enter_context(stage(output_dir, **arguments))
+        yield
+
+
+def _start_meta(
+    path: Path,
+    args: argparse.Namespace | Mapping[str, Any],
+    inputs: Mapping[str, str | Path | None],
+    datasets: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    arguments = dict(args) if isinstance(args, Mapping) else vars(args)
+    earlier = load_meta(path)
+    history = []
+    if earlier:
+        history = [*earlier.pop("history", []), earlier]
+    commit, dirty = _git_state()
+    return {
+        "status": "running",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "arguments": arguments,
+        "seed": arguments.get("seed"),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "versions": {"python": sys.version.split()[0], **_versions()},
+        "datasets": [dict(identity) for identity in datasets],
+        "inputs": {label: _describe_input(file) for label, file in inputs.items() if file},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": None,
+        "history": history,
+    }
+
+
+def _end_meta(path: Path, meta: dict[str, Any], status: str, owns: Sequence[str], error: str | None = None) -> None:
+    meta["status"] = status
+    meta["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    if error is not None:
+        meta["error"] = error
+    files = {file for pattern in owns for file in path.glob(pattern) if file.is_file()}
+    meta["outputs"] = {file.name: file.stat().st_size for file in sorted(files)}
+    history = meta.pop("history")
+    write_json(path / META, {**meta, "history": history})
+
+
+def _describe_input(file: str | Path) -> dict[str, Any]:
+    recorded = load_meta(file)
+    identities = recorded.get("datasets", []) if recorded else []
+    return {"path": str(file), "fingerprints": [identity["fingerprint"] for identity in identities]}
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    """Commit of the code and whether it was changed since; None where the code is not in a git checkout."""
+    here = Path(__file__).resolve().parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return commit, None if status is None else bool(status)
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def _remove(path: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        for item in path.glob(pattern):
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_meta(path: str | Path) -> dict[str, Any] | None:
+    """The run_meta.json of an artifact (a file or its directory), or None where there is none."""
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / META
+    if not file.exists():
+        return None
+    return read_json(file)
+
+
+def model_meta(path: str | Path) -> dict[str, Any] | None:
+    """The run that trained the model in a directory, also when it was evaluated into the same directory since."""
+    meta = load_meta(path)
+    runs = [meta, *reversed(meta.get("history", []))] if meta else []
+    return next((run for run in runs if run["arguments"].get("do_train")), None)
+
+
+def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
+    """The file of an artifact given as its directory or as the file itself.
+
+    ``made_by`` is the command that writes it, for the message. Raises UserError when it is missing, empty, shorter
+    than when it was written, or when its run is marked running or failed. Files made elsewhere, without
+    run_meta.json, are accepted.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory; {made_by} writes {filename}")
+    file = path / filename if path.is_dir() else path
+    meta = load_meta(file)
+    if meta and meta["status"] != "finished":
+        reason = "is still running or was killed" if meta["status"] == "running" else "failed"
+        raise UserError(f"{file.parent} is not whole: the run that writes it {reason} ({META}); run {made_by} again")
+    if not file.exists():
+        raise UserError(f"{path} holds no {filename}; {made_by} writes it")
+    size = file.stat().st_size
+    if size == 0:
+        raise UserError(f"{file} is empty; run {made_by} again")
+    written = (meta or {}).get("outputs", {}).get(file.name, size)
+    if size < written:
+        raise UserError(
+            f"{file} is truncated: {size:,} bytes, {written:,} when it was written; run {made_by} again (a file "
+            "shortened on purpose belongs into a directory of its own)"
+        )
+    return file
+
+
+def read_json(path: str | Path) -> Any:
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg}); is the file whole?") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text") from error
+
+
+def read_jsonl(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    path = Path(path)
+    rows = []
+    with path.open(encoding="utf-8") as file:
+        for line_number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line)
+            except json.JSONDecodeError as error:
+                raise UserError(f"{path}, line {line_number}: malformed JSON ({error.msg})") from error
+            missing = [column for column in columns if column not in row]
+            if missing:
+                raise UserError(f"{path}, line {line_number}: no {name_a_few(missing)} among {name_a_few(row, 10)}")
+            rows.append(row)
+    return rows
+
+
+def read_table(path: str | Path, columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV with its ids as strings ("001" stays "001"); ``columns`` must be there. Only an empty cell is missing."""
+    import pandas as pd
+
+    path = Path(path)
+    try:
+        frame = pd.read_csv(
+            path, dtype={"id": str}, keep_default_na=False, na_values=[""], float_precision="round_trip"
+        )
+    except pd.errors.EmptyDataError as error:
+        raise UserError(f"{path} is empty") from error
+    except (pd.errors.ParserError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: malformed CSV ({str(error).strip().splitlines()[-1]})") from error
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise UserError(f"{path} has no column {name_a_few(missing)}; it has {', '.join(map(str, frame.columns))}")
+    if "id" in frame.columns:
+        if frame["id"].isna().any():
+            row = int(frame["id"].isna().to_numpy().argmax())
+            raise UserError(f"{path}, line {row + 2}: no id")
+        repeated = frame["id"][frame["id"].duplicated()]
+        if len(repeated):
+            raise UserError(f"{path}: {len(repeated):,} ids occur more than once ({name_a_few(repeated.unique())})")
+    return frame
+
+
+def recorded_dataset(path: str | Path) -> dict[str, Any] | None:
+    """``{"dataset", "split", "fingerprint", "rows"}`` of the split that an artifact was made from, or None."""
+    meta = load_meta(path)
+    return meta["datasets"][0] if meta and meta.get("datasets") else None
+
+
+def check_same_dataset(path: str | Path, artifact_ids: Iterable[str], split: Split) -> float:
+    """Refuse an artifact that was made from another dataset; return the fraction of the split's ids it covers.
+
+    No shared ids, or shared ids with another fingerprint (other content under the same ids), is a UserError that
+    names both datasets; partial overlap is reported.
+    """
+    recorded = recorded_dataset(path)
+    other = f"{recorded['dataset']} [{recorded['split']}]" if recorded else "another dataset"
+    this = f"{split.name} [{split.split}]"
+    known = set(artifact_ids)
+    shared = sum(example_id in known for example_id in split.ids)
+    if not shared:
+        raise UserError(f"{path} was made from {other} and shares no ids with {this}; give the one made from {this}")
+    if recorded and recorded["fingerprint"] != split.fingerprint:
+        raise UserError(
+            f"{path} was made from {other}, which has ids of {this} but other content (fingerprints "
+            f"{recorded['fingerprint']} and {split.fingerprint}); make it again from {this}"
+        )
+    covered = shared / len(split.data)
+    if covered < 1:
+        logger.info(f"{path} covers {shared:,} of {len(split.data):,} examples of {this} ({covered:.1%})")
+    return covered

@@ -1,0 +1,91 @@
+"""Show the calls of dataset_filters: several filters, their report, one filter alone, and the size-matched control.
+
+Reads cartography_metrics.csv (run.py --enable_cartography), with --cluster_dir cluster_assignments.csv too, and the
+dataset that they were made from. Prints what the filters keep and writes nothing.
+
+    python demos/filtering_examples.py --cartography_dir ./cartography_output
+    python demos/filtering_examples.py --cartography_dir ./cartography_output --cluster_dir ./cluster_output
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules are one directory up
+
+from artifacts import recorded_dataset  # noqa: E402
+from helpers import DEFAULT_SEED, Parser, Split, command_line, load_split  # noqa: E402
+
+
+def several_filters(cartography_dir: str, cluster_dir: str | None) -> dict[str, Any]:
+    """A config: the blocks are applied in this order. In a file it is what run.py --filter_config reads."""
+    config: dict[str, Any] = {
+        "ambiguous": {"metrics_path": cartography_dir, "top_fraction": 0.33},
+        "metric": [
+            {"metrics_path": cartography_dir, "metric": "confidence", "drop_fraction": 0.05, "drop": "lowest"},
+            {"metrics_path": cartography_dir, "metric": "variability", "max": 0.4},
+        ],
+        "rules": {"max_error_score": 2},
+        "random": {"enabled": False},
+    }
+    if cluster_dir:
+        config["cluster"] = {"cluster_path": cluster_dir, "exclude_clusters": [-1], "min_probability": 0.5}
+    return config
+
+
+def show_report(report: dict[str, Any]) -> None:
+    for record in report["filters"]:
+        print(f"  {record['filter']:<10} {record['before']:>7,} -> {record['after']:>7,}")
+        for reason, ids in record["removed"].items():
+            print(f"      {len(ids):>6,}  {reason}, such as {ids[0]}")
+    print(f"  {'total':<10} {report['before']:>7,} -> {report['after']:>7,}")
+
+
+def show(split: Split, cartography_dir: str, cluster_dir: str | None, seed: int) -> None:
+    from dataset_filters import CategoryFilter, apply_filters
+
+    config = several_filters(cartography_dir, cluster_dir)
+    filtered, report = apply_filters(split, config, max_drop_percentage=90, return_report=True)
+    print("several filters, in the order of the config:")
+    show_report(report)
+
+    control = apply_filters(split, {**config, "random": {"enabled": True}}, seed=seed)
+    shared = len(set(filtered["id"]) & set(control["id"]))
+    print(f"size-matched control: {len(control):,} examples at random, {shared:,} of them among the filtered")
+
+    decision = CategoryFilter(metrics_path=cartography_dir, categories=["hard"]).decide(split)
+    cuts = ", ".join(f"{name} {cut:.3f}" for name, cut in decision.thresholds.items() if cut is not None)
+    print(f"one filter alone: {decision.keep.sum():,} examples are hard (thresholds: {cuts}), such as")
+    for row in split.data.select(decision.keep.nonzero()[0][:3]):
+        print(f"  {row['id']}: {row['question']} -> {'; '.join(row['answers']['text'])}")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--cartography_dir", default="./cartography_output", help="where run.py wrote the metrics")
+    parser.add_argument("--cluster_dir", help="where cluster_analysis.py wrote; adds a cluster filter")
+    parser.add_argument("--dataset", help="default: the one recorded in --cartography_dir, else demo:clinical")
+    parser.add_argument("--split", help="default: the one recorded in --cartography_dir, else train")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the size-matched control")
+    return parser.parse_args(argv)
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    from dataset_cartography import load_cartography_metrics
+    from tasks import get_task
+
+    load_cartography_metrics(args.cartography_dir)  # says how to make them before a dataset is loaded
+    recorded = recorded_dataset(args.cartography_dir) or {}
+    name = args.dataset or recorded.get("dataset", "demo:clinical")
+    split = load_split(name, args.split or recorded.get("split", "train"), get_task("qa"))
+    show(split, args.cartography_dir, args.cluster_dir, args.seed)
+
+
+if __name__ == "__main__":
+    main()

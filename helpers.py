@@ -1,0 +1,549 @@
+"""Command-line pieces, datasets and ids: what every script stands on."""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import difflib
+import functools
+import gzip
+import hashlib
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import datasets
+
+DEFAULT_DATASET = "Eladio/emrqa-msquad"
+DEFAULT_MODEL = "google/electra-small-discriminator"
+DEFAULT_SEED = 42
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+logger = logging.getLogger(__name__)
+
+
+# --- errors and status lines -------------------------------------------------------------------------------------
+
+
+class UserError(Exception):
+    """A mistake of the user's. The message is one line: what was found, what was expected, how to mend it."""
+
+
+class _StatusFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
+
+
+def setup_logging() -> None:
+    """Send status lines to stderr: ours from INFO up, the libraries' from WARNING up, once per process."""
+    root = logging.getLogger()
+    if not any(isinstance(handler.formatter, _StatusFormatter) for handler in root.handlers):
+        handler = logging.StreamHandler()
+        handler.setFormatter(_StatusFormatter())
+        root.addHandler(handler)
+    # Other processes of a distributed run would only repeat what the first one says.
+    root.setLevel(logging.INFO if is_main_process() else logging.ERROR)
+    for library in ("httpx", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools", "matplotlib", "numba"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes files: rank 0 of a distributed run, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def command_line(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], None]:
+    """Wrap ``main(argv=None)``: a UserError becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+
+    @functools.wraps(main)
+    def wrapper(argv: Sequence[str] | None = None) -> None:
+        name = Path(main.__globals__["__file__"]).name
+        setup_logging()
+        try:
+            main(argv)
+        except UserError as error:
+            print(f"{name}: error: {error}", file=sys.stderr)
+            raise SystemExit(2) from None
+        except KeyboardInterrupt:
+            print(f"{name}: interrupted", file=sys.stderr)
+            raise SystemExit(130) from None
+
+    return wrapper
+
+
+def name_a_few(items: Iterable[Any], limit: int = 3) -> str:
+    """``'a', 'b', 'c', ...``: enough of a list to find the trouble."""
+    items = list(items)
+    return ", ".join(repr(item) for item in items[:limit]) + (", ..." if len(items) > limit else "")
+
+
+# --- argparse ----------------------------------------------------------------------------------------------------
+
+
+def boolean(text: str) -> bool:
+    values = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"expected true or false, found {text!r}")
+    return values[text.lower()]
+
+
+def positive_int(text: str) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 1, found {text!r}")
+    return value
+
+
+def number(text: str, low: float = float("-inf"), high: float = float("inf")) -> float:
+    expected = "a number" if low == float("-inf") else f"a number from {low:g} to {high:g}"
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
+    return value
+
+
+def fraction(text: str) -> float:
+    return number(text, 0.0, 1.0)
+
+
+class ListOf:
+    """argparse type of a list written with commas or spaces: ``a,b`` or ``a b``."""
+
+    def __init__(self, item: Callable[[str], Any] = str, choices: Sequence[Any] | None = None):
+        self.item, self.choices = item, choices
+
+    def __call__(self, text: str) -> list[Any]:
+        values = [self._convert(part) for part in text.replace(",", " ").split()]
+        if not values:
+            raise argparse.ArgumentTypeError("expected at least one value, found none")
+        return values
+
+    def _convert(self, part: str) -> Any:
+        try:
+            value = self.item(part)
+        except ValueError:
+            name = getattr(self.item, "__name__", "value")
+            raise argparse.ArgumentTypeError(f"expected a list of {name}, found {part!r}") from None
+        if self.choices is not None and value not in self.choices:
+            raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(map(str, self.choices))}")
+        return value
+
+
+class _HelpFormatter(argparse.HelpFormatter):
+    def __init__(self, prog: str, **kwargs: Any):
+        super().__init__(prog, max_help_position=34, width=110, **kwargs)
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        silent = action.default is None or action.default is False or action.default is argparse.SUPPRESS
+        return text if silent or "default" in text else f"{text} (default: %(default)s)"
+
+
+class _Flags:
+    """The two kinds of flag that plain argparse lacks, for parsers and for their groups."""
+
+    add_argument: Callable[..., argparse.Action]
+
+    def add_switch(self, flag: str, *, help: str, default: bool = False) -> argparse.Action:
+        return self.add_argument(
+            flag, nargs="?", const=True, default=default, type=boolean, metavar="true|false", help=help
+        )
+
+    def add_list(
+        self,
+        flag: str,
+        *,
+        help: str,
+        type: Callable[[str], Any] = str,
+        default: list[Any] | None = None,
+        choices: Sequence[Any] | None = None,
+        metavar: str = "A,B",
+    ) -> argparse.Action:
+        return self.add_argument(flag, type=ListOf(type, choices), default=default, metavar=metavar, help=help)
+
+
+class _Group(argparse._ArgumentGroup, _Flags):
+    pass
+
+
+class Parser(argparse.ArgumentParser, _Flags):
+    """argparse with the manners of this project.
+
+    Flags may be written with dashes or underscores, are never abbreviated, take lists with commas or spaces, and
+    list values may begin with a minus sign (``--exclude_clusters "-1,3"``). An error is one line and exit status 2.
+    """
+
+    def __init__(self, description: str | None = None, **kwargs: Any):
+        super().__init__(
+            description=description, allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs
+        )
+
+    def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
+        group = _Group(self, *args, **kwargs)
+        self._action_groups.append(group)
+        return group
+
+    def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        return super().parse_known_args(self.normalize(sys.argv[1:] if args is None else list(args)), namespace)
+
+    def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
+        values, rest = self.parse_known_args(args, namespace)
+        if rest:
+            self.unknown(rest[0])
+        return values
+
+    def unknown(self, flag: str, also: Iterable[str] = ()) -> None:
+        """Refuse an unknown flag and name the nearest known one."""
+        name = flag.partition("=")[0]
+        near = difflib.get_close_matches(name, [*self._option_string_actions, *also], n=1)
+        self.error(f"unknown argument {name}" + (f"; did you mean {near[0]}?" if near else ""))
+
+    def normalize(self, argv: list[str]) -> list[str]:
+        """Underscores in flag names, and the values of a list flag joined to it so that "-1,3" is not a flag."""
+        result: list[str] = []
+        position = 0
+        while position < len(argv):
+            token = str(argv[position])
+            position += 1
+            if not token.startswith("--") or token == "--":
+                result.append(token)
+                continue
+            name, equals, value = token.partition("=")
+            name = "--" + name[2:].replace("-", "_")
+            action = self._option_string_actions.get(name)
+            if action is None or equals or not isinstance(action.type, ListOf):
+                result.append(name + equals + value)
+                continue
+            values = []
+            while position < len(argv) and not str(argv[position]).startswith("--") and str(argv[position]) != "-h":
+                values.append(str(argv[position]))
+                position += 1
+            result.append(name + "=" + ",".join(values))
+        return result
+
+    def error(self, message: str) -> Any:  # type: ignore[override]
+        print(f"{self.prog}: error: {message} ({self.prog} --help lists the flags)", file=sys.stderr)
+        raise SystemExit(2)
+
+
+# --- datasets ----------------------------------------------------------------------------------------------------
+
+
+class RowFormat(Protocol):
+    """What loading needs to know of a task (tasks.py): its columns and how to bring raw rows into them."""
+
+    content_columns: tuple[str, ...]
+
+    def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset: ...
+
+
+@dataclass
+class Split:
+    """One split of a dataset as loaded, with what is needed to recognise it again.
+
+    ``fingerprint`` is 16 hex digits over ids and content of the *whole* split, before any cap, and does not depend
+    on the file format. ``rows`` is the size of the whole split.
+    """
+
+    data: datasets.Dataset
+    name: str
+    split: str
+    fingerprint: str
+    rows: int
+
+    @property
+    def ids(self) -> list[str]:
+        return self.data["id"][:]
+
+    def identity(self) -> dict[str, Any]:
+        local = os.path.exists(self.name)
+        return {
+            "dataset": os.path.abspath(self.name) if local else self.name,
+            "split": self.split,
+            "fingerprint": self.fingerprint,
+            "rows": self.rows,
+        }
+
+
+def load_split(name: str, split: str, task: RowFormat, max_samples: int | None = None) -> Split:
+    """Load one split in the column layout of ``task``; ids are unique strings.
+
+    ``name`` is a Hub name (``name`` or ``name:subset``), a local file (json, jsonl, csv, parquet, also .gz;
+    SQuAD-style nesting is flattened), a directory of split files or one written by ``save_to_disk``, or a built-in
+    ``demo:...``. ``max_samples`` keeps the first rows. Raises UserError for everything that a user can mend.
+    """
+    data = _read(name, split)
+    if len(data) == 0:
+        raise UserError(f"{name}: split {split!r} holds no examples")
+    data = task.normalize(_string_ids(data, name), name)
+    if "id" not in data.column_names:
+        data = data.add_column("id", generate_hash_ids(data, task.content_columns))
+    data = data.select_columns(["id", *(column for column in data.column_names if column != "id")])
+    rows, fingerprint = len(data), _fingerprint(data, task.content_columns)
+    if max_samples is not None and max_samples < rows:
+        data = data.select(range(max_samples))
+    return Split(data, name, split, fingerprint, rows)
+
+
+def _string_ids(data: datasets.Dataset, name: str) -> datasets.Dataset:
+    if "id" not in data.column_names:
+        return data
+    ids = [None if value is None else str(value) for value in data["id"][:]]
+    if None in ids or "" in ids:
+        row = next(row for row, value in enumerate(ids) if not value)
+        raise UserError(f"{name}: row {row + 1} has no id; give every row one, or drop the column to have ids made")
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        repeated = list(dict.fromkeys(value for value in ids if value in seen or seen.add(value)))  # type: ignore
+        raise UserError(
+            f"{name}: {len(repeated):,} ids occur more than once ({name_a_few(repeated)}); ids must be unique in a "
+            "split: rename them, or drop the id column to have ids made"
+        )
+    data = data.remove_columns("id")
+    return data.add_column("id", ids)
+
+
+def generate_hash_ids(data: datasets.Dataset, columns: Sequence[str]) -> list[str]:
+    """Ids for a dataset that has none: 16 hex digits over the content columns; exact duplicates get -2, -3, ..."""
+    counts: dict[str, int] = {}
+    ids = []
+    for row in zip(*(_as_text(data, column) for column in columns), strict=True):
+        key = hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).hexdigest()
+        counts[key] = counts.get(key, 0) + 1
+        ids.append(key if counts[key] == 1 else f"{key}-{counts[key]}")
+    return ids
+
+
+def _fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for column in ("id", *columns):
+        digest.update("\x1e".join(_as_text(data, column)).encode())
+        digest.update(b"\x1d")
+    return digest.hexdigest()
+
+
+def _as_text(data: datasets.Dataset, column: str) -> list[str]:
+    values = data[column][:]
+    return [
+        value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False) for value in values
+    ]
+
+
+def _read(name: str, split: str) -> datasets.Dataset:
+    path = Path(name)
+    if name.startswith("demo:"):
+        return _read_demo(name, split)
+    if path.is_dir():
+        return _read_directory(path, split)
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    if path.is_file():
+        if plain.suffix not in FILE_SUFFIXES:
+            raise UserError(f"{name}: expected one of {', '.join(FILE_SUFFIXES)}, plain or .gz")
+        if split != "train":
+            raise UserError(
+                f"{name} is a single file, whose only split is 'train'; {split!r} was asked for: name 'train', or put "
+                f"train{plain.suffix} and {split}{plain.suffix} into one directory and give that"
+            )
+        return _read_file(path)
+    if plain.suffix in FILE_SUFFIXES or name.startswith((".", "/", "~")):
+        raise UserError(f"dataset {name!r}: no such file or directory")
+    return _read_hub(name, split)
+
+
+def _read_demo(name: str, split: str) -> datasets.Dataset:
+    import datasets
+
+    import demo_data
+
+    demo = name.removeprefix("demo:")
+    if demo not in demo_data.DEMOS:
+        known = ", ".join(f"demo:{known}" for known in demo_data.DEMOS)
+        raise UserError(f"dataset {name!r} is not built in; there is {known}")
+    _check_split(name, split, demo_data.splits(demo))
+    return datasets.Dataset.from_list(demo_data.generate(demo, split))
+
+
+def _read_directory(path: Path, split: str) -> datasets.Dataset:
+    import datasets
+
+    if (path / "dataset_dict.json").exists():
+        saved = datasets.load_from_disk(str(path))
+        _check_split(str(path), split, list(saved))
+        return saved[split]
+    if (path / "state.json").exists():
+        _check_split(str(path), split, ["train"])
+        return datasets.load_from_disk(str(path))
+    files = {}
+    for file in sorted(path.iterdir()):
+        plain = file.with_suffix("") if file.suffix == ".gz" else file
+        if plain.suffix in FILE_SUFFIXES:
+            files[plain.stem] = file
+    if not files:
+        raise UserError(
+            f"{path} holds no dataset: expected train.* / validation.* as {', '.join(FILE_SUFFIXES)}, or a directory "
+            "written by save_to_disk"
+        )
+    _check_split(str(path), split, list(files))
+    return _read_file(files[split])
+
+
+def _check_split(name: str, split: str, known: Sequence[str]) -> None:
+    if split not in known:
+        raise UserError(f"{name} has no split {split!r}; it has {', '.join(sorted(known))}")
+
+
+def _read_hub(name: str, split: str) -> datasets.Dataset:
+    import datasets
+
+    repository, _, subset = name.partition(":")
+    try:
+        return datasets.load_dataset(repository, subset or None, split=split)
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+        raise UserError(
+            f"dataset {name!r} is neither a local file or directory nor to be had from the Hub "
+            f"({_first_line(error)}); check the name, the network, or log in with `hf auth login`"
+        ) from error
+    except ValueError as error:  # an unknown split or subset: the message lists the known ones
+        raise UserError(f"dataset {name!r}: {_first_line(error)}") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _read_file(path: Path) -> datasets.Dataset:
+    import datasets
+    import pyarrow as pa
+
+    raw = path.read_bytes()
+    if path.suffix == ".gz":
+        try:
+            raw = gzip.decompress(raw)
+        except (OSError, EOFError) as error:
+            raise UserError(f"{path} is not a whole gzip file ({_first_line(error)})") from error
+    if not raw.strip():
+        raise UserError(f"{path} is empty")
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            return datasets.Dataset(pq.read_table(io.BytesIO(raw)))
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} is not a parquet file ({_first_line(error)})") from error
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text; convert the file to UTF-8") from error
+    rows = _csv_rows(path, text) if suffix == ".csv" else _json_rows(path, text)
+    if not rows:
+        raise UserError(f"{path} holds no rows")
+    for row in rows:
+        if row.get("id") is not None:  # ids may be numbers in one row and strings in the next
+            row["id"] = str(row["id"])
+    columns = dict.fromkeys(key for row in rows for key in row)  # rows may lack keys; from_list reads the first's only
+    try:
+        return datasets.Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise UserError(f"{path}: a column holds values of different types ({_first_line(error)})") from error
+
+
+def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    """Rows of a CSV: every cell a string but whole numbers outside ``id``; empty cells are None."""
+    limit = sys.maxsize  # contexts are longer than the module's default of 131,072 characters
+    while True:
+        try:
+            csv.field_size_limit(limit)
+            break
+        except OverflowError:
+            limit //= 10
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        header = next(reader)
+        rows: list[dict[str, Any]] = []
+        for cells in reader:
+            if not cells:
+                continue
+            if len(cells) != len(header):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {len(cells)} columns where the header has {len(header)}"
+                )
+            rows.append(dict(zip(header, cells, strict=True)))
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+    for column in header:
+        values = [row[column] for row in rows]
+        whole = column != "id" and all(_is_whole_number(value) for value in values if value != "")
+        for row in rows:
+            value = row[column]
+            row[column] = None if value == "" else int(value) if whole else value
+    return rows
+
+
+def _is_whole_number(text: str) -> bool:
+    digits = text[1:] if text.startswith("-") else text
+    return digits.isascii() and digits.isdigit() and (digits == "0" or not digits.startswith("0"))
+
+
+def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    """Rows of JSON Lines, of a JSON list, of ``{"data": [...]}``, or of SQuAD-style nested JSON."""
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as whole:
+        return _json_lines(path, text, whole)
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise UserError(f"{path}: expected a list of objects, JSON Lines, or SQuAD-style nested JSON")
+    if content and all("paragraphs" in article for article in content):
+        return _flatten_squad(path, content)
+    return content
+
+
+def _json_lines(path: Path, text: str, whole: json.JSONDecodeError) -> list[dict[str, Any]]:
+    lines = text.split("\n")  # not splitlines(): JSON strings may hold U+2028
+    rows = []
+    for line_number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            # A document over several lines fails at its first line too; its own error says more.
+            is_lines = line_number > 1 or path.suffixes[:1] == [".jsonl"]
+            found, at = (error, line_number) if is_lines else (whole, whole.lineno)
+            raise UserError(f"{path}, line {at}: malformed JSON ({found.msg})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {line_number}: expected a JSON object, found {type(row).__name__}")
+        rows.append(row)
+    return rows
+
+
+def _flatten_squad(path: Path, articles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    row = {key: value for key, value in question.items() if key != "plausible_answers"}
+                    rows.append({"title": article.get("title", ""), "context": paragraph["context"], **row})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: nested like SQuAD, but a paragraph or question lacks {error}") from error
+    return rows

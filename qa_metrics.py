@@ -1,0 +1,289 @@
+"""From start and end logits to answers, and from answers to SQuAD exact match and F1, without loops over spans.
+
+The road of an evaluation: `best_spans` inside the evaluation step (three numbers are kept per window, however long it
+is), `char_spans` and `choose_answers` once all windows are in, `score_predictions` and `squad_summary` at the end.
+
+Two sets of scoring rules exist and differ. SQuAD 1.1 (evaluate-v1.1.py): every example has gold answers; an answer
+without tokens (empty, or only articles and punctuation) has F1 0 against everything, itself included. SQuAD 2.0
+(evaluate-v2.0.py): gold answers without tokens are dropped; an example left without any has the single gold answer "",
+and an answer without tokens scores 1 against that one and 0 against any other. `version_2` chooses; None means 2.0
+exactly when some example has an empty list of gold answers. For a slice of a dataset pass the version of the whole.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+
+_PUNCTUATION = string.punctuation.encode()
+_LOWER_CASE = bytes(range(256)).lower()
+_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(?:an?|the)\b")
+
+
+class Spans(NamedTuple):
+    """Best span of each window: three tensors of shape (B,) on the device of the logits."""
+
+    score: torch.Tensor  # float32, start logit + end logit; -inf when the window has no valid span
+    start: torch.Tensor  # int64 token position; -1 when there is none
+    end: torch.Tensor  # int64 token position, inclusive; -1 when there is none
+
+
+class Answers(NamedTuple):
+    """One answer per example, in the order of the contexts."""
+
+    text: list[str]  # slice of the context, or "" for no answer
+    score: np.ndarray  # float64, best span over the windows; -inf when there is none
+    null_score: np.ndarray  # float64, lowest no-answer score over the windows; NaN for an example without windows
+    window: np.ndarray  # int64, row of the window that holds the best span; -1 when there is none
+
+
+class Scores(NamedTuple):
+    """One score per example, in the order of the predictions."""
+
+    exact_match: np.ndarray  # float64, 0 or 1
+    f1: np.ndarray  # float64, 0..1
+    has_answer: np.ndarray  # bool, the example comes with gold answers
+    version_2: bool  # scored by the rules of SQuAD 2.0
+
+
+def best_spans(
+    start_logits: torch.Tensor,
+    end_logits: torch.Tensor,
+    candidate_mask: torch.Tensor,
+    max_answer_length: int | None = None,
+) -> Spans:
+    """The span with the highest start + end logit of each window, equal to an exhaustive search.
+
+    A span is valid when start <= end, both positions are candidates, and it has at most `max_answer_length` tokens
+    (None: no limit). Sums are taken in float32, whatever the dtype of the logits. Among equal sums the smallest start
+    wins, then the smallest end. A position whose logit is not finite is not a candidate on that side.
+
+    start_logits, end_logits: (B, L), any float dtype and device; candidate_mask: (B, L), true or nonzero where an
+    answer may start or end (the context tokens). Memory B * L; time B * L, times log2(max_answer_length) with a limit.
+    Raises ValueError for shapes that differ and for max_answer_length below 1.
+    """
+    import torch
+
+    if start_logits.dim() != 2 or not start_logits.shape == end_logits.shape == candidate_mask.shape:
+        raise ValueError(
+            "start_logits, end_logits and candidate_mask must have one shape (windows, tokens), found "
+            f"{tuple(start_logits.shape)}, {tuple(end_logits.shape)} and {tuple(candidate_mask.shape)}"
+        )
+    if max_answer_length is not None and max_answer_length < 1:
+        raise ValueError(f"max_answer_length must be at least 1 token or None, found {max_answer_length}")
+
+    length = start_logits.shape[1]
+    limit = length if max_answer_length is None else min(max_answer_length, length)
+    # Not-finite logits become -inf, and adding -inf where no answer may be is cheaper than selecting twice.
+    barred = torch.where(candidate_mask.bool(), 0.0, -torch.inf)
+    start_scores, end_scores = (
+        logits.detach().float().nan_to_num(-torch.inf, -torch.inf, -torch.inf) + barred
+        for logits in (start_logits, end_logits)
+    )
+
+    # best_end[s] = highest end score in s .. s + limit - 1.
+    if limit == length:
+        best_end = end_scores.flip(1).cummax(dim=1).values.flip(1)
+    else:
+        # The width of the maximum doubles until it is the limit: log2(limit) passes, no (B, L, limit) array.
+        best_end, width = torch.nn.functional.pad(end_scores, (0, limit - 1), value=-torch.inf), 1
+        while width < limit:
+            shift = min(width, limit - width)
+            best_end = torch.maximum(best_end[:, :-shift], best_end[:, shift:])
+            width += shift
+
+    score, start = (start_scores + best_end).max(dim=1)  # the first of equal maxima
+    # Two different end logits may give the same rounded sum, so the end is looked up by the sum and not by the logit:
+    # the first match from the start on (positions past the window repeat its last one and never come first).
+    ends = (start[:, None] + torch.arange(limit, device=start.device)).clamp_(max=length - 1)
+    reached = end_scores.gather(1, ends) + start_scores.gather(1, start[:, None]) == score[:, None]
+    end = start + reached.to(torch.uint8).argmax(dim=1)
+
+    none = score == -torch.inf
+    return Spans(score, start.masked_fill(none, -1), end.masked_fill(none, -1))
+
+
+def char_spans(
+    offsets: np.ndarray, start: np.ndarray, end: np.ndarray, first_token: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Token spans to character spans: (char_start, char_end), int64 of shape (N,), end exclusive.
+
+    offsets: (N, L, 2), the tokenizer's offset mapping of padded windows, or (T, 2), that of all windows one after the
+    other, with first_token (N,) the row of each window's first token. Without a span (start -1) the result is (0, 0).
+    """
+    offsets, start, end = np.asarray(offsets), np.asarray(start, np.int64), np.asarray(end, np.int64)
+    if first_token is None:
+        if offsets.ndim != 3:
+            raise ValueError(f"without first_token, offsets must be (windows, tokens, 2), found {offsets.shape}")
+        first_token = np.arange(len(offsets), dtype=np.int64) * offsets.shape[1]
+    flat, first = offsets.reshape(-1, 2), np.asarray(first_token, np.int64)
+    if not len(first) == len(start) == len(end):
+        raise ValueError(f"{len(first)} windows, but {len(start)} starts and {len(end)} ends")
+    char_start, char_end = np.zeros(len(start), np.int64), np.zeros(len(start), np.int64)
+    found = start >= 0
+    char_start[found] = flat[first[found] + start[found], 0]
+    char_end[found] = flat[first[found] + end[found], 1]
+    return char_start, char_end
+
+
+def choose_answers(
+    contexts: Sequence[str],
+    example_index: np.ndarray,
+    score: np.ndarray,
+    char_start: np.ndarray,
+    char_end: np.ndarray,
+    null_score: np.ndarray,
+    *,
+    version_2: bool,
+    null_threshold: float = 0.0,
+) -> Answers:
+    """The answer of each example: the text of its best span over all of its windows.
+
+    contexts: one per example (N of them); the arrays have one entry per window, (W,), in any order: example_index into
+    `contexts`, score of the window's best span (-inf: none), its characters in the context, and null_score =
+    start logit + end logit of the [CLS] token. Of equal scores the first window wins.
+
+    With version_2 the answer is "" when (lowest null score over the windows) - (best span score) > null_threshold;
+    without, never. An example without any window, or without any span, gets "".
+    """
+    example = np.asarray(example_index, np.int64)
+    score, null_score = np.asarray(score, np.float64), np.asarray(null_score, np.float64)
+    char_start, char_end = np.asarray(char_start, np.int64), np.asarray(char_end, np.int64)
+    sizes = [len(array) for array in (example, score, char_start, char_end, null_score)]
+    if len(set(sizes)) > 1:
+        raise ValueError(
+            "example_index, score, char_start, char_end and null_score must have one entry per window, "
+            f"found {', '.join(map(str, sizes))}"
+        )
+    n = len(contexts)
+    if sizes[0] and not (0 <= example.min() and example.max() < n):
+        raise ValueError(f"example_index must lie in 0..{n - 1}, found {example.min()}..{example.max()}")
+
+    # Sorted by example, then best first; lexsort is stable, so the first window stays first among equals.
+    order = np.lexsort((-score, example))
+    present, first = np.unique(example[order], return_index=True)
+    best_score, best_null = np.full(n, -np.inf), np.full(n, np.nan)
+    window = np.full(n, -1, np.int64)
+    if len(present):
+        window[present] = order[first]
+        best_score[present] = score[order[first]]
+        best_null[present] = np.minimum.reduceat(null_score[order], first)
+    window[best_score == -np.inf] = -1
+
+    answered = window >= 0
+    if version_2:
+        # Written so that a missing (NaN) null score keeps the span.
+        answered[answered] = ~(best_null[answered] - best_score[answered] > null_threshold)
+    begin, stop = np.zeros(n, np.int64), np.zeros(n, np.int64)
+    begin[answered], stop[answered] = char_start[window[answered]], char_end[window[answered]]
+    text = [context[a:b] for context, a, b in zip(contexts, begin.tolist(), stop.tolist(), strict=True)]
+    return Answers(text, best_score, best_null, window)
+
+
+def normalize_answer(text: str) -> str:
+    """Lower case, no ASCII punctuation, no articles (a, an, the), single spaces: as in both SQuAD scripts."""
+    if text.isascii():  # bytes are lowered and stripped in one pass over a table, several times faster than str
+        text = text.encode().translate(_LOWER_CASE, _PUNCTUATION).decode()
+    else:
+        text = text.lower().translate(_DELETE_PUNCTUATION)
+    return " ".join(_ARTICLES.sub(" ", text).split())
+
+
+def exact_match(prediction: str, golds: Sequence[str], version_2: bool | None = None) -> float:
+    """1.0 when the normalised prediction equals that of some gold answer, else 0.0 (rules: see the module)."""
+    return float(score_predictions([prediction], [golds], version_2).exact_match[0])
+
+
+def f1(prediction: str, golds: Sequence[str], version_2: bool | None = None) -> float:
+    """Token F1 with the closest gold answer, 0..1 (rules: see the module)."""
+    return float(score_predictions([prediction], [golds], version_2).f1[0])
+
+
+def score_predictions(
+    predictions: Sequence[str], golds: Sequence[Sequence[str]], version_2: bool | None = None
+) -> Scores:
+    """Exact match and F1 of each example, each the maximum over its gold answers; equal to the official scripts.
+
+    Raises ValueError when the lengths differ, and under the rules of SQuAD 1.1 when an example has no gold answers
+    (there the official script fails, too). `has_answer` says, as evaluate-v2.0.py does, whether the list of gold
+    answers is non-empty, also when it holds only answers without tokens.
+    """
+    if len(predictions) != len(golds):
+        raise ValueError(f"{len(predictions)} predictions, but gold answers for {len(golds)} examples")
+    if any(isinstance(answers, str) for answers in golds):
+        raise ValueError("golds must hold a list of answers for each example, found a bare string")
+    has_answer = np.fromiter((len(answers) > 0 for answers in golds), bool, len(golds))
+    if version_2 is None:
+        version_2 = not has_answer.all()
+    if not version_2 and not has_answer.all():
+        raise ValueError(
+            f"example {int(has_answer.argmin())} has no gold answers, which the rules of SQuAD 1.1 do not know; "
+            "pass version_2=True"
+        )
+
+    exact, overlap = [], []
+    for prediction, answers in zip(predictions, golds, strict=True):
+        predicted = normalize_answer(prediction)
+        if predicted and prediction in answers:  # the common case: no need to look at the gold answers
+            exact.append(1.0)
+            overlap.append(1.0)
+            continue
+        targets = [normalize_answer(answer) for answer in set(answers)]
+        if version_2:
+            targets = [target for target in targets if target] or [""]
+        if predicted in targets:
+            exact.append(1.0)
+            overlap.append(1.0 if predicted or version_2 else 0.0)
+        else:
+            exact.append(0.0)
+            tokens = predicted.split()
+            overlap.append(max([_token_f1(tokens, target.split()) for target in targets]))
+    return Scores(np.array(exact, np.float64), np.array(overlap, np.float64), has_answer, version_2)
+
+
+def squad_summary(scores: Scores) -> dict[str, float]:
+    """Means over examples, flat, in percent: exact_match, f1, and total (a count).
+
+    With the rules of SQuAD 2.0 also HasAns_exact, HasAns_f1, HasAns_total and NoAns_exact, NoAns_f1, NoAns_total; a
+    group without examples has no keys, as in the official script. Raises ValueError when there are no examples at all.
+    """
+    if not len(scores.f1):
+        raise ValueError("no predictions to summarise")
+    summary: dict[str, float] = dict(
+        zip(("exact_match", "f1", "total"), _means(scores, np.ones(len(scores.f1), bool)), strict=True)
+    )
+    if scores.version_2:
+        for name, group in (("HasAns", scores.has_answer), ("NoAns", ~scores.has_answer)):
+            if group.any():
+                keys = (f"{name}_exact", f"{name}_f1", f"{name}_total")
+                summary.update(zip(keys, _means(scores, group), strict=True))
+    return summary
+
+
+def _means(scores: Scores, group: np.ndarray) -> tuple[float, float, int]:
+    total = int(group.sum())
+    # Summed by Python and not by NumPy, whose pairwise sum differs from the official scripts in the last digit.
+    exact, overlap = (sum(values[group].tolist()) for values in (scores.exact_match, scores.f1))
+    return 100.0 * exact / total, 100.0 * overlap / total, total
+
+
+def _token_f1(predicted: list[str], target: list[str]) -> float:
+    """F1 of two bags of tokens, in the operations of the official scripts so that every digit agrees."""
+    distinct = set(predicted)
+    common = distinct.intersection(target)
+    if not common:
+        return 0.0
+    same = len(common)
+    if len(distinct) < len(predicted):  # a repeated token counts as often as both sides hold it
+        same = sum((Counter(predicted) & Counter(target)).values())
+    precision, recall = same / len(predicted), same / len(target)
+    return (2 * precision * recall) / (precision + recall)

@@ -1,0 +1,80 @@
+"""The flags of the library's TrainingArguments, read from its source, because importing it costs seconds."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from helpers import ListOf, Parser, boolean, number
+
+# Flags that scripts define themselves, or whose meaning our Trainer takes over.
+TAKEN = {
+    "output_dir", "seed", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "remove_unused_columns",
+    "train_sampling_strategy", "length_column_name", "label_smoothing_factor", "label_names", "include_for_metrics",
+    "batch_eval_metrics", "prediction_loss_only", "local_rank", "eval_do_concat_batches", "parallelism_config",
+}  # fmt: skip
+OLD_NAMES = {"evaluation_strategy": "eval_strategy"}
+
+
+@functools.cache
+def training_fields() -> dict[str, tuple[str, str, str]]:
+    """Name -> (annotation, default as written, help) of every field of transformers.TrainingArguments."""
+    spec = importlib.util.find_spec("transformers")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("transformers is not installed")
+    source = (Path(spec.origin).parent / "training_args.py").read_text(encoding="utf-8")
+    body = next(
+        node.body
+        for node in ast.parse(source).body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+    )
+    fields = {}
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.target.id not in TAKEN:
+            default, help_text = "", ""
+            for keyword in node.value.keywords if isinstance(node.value, ast.Call) else ():
+                if keyword.arg == "default":
+                    default = ast.unparse(keyword.value).strip("'\"")
+                elif keyword.arg == "metadata" and isinstance(keyword.value, ast.Dict):
+                    texts = [value for value in keyword.value.values if isinstance(value, ast.Constant)]
+                    help_text = " ".join(str(text.value) for text in texts)
+            fields[node.target.id] = (ast.unparse(node.annotation), default, help_text)
+    return fields
+
+
+def add_training_flags(parser: Parser, show: bool) -> None:
+    """Add them all to ``parser``: absent from the namespace unless given, in --help only when ``show``."""
+    group = parser.add_argument_group("training (every flag of transformers.TrainingArguments)")
+    old = {new: old for old, new in OLD_NAMES.items()}
+    for name, (annotation, default, help_text) in training_fields().items():
+        flags = [f"--{name}"] + ([f"--{old[name]}"] if name in old else [])
+        kind = _kind(annotation)
+        text = f"{help_text} (default: {default})".replace("%", "%%") if show else argparse.SUPPRESS
+        settings: dict[str, Any] = {"default": argparse.SUPPRESS, "dest": name, "help": text}
+        if kind is boolean:
+            group.add_argument(*flags, nargs="?", const=True, type=boolean, metavar="true|false", **settings)
+        else:
+            group.add_argument(*flags, type=kind, metavar=annotation.split(" ")[0].upper(), **settings)
+
+
+def given_training_flags(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a parsed namespace that goes to TrainingArguments."""
+    return {name: value for name, value in values.items() if name in training_fields()}
+
+
+def _kind(annotation: str) -> Callable[[str], Any]:
+    parts = {part.strip() for part in annotation.split("|")} - {"None"}
+    if "list[str]" in parts:
+        return ListOf()
+    if parts == {"bool"}:
+        return boolean
+    if parts == {"int"}:
+        return int
+    if parts == {"float"}:
+        return number
+    return str
