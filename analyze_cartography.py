@@ -16,8 +16,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import check_same_dataset, recorded_dataset, stage, write_csv, write_json
-from helpers import Parser, Split, UserError, command_line, load_split, number, positive_int
+from artifacts import check_same_dataset, recorded_split, stage, write_csv, write_json
+from helpers import Parser, Split, UserError, command_line, number, positive_int
 
 if TYPE_CHECKING:
     import numpy as np
@@ -213,20 +213,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def load_texts(args: argparse.Namespace, artifact: Path, task: Any) -> Split | None:
-    """The split named on the command line, else the recorded one, else None."""
-    recorded = recorded_dataset(artifact) or {}
-    name = args.dataset or recorded.get("dataset")
-    if name is None:
-        return None
-    try:
-        return load_split(name, args.split or recorded.get("split", "train"), task)
-    except UserError as error:
-        if args.dataset:
-            raise
-        raise UserError(f"{error} (recorded in {artifact}; --dataset names another place)") from error
-
-
 def check_output(output_dir: str, source: Path) -> None:
     """Refuse to write over a recording: what this stage owns there could not be had back without training."""
     output = Path(output_dir)
@@ -251,7 +237,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     import dataset_cartography
     from error_rules import question_types
-    from plotting import group_table, metric_columns
+    from plotting import dataset_label, group_table, metric_columns
     from tasks import get_task
 
     task = get_task(args.task)
@@ -265,8 +251,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = (args.confidence_threshold, args.variability_threshold, args.threshold_method)
     cuts = dataset_cartography.category_thresholds(metrics, *chosen)
     frame = dataset_cartography.categorize_examples(metrics, *chosen)
-    split = load_texts(args, source, task)
-    name = f"{split.name} [{split.split}]" if split else str(source)
+    split = recorded_split(source, args.dataset, args.split, task)
+    name = dataset_label(split.name, split.split) if split else str(source)
     types = None
     if split is None:
         logger.info(f"{source} records no dataset and --dataset names none: no texts, no question types")
@@ -281,9 +267,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     identities = [split.identity()] if split else []
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=identities) as path:
         if args.training_dynamics:
-            dataset_cartography.write_cartography(path, metrics, name)
-            # Once more, with the cuts asked for: the map must agree with the samples beside it.
-            dataset_cartography.plot_data_map(metrics, path / "cartography_map.png", name, cuts)
+            dataset_cartography.write_cartography(path, metrics, name, cuts)
         for category in dataset_cartography.CATEGORIES:
             records = samples(frame, category, args.n_examples, split, task.content_columns)
             write_json(path / f"{category}_samples.json", records)

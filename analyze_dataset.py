@@ -19,15 +19,17 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts import (
     artifact_file,
+    check_not_read,
     check_same_dataset,
     read_jsonl,
     read_table,
     recorded_dataset,
+    recorded_split,
     stage,
     write_csv,
     write_json,
 )
-from helpers import Parser, Split, UserError, command_line, load_split, name_a_few
+from helpers import Parser, Split, UserError, command_line, name_a_few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -44,6 +46,7 @@ REGION_CUTS: dict[str, Any] = {"categories": ["hard", "ambiguous"], "min_example
 MIN_EXAMPLES = 10  # a cluster or question type with fewer is not tested
 ALPHA = 0.05
 MAX_LISTED = 5
+ROWS_PRINTED = 20
 MAX_CLUSTERS_DRAWN = 40
 MAX_DRAWN_POINTS = 25_000
 
@@ -68,20 +71,6 @@ def load_clusters(path: str | Path) -> pd.DataFrame:
             f"{file}: cluster of {int(bad.sum()):,} examples ({name_a_few(table['id'][bad])}) is no whole number"
         )
     return table.assign(**numbers).astype({"cluster": "Int64"}).set_index("id")[list(CLUSTER_COLUMNS)]
-
-
-def load_texts(args: argparse.Namespace, artifact: Path, task: Any) -> Split | None:
-    """The split named on the command line, else the recorded one, else None."""
-    recorded = recorded_dataset(artifact) or {}
-    name = args.dataset or recorded.get("dataset")
-    if name is None:
-        return None
-    try:
-        return load_split(name, args.split or recorded.get("split", "train"), task)
-    except UserError as error:
-        if args.dataset:
-            raise
-        raise UserError(f"{error} (recorded in {artifact}; --dataset names another place)") from error
 
 
 def load_predictions(path: str | Path, split: Split) -> list[str | None]:
@@ -490,21 +479,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def check_output(output_dir: str, *sources: str) -> None:
-    for source in map(Path, sources):
-        if Path(output_dir).resolve() == (source if source.is_dir() else source.parent).resolve():
-            raise UserError(f"--output_dir {output_dir} holds an artifact that is read; name another directory")
-
-
 def print_table(difficulty: pd.DataFrame) -> None:
     from dataset_cartography import CATEGORIES
 
     names = ("confidence", "variability", *CATEGORIES)
     print(f"{'cluster':<9}{'n':>9}" + "".join(f"{name:>13}" for name in names))
-    for row in difficulty.head(MAX_CLUSTERS_DRAWN).to_dict("records"):
+    for row in difficulty.head(ROWS_PRINTED).to_dict("records"):
         name = "noise" if row["cluster"] == NOISE else str(row["cluster"])
         shares = "".join(f"{row[f'{category}_share']:>13.1%}" for category in CATEGORIES)
         print(f"{name:<9}{row['n']:>9,}{row['confidence_mean']:>13.3f}{row['variability_mean']:>13.3f}{shares}")
+    if len(difficulty) > ROWS_PRINTED:
+        print(f"... and {len(difficulty) - ROWS_PRINTED:,} easier ones in cluster_difficulty.csv")
 
 
 @command_line
@@ -512,17 +497,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from dataset_cartography import categorize_examples, category_thresholds, load_cartography_metrics
     from error_rules import question_types
+    from plotting import dataset_label
     from tasks import get_task
 
     task = get_task(args.task)
-    check_output(args.output_dir, args.cartography_dir, args.cluster_dir)
+    check_not_read(args.output_dir, args.cartography_dir, args.cluster_dir)
     metrics = load_cartography_metrics(args.cartography_dir)
     thresholds = category_thresholds(metrics)
     metrics = categorize_examples(metrics)
     clusters = load_clusters(args.cluster_dir)
     sources = {"cartography": Path(args.cartography_dir), "clusters": Path(args.cluster_dir)}
     recorded = [source for source in sources.values() if recorded_dataset(source)]
-    split = load_texts(args, recorded[0] if recorded else sources["cartography"], task)
+    split = recorded_split(recorded[0] if recorded else sources["cartography"], args.dataset, args.split, task)
     predictions = None
     if split is not None:
         check_same_dataset(sources["cartography"], metrics.index, split)
@@ -543,7 +529,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if frame.empty:
         raise UserError(f"{args.cartography_dir} and {args.cluster_dir} share no ids; make both from one dataset")
 
-    name = f"{split.name} [{split.split}]" if split else args.cartography_dir
+    name = dataset_label(split.name, split.split) if split else args.cartography_dir
     cuts = f"cuts: confidence {thresholds[0]:.3g}, variability {thresholds[1]:.3g}"
     caption = f"{name}, n = {len(frame):,} with metrics and cluster; {cuts}"
     inputs = {**sources, "predictions": args.predictions}

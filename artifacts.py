@@ -11,13 +11,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from helpers import Split, UserError, is_main_process, name_a_few
+from helpers import RowFormat, Split, UserError, is_main_process, load_split, name_a_few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -127,15 +127,6 @@ def stage(
     _end_meta(path, meta, "finished", owns)
 
 
-@contextmanager
-def stages(*runs: tuple[str | Path, dict[str, Any]]) -> Iterator[None]:
-    """Several output directories of one run: each ``(output_dir, keyword arguments of stage)``."""
-    with ExitStack() as stack:
-        for output_dir, arguments in runs:
-            stack.enter_context(stage(output_dir, **arguments))
-        yield
-
-
 def _start_meta(
     path: Path,
     args: argparse.Namespace | Mapping[str, Any],
@@ -232,7 +223,18 @@ def model_meta(path: str | Path) -> dict[str, Any] | None:
     """The run that trained the model in a directory, also when it was evaluated into the same directory since."""
     meta = load_meta(path)
     runs = [meta, *reversed(meta.get("history", []))] if meta else []
-    return next((run for run in runs if run["arguments"].get("do_train")), None)
+    return next((run for run in runs if run.get("arguments", {}).get("do_train")), None)
+
+
+def check_whole_model(path: str | Path) -> None:
+    """Refuse a model directory whose training did not finish; a Hub name, or one trained elsewhere, passes."""
+    if not Path(path).is_dir():
+        return
+    if not (Path(path) / "config.json").exists():
+        raise UserError(f"{path} holds no config.json, so no model; run.py --do_train writes one")
+    meta = model_meta(path)
+    if meta and meta["status"] != "finished":
+        raise UserError(f"model {path} is not whole: its training is marked {meta['status']}; train it again")
 
 
 def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
@@ -283,9 +285,9 @@ def read_jsonl(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, 
                 row = json.loads(line)
             except json.JSONDecodeError as error:
                 raise UserError(f"{path}, line {line_number}: malformed JSON ({error.msg})") from error
-            missing = [column for column in columns if column not in row]
+            missing = [column for column in columns if not isinstance(row, dict) or column not in row]
             if missing:
-                raise UserError(f"{path}, line {line_number}: no {name_a_few(missing)} among {name_a_few(row, 10)}")
+                raise UserError(f"{path}, line {line_number}: no {name_a_few(missing)} in {line.strip():.60}")
             rows.append(row)
     return rows
 
@@ -318,8 +320,31 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> pd.DataFrame:
 
 def recorded_dataset(path: str | Path) -> dict[str, Any] | None:
     """``{"dataset", "split", "fingerprint", "rows"}`` of the split that an artifact was made from, or None."""
-    meta = load_meta(path)
+    meta = model_meta(path) or load_meta(path)  # a model stands for what it was trained on
     return meta["datasets"][0] if meta and meta.get("datasets") else None
+
+
+def recorded_split(
+    artifact: str | Path, dataset: str | None, split: str | None, task: RowFormat, max_samples: int | None = None
+) -> Split | None:
+    """The split named on the command line, else the one recorded in the artifact; None where neither names one."""
+    recorded = recorded_dataset(artifact) or {}
+    name = dataset or recorded.get("dataset")
+    if name is None:
+        return None
+    try:
+        return load_split(name, split or recorded.get("split", "train"), task, max_samples)
+    except UserError as error:
+        if dataset:
+            raise
+        raise UserError(f"{error} (recorded in {artifact}; --dataset names another place)") from error
+
+
+def check_not_read(output_dir: str | Path, *sources: str | Path) -> None:
+    """Refuse an output directory that holds what is read: writing starts by removing."""
+    for source in map(Path, sources):
+        if Path(output_dir).resolve() == (source if source.is_dir() else source.parent).resolve():
+            raise UserError(f"--output_dir {output_dir} holds {source.name}, which is read; name another directory")
 
 
 def check_same_dataset(path: str | Path, artifact_ids: Iterable[str], split: Split) -> float:

@@ -23,11 +23,14 @@ import numpy as np
 import pandas as pd
 
 import plotting
-from artifacts import artifact_file, read_json, recorded_dataset, stage, write_csv, write_json
+from artifacts import artifact_file, check_not_read, read_json, recorded_dataset, stage, write_csv, write_json
 from helpers import DEFAULT_SEED, Parser, UserError, command_line, name_a_few, positive_int, setup_logging
 
 MADE_BY = "extract_embeddings.py"
-OWNS = ("cluster_assignments.csv", "cluster_statistics.csv", "cluster_samples.json", "cluster_metadata.json", "*.png")
+OWNS = (
+    "cluster_assignments.csv", "cluster_statistics.csv", "cluster_samples.json", "cluster_metadata.json",
+    "cluster_map.png", "cluster_sizes.png",
+)  # fmt: skip
 NOISE = -1
 SAMPLES_PER_CLUSTER = 5
 ROWS_PRINTED = 20
@@ -325,8 +328,8 @@ def warn_if_poor(found: Clustering, min_cluster_size: int) -> None:
             f"no clusters: every row is noise at --min_cluster_size {min_cluster_size}; a smaller value or a smaller "
             "--reduction_dim may find some, or there may be none"
         )
-    elif found.num_clusters == 1:
-        logger.warning("only one cluster was found: the clusters say nothing about the data")
+    elif np.mean(found.labels == 0) > 0.9:  # number 0 is the largest
+        logger.warning(f"one cluster holds {np.mean(found.labels == 0):.1%} of the rows: the data is hardly divided")
     elif found.noise_fraction > 0.5:
         logger.warning(
             f"{found.noise_fraction:.1%} of the rows are noise: the clusters describe the smaller part of the data; "
@@ -400,8 +403,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     embeddings = load_embeddings(args.embedding_dir)
     rows, dims = embeddings.values.shape
     check_sizes(args, rows)
-    if Path(args.output_dir).resolve() == embeddings.file.parent.resolve():
-        raise UserError(f"--output_dir {args.output_dir} holds the embeddings that are read; name another directory")
+    check_not_read(args.output_dir, embeddings.file)
     if not embeddings.texts:
         logger.warning(f"{embeddings.file.parent} carries no texts: cluster_samples.json will hold ids only")
     # A manifold of n rows has at most n - 1 dimensions, and UMAP's start needs one more row.

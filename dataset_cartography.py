@@ -32,6 +32,7 @@ METRIC_COLUMNS = (
     "confidence", "variability", "correctness", "num_epochs", "start_confidence", "end_confidence",
     "forgetting_events", "never_learned", "aum", "el2n", "aleatoric", "loss",
 )  # fmt: skip
+RANGES = {"confidence": (0, 1), "variability": (0, 0.5), "correctness": (0, 1)}
 CARTOGRAPHY_FILES = ("training_dynamics_epoch_*.json", "cartography_metrics.*", "cartography_map.png")
 MADE_BY = "run.py --do_train --enable_cartography"
 MAX_DRAWN_POINTS = 25_000
@@ -55,7 +56,7 @@ def write_dynamics(directory: str | Path, epoch: int, ids: Sequence[str], column
     for name, values in columns.items():
         if values.dtype.kind == "f":
             if not np.isfinite(values).all():
-                bad = [ids[row] for row in np.flatnonzero(~np.isfinite(values))]
+                bad = [ids[row] for row in np.flatnonzero(~np.isfinite(values)).tolist()]
                 raise UserError(
                     f"training diverged: {name} of {len(bad):,} examples ({name_a_few(bad)}) is not a number in epoch "
                     f"{epoch}; lower --learning_rate or set --max_grad_norm"
@@ -145,7 +146,8 @@ def _numbered_files(directory: str | Path, pattern: str, made_by: str) -> list[t
         raise UserError(f"{directory} holds no {readable}; {made_by} writes them")
     numbers = [number for number, _ in files]
     if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
-        raise UserError(f"{directory}: {readable} is there for N = {', '.join(map(str, numbers))} only; one is missing")
+        there = ", ".join(map(str, numbers))
+        raise UserError(f"{directory}: {readable} is there for N = {there} only; one is missing")
     return files
 
 
@@ -222,14 +224,19 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     )
 
 
-def write_cartography(directory: str | Path, metrics: pd.DataFrame, title: str | None = None) -> None:
+def write_cartography(
+    directory: str | Path,
+    metrics: pd.DataFrame,
+    title: str | None = None,
+    thresholds: tuple[float, float] | None = None,
+) -> None:
     """Write ``cartography_metrics.csv``, ``.json`` (a list of records) and ``cartography_map.png``."""
     directory = Path(directory)
     table = metrics.reset_index()
     write_csv(directory / "cartography_metrics.csv", table)
     with atomic(directory / "cartography_metrics.json") as temporary:
         table.to_json(temporary, orient="records", double_precision=15, force_ascii=False)
-    plot_data_map(metrics, directory / "cartography_map.png", title)
+    plot_data_map(metrics, directory / "cartography_map.png", title, thresholds)
 
 
 def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
@@ -250,15 +257,16 @@ def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
         table = read_table(file, columns=("id", "confidence", "variability"))
     if table.empty:
         raise UserError(f"{file} holds no examples; run {MADE_BY} again")
-    for column, high in (("confidence", 1.0), ("variability", 0.5), ("correctness", 1.0)):
-        if column not in table:
-            continue
+    if table["id"].duplicated().any():
+        raise UserError(f"{file}: ids occur more than once ({name_a_few(table['id'][table['id'].duplicated()])})")
+    for column in [name for name in METRIC_COLUMNS if name in table]:
+        low, high = RANGES.get(column, (-np.inf, np.inf))
         values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
-        bad = ~((values >= 0) & (values <= high + 1e-6))
+        bad = ~(np.isfinite(values) & (values >= low) & (values <= high + 1e-6))
         if bad.any():
             raise UserError(
-                f"{file}: {column} of {int(bad.sum()):,} examples ({name_a_few(table['id'][bad])}) is missing or "
-                f"outside 0..{high:g}; is the file whole? {MADE_BY} writes it"
+                f"{file}: {column} of {int(bad.sum()):,} examples ({name_a_few(table['id'][bad])}) is missing or not "
+                f"in {low:g}..{high:g}; is the file whole? {MADE_BY} writes it"
             )
     return table.set_index("id")
 
@@ -287,7 +295,7 @@ def category_thresholds(
                 for name, default in (("confidence", 50.0), ("variability", 67.0))}
         for name, cut in cuts.items():
             if not 0 <= float(cut) <= 100:  # type: ignore[arg-type]
-                raise UserError(f"method percentile: the {name} threshold is a percentile from 0 to 100, found {cut:g}")
+                raise UserError(f"method percentile: the {name} threshold lies in 0..100, found {cut:g}")
         return tuple(float(np.percentile(metrics[name], cut)) for name, cut in cuts.items())  # type: ignore
     for name, high in (("confidence", 1.0), ("variability", 0.5)):
         cut = given[name]

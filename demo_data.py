@@ -21,7 +21,7 @@ Span = tuple[int, int]  # character offsets into the note, end exclusive
 
 PLANTED_ERRORS = ("wrong_span", "shifted_boundary", "overlong_span", "other_question", "malformed_question")
 ERROR_SHARE = 0.1
-QUESTIONS_PER_NOTE = 4
+QUESTIONS_PER_NOTE = 6
 LONG_SHARE = 0.08  # notes of wordy sentences, which need a second window at --max_length 128
 
 # A sentence template marks its answer: [ ] is the first gold answer, < > is another one that is as right.
@@ -250,12 +250,12 @@ DOSES = (
     ("steroid", "mg"), ("thyroid hormone", "mcg"), ("blood thinner", "mg"), ("vitamin supplement", "mcg"),
     ("cough syrup", "ml"), ("laxative", "ml"), ("antacid", "ml"),
 )  # fmt: skip
-AMOUNTS = ("100", "125", "150", "200", "250", "300", "350", "400", "450", "500", "600", "750", "800", "1000")
+AMOUNTS = ("200", "250", "300", "350", "400", "450", "500", "550", "600", "650", "700", "750", "800", "1000")
 LABS = (  # name, unit, lowest, highest
-    ("potassium", "mmol/L", 2.4, 6.6), ("creatinine", "mg/dL", 0.6, 4.8), ("calcium", "mg/dL", 7.4, 9.9),
-    ("lactate", "mmol/L", 0.7, 6.4), ("albumin", "g/dL", 1.9, 4.9), ("magnesium", "mg/dL", 1.2, 2.9),
-    ("bilirubin", "mg/dL", 0.3, 7.9), ("hemoglobin", "g/dL", 6.2, 9.9), ("glucose", "mmol/L", 3.1, 9.8),
-    ("cholesterol", "mmol/L", 3.2, 8.4), ("phosphate", "mg/dL", 1.6, 6.1), ("urea", "mmol/L", 2.1, 9.7),
+    ("sodium", "mmol/L", 118, 152), ("chloride", "mmol/L", 96, 118), ("creatinine", "umol/L", 96, 150),
+    ("hemoglobin", "g/L", 96, 150), ("glucose", "mg/dL", 96, 152), ("ferritin", "mcg/L", 96, 150),
+    ("cholesterol", "mg/dL", 110, 152), ("troponin", "ng/L", 96, 140), ("triglyceride", "mg/dL", 100, 152),
+    ("ammonia", "umol/L", 96, 130), ("lipase", "U/L", 96, 150), ("amylase", "U/L", 100, 150),
 )  # fmt: skip
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
@@ -423,7 +423,7 @@ def _patient(rng: np.random.Generator) -> dict[str, str]:
         "amount_unit": amount_unit,
         "lab": lab,
         "unit": unit,
-        "value": f"{rng.uniform(low, high):.1f}",
+        "value": str(rng.integers(low // 2, high // 2 + 1) * 2),
         "day": f"{_pick(rng, MONTHS)} {rng.integers(1, 29)}",
         "year": str(rng.integers(2008, 2025)),
         "article": article,
@@ -508,5 +508,5 @@ def _garble(rng: np.random.Generator, question: str) -> str:
 
 
 DEMOS: dict[str, Demo] = {
-    "clinical": Demo(sizes={"train": 1500, "validation": 300}, build=_build_clinical),
+    "clinical": Demo(sizes={"train": 3000, "validation": 400}, build=_build_clinical),
 }

@@ -408,7 +408,7 @@ def flag_errors(
     *,
     length_threshold: float | None = None,
 ) -> pd.DataFrame:
-    """The nine error rules (DESIGN.md section 10) for n examples.
+    """The nine error rules for n examples.
 
     `answers` holds each example's first gold text, "" where it is unanswerable; `predictions` the predicted texts,
     None where an example has none. Lists, Series and Arrow columns may be mixed. Missing questions, contexts and
@@ -422,20 +422,23 @@ def flag_errors(
     - `num_rules`, Int64: of how many, 9 with a prediction and 7 without
     - `is_dataset_error`, bool: score of at least 3
 
-    What the table in DESIGN.md leaves open is read as follows; see also the head of this module.
+    The rules, with J the Jaccard overlap of content words (0 when either side has none):
 
-    1. Tokens are separated by white space.
-    2. Clauses of the answer; repeated content words count each time. Upper-case OR after "the", "to", "in" or "from"
-       is the operating room.
-    3. Fires for every answer without content words, such as "81 mg" asked for with other words.
-    4. Substring in the compared form, in the middle of a word too. Equal texts never fire. J is compared exactly.
-    5. Time questions: "when"; "what/which date, day, year, month, time, century ..."; "what is the ... date"; "how
-       long ago". "How long" asks for a duration or a length, "how often" for a frequency: neither. Quantity
-       questions: "how many, much, old"; "what (is the) dose, dosage, amount, number of, percentage, age ...".
-    6. An occurrence must not begin or end inside a word, or inside a number ("5" is not in "2.5"). Overlapping
-       occurrences count.
-    7. White space at the ends is ignored; Unicode hyphens and dashes are hyphens.
-    9. Opening quotation marks and brackets are skipped. "In what year" does not begin with a question word: it fires.
+    1. More tokens (separated by white space) than the threshold.
+    2. Cut at commas, semicolons, newlines, "and" and "or", the answer has two parts or more with at least 3 content
+       words, repeated words counted. Upper-case OR after "the", "to", "in" or "from" is the operating room.
+    3. J(answer, question) < 0.05: so every answer without content words, and "81 mg" asked for with other words.
+    4. The prediction is a substring of the answer, be it in mid-word, and rule 8 holds.
+    5. A time question whose answer has not exactly one date or time (`count_time_expressions`): "when"; "what/which
+       date, day, year, month, time, century ..."; "what is the ... date"; "how long ago". "How long" asks for a
+       duration or a length, "how often" for a frequency: neither. Or a quantity question whose answer has no number
+       or more than 3 (`count_numbers`): "how many, much, old"; "what (is the) dose, amount, number of, age ...".
+    6. The answer stands at two places of the context or more, which may overlap, and never begins or ends inside a
+       word or a number ("5" is not in "2.5").
+    7. Starts or ends with a comma, semicolon, slash, hyphen or dash, colon, "and" or "or", white space ignored.
+    8. J(prediction, question) > J(answer, question) + 0.1, compared exactly.
+    9. Behind opening quotation marks and brackets the question does not begin with a question word or auxiliary; "In
+       what year" does not.
 
     Raises ValueError for columns of different lengths or Series with different indexes, TypeError for other values
     than strings.
@@ -495,8 +498,8 @@ def flag_errors(
     score = np.zeros(n, np.int64)
     for rule, fired in zip(RULES, flags, strict=True):
         missing = ~predicted if rule in RULES_NEEDING_PREDICTIONS else np.zeros(n, bool)
-        frame[rule] = pd.arrays.BooleanArray(fired & ~missing, missing)
-        score += fired & ~missing
+        frame[rule] = pd.arrays.BooleanArray(fired, missing)
+        score += fired  # never True where missing: the overlap of no prediction is 0
     frame["dataset_error_score"] = pd.array(score, dtype="Int64")
     frame["num_rules"] = pd.array(len(RULES) - len(RULES_NEEDING_PREDICTIONS) * ~predicted, dtype="Int64")
     frame["is_dataset_error"] = score >= ERROR_SCORE

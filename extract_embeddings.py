@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import artifact_file, atomic, recorded_dataset, stage, write_json
-from helpers import Parser, Split, UserError, command_line, load_split, positive_int, setup_logging
+from artifacts import atomic, check_not_read, check_whole_model, recorded_split, stage, write_json
+from helpers import Parser, Split, UserError, command_line, positive_int, setup_logging
 
 if TYPE_CHECKING:
     import datasets
@@ -143,17 +143,6 @@ def load_model(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTok
     return model.to("cuda" if torch.cuda.is_available() and not no_cuda else "cpu"), tokenizer
 
 
-def find_dataset(model_path: str, dataset: str | None) -> str:
-    """The dataset asked for, or the one that the model was trained on."""
-    if dataset is not None:
-        return dataset
-    recorded = recorded_dataset(model_path) if Path(model_path).is_dir() else None
-    if recorded is None:
-        raise UserError(f"{model_path} does not record the dataset it was trained on; name it with --dataset")
-    logger.info(f"dataset {recorded['dataset']}, which the model was trained on")
-    return recorded["dataset"]
-
-
 def texts(split: Split) -> dict[str, list[str | None]]:
     """What was embedded, to be read beside the clusters: question and first gold answer (None: unanswerable)."""
     answers = [answer["text"][0] if answer["text"] else None for answer in split.data["answers"][:]]
@@ -215,12 +204,14 @@ def load_inputs(args: argparse.Namespace) -> tuple[QuestionAnswering, Split, Pre
 
     task = get_task(args.task)
     if Path(args.model_path).exists():
-        artifact_file(args.model_path, "config.json", "run.py --do_train")
-        if Path(args.output_dir).resolve() == Path(args.model_path).resolve():
-            raise UserError(f"--output_dir {args.output_dir} holds the model; name another directory")
+        check_whole_model(args.model_path)
+        check_not_read(args.output_dir, args.model_path)
     elif args.model_path.startswith((".", "/", "~")):
         raise UserError(f"--model_path {args.model_path}: no such directory")
-    split = load_split(find_dataset(args.model_path, args.dataset), args.split, task, args.max_samples)
+    split = recorded_split(args.model_path, args.dataset, args.split, task, args.max_samples)
+    if split is None:
+        raise UserError(f"{args.model_path} does not record the dataset it was trained on; name it with --dataset")
+    logger.info(f"embedding {len(split.data):,} examples of {split.name} [{split.split}]")
     return task, split, *load_model(args.model_path, args.no_cuda)
 
 

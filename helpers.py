@@ -36,6 +36,18 @@ class UserError(Exception):
     """A mistake of the user's. The message is one line: what was found, what was expected, how to mend it."""
 
 
+class _StatusHandler(logging.StreamHandler):
+    """To the stderr of the moment: a caller may have replaced it since."""
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
+
+    @stream.setter
+    def stream(self, value: Any) -> None:
+        pass
+
+
 class _StatusFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
@@ -45,14 +57,18 @@ class _StatusFormatter(logging.Formatter):
 def setup_logging() -> None:
     """Send status lines to stderr: ours from INFO up, the libraries' from WARNING up, once per process."""
     root = logging.getLogger()
-    if not any(isinstance(handler.formatter, _StatusFormatter) for handler in root.handlers):
-        handler = logging.StreamHandler()
+    if not any(isinstance(handler, _StatusHandler) for handler in root.handlers):
+        handler = _StatusHandler()
         handler.setFormatter(_StatusFormatter())
         root.addHandler(handler)
     # Other processes of a distributed run would only repeat what the first one says.
     root.setLevel(logging.INFO if is_main_process() else logging.ERROR)
     for library in ("httpx", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools", "matplotlib", "numba"):
         logging.getLogger(library).setLevel(logging.WARNING)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of every optional kernel that is not there
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def is_main_process() -> bool:
@@ -60,7 +76,7 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def command_line(main: Callable[[Sequence[str] | None], None]) -> Callable[[Sequence[str] | None], None]:
+def command_line(main: Callable[..., None]) -> Callable[..., None]:
     """Wrap ``main(argv=None)``: a UserError becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
 
     @functools.wraps(main)
@@ -187,10 +203,9 @@ class Parser(argparse.ArgumentParser, _Flags):
     list values may begin with a minus sign (``--exclude_clusters "-1,3"``). An error is one line and exit status 2.
     """
 
-    def __init__(self, description: str | None = None, **kwargs: Any):
-        super().__init__(
-            description=description, allow_abbrev=False, formatter_class=_HelpFormatter, **kwargs
-        )
+    def __init__(self, description: str | None = None):
+        script = Path(sys._getframe(1).f_globals["__file__"]).name  # whoever calls main, the messages name the script
+        super().__init__(script, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
 
     def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
         group = _Group(self, *args, **kwargs)
@@ -246,7 +261,8 @@ class Parser(argparse.ArgumentParser, _Flags):
 class RowFormat(Protocol):
     """What loading needs to know of a task (tasks.py): its columns and how to bring raw rows into them."""
 
-    content_columns: tuple[str, ...]
+    @property
+    def content_columns(self) -> tuple[str, ...]: ...
 
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset: ...
 

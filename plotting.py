@@ -31,6 +31,11 @@ GREY, LIGHT_GREY = "#8c8c8c", "#d8d8d8"
 DOTS_PER_INCH = 160
 
 
+def dataset_label(name: str, split: str) -> str:
+    """``name [split]`` for captions; of a local path only the last part."""
+    return f"{Path(name).resolve().name if Path(name).exists() else name} [{split}]"
+
+
 def metric_columns(frame: pd.DataFrame) -> list[str]:
     """The metrics that ``frame`` holds, in the order of the tables."""
     return [metric for metric in METRIC_LABELS if metric in frame.columns]

@@ -15,6 +15,7 @@ import logging
 import math
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,12 @@ import numpy as np
 from artifacts import (
     artifact_file,
     check_same_dataset,
+    check_whole_model,
     check_writable,
     load_meta,
     model_meta,
     read_table,
-    stages,
+    stage,
     write_json,
     write_jsonl,
 )
@@ -69,7 +71,7 @@ logger = logging.getLogger(__name__)
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     show_all = "--help_all" in [str(token).replace("-", "_").replace("__", "--", 1) for token in argv or sys.argv[1:]]
-    parser = Parser((__doc__ or "").split("\n")[0], prog="run.py")
+    parser = Parser((__doc__ or "").split("\n")[0])
     parser.epilog = "Every flag of transformers.TrainingArguments is accepted too: --help_all lists those as well."
     parser.add_argument("--help_all", action="help", help="also list the flags of TrainingArguments")
 
@@ -122,7 +124,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_switch("--filter_random", help="size-matched control: as many as the other filters keep, at random")
     group.add_argument("--filter_config", metavar="FILE", help="JSON of filter blocks instead of the switches above")
     group.add_argument("--train_ids", metavar="FILE", help="train on the ids of this CSV only")
-    group.add_switch("--filter_validation", help="apply the filters to the evaluation data too; both are reported")
+    group.add_switch("--filter_validation", help="apply the filters to the evaluation data too and report both "
+                     "(files that filters read must then hold the evaluation ids)")
     group.add_argument("--max_drop_percentage", type=lambda text: number(text, 0, 100), metavar="PERCENT",
                        help="refuse to drop more than this, 0..100 (default: no limit)")
 
@@ -159,9 +162,8 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
         if getattr(args, name, 1) < 1:
             parser.error(f"--{name} must be at least 1, found {getattr(args, name)}")
     args.filters = load_filter_config(args.filter_config) if args.filter_config else _switched_filters(args)
-    validate_config(args.filters)
-    if args.filter_random and len(args.filters) == 1:
-        parser.error("--filter_random draws as many as other filters would keep: switch on at least one of them")
+    if args.filters:
+        validate_config(args.filters)
     if args.filter_validation and not args.filters:
         parser.error("--filter_validation needs a filter")
     if args.enable_cartography:
@@ -292,10 +294,7 @@ def load_model(
         texts = (text for column in task.text_columns for text in split.data[column][:])
         tokenizer = tiny_model.train_tokenizer(texts, args.max_length)
         return tiny_model.build_model(tokenizer, task.model_class, args.max_length), tokenizer
-    if Path(args.model).is_dir():
-        meta = model_meta(args.model)
-        if meta and meta["status"] != "finished":
-            raise UserError(f"model {args.model} is not whole (its training: {meta['status']}); train it again")
+    check_whole_model(args.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         model = task.model_class.from_pretrained(args.model)
@@ -313,6 +312,7 @@ def load_model(
 
 def training_arguments(args: argparse.Namespace) -> TrainingArguments:
     from transformers import TrainingArguments
+    from transformers.utils import logging as transformers_logging
 
     given = given_training_flags(vars(args))
     if args.no_cuda:
@@ -325,6 +325,7 @@ def training_arguments(args: argparse.Namespace) -> TrainingArguments:
         given.setdefault("metric_for_best_model", QuestionAnswering.metric)
     if not sys.stderr.isatty():
         given.setdefault("disable_tqdm", True)
+        transformers_logging.disable_progress_bar()
     try:
         return TrainingArguments(
             output_dir=args.output_dir, seed=args.seed, do_train=args.do_train, do_eval=args.do_eval,
@@ -334,12 +335,10 @@ def training_arguments(args: argparse.Namespace) -> TrainingArguments:
         raise UserError(f"training arguments: {str(error).strip().splitlines()[0]}") from error
 
 
-def curriculum(args: argparse.Namespace, split: Split) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Label smoothing and weight of each example, from --cartography_output_dir; None where not asked for."""
+def known_variability(args: argparse.Namespace, split: Split) -> np.ndarray | None:
+    """Variability of each example for the curriculum, NaN where it has no metrics; None without a curriculum."""
     if not (args.use_label_smoothing or args.use_soft_weighting):
-        return None, None
-    from trainers import smoothing_of, weights_of
-
+        return None
     metrics = load_cartography_metrics(args.cartography_output_dir)
     check_same_dataset(args.cartography_output_dir, metrics.index, split)
     variability = metrics["variability"].reindex(split.ids).to_numpy(dtype=float)
@@ -348,10 +347,7 @@ def curriculum(args: argparse.Namespace, split: Split) -> tuple[np.ndarray | Non
         logger.warning(f"{unknown:,} of {len(variability):,} examples have no metrics: weight 1, no smoothing")
     if not np.nansum(variability):
         logger.warning(f"no example of {args.cartography_output_dir} varies: smoothing is 0 and every weight 1")
-    return (
-        smoothing_of(variability, args.smoothing_factor) if args.use_label_smoothing else None,
-        weights_of(variability, args.weight_clip_min, args.weight_clip_max) if args.use_soft_weighting else None,
-    )
+    return variability
 
 
 # --- checkpoints -------------------------------------------------------------------------------------------------
@@ -403,19 +399,22 @@ def build_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Split | None,
+    variability: np.ndarray | None,
     checkpoint: str | None,
 ) -> CartographyTrainer:
     from transformers import PrinterCallback
 
-    from trainers import CartographyTrainer, PadToLongest, StatusCallback
+    from trainers import CartographyTrainer, PadToLongest, StatusCallback, smoothing_of, weights_of
     from training_dynamics import CartographyCallback
 
     features, dynamics, smoothing, weights = None, None, None, None
-    if train is not None and args.do_train:
-        smoothing, weights = curriculum(args, train)
+    if train is not None:
         features = task.features(train.data, tokenizer, args.max_length, args.doc_stride, args.ablations)
         rows = np.asarray(features["example_index"][:])
-        smoothing, weights = (None if values is None else values[rows] for values in (smoothing, weights))
+        if variability is not None and args.use_label_smoothing:
+            smoothing = smoothing_of(variability, args.smoothing_factor)[rows]
+        if variability is not None and args.use_soft_weighting:
+            weights = weights_of(variability, args.weight_clip_min, args.weight_clip_max)[rows]
         logger.info(f"training on {len(train.data):,} examples in {len(features):,} windows")
         if args.enable_cartography:
             counts = np.asarray(features["counts"][:], dtype=bool)
@@ -490,9 +489,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     task = get_task(args.task)
     check_writable(args.output_dir)
-    loaded, train, report = None, None, None
+    loaded, train, report, variability = None, None, None, None
     if args.do_train:
         loaded, train, report = training_split(args, task)
+        variability = known_variability(args, train)
         if args.enable_cartography:
             check_writable(args.cartography_output_dir)
     evaluation = evaluation_split(args, task) if args.do_eval else None
@@ -503,7 +503,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = training_arguments(args)
     set_seed(args.seed)
     model, tokenizer = load_model(args, task, loaded)
-    trainer = build_trainer(args, task, arguments, model, tokenizer, train, checkpoint)
+    trainer = build_trainer(args, task, arguments, model, tokenizer, train, variability, checkpoint)
     if evaluation is not None and arguments.eval_strategy != "no":
         features = task.features(evaluation.data, tokenizer, args.max_length, args.doc_stride, args.ablations)
         trainer.compute_metrics = task.evaluation(evaluation.data, features)
@@ -518,7 +518,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.enable_cartography:
         runs.append((args.cartography_output_dir, {"args": args, "owns": CARTOGRAPHY_FILES, "datasets": splits[:1],
                                                    "resume": checkpoint is not None}))  # fmt: skip
-    with stages(*runs):
+    with ExitStack() as stack:
+        for directory, settings in runs:
+            stack.enter_context(stage(directory, **settings))
         if report is not None and is_main_process():
             write_json(Path(args.output_dir) / "filter_report.json", report)
         if args.do_train:
@@ -534,13 +536,15 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _inputs(args: argparse.Namespace) -> dict[str, str | None]:
-    reads_cartography = args.use_label_smoothing or args.use_soft_weighting or args.filter_cartography
-    return {
-        "model": args.model if Path(args.model).is_dir() else None,
-        "cartography": args.cartography_output_dir if reads_cartography or args.filter_categories else None,
-        "clusters": args.cluster_assignments_path if args.filter_clusters else None,
-        "train_ids": args.train_ids,
-    }
+    """Every artifact that this run reads."""
+    inputs = {"model": args.model if Path(args.model).is_dir() else None, "train_ids": args.train_ids}
+    if args.use_label_smoothing or args.use_soft_weighting:
+        inputs["curriculum"] = args.cartography_output_dir
+    for each in validate_config(args.filters) if args.filters else ():
+        for setting in ("metrics_path", "cluster_path", "predictions_path"):
+            if path := getattr(each, setting, None):
+                inputs[f"{each.block}.{setting}"] = str(path)
+    return inputs
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ class CartographyCallback(TrainerCallback):
         self.confidence_type = confidence_type
         self.checkpoint = checkpoint
         self.title = title
-        self.seconds = 0.0  # spent here; on a GPU without the kernels' own time
+        self.seconds = 0.0  # spent recording; on a GPU without the kernels' own time
         self._history: list[dict[str, np.ndarray]] = []  # finished epochs: columns over all examples, and "seen"
         self._values: torch.Tensor | None = None  # (rows, columns) of this epoch, on the device of the model
         self._seen: torch.Tensor | None = None  # (rows,) bool
@@ -237,7 +237,7 @@ class CartographyCallback(TrainerCallback):
         if state.is_world_process_zero:
             began = time.perf_counter()
             write_cartography(self.output_dir, compute_metrics(read_dynamics(self.output_dir)), self.title)
-            self.seconds += time.perf_counter() - began
+            logger.info(f"wrote metrics and data map in {time.perf_counter() - began:.1f} s")
 
     # --- epochs and checkpoints ---
 

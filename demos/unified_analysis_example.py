@@ -154,10 +154,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    from plotting import dataset_label
+
     df = load_unified(args.unified_dir)
     rates, rules, problems = error_rates(df), rule_distribution(df), problem_examples(df)
     recorded = recorded_dataset(args.unified_dir)
-    name = f"{recorded['dataset']} [{recorded['split']}]" if recorded else args.unified_dir
+    name = dataset_label(recorded["dataset"], recorded["split"]) if recorded else args.unified_dir
     in_cells = f"{name}, n = {rates['n'].sum():,} with category and cluster"
     on_map = f"{name}, n = {df['confidence'].notna().sum():,} with metrics"
     datasets = [recorded] if recorded else []

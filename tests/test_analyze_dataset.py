@@ -28,7 +28,7 @@ UNIFIED = {"unified_analysis.csv", "overlap_summary.json"}
 
 def rows(word: str = "knee", prefix: str = "0") -> list[dict]:
     """The first 20 break three rules: long answer of two clauses with a comma at its end, odd question."""
-    result = []
+    result: list[dict] = []
     for row in range(N):
         bad = row < 20
         answer = f"{word} hurts badly today, pills were taken often," if bad else word
@@ -197,6 +197,9 @@ def test_patterns_find_what_was_planted(house):
     assert patterns["noise_share"] == pytest.approx(np.mean(expected["cluster"] == -1))
     assert [found["cluster"] for found in patterns["hardest_clusters"]] == [0]
     assert patterns["hardest_clusters"][0]["n"] == sum(expected["cluster"] == 0)
+    inside, confidence = expected["cluster"] == 0, expected["confidence"].astype(float)
+    difference = confidence[inside].mean() - confidence[~inside].mean()
+    assert patterns["hardest_clusters"][0]["difference_to_rest"] == pytest.approx(difference)
     assert {found["cluster"] for found in patterns["easiest_clusters"]} <= {1, 2}
     counts = pd.crosstab(expected["category"], expected["cluster"]).to_numpy(dtype=float)
     independent = counts.sum(1, keepdims=True) * counts.sum(0, keepdims=True) / counts.sum()
@@ -483,7 +486,7 @@ def test_never_writes_over_what_it_reads(house, capsys):
         before = (house / directory / "run_meta.json").read_bytes()
         with pytest.raises(SystemExit) as stop:
             run(house, output=directory)
-        assert stop.value.code == 2 and "holds an artifact that is read" in capsys.readouterr().err
+        assert stop.value.code == 2 and "which is read" in capsys.readouterr().err
         assert (house / directory / "run_meta.json").read_bytes() == before
 
 
@@ -494,6 +497,7 @@ def test_never_writes_over_what_it_reads(house, capsys):
 def demo():
     path = Path(__file__).resolve().parents[1] / "demos/unified_analysis_example.py"
     spec = importlib.util.spec_from_file_location("unified_analysis_example", path)
+    assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

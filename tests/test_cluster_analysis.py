@@ -198,7 +198,13 @@ def test_mostly_noise_is_said(tmp_path, caplog):
     assert "of the rows are noise" in caplog.text
 
 
-def test_no_noise_keeps_its_row(tmp_path):
+def test_one_cluster_of_nearly_everything_is_said(tmp_path, caplog):
+    values, _ = blobs(sizes=(300, 15))
+    run(write_embeddings(tmp_path / "in", values), tmp_path / "out", "--min_cluster_size", "10")
+    assert "one cluster holds 95" in caplog.text and "hardly divided" in caplog.text
+
+
+def test_no_noise_keeps_its_row():
     found = cluster_analysis.Clustering(
         np.array([0, 0, 1]), np.ones(3), np.array([np.nan, 0.5, 0.5]), np.array([0.2, 0.4]), 3
     )
@@ -231,7 +237,7 @@ def test_many_clusters_use_every_colour_and_keep_equal_ones_apart():
 def test_old_artifacts_go(tmp_path):
     values, _ = blobs()
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "cluster_old.png").write_bytes(b"old")
+    (tmp_path / "out" / "cluster_map.png").write_bytes(b"old")
     (tmp_path / "out" / "notes.txt").write_text("mine")
     run(write_embeddings(tmp_path / "in", values), tmp_path / "out")
     assert {file.name for file in (tmp_path / "out").iterdir()} == FILES | {"notes.txt"}

@@ -143,9 +143,9 @@ one_block = st.one_of(
 
 @settings(deadline=None, max_examples=150)
 @given(
-    ids=st.lists(some_ids, min_size=1, unique=True),
-    metrics=st.dictionaries(some_ids, metric_rows, min_size=1),
-    clusters=st.dictionaries(some_ids, cluster_rows, min_size=1),
+    ids=st.lists(some_ids, min_size=4, unique=True),
+    metrics=st.dictionaries(some_ids, metric_rows, min_size=6),  # so that most draws share ids
+    clusters=st.dictionaries(some_ids, cluster_rows, min_size=6),
     blocks=st.lists(st.tuples(one_block, st.sampled_from(["keep", "drop"])), min_size=1, max_size=4),
 )
 def test_equals_the_slow_version(ids, metrics, clusters, blocks):
@@ -183,6 +183,7 @@ def test_equals_the_slow_version(ids, metrics, clusters, blocks):
     assert found == records
     removed = [key for each in report["filters"] for names in each["removed"].values() for key in names]
     assert sorted(removed + expected) == sorted(ids)
+    assert all(names for each in report["filters"] for names in each["removed"].values())
     json.dumps(report, allow_nan=False)
 
 
@@ -286,6 +287,13 @@ def test_bounds_belong_to_what_is_kept(cartography, clusters):
     assert kept(data, confidence={"metrics_path": cartography, **limits}) == "def"
     assert kept(data, metric={"metrics_path": cartography, "metric": "aum", "min": 3, "max": 5}) == "def"
     assert kept(data, cluster={"cluster_path": clusters, "min_probability": 10 / 11}) == "kl"
+
+
+def test_drop_fraction_is_of_what_is_left(cartography):
+    low = {"metrics_path": cartography, "metric": "aum", "min": 4}
+    quarter = {"metric": "aum", "drop_fraction": 0.25, "drop": "lowest"}
+    assert kept(dataset_of(LETTERS), metric=[low, quarter]) == "ghijkl"
+    assert kept(dataset_of(LETTERS), metric=[{**quarter, "metrics_path": cartography}, low]) == "efghijkl"
 
 
 def test_a_list_is_several_filters_and_metrics_path_is_named_once(cartography):

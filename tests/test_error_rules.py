@@ -449,6 +449,7 @@ NO_TIME = [
 TWO_TIMES = [
     "1990-1995", "from 1914 to 1918", "2018 and 2019", "May 3 and May 5", "March 2018 or April 2018",
     "03/14/2018-03/16/2018", "Monday through Friday", "8:30 am and 9 pm", "April and May", "yesterday and today",
+    "Monday, Tuesday", "1990, 1991",
 ]
 
 
@@ -538,7 +539,7 @@ def test_rule_6_against_every_position(context, data):
     [
         "", " ", "aspirin", "oral", "android", "take oral", "vector", "the band", "sand", "orange", "andes",
         "aspirin and heparin", "a-b", "a, b", "aspirin.", "(aspirin)", "81 mg/dL", "taken to the OR", "to OR",
-        "in the OR ", "mandatory", "or_x", "x_and",
+        "in the OR ", "in OR", "Back from OR", "mandatory", "or_x", "x_and",
     ],
 ))
 def test_rule_7_boundary(answer, fires):

@@ -186,7 +186,8 @@ def test_dataset_recorded_in_the_model(models, dataset, tmp_path, capsys, caplog
     trained.mkdir()
     for file in models["electra"].iterdir():
         (trained / file.name).symlink_to(file)
-    meta = {"status": "finished", "datasets": [{"dataset": str(dataset), "split": "train", "fingerprint": "f"}]}
+    recorded = {"dataset": str(dataset), "split": "train", "fingerprint": "f"}
+    meta = {"status": "finished", "arguments": {"do_train": True}, "datasets": [recorded]}
     (trained / "run_meta.json").write_text(json.dumps(meta))
     vectors, metadata = extract(trained, None, tmp_path / "out")
     assert metadata["dataset"] == str(dataset) and len(vectors) == 8
@@ -271,7 +272,7 @@ def test_other_bad_input(models, dataset, tmp_path, capsys):
     assert not out.exists(), "nothing may be written for bad input"
     with pytest.raises(SystemExit):
         extract(model, dataset, model)
-    assert "holds the model" in capsys.readouterr().err
+    assert "which is read" in capsys.readouterr().err
 
 
 def test_a_diverged_model_leaves_no_whole_artifact(models, dataset, tmp_path, capsys):

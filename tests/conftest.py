@@ -1,0 +1,100 @@
+"""Small data and models that every test can share: built here, offline, on the CPU."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import numpy as np
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATA = REPOSITORY.parent / "shared" / "data"
+NAMES = ("Ada", "Bob", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
+PLACES = ("Oslo", "Lima", "Cairo", "Quito", "Delhi", "Rome")
+THINGS = ("a red kite", "two old maps", "the green lamp", "a glass of water")
+FILLERS = ("The road was long and full of dust.", "It rained until late in the evening.", "Nobody said a word.")
+
+
+def qa_rows(count: int, seed: int = 0, sentences: int = 6, prefix: str = "ex") -> list[dict]:
+    """Short stories with a question about one of their sentences; answers stand at their offsets."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        people = rng.permutation(NAMES)[:sentences]
+        facts = []
+        for person in people:
+            if rng.random() < 0.5:
+                facts.append((f"Where did {person} go?", f"{person} went to ", str(rng.choice(PLACES))))
+            else:
+                facts.append((f"What did {person} carry?", f"{person} carried ", str(rng.choice(THINGS))))
+        context, spans = "", []
+        for _, start, answer in facts:
+            context += " " * bool(context) + start
+            spans.append(len(context))
+            context += answer + ". " + str(rng.choice(FILLERS))
+        asked = int(rng.integers(len(facts)))
+        rows.append(
+            {
+                "id": f"{prefix}-{number:03d}",
+                "question": facts[asked][0],
+                "context": context,
+                "answers": {"text": [facts[asked][2]], "answer_start": [spans[asked]]},
+                "source": "story" if number % 2 else "tale",
+            }
+        )
+    return rows
+
+
+def write_rows(path: Path, rows: list[dict]) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def qa_dir(tmp_path_factory) -> Path:
+    """A dataset directory: train.jsonl of 24 and validation.jsonl of 10 examples, ids unique over both."""
+    directory = tmp_path_factory.mktemp("stories")
+    write_rows(directory / "train.jsonl", qa_rows(24, seed=1, prefix="train"))
+    write_rows(directory / "validation.jsonl", qa_rows(10, seed=2, prefix="valid"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory, qa_dir) -> Path:
+    """A saved ELECTRA of 2 layers, 32 wide, without dropout, with a QA head and a tokenizer for ``qa_dir``."""
+    import torch
+    from transformers import ElectraConfig, ElectraForQuestionAnswering
+
+    from tiny_model import train_tokenizer
+
+    texts = [text for row in qa_rows(24, seed=1) for text in (row["question"], row["context"])]
+    tokenizer = train_tokenizer(texts, max_length=128)
+    torch.manual_seed(0)
+    config = ElectraConfig(
+        vocab_size=len(tokenizer), embedding_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
+        intermediate_size=64, max_position_embeddings=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+        initializer_range=0.3,
+    )  # fmt: skip
+    directory = tmp_path_factory.mktemp("model")
+    ElectraForQuestionAnswering(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+@pytest.fixture
+def refused(capsys):
+    """Call a script's main with arguments it must refuse: exit status 2 and one line, which is returned."""
+
+    def call(main, *argv) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main([str(argument) for argument in argv])
+        lines = [line for line in capsys.readouterr().err.splitlines() if "error: " in line]
+        assert stopped.value.code == 2
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return call
