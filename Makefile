@@ -51,7 +51,7 @@ check-dataset:
 train:
 	$(PY) run.py --task $(TASK) --model "$(MODEL)" --dataset "$(DATASET)" --do_train --num_train_epochs $(EPOCHS) \
 		$(WINDOWS) $(FLAGS) --enable_cartography --cartography_output_dir $(OUT)/cartography_output \
-		--output_dir $(OUT)/trainer_output --save_strategy no --overwrite
+		--output_dir $(OUT)/trainer_output --save_strategy no
 
 # The model on the examples it was trained on: rules 4 and 8 compare these predictions with the annotated answers.
 predictions:
@@ -83,7 +83,7 @@ unified: clusters predictions
 retrained:
 	$(PY) run.py --task $(TASK) --model $(OUT)/trainer_output --dataset "$(DATASET)" --do_train --do_eval \
 		--num_train_epochs 1 $(WINDOWS) --filter_categories easy ambiguous --use_label_smoothing --use_soft_weighting \
-		--cartography_output_dir $(OUT)/cartography_output --output_dir $(OUT)/retrained --save_strategy no --overwrite
+		--cartography_output_dir $(OUT)/cartography_output --output_dir $(OUT)/retrained --save_strategy no
 
 planted:
 	$(PY) benchmarks/planted_errors.py --dataset "$(DATASET)" --cartography_dir $(OUT)/cartography_output \

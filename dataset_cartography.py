@@ -264,9 +264,10 @@ def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
         values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
         bad = ~(np.isfinite(values) & (values >= low) & (values <= high + 1e-6))
         if bad.any():
+            expected = f"not in {low:g}..{high:g}" if column in RANGES else "no finite number"
             raise UserError(
-                f"{file}: {column} of {int(bad.sum()):,} examples ({name_a_few(table['id'][bad])}) is missing or not "
-                f"in {low:g}..{high:g}; is the file whole? {MADE_BY} writes it"
+                f"{file}: {column} of {int(bad.sum()):,} examples ({name_a_few(table['id'][bad])}) is missing or "
+                f"{expected}; is the file whole? {MADE_BY} writes it"
             )
     return table.set_index("id")
 

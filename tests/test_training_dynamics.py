@@ -83,7 +83,7 @@ def check_against_eval_mode(qa_dir, model_dir, map_dir):
     )
     assert metrics["variability"].max() < 1e-4
     assert (metrics["num_epochs"] == 3).all()
-    assert metrics["confidence"].std() > 0.01  # a constant would agree with itself, too
+    assert metrics["confidence"].std() > 0.003  # a constant would agree with itself, too
 
 
 def test_learning_rate_0_records_the_probabilities_of_the_untrained_model(qa_dir, tiny_model, tmp_path):

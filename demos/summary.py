@@ -1,0 +1,63 @@
+"""What a pipeline found, in a few lines, and where its pictures and tables are; make demo and make map end with it.
+
+Reads a directory that holds the outputs of the stages under their usual names. Prints, and writes nothing.
+
+    python demos/summary.py demo_output
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
+
+from artifacts import artifact_file, read_json
+from helpers import Parser, UserError, command_line
+
+
+def findings(directory: Path) -> Iterator[tuple[str, str]]:
+    """What each stage found, as (name, text), of the stages that ran."""
+    for name, title in (("trainer_output", "evaluation"), ("retrained", "evaluation, retrained")):
+        if (directory / name / "eval_metrics.json").exists():
+            metrics = read_json(artifact_file(directory / name, "eval_metrics.json", "run.py --do_eval"))
+            yield title, f"exact match {metrics['eval_exact_match']:.1f}, F1 {metrics['eval_f1']:.1f}"
+    if (directory / "cartography_output").exists():
+        from dataset_cartography import CATEGORIES, categorize_examples, load_cartography_metrics
+
+        counts = categorize_examples(load_cartography_metrics(directory / "cartography_output"))["category"]
+        parts = ", ".join(f"{(counts == category).sum():,} {category}" for category in CATEGORIES)
+        yield "data map", f"{len(counts):,} examples: {parts}"
+    if (directory / "cluster_output").exists():
+        found = read_json(artifact_file(directory / "cluster_output", "cluster_metadata.json", "cluster_analysis.py"))
+        yield "clusters", f"{found['num_clusters']}, and {found['noise_fraction']:.1%} of the examples in none"
+    if (directory / "unified_export").exists():
+        maker = "analyze_dataset.py --export_unified"
+        found = read_json(artifact_file(directory / "unified_export", "overlap_summary.json", maker))
+        yield "error rules", f"{found['dataset_errors']['n']:,} of {found['total_examples']:,} examples break 3 or more"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser("What a pipeline found, and where its pictures and tables are.")
+    parser.add_argument("directory", help="holds trainer_output, cartography_output and so on")
+    return parser.parse_args(argv)
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    directory = Path(args.directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; make demo or make map write one")
+    for name, text in findings(directory):
+        print(f"{name:<24}{text}")
+    for title, pattern in (("pictures", "*/*.png"), ("tables", "*/*.csv")):
+        print(f"{title}:")
+        for file in sorted(directory.glob(pattern)):
+            print(f"  {file}")
+
+
+if __name__ == "__main__":
+    main()
