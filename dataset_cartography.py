@@ -362,7 +362,7 @@ def plot_data_map(
         drawn = drawn.iloc[rows]
     figure = Figure(figsize=(9, 5), layout="constrained")
     axes, bars = figure.subplots(1, 2, width_ratios=[3, 1])
-    size = float(np.clip(6000 / len(drawn), 2, 18))
+    size = float(np.clip(20_000 / len(drawn), 3, 18))
     for category in CATEGORIES:
         points = drawn[drawn["category"] == category]
         axes.scatter(

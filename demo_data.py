@@ -508,5 +508,5 @@ def _garble(rng: np.random.Generator, question: str) -> str:
 
 
 DEMOS: dict[str, Demo] = {
-    "clinical": Demo(sizes={"train": 3000, "validation": 400}, build=_build_clinical),
+    "clinical": Demo(sizes={"train": 2000, "validation": 400}, build=_build_clinical),
 }

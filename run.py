@@ -80,7 +80,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_switch("--do_eval", help="evaluate on --eval_split (after training, if both)")
     group.add_argument("--task", choices=list(TASKS), default="qa", help="what the model does")
     group.add_argument("--model", default=DEFAULT_MODEL,
-                       help="Hub name, directory written by run.py, or tiny: a small ELECTRA trained from scratch")
+                       help="Hub name, directory written by run.py, or tiny: a small ELECTRA trained from scratch "
+                            "(learning rate 3e-3 unless given)")
     group.add_argument("--output_dir", default="./trainer_output", help="model, metrics, predictions go here")
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, metavar="",
                        help="delete the checkpoints of an unfinished run in --output_dir and start again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
@@ -9,32 +10,37 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 4000
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 HIDDEN_SIZE = 128
 NUM_LAYERS = 2
 NUM_HEADS = 4
-INTERMEDIATE_SIZE = 512
-LEARNING_RATE = 1e-3  # from random weights; the library's default of 5e-5 is for pretrained ones
+INTERMEDIATE_SIZE = 256
+INITIALIZER_RANGE = 0.1  # the usual 0.02 is for wide models: this one would need twice the steps
+POSITION_SCALE = 0.1  # of that for positions: what a word is matters more here than where it stands
+LEARNING_RATE = 3e-3  # from random weights; the library's default of 5e-5 is for pretrained ones
 
 
 def train_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece tokenizer with BERT's special tokens, trained on ``texts``."""
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    """A lower-casing WordPiece tokenizer with BERT's special tokens: the frequent words of ``texts``, and letters.
+
+    The library's WordPiece trainer gives another vocabulary in every process (it iterates over hash maps), so that one
+    seed would give many models, and the processes of a distributed run different ones. Counting words does not.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.train_from_iterator(
-        texts,
-        trainers.WordPieceTrainer(vocab_size=VOCAB_SIZE, min_frequency=2, special_tokens=special, show_progress=False),
-    )
-    cls_id, sep_id = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    letters = sorted({letter for word in counts for letter in word})
+    repeated = (word for word, count in counts.items() if count > 1 and len(word) > 1)
+    words = sorted(repeated, key=lambda word: (-counts[word], word))
+    pieces = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *words][:VOCAB_SIZE]
+    tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", cls_id), ("[SEP]", sep_id)],
+        special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
@@ -46,6 +52,7 @@ def train_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenize
 
 def build_model(tokenizer: PreTrainedTokenizerFast, model_class: Any, max_length: int) -> PreTrainedModel:
     """An ELECTRA of 2 layers, 128 wide, with random weights (seed torch first) and the head of ``model_class``."""
+    import torch
     from transformers import ElectraConfig
 
     config = ElectraConfig(
@@ -56,6 +63,12 @@ def build_model(tokenizer: PreTrainedTokenizerFast, model_class: Any, max_length
         num_attention_heads=NUM_HEADS,
         intermediate_size=INTERMEDIATE_SIZE,
         max_position_embeddings=max(512, max_length),
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=INITIALIZER_RANGE,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return model_class.from_config(config)
+    model = model_class.from_config(config)
+    with torch.no_grad():
+        model.get_submodule("electra.embeddings.position_embeddings").weight.mul_(POSITION_SCALE)
+    return model

@@ -3,7 +3,7 @@
 Reads a question-answering dataset. Prints a table, writes JSON with --output; exit status 1 when a bound is broken.
 
     python benchmarks/bench_training.py --output bench_training.json
-    python benchmarks/bench_training.py --dataset demo:clinical --steps 8 --rounds 2 --recording_epochs 1
+    python benchmarks/bench_training.py --dataset demo:clinical --steps 4 --rounds 1
     python benchmarks/bench_training.py --model ./encoder --batch_size 16
 
 Padding: the same trainer, model and examples; ours groups rows by length and pads each batch to its own longest, the
@@ -45,9 +45,10 @@ WARM_UP_STEPS = 3
 
 def load_model(name: str, data: datasets.Dataset) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """``tiny``, or a directory with an encoder; a question-answering head that is missing gets random weights."""
-    import tiny_model
     import torch
     from transformers import AutoTokenizer
+
+    import tiny_model
 
     task = get_task("qa")
     torch.manual_seed(DEFAULT_SEED)
@@ -100,8 +101,9 @@ class Bench:
         trainer = (Padded if padded else CartographyTrainer)(
             model=self.model,
             args=TrainingArguments(
-                output_dir=str(self.scratch), per_device_train_batch_size=self.args.batch_size, num_train_epochs=epochs,
-                seed=self.args.seed, use_cpu=self.args.no_cuda, save_strategy="no", logging_strategy="no",
+                output_dir=str(self.scratch), num_train_epochs=epochs,
+                per_device_train_batch_size=self.args.batch_size, seed=self.args.seed, use_cpu=self.args.no_cuda,
+                dataloader_pin_memory=torch.cuda.is_available(), save_strategy="no", logging_strategy="no",
                 disable_tqdm=True, remove_unused_columns=False, label_names=["row_index"],
             ),
             train_dataset=features, processing_class=self.tokenizer,
@@ -192,9 +194,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--split", default="train", help="split to train on")
     parser.add_argument("--model", default="tiny", help="tiny, or a directory with an encoder")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="rows per step")
-    parser.add_argument("--steps", type=positive_int, default=20, help="steps per side and round, padding")
-    parser.add_argument("--rounds", type=positive_int, default=5, help="pairs of trainings, padding and recording")
-    parser.add_argument("--recording_epochs", type=positive_int, default=3, help="epochs over the split, recording")
+    parser.add_argument("--steps", type=positive_int, default=10, help="steps per side and round, padding")
+    parser.add_argument("--rounds", type=positive_int, default=3, help="pairs of trainings, padding and recording")
+    parser.add_argument("--recording_epochs", type=positive_int, default=1, help="epochs over the split, recording")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of samples and training")
     parser.add_switch("--no_cuda", help="train on the CPU even where there is a GPU")
     parser.add_argument("--output", type=Path, metavar="FILE", help="JSON file for the result")
@@ -207,7 +209,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     local = REPOSITORY / args.dataset
     if not args.dataset.startswith("demo:"):
         if not local.exists():
-            raise UserError(f"--dataset {args.dataset}: there is no {local}; give a file, a directory or demo:clinical")
+            raise UserError(f"--dataset {args.dataset}: no such file or directory; give one, or demo:clinical")
         args.dataset = str(local)
     if args.output:
         check_writable(args.output.parent)

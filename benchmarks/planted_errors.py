@@ -1,0 +1,170 @@
+"""How well low confidence finds the annotation errors that a built-in dataset carries on purpose.
+
+Reads cartography metrics and the dataset they were recorded on, the only reader of its column planted_error. Writes
+planted_errors.csv, .json and .png; with --check, exit status 1 when the errors are not found well enough.
+
+    python benchmarks/planted_errors.py --cartography_dir ./cartography_output --dataset demo:clinical \\
+        --output_dir ./planted_errors
+    make demo          (runs it on what it trained)
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from artifacts import check_not_read, check_same_dataset, stage, write_csv, write_json  # noqa: E402
+from helpers import Parser, UserError, command_line, load_split  # noqa: E402
+from tasks import TASKS, get_task  # noqa: E402
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OVERALL_BOUND = 0.97  # AUROC, all kinds of error against the clean examples
+KIND_BOUND = 0.9  # AUROC, each kind against the clean examples
+CLEAN_COLOR = "#bdbdbd"
+# Okabe and Ito 2008; marker and colour say the same thing twice.
+STYLES = (("o", "#D55E00"), ("s", "#0072B2"), ("^", "#009E73"), ("D", "#CC79A7"), ("P", "#000000"), ("v", "#56B4E9"))
+
+
+def detection(confidence: np.ndarray, error: np.ndarray) -> pd.DataFrame:
+    """One row for all errors and one per kind: n, auroc, precision and recall among the n lowest.
+
+    confidence: (N,), 0..1. error: (N,) kind of error, "" where clean. ``auroc`` is the probability that an error has
+    lower confidence than a clean example (0.5 is chance); ``recall_in_lowest`` is the share of the kind among the K
+    lowest confidences of all examples, K the number of errors of any kind, and for all errors their precision too.
+    """
+    import pandas as pd
+    from sklearn.metrics import roc_auc_score
+
+    clean = error == ""
+    lowest = np.zeros(len(error), dtype=bool)
+    lowest[np.argsort(confidence, kind="stable")[: int((~clean).sum())]] = True
+    rows = []
+    for name, chosen in [("all", ~clean)] + [(kind, error == kind) for kind in sorted(set(error[~clean]))]:
+        among = clean | chosen
+        rows.append(
+            {
+                "planted_error": name,
+                "n": int(chosen.sum()),
+                "auroc": float(roc_auc_score(chosen[among], -confidence[among])),
+                "in_lowest": int((chosen & lowest).sum()),
+                "recall_in_lowest": float(lowest[chosen].mean()),
+                "median_confidence": float(np.median(confidence[chosen])),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def plot_planted_errors(path: Path, frame: pd.DataFrame, table: pd.DataFrame, title: str) -> None:
+    """The data map with the planted errors marked by kind over the clean examples."""
+    from plotting import new_figure, save_figure
+
+    figure, axis = new_figure(8, 5.4)
+    clean = frame[frame["planted_error"] == ""]
+    axis.scatter(clean["variability"], clean["confidence"], s=9, color=CLEAN_COLOR, linewidths=0,
+                 label=f"clean (n = {len(clean):,})", rasterized=True)  # fmt: skip
+    kinds = table[table["planted_error"] != "all"]
+    for row, (marker, color) in zip(kinds.itertuples(), STYLES, strict=False):
+        points = frame[frame["planted_error"] == row.planted_error]
+        axis.scatter(points["variability"], points["confidence"], s=34, marker=marker, color=color, linewidths=0.6,
+                     edgecolors="white", label=f"{label_of(row.planted_error)} (n = {row.n:,}, AUROC {row.auroc:.3f})",
+                     )  # fmt: skip
+    axis.set(xlabel="variability (standard deviation of p(gold) over epochs)",
+             ylabel="confidence (mean p(gold) over epochs)", ylim=(-0.02, 1.02))  # fmt: skip
+    axis.set_xlim(-0.01, 1.03 * float(frame["variability"].max()))
+    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, title="planted error",
+                alignment="left")
+    overall = table.iloc[0]
+    caption = (f"n = {len(frame):,}, {overall['n']:,} planted errors; ranking by low confidence: AUROC "
+               f"{overall['auroc']:.3f}, {overall['recall_in_lowest']:.0%} of the {overall['n']:,} lowest are errors")
+    save_figure(figure, path, title, caption)
+
+
+def label_of(kind: str) -> str:
+    return kind.replace("_", " ")
+
+
+def missed_bounds(table: pd.DataFrame) -> list[str]:
+    bounds = np.where(table["planted_error"] == "all", OVERALL_BOUND, KIND_BOUND)
+    return [f"{name} {auroc:.3f} < {bound:g}"
+            for name, auroc, bound in zip(table["planted_error"], table["auroc"], bounds, strict=True)
+            if auroc < bound]  # fmt: skip
+
+
+def print_table(table: pd.DataFrame) -> None:
+    print(f"{'planted error':<22}{'n':>6}{'AUROC':>9}{'among the lowest':>19}{'median confidence':>20}")
+    for row in table.itertuples():
+        found = f"{row.in_lowest:,} ({row.recall_in_lowest:.0%})"
+        print(f"{label_of(row.planted_error):<22}{row.n:>6,}{row.auroc:>9.3f}{found:>19}{row.median_confidence:>20.3f}")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser((__doc__ or "").split("\n")[0])
+    parser.add_argument("--cartography_dir", default="./cartography_output",
+                        help="directory that run.py --enable_cartography wrote")
+    parser.add_argument("--dataset", default="demo:clinical", help="dataset with a column planted_error")
+    parser.add_argument("--split", default="train", help="split that was trained on")
+    parser.add_argument("--task", choices=list(TASKS), default="qa", help="task that the dataset is for")
+    parser.add_argument("--output_dir", default="./planted_errors", help="table and picture go here")
+    parser.add_switch("--check", help=f"exit status 1 unless AUROC reaches {OVERALL_BOUND}, {KIND_BOUND} per kind")
+    return parser.parse_args(argv)
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    from dataset_cartography import load_cartography_metrics
+    from plotting import dataset_label
+
+    check_not_read(args.output_dir, args.cartography_dir)
+    metrics = load_cartography_metrics(args.cartography_dir)
+    split = load_split(args.dataset, args.split, get_task(args.task))
+    check_same_dataset(args.cartography_dir, metrics.index, split)
+    if "planted_error" not in split.data.column_names:
+        raise UserError(f"{args.dataset} has no column 'planted_error'; give one that has, such as demo:clinical")
+    planted = dict(zip(split.ids, split.data["planted_error"][:], strict=True))
+    frame = metrics[metrics.index.isin(planted)]
+    frame = frame.assign(planted_error=[planted[example] or "" for example in frame.index])
+    errors = int((frame["planted_error"] != "").sum())
+    if errors in (0, len(frame)):
+        raise UserError(f"{args.dataset} [{args.split}]: {errors:,} of {len(frame):,} examples with metrics carry a "
+                        "planted error; a ranking needs errors and clean examples")  # fmt: skip
+    table = detection(frame["confidence"].to_numpy(dtype=float), frame["planted_error"].to_numpy(dtype=str))
+    result: dict[str, Any] = {
+        "dataset": args.dataset,
+        "split": args.split,
+        "examples": len(frame),
+        "errors": errors,
+        "auroc": float(table["auroc"].iloc[0]),
+        "precision_in_lowest": float(table["recall_in_lowest"].iloc[0]),  # as many are taken as there are errors
+        "kinds": table.iloc[1:].rename(columns={"planted_error": "kind"}).to_dict("records"),
+        "bounds": {"auroc": OVERALL_BOUND, "auroc_per_kind": KIND_BOUND},
+        "missed": missed_bounds(table),
+    }
+    owns = ("planted_errors.csv", "planted_errors.json", "planted_errors.png", "planted_errors_map.csv")
+    inputs = {"cartography": args.cartography_dir}
+    with stage(args.output_dir, args, owns=owns, inputs=inputs, datasets=[split.identity()]) as path:
+        write_csv(path / "planted_errors.csv", table)
+        write_json(path / "planted_errors.json", result)
+        plotted = frame[["variability", "confidence", "planted_error"]].replace({"planted_error": {"": None}})
+        write_csv(path / "planted_errors_map.csv", plotted.reset_index())
+        title = f"Data map of {dataset_label(args.dataset, args.split)} with its planted annotation errors"
+        plot_planted_errors(path / "planted_errors.png", frame, table, title)
+    print_table(table)
+    print(f"of the {errors:,} examples with the lowest confidence, {result['precision_in_lowest']:.0%} are errors")
+    print(f"wrote planted_errors.csv, .json and .png to {path}")
+    if args.check and result["missed"]:
+        print(f"AUROC below its bound: {', '.join(result['missed'])}", file=sys.stderr)
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()
