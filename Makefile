@@ -22,9 +22,10 @@ EPOCHS ?= 5
 
 demo: $(VENV)/installed
 	@echo "--- training a tiny model on demo:clinical, and watching how it learns"
-	@$(MAKE) --no-print-directory train $(DEMO) FLAGS="$(DEMO_FLAGS) --do_eval"
+	@$(MAKE) --no-print-directory train $(DEMO) EVALUATE=--do_eval
 	@echo "--- the stages after it, two at a time"
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(SYNC) retrained predictions samples integrated unified planted $(DEMO)
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(SYNC) retrained predictions samples integrated unified \
+		planted $(DEMO)
 	@$(PY) demos/summary.py demo_output
 
 map: check-dataset $(VENV)/installed
@@ -35,9 +36,11 @@ map: check-dataset $(VENV)/installed
 	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(SYNC) predictions samples integrated unified $(MAP)
 	@$(PY) demos/summary.py map_output
 
-DEMO := OUT=demo_output DATASET=demo:clinical MODEL=tiny TASK=qa EPOCHS=4 WINDOWS="--max_length 128 --doc_stride 32" \
-	PICTURE=pca
-DEMO_FLAGS := --per_device_train_batch_size 16 --learning_rate 1e-3 --warmup_steps 0.1
+# The demo runs on the CPU everywhere, so that it shows the same everywhere. PCA draws its clusters, because UMAP
+# compiles itself for half a minute.
+DEMO := OUT=demo_output DATASET=demo:clinical MODEL=tiny TASK=qa EPOCHS=4 PICTURE=pca \
+	SIZES="--max_length 128 --doc_stride 32 --no_cuda" \
+	TRAINING="--per_device_train_batch_size 16 --learning_rate 3e-3 --warmup_steps 0.1"
 MAP := OUT=map_output DATASET="$(DATASET)" MODEL="$(MODEL)" TASK=$(TASK) EPOCHS=$(EPOCHS) PICTURE=umap
 
 check-dataset:
@@ -46,24 +49,24 @@ check-dataset:
 	@$(if $(shell case "$(DATASET)" in (/*|.*|*.json|*.jsonl|*.csv|*.parquet|*.gz) test -e "$(DATASET)" || echo missing; \
 	esac),$(error make map: no such file or directory: DATASET=$(DATASET)))
 
-# --- the stages; OUT, WINDOWS, FLAGS and PICTURE come from demo and map above ---
+# --- the stages; OUT, SIZES, TRAINING, EVALUATE and PICTURE come from demo and map above ---
 
 train:
 	$(PY) run.py --task $(TASK) --model "$(MODEL)" --dataset "$(DATASET)" --do_train --num_train_epochs $(EPOCHS) \
-		$(WINDOWS) $(FLAGS) --enable_cartography --cartography_output_dir $(OUT)/cartography_output \
+		$(SIZES) $(TRAINING) $(EVALUATE) --enable_cartography --cartography_output_dir $(OUT)/cartography_output \
 		--output_dir $(OUT)/trainer_output --save_strategy no
 
 # The model on the examples it was trained on: rules 4 and 8 compare these predictions with the annotated answers.
 predictions:
 	$(PY) run.py --task $(TASK) --model $(OUT)/trainer_output --dataset "$(DATASET)" --do_eval --eval_split train \
-		$(WINDOWS) --output_dir $(OUT)/train_predictions
+		$(SIZES) --output_dir $(OUT)/train_predictions
 
 samples:
 	$(PY) analyze_cartography.py --task $(TASK) --cartography_dir $(OUT)/cartography_output \
 		--output_dir $(OUT)/cartography_analysis
 
 embeddings:
-	$(PY) extract_embeddings.py --task $(TASK) --model_path $(OUT)/trainer_output $(WINDOWS) \
+	$(PY) extract_embeddings.py --task $(TASK) --model_path $(OUT)/trainer_output $(SIZES) \
 		--output_dir $(OUT)/embeddings_output
 
 clusters: embeddings
@@ -82,8 +85,9 @@ unified: clusters predictions
 # Demo only: the trained model goes on without the hard examples, among which the planted errors are.
 retrained:
 	$(PY) run.py --task $(TASK) --model $(OUT)/trainer_output --dataset "$(DATASET)" --do_train --do_eval \
-		--num_train_epochs 1 $(WINDOWS) --filter_categories easy ambiguous --use_label_smoothing --use_soft_weighting \
-		--cartography_output_dir $(OUT)/cartography_output --output_dir $(OUT)/retrained --save_strategy no
+		--num_train_epochs 1 $(SIZES) $(TRAINING) --filter_categories easy ambiguous --use_label_smoothing \
+		--use_soft_weighting --cartography_output_dir $(OUT)/cartography_output --output_dir $(OUT)/retrained \
+		--save_strategy no
 
 planted:
 	$(PY) benchmarks/planted_errors.py --dataset "$(DATASET)" --cartography_dir $(OUT)/cartography_output \

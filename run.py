@@ -400,6 +400,7 @@ def build_trainer(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Split | None,
+    evaluation: Split | None,
     variability: np.ndarray | None,
     checkpoint: str | None,
 ) -> CartographyTrainer:
@@ -427,8 +428,13 @@ def build_trainer(
                 train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
                 title=f"{args.dataset} [{args.train_split}], {args.model}",
             )  # fmt: skip
+    watched = None
+    if evaluation is not None and arguments.eval_strategy != "no":
+        windows = task.features(evaluation.data, tokenizer, args.max_length, args.doc_stride, args.ablations)
+        watched = task.evaluation(evaluation.data, windows)
     trainer = CartographyTrainer(
         model=model, args=arguments, train_dataset=features, processing_class=tokenizer,
+        eval_dataset=watched and watched.features, compute_metrics=watched,
         data_collator=PadToLongest(tokenizer, 8 if arguments.bf16 or arguments.fp16 else 1),
         task=task, max_answer_length=args.max_answer_length, dynamics=dynamics, smoothing=smoothing, weights=weights,
     )  # fmt: skip
@@ -496,7 +502,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         variability = known_variability(args, train)
         if args.enable_cartography:
             check_writable(args.cartography_output_dir)
-    evaluation = evaluation_split(args, task) if args.do_eval else None
+    watches = getattr(args, "eval_strategy", "no") != "no"
+    evaluation = evaluation_split(args, task) if args.do_eval or watches else None
     checkpoint = checkpoint_to_resume(args, train) if train is not None else None
 
     from transformers import set_seed
@@ -504,11 +511,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = training_arguments(args)
     set_seed(args.seed)
     model, tokenizer = load_model(args, task, loaded)
-    trainer = build_trainer(args, task, arguments, model, tokenizer, train, variability, checkpoint)
-    if evaluation is not None and arguments.eval_strategy != "no":
-        features = task.features(evaluation.data, tokenizer, args.max_length, args.doc_stride, args.ablations)
-        trainer.compute_metrics = task.evaluation(evaluation.data, features)
-        trainer.eval_dataset = trainer.compute_metrics.features
+    trainer = build_trainer(args, task, arguments, model, tokenizer, train, evaluation, variability, checkpoint)
 
     splits = [split.identity() for split in (train, evaluation) if split is not None]
     owned = TRAINING_FILES if args.do_train else EVALUATION_FILES
@@ -526,7 +529,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json(Path(args.output_dir) / "filter_report.json", report)
         if args.do_train:
             train_model(trainer, args, checkpoint)
-        metrics = evaluate_model(trainer, args, task, evaluation) if evaluation is not None else None
+        metrics = evaluate_model(trainer, args, task, evaluation) if args.do_eval and evaluation else None
     if is_main_process():
         if metrics is not None:
             print_metrics(metrics)

@@ -190,6 +190,17 @@ def test_tiny_is_built_from_the_training_split_and_loads_again(qa_dir, tmp_path)
     assert "eval_f1" in read(tmp_path / "e/eval_metrics.json")
 
 
+def test_keeps_the_best_epoch(qa_dir, tiny_model, tmp_path):
+    call("--do_train", "--do_eval", "--eval_strategy", "epoch", "--save_strategy", "epoch", "--load_best_model_at_end",
+         "--num_train_epochs", "3", "--learning_rate", "3e-3", "--model", tiny_model, "--dataset", qa_dir,
+         "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
+    states = [read(path) for path in (tmp_path / "m").glob("checkpoint-*/trainer_state.json")]
+    history = max(states, key=lambda state: state["global_step"])["log_history"]
+    scores = [entry["eval_f1"] for entry in history if "eval_f1" in entry]
+    assert len(scores) == 3
+    assert read(tmp_path / "m/eval_metrics.json")["eval_f1"] == pytest.approx(max(scores))
+
+
 def test_squad_2_style_data(tiny_model, tmp_path):
     rows = qa_rows(12, seed=5)
     for row in rows[::3]:

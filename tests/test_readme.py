@@ -1,0 +1,197 @@
+"""Every command and every Python block of README.md runs as written, and the Makefile's commands are well formed.
+
+A Hub dataset or model is replaced by a local one, and small sizes are added; the rest is what the README says.
+"""
+
+import importlib.util
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from conftest import REPOSITORY
+from packaging.requirements import Requirement
+
+README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+HUB_DATASET, HUB_MODEL = "Eladio/emrqa-msquad", "google/electra-small-discriminator"
+TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+# These need a fresh clone or minutes: .ci/run goes through them, and below it is checked that make knows the targets.
+NOT_RUN_HERE = (
+    r"git clone \S+ cartography && cd cartography",
+    r"python3 -m venv \.venv",
+    r"\. \.venv/bin/activate",
+    r"pip install -c constraints\.txt -e \.",
+    r"make (demo|test|test-slow)",
+    r"make map DATASET=my\.jsonl( [A-Z]+=\S+)*",
+)
+SMALL = {
+    "run.py": ["--no_cuda", "--max_length", "128", "--doc_stride", "32", "--per_device_train_batch_size", "8"],
+    "extract_embeddings.py": ["--no_cuda"],
+    "cluster_analysis.py": ["--min_cluster_size", "2", "--min_samples", "1", "--visualization_method", "pca"],
+}
+
+
+def blocks() -> list[tuple[str, str]]:
+    """(language, text) of every fenced block, in order."""
+    return re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+
+
+def commands(block: str) -> list[str]:
+    lines = block.replace("\\\n", " ").splitlines()
+    return [re.sub(r"\s+", " ", line).strip() for line in lines if line.strip()]
+
+
+def load_script(name: str):
+    spec = importlib.util.spec_from_file_location(Path(name).stem, REPOSITORY / name)
+    assert spec is not None and spec.loader is not None, f"{name} is no script"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+def with_local(script: str, argv: list[str], dataset: Path, model: Path) -> list[str]:
+    """The arguments with local data and a tiny local model in the place of those on the Hub, and small sizes."""
+    argv = [str({HUB_DATASET: dataset, HUB_MODEL: model}.get(word, word)) for word in argv]
+    if script == "run.py":
+        argv += [] if "--dataset" in argv else ["--dataset", str(dataset)]
+        argv += [] if "--model" in argv else ["--model", str(model)]
+    return argv + SMALL.get(script, [])
+
+
+def run_command(command: str, dataset: Path, model: Path) -> None:
+    if any(re.fullmatch(pattern, command) for pattern in NOT_RUN_HERE):
+        return
+    program, *words = shlex.split(command)
+    if words[: len(TWO_PROCESSES)] == TWO_PROCESSES:  # here in one process; test_two_processes takes it as it is
+        words = words[len(TWO_PROCESSES) :]
+    assert program == "python" and words[0].endswith(".py"), f"README.md has a command this test cannot run: {command}"
+    print(f"\n$ {command}")
+    load_script(words[0]).main(with_local(words[0], words[1:], dataset, model))
+
+
+def small_trainer(directory: Path):
+    """A plain Trainer, as a reader of the README has one, and the ids of its rows."""
+    import datasets
+    import torch
+    from transformers import ElectraConfig, ElectraForSequenceClassification, Trainer, TrainingArguments
+
+    torch.manual_seed(0)
+    config = ElectraConfig(
+        vocab_size=50, embedding_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=32,
+    )  # fmt: skip
+    data = datasets.Dataset.from_dict({"input_ids": [[1, 2 + row % 5] for row in range(12)], "labels": [0, 1] * 6})
+    args = TrainingArguments(str(directory), num_train_epochs=3, use_cpu=True, save_strategy="no", disable_tqdm=True)
+    trainer = Trainer(model=ElectraForSequenceClassification(config), args=args, train_dataset=data)
+    return trainer, [f"row{row}" for row in range(12)]
+
+
+def test_the_readme_runs_from_top_to_bottom(qa_dir, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    trainer, ids = small_trainer(tmp_path / "other")
+    names = {"trainer": trainer, "ids": ids}
+    for language, text in blocks():
+        if language == "bash":
+            for command in commands(text):
+                run_command(command, qa_dir, tiny_model)
+        elif language == "python":
+            print(f"\n>>> {text}")
+            exec(text.replace(HUB_DATASET, str(qa_dir)), names)
+
+    for directory, artifact in {
+        "trainer_output": "eval_predictions.jsonl", "cartography_output": "cartography_map.png",
+        "train_predictions": "eval_predictions.jsonl", "ablations": "eval_predictions_q_only.jsonl",
+        "easy_first_model": "eval_metrics.json", "model_2": "model.safetensors", "cartography_2": "run_meta.json",
+        "cartography_analysis": "hard_samples.json", "cluster_output": "cluster_assignments.csv",
+        "integrated_analysis": "patterns.json", "unified_export": "unified_analysis.csv",
+        "unified_example": "problem_examples.csv", "final_model": "model.safetensors",
+        "control_model": "filter_report.json", "clustered_model": "filter_report.json",
+        "my_cartography": "cartography_metrics.csv",
+    }.items():  # fmt: skip
+        assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
+    assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]
+    assert len(names["train_df"]) == 24 and "variability" in names["train_df"]  # type: ignore[operator,arg-type]
+    assert 0 < len(names["hard_ids"]) <= 24 and 0 < len(names["filtered"]) <= 24  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_two_processes(qa_dir, tiny_model, tmp_path):
+    """The command with a launcher, really launched."""
+    [command] = [command for language, text in blocks() if language == "bash"
+                 for command in commands(text) if "torch.distributed.run" in command]  # fmt: skip
+    words = shlex.split(command)[1:]
+    script = words.index("run.py")
+    argv = with_local("run.py", words[script + 1 :], qa_dir, tiny_model)
+    line = [sys.executable, *words[:script], str(REPOSITORY / "run.py"), *argv]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (tmp_path / "cartography_2" / "cartography_map.png").exists()
+
+
+def test_the_example_of_a_row_can_be_loaded(tmp_path):
+    from helpers import load_split
+    from tasks import get_task
+
+    [text] = [text for language, text in blocks() if language == "json"]
+    file = tmp_path / "row.jsonl"
+    file.write_text(json.dumps(json.loads(text)) + "\n", encoding="utf-8")
+    task = get_task("qa")
+    split = load_split(str(file), "train", task)
+    assert split.ids == ["7"] and task.is_aligned(split.data).all()
+
+
+def test_the_file_tree_is_true():
+    [tree] = [text for language, text in blocks() if not language and "run.py " in text]
+    names = re.findall(r"[\w.]+\.py\b|\w+/", tree)
+    assert len(names) > 15
+    assert [name for name in names if not (REPOSITORY / name).exists()] == []
+    scripts = {path.name for path in REPOSITORY.glob("*.py") if "def main(" in path.read_text(encoding="utf-8")}
+    assert scripts <= set(names)
+
+
+def make(*words: str) -> subprocess.CompletedProcess:
+    return subprocess.run(["make", *words], cwd=REPOSITORY, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize("words", [["demo"], ["map", "MODEL=tiny", "EPOCHS=3"]])
+def test_the_commands_of_make_parse(words, qa_dir):
+    """make --dry-run prints every command of the chain; each script must understand its own."""
+    done = make("--dry-run", *words, f"DATASET={qa_dir / 'train.jsonl'}")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in commands(done.stdout) if re.match(r"\.venv/bin/python [\w/]+\.py ", line)]
+    scripts = [shlex.split(line)[1:] for line in lines]
+    assert {"run.py", "analyze_cartography.py", "extract_embeddings.py", "cluster_analysis.py", "analyze_dataset.py",
+            "demos/summary.py"} <= {script for script, *_ in scripts}  # fmt: skip
+    for script, *argv in scripts:
+        load_script(script).parse_args(argv)
+
+
+@pytest.mark.parametrize("words, named", [(["map"], "DATASET=my.jsonl"), (["map", "DATASET=no.jsonl"], "no.jsonl")])
+def test_make_map_refuses_in_one_line(words, named):
+    done = make(*words)
+    assert done.returncode == 2 and not done.stdout
+    assert len(done.stderr.splitlines()) == 1 and named in done.stderr
+
+
+def test_launch_configurations_parse():
+    launch = json.loads((REPOSITORY / ".vscode" / "launch.json").read_text(encoding="utf-8"))
+    for configuration in launch["configurations"]:
+        script = configuration["program"].removeprefix("${workspaceFolder}/")
+        load_script(script).parse_args(configuration["args"])
+
+
+def test_pins_agree():
+    """constraints.txt (pip) and pyproject.toml (uv) pin the same versions, of every package that is asked for."""
+    lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in lines if not line.startswith("#")]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
+    assert project["tool"]["uv"]["constraint-dependencies"] == pins
+    pinned = {name: version for name, version in (pin.split("==") for pin in pins)}
+    asked = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"]]
+    for requirement in map(Requirement, asked):
+        assert requirement.specifier.contains(pinned[requirement.name]), requirement
