@@ -11,6 +11,10 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 # Output of stages that run at the same time, one after the other; older makes cannot and mix it.
 SYNC := $(if $(filter output-sync,$(.FEATURES)),--output-sync)
 
+# Stages run two at a time, so each gets half the cores. Training of the demo takes one: on two busy cores the threads
+# of such a small model wait for each other longer than they work.
+HALF := $(shell echo $$((($$(getconf _NPROCESSORS_ONLN) + 1) / 2)))
+
 # What make map takes.
 DATASET ?=
 MODEL ?= tiny
@@ -22,10 +26,10 @@ EPOCHS ?= 5
 
 demo: $(VENV)/installed
 	@echo "--- training a tiny model on demo:clinical, and watching how it learns"
-	@$(MAKE) --no-print-directory train $(DEMO) EVALUATE=--do_eval
+	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory train $(DEMO) EVALUATE=--do_eval
 	@echo "--- the stages after it, two at a time"
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(SYNC) retrained predictions samples integrated unified \
-		planted $(DEMO)
+	@OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j2 $(SYNC) unified integrated retrained samples planted \
+		$(DEMO)
 	@$(PY) demos/summary.py demo_output
 
 map: check-dataset $(VENV)/installed
@@ -33,15 +37,16 @@ map: check-dataset $(VENV)/installed
 	@$(if $(filter tiny,$(MODEL)),echo "--- MODEL=tiny knows no language yet; MODEL=google/electra-small-discriminator (Hub) maps better")
 	@$(MAKE) --no-print-directory train $(MAP)
 	@echo "--- the stages after it, two at a time"
-	@OMP_NUM_THREADS=1 $(MAKE) --no-print-directory -j2 $(SYNC) predictions samples integrated unified $(MAP)
+	@OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j2 $(SYNC) unified integrated samples $(MAP)
 	@$(PY) demos/summary.py map_output
 
 # The demo runs on the CPU everywhere, so that it shows the same everywhere. PCA draws its clusters, because UMAP
 # compiles itself for half a minute.
-DEMO := OUT=demo_output DATASET=demo:clinical MODEL=tiny TASK=qa EPOCHS=4 PICTURE=pca \
+DEMO := OUT=demo_output DATASET=demo:clinical MODEL=tiny TASK=qa EPOCHS=4 \
 	SIZES="--max_length 128 --doc_stride 32 --no_cuda" \
-	TRAINING="--per_device_train_batch_size 16 --learning_rate 3e-3 --warmup_steps 0.1"
-MAP := OUT=map_output DATASET="$(DATASET)" MODEL="$(MODEL)" TASK=$(TASK) EPOCHS=$(EPOCHS) PICTURE=umap
+	CLUSTERING="--visualization_method pca --reduction_dim 10 --min_samples 5" \
+	TRAINING="--per_device_train_batch_size 16 --learning_rate 3e-3 --warmup_steps 0.1 --logging_steps 100"
+MAP := OUT=map_output DATASET="$(DATASET)" MODEL="$(MODEL)" TASK=$(TASK) EPOCHS=$(EPOCHS)
 
 check-dataset:
 	@$(if $(DATASET),,$(error make map needs data, such as make map DATASET=my.jsonl (.json .jsonl .csv .parquet, a \
@@ -49,7 +54,7 @@ check-dataset:
 	@$(if $(shell case "$(DATASET)" in (/*|.*|*.json|*.jsonl|*.csv|*.parquet|*.gz) test -e "$(DATASET)" || echo missing; \
 	esac),$(error make map: no such file or directory: DATASET=$(DATASET)))
 
-# --- the stages; OUT, SIZES, TRAINING, EVALUATE and PICTURE come from demo and map above ---
+# --- the stages; OUT, SIZES, TRAINING, EVALUATE and CLUSTERING come from demo and map above ---
 
 train:
 	$(PY) run.py --task $(TASK) --model "$(MODEL)" --dataset "$(DATASET)" --do_train --num_train_epochs $(EPOCHS) \
@@ -70,7 +75,7 @@ embeddings:
 		--output_dir $(OUT)/embeddings_output
 
 clusters: embeddings
-	$(PY) cluster_analysis.py --embedding_dir $(OUT)/embeddings_output --visualization_method $(PICTURE) \
+	$(PY) cluster_analysis.py --embedding_dir $(OUT)/embeddings_output $(CLUSTERING) \
 		--output_dir $(OUT)/cluster_output
 
 integrated: clusters

@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from helpers import RowFormat, Split, UserError, is_main_process, load_split, name_a_few
+from helpers import RowFormat, Split, UserError, csv_records, is_main_process, load_split, name_a_few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -233,8 +233,8 @@ def check_whole_model(path: str | Path) -> None:
     if not (Path(path) / "config.json").exists():
         raise UserError(f"{path} holds no config.json, so no model; run.py --do_train writes one")
     meta = model_meta(path)
-    if meta and meta["status"] != "finished":
-        raise UserError(f"model {path} is not whole: its training is marked {meta['status']}; train it again")
+    if meta and meta.get("status") != "finished":
+        raise UserError(f"model {path} is not whole: its training is marked {meta.get('status')}; train it again")
 
 
 def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
@@ -249,8 +249,9 @@ def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
         raise UserError(f"{path}: no such file or directory; {made_by} writes {filename}")
     file = path / filename if path.is_dir() else path
     meta = load_meta(file)
-    if meta and meta["status"] != "finished":
-        reason = "is still running or was killed" if meta["status"] == "running" else "failed"
+    status = (meta or {}).get("status", "finished")  # a meta of somebody else's says nothing
+    if status != "finished":
+        reason = "is still running or was killed" if status == "running" else "failed"
         raise UserError(f"{file.parent} is not whole: the run that writes it {reason} ({META}); run {made_by} again")
     if not file.exists():
         raise UserError(f"{path} holds no {filename}; {made_by} writes it")
@@ -269,9 +270,17 @@ def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
 def read_json(path: str | Path) -> Any:
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with _open_text(path) as file:
+            return json.load(file)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg}); is the file whole?") from error
+
+
+@contextmanager
+def _open_text(path: Path) -> Iterator[IO[str]]:
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            yield file
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text") from error
 
@@ -279,7 +288,7 @@ def read_json(path: str | Path) -> Any:
 def read_jsonl(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
     path = Path(path)
     rows = []
-    with path.open(encoding="utf-8") as file:
+    with _open_text(path) as file:
         for line_number, line in enumerate(file, 1):
             try:
                 row = json.loads(line)
@@ -297,14 +306,10 @@ def read_table(path: str | Path, columns: Sequence[str] = ()) -> pd.DataFrame:
     import pandas as pd
 
     path = Path(path)
-    try:
-        frame = pd.read_csv(
-            path, dtype={"id": str}, keep_default_na=False, na_values=[""], float_precision="round_trip"
-        )
-    except pd.errors.EmptyDataError as error:
-        raise UserError(f"{path} is empty") from error
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: malformed CSV ({str(error).strip().splitlines()[-1]})") from error
+    with _open_text(path) as file:  # pandas fills short rows with NaN and takes long ones for an index
+        if not sum(1 for _ in csv_records(path, file)):
+            raise UserError(f"{path} is empty")
+    frame = pd.read_csv(path, dtype={"id": str}, keep_default_na=False, na_values=[""], float_precision="round_trip")
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise UserError(f"{path} has no column {name_a_few(missing)}; it has {', '.join(map(str, frame.columns))}")

@@ -15,6 +15,7 @@ import gzip
 import json
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -97,7 +98,7 @@ def read_logged_logits(directory: str | Path) -> Iterator[dict[str, Any]]:
                     record = json.loads(line)
                     ids.append(str(record["guid"]))
                     gold.append(int(record["gold"]))
-                    logits.append(record[key])
+                    logits.append([float(value) for value in record[key]])
                 except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
                     raise UserError(
                         f"{path}, line {line_number}: expected guid, {key} and gold ({type(error).__name__}: {error})"
@@ -145,7 +146,7 @@ def _numbered_files(directory: str | Path, pattern: str, made_by: str) -> list[t
     if not files:
         raise UserError(f"{directory} holds no {readable}; {made_by} writes them")
     numbers = [number for number, _ in files]
-    if numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+    if numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         there = ", ".join(map(str, numbers))
         raise UserError(f"{directory}: {readable} is there for N = {there} only; one is missing")
     return files
@@ -176,6 +177,9 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     for epoch in epochs:
         ids = epoch["id"]
         if ids != order:  # usually the same examples in the same order every epoch
+            if len(set(ids)) < len(ids):
+                repeated = [example for example, count in Counter(ids).items() if count > 1]
+                raise UserError(f"epoch {epoch['epoch']}: ids occur more than once ({name_a_few(repeated)})")
             for example in ids:
                 position.setdefault(example, len(position))
             rows = np.fromiter((position[example] for example in ids), np.int64, len(ids))
@@ -204,7 +208,11 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         totals["right"][rows] += right
         totals["aleatoric"][rows] += p * (1 - p)
         for name in present:
-            totals[name][rows] += np.asarray(epoch[name], dtype=np.float64)
+            values = np.asarray(epoch[name], dtype=np.float64)
+            if not np.isfinite(values).all():
+                bad = [ids[row] for row in np.flatnonzero(~np.isfinite(values))]
+                raise UserError(f"epoch {epoch['epoch']}: {name} of {name_a_few(bad)} is no finite number")
+            totals[name][rows] += values
     if not position:
         raise UserError("no training dynamics were recorded: no example was seen in any epoch")
     n = totals["n"]
@@ -249,7 +257,11 @@ def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
         records = read_json(file)
         if not isinstance(records, list) or not all(isinstance(record, dict) and "id" in record for record in records):
             raise UserError(f"{file}: expected a list of records with id, confidence, variability, ...")
+        if not records:
+            raise UserError(f"{file} holds no examples; run {MADE_BY} again")
         table = pd.DataFrame(records)
+        if table["id"].isna().any():
+            raise UserError(f"{file}: record {int(table['id'].isna().to_numpy().argmax()) + 1} has no id")
         table["id"] = [str(value) for value in table["id"]]
         if missing := {"confidence", "variability"} - set(table.columns):
             raise UserError(f"{file} has no column {name_a_few(sorted(missing))}")

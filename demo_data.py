@@ -86,11 +86,11 @@ SENTENCES: dict[str, tuple[str, ...]] = {
         "The procedure, <{article} [{procedure}]>, was carried out without delay.",
     ),
     "allergy": (
-        "{Subj} is allergic to [{allergen}], which causes {reaction}.",
+        "{Subj} is allergic to [{allergen}], which led to {reaction}.",
         "There is a known allergy to [{allergen}] with {reaction}.",
         "The chart lists an allergy to [{allergen}] with {reaction}.",
         "{Subj} reports an allergic reaction to [{allergen}] in the form of {reaction}.",
-        "An allergy band was placed because [{allergen}] causes {reaction}.",
+        "An allergy band was placed because of {reaction} after [{allergen}].",
     ),
     "disposition": (
         "{Subj} was discharged to <{det} [{place}]> in {condition} condition.",
@@ -190,14 +190,12 @@ FILLERS = (
     "The lungs were clear and the abdomen was soft.",
 )
 
-# Clauses that make a sentence wordy and state no fact.
-OPENINGS = (
+# Clauses that make a sentence wordy and state no fact; one that begins with a comma goes behind the sentence.
+CLAUSES = (
     "After a long conversation with the family and the covering team, ",
     "As documented in the chart by the nurse who was in charge of the ward, ",
     "According to the records that were sent over by the referring clinic, ",
     "As far as could be made out from the notes of the previous team, ",
-)
-CLOSINGS = (
     ", and this was explained in detail to the relatives who were waiting outside",
     ", as was discussed at some length during the ward round with all of the team present",
     ", and nothing about this has changed since the team last looked into it",
@@ -206,7 +204,7 @@ CLOSINGS = (
 
 POOLS: dict[str, tuple[str, ...]] = {
     "living": ("alone", "with family", "on a farm", "with a brother", "near the coast", "in a small flat"),
-    "complaint": ("stomach pain", "short breath", "a cough", "joint pain", "dizziness", "weakness", "nausea", "fatigue"),
+    "complaint": ("stomach pain", "a cough", "joint pain", "dizziness", "weakness", "nausea", "fatigue"),
     "aim": ("symptom control", "prevention", "comfort", "pain relief", "better sleep", "blood pressure"),
     "drug": (
         "aspirin", "lisinopril", "metformin", "atorvastatin", "warfarin", "omeprazole", "amlodipine", "gabapentin",
@@ -228,9 +226,9 @@ POOLS: dict[str, tuple[str, ...]] = {
         "appendicitis", "iron deficiency", "sinusitis", "osteoarthritis",
     ),
     "procedure": (
-        "colonoscopy", "bronchoscopy", "hip replacement", "cardiac catheterization", "lumbar puncture", "hernia repair",
-        "liver biopsy", "knee arthroscopy", "gastroscopy", "bypass operation", "skin graft", "chest drain insertion",
-        "pacemaker implantation", "thyroid resection", "coronary stent placement",
+        "colonoscopy", "bronchoscopy", "hip replacement", "cardiac catheterization", "lumbar puncture",
+        "hernia repair", "liver biopsy", "knee arthroscopy", "gastroscopy", "bypass operation", "skin graft",
+        "chest drain insertion", "pacemaker implantation", "thyroid resection", "coronary stent placement",
     ),
     "allergen": (
         "penicillin", "latex", "shellfish", "peanuts", "sulfa drugs", "iodine contrast", "bee stings", "codeine",
@@ -242,25 +240,25 @@ POOLS: dict[str, tuple[str, ...]] = {
         "skilled nursing facility", "rehabilitation center", "nursing home", "hospice", "psychiatric unit",
         "long-term care hospital", "group home", "transitional care unit", "assisted living residence", "shelter",
     ),
-}  # fmt: skip
-# Doses, laboratory values and ages use numbers of different sizes, as they mostly do in life: a tiny model that sees a
-# few thousand sentences need not learn to read the unit behind a number before it can learn to read the question.
+}
+# Ages, laboratory values and doses use numbers of different sizes, each seen often, so that a tiny model need not
+# learn to read the unit behind a number before it can learn to read the question.
 DOSES = (
-    ("diuretic", "mg"), ("antibiotic", "mg"), ("sedative", "mg"), ("beta blocker", "mg"), ("painkiller", "mg"),
-    ("steroid", "mg"), ("thyroid hormone", "mcg"), ("blood thinner", "mg"), ("vitamin supplement", "mcg"),
-    ("cough syrup", "ml"), ("laxative", "ml"), ("antacid", "ml"),
-)  # fmt: skip
+    ("antibiotic", "mg"), ("painkiller", "mg"), ("antiviral", "mg"), ("antifungal", "mg"), ("anticonvulsant", "mg"),
+    ("iron supplement", "mg"), ("calcium supplement", "mg"), ("muscle relaxant", "mg"), ("antimalarial", "mg"),
+    ("antacid", "mg"), ("vitamin supplement", "mcg"), ("folic acid", "mcg"),
+)
 AMOUNTS = ("200", "250", "300", "350", "400", "450", "500", "550", "600", "650", "700", "750", "800", "1000")
-LABS = (  # name, unit, lowest, highest
+LABS = (  # name, unit, lowest, highest; even numbers only
     ("sodium", "mmol/L", 118, 152), ("chloride", "mmol/L", 96, 118), ("creatinine", "umol/L", 96, 150),
     ("hemoglobin", "g/L", 96, 150), ("glucose", "mg/dL", 96, 152), ("ferritin", "mcg/L", 96, 150),
     ("cholesterol", "mg/dL", 110, 152), ("troponin", "ng/L", 96, 140), ("triglyceride", "mg/dL", 100, 152),
     ("ammonia", "umol/L", 96, 130), ("lipase", "U/L", 96, 150), ("amylase", "U/L", 100, 150),
-)  # fmt: skip
+)
 MONTHS = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
     "December",
-)  # fmt: skip
+)
 
 # A word keeps its inner punctuation ("3.1", "mg/dL", "long-term") and none at its edges.
 WORD = re.compile(r"\w+(?:[./-]\w+)*")
@@ -285,7 +283,7 @@ class Note:
 
 @dataclass(frozen=True)
 class Demo:
-    """A built-in dataset: `build(rng, split, num_examples, is_ours)` makes the rows, ids are added here."""
+    """A built-in dataset: default size of each split, and `build(rng, split, num_examples)`, rows without ids."""
 
     sizes: dict[str, int]
     build: Callable[[np.random.Generator, str, int], list[dict[str, Any]]]
@@ -340,7 +338,7 @@ def _build_clinical(rng: np.random.Generator, split: str, num_examples: int) -> 
 
 
 def _error_plan(rng: np.random.Generator, n: int) -> list[str]:
-    """The planted error of each of `n` examples ("" for clean): a tenth, the kinds in equal shares, in random order."""
+    """The planted error of each of `n` examples ("" for clean): a tenth, kinds in equal shares, in random order."""
     planted = [PLANTED_ERRORS[i % len(PLANTED_ERRORS)] for i in range(round(n * ERROR_SHARE))]
     plan = planted + [""] * (n - len(planted))
     return [plan[i] for i in rng.permutation(n)]
@@ -392,13 +390,14 @@ def _draft(rng: np.random.Generator) -> Note:
 
     text, sentences, facts = "", [], []
     fillers = [FILLERS[i] for i in rng.permutation(len(FILLERS))]
+    clauses = [CLAUSES[i] for i in rng.permutation(len(CLAUSES))] if wordy else []
     for number, kind in enumerate(order):
         template = _pick(rng, SENTENCES[kind]) if kind else fillers.pop()
         subject = _pick(rng, ("the patient", "he" if patient["person"] in ("man", "gentleman") else "she"))
         words = patient | {"subj": subject, "Subj": subject[0].upper() + subject[1:]}
         sentence = template.format(**words)
-        if wordy:
-            sentence = _wordy(rng, sentence)
+        if clauses:
+            sentence = _join(sentence, clauses.pop())
         plain, golds = _parse_marks(sentence)
         text += " " if text else ""
         if kind:
@@ -432,12 +431,12 @@ def _patient(rng: np.random.Generator) -> dict[str, str]:
     }
 
 
-def _wordy(rng: np.random.Generator, sentence: str) -> str:
+def _join(sentence: str, clause: str) -> str:
     """The same statement in more words."""
-    if rng.random() < 0.5:
-        first = next(i for i, char in enumerate(sentence) if char.isalpha())  # a mark may stand before it
-        return _pick(rng, OPENINGS) + sentence[:first] + sentence[first].lower() + sentence[first + 1 :]
-    return sentence.removesuffix(".") + _pick(rng, CLOSINGS) + "."
+    if clause.startswith(","):
+        return sentence.removesuffix(".") + clause + "."
+    first = next(i for i, char in enumerate(sentence) if char.isalpha())  # a mark may stand before it
+    return clause + sentence[:first] + sentence[first].lower() + sentence[first + 1 :]
 
 
 def _parse_marks(marked: str) -> tuple[str, list[Span]]:
@@ -487,7 +486,7 @@ def _shifted_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
 
 
 def _overlong_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
-    """The sentence that holds the answer, without its full stop, or that sentence and a neighbour if both are short."""
+    """The sentence that holds the answer, without its full stop; where both are short, maybe its neighbour too."""
     first, last = fact.sentence, fact.sentence
     pair = (first - 1, last) if last == len(note.sentences) - 1 else (first, last + 1)
     if rng.random() < 0.5 and len(_words(note.text, (note.sentences[pair[0]][0], note.sentences[pair[1]][1]))) <= 20:
@@ -508,5 +507,5 @@ def _garble(rng: np.random.Generator, question: str) -> str:
 
 
 DEMOS: dict[str, Demo] = {
-    "clinical": Demo(sizes={"train": 2000, "validation": 400}, build=_build_clinical),
+    "clinical": Demo(sizes={"train": 2500, "validation": 400}, build=_build_clinical),
 }

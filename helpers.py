@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -224,7 +224,8 @@ class Parser(argparse.ArgumentParser, _Flags):
     def unknown(self, flag: str, also: Iterable[str] = ()) -> None:
         """Refuse an unknown flag and name the nearest known one."""
         name = flag.partition("=")[0]
-        near = difflib.get_close_matches(name, [*self._option_string_actions, *also], n=1)
+        known = [*self._option_string_actions, *also]
+        near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, n=1)
         self.error(f"unknown argument {name}" + (f"; did you mean {near[0]}?" if near else ""))
 
     def normalize(self, argv: list[str]) -> list[str]:
@@ -479,29 +480,33 @@ def _read_file(path: Path) -> datasets.Dataset:
         raise UserError(f"{path}: a column holds values of different types ({_first_line(error)})") from error
 
 
-def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
-    """Rows of a CSV: every cell a string but whole numbers outside ``id``; empty cells are None."""
-    limit = sys.maxsize  # contexts are longer than the module's default of 131,072 characters
-    while True:
-        try:
-            csv.field_size_limit(limit)
-            break
-        except OverflowError:
-            limit //= 10
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+def csv_records(path: Path, text: Iterable[str]) -> Iterator[list[str]]:
+    """The rows of a CSV, header first; each must have as many cells as the header, whose names must differ."""
+    csv.field_size_limit(2**31 - 1)  # contexts are longer than the module's default of 131,072 characters
+    reader = csv.reader(text, strict=True)
+    header: list[str] = []
     try:
-        header = next(reader)
-        rows: list[dict[str, Any]] = []
         for cells in reader:
-            if not cells:
-                continue
-            if len(cells) != len(header):
+            if not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    repeated = sorted({name for name in header if header.count(name) > 1})
+                    raise UserError(f"{path}: columns {name_a_few(repeated)} are in the header more than once")
+            if cells and len(cells) != len(header):
                 raise UserError(
                     f"{path}, line {reader.line_num}: {len(cells)} columns where the header has {len(header)}"
                 )
-            rows.append(dict(zip(header, cells, strict=True)))
+            if cells:
+                yield cells
     except csv.Error as error:
-        raise UserError(f"{path}, line {reader.line_num}: {error}") from error
+        raise UserError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
+
+
+def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
+    """Rows of a CSV: every cell a string but whole numbers outside ``id``; empty cells are None."""
+    records = csv_records(path, io.StringIO(text, newline=""))
+    header = next(records)
+    rows: list[dict[str, Any]] = [dict(zip(header, cells, strict=True)) for cells in records]
     for column in header:
         values = [row[column] for row in rows]
         whole = column != "id" and all(_is_whole_number(value) for value in values if value != "")
@@ -513,7 +518,8 @@ def _csv_rows(path: Path, text: str) -> list[dict[str, Any]]:
 
 def _is_whole_number(text: str) -> bool:
     digits = text[1:] if text.startswith("-") else text
-    return digits.isascii() and digits.isdigit() and (digits == "0" or not digits.startswith("0"))
+    plain = digits == "0" or not digits.startswith("0")
+    return digits.isascii() and digits.isdigit() and plain and len(digits) <= 18  # what 64 bits hold
 
 
 def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:

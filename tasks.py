@@ -242,14 +242,15 @@ def _answer_lists(answer: Any, start: Any, where: str) -> dict[str, list]:
             raise UserError(f"{where}: answers is not JSON ({error.msg})") from error
     if answer is None or answer == "":
         return {"text": [], "answer_start": []}
-    if isinstance(answer, str):
+    if isinstance(answer, str | int | float):
         answer = {"text": answer, "answer_start": start}
     if isinstance(answer, list):
         if not all(isinstance(item, Mapping) for item in answer):
             raise UserError(f"{where}: expected answers as objects with text and answer_start, found {answer!r:.60}")
         answer = {key: [item.get(key) for item in answer] for key in ("text", "answer_start")}
     texts, starts = answer.get("text"), answer.get("answer_start")
-    texts = [texts] if isinstance(texts, str) else list(texts or [])
+    texts = [texts] if isinstance(texts, str | int | float) else list(texts if texts is not None else [])
+    texts = [str(text) if isinstance(text, int | float) else text for text in texts]  # a file may hold 42 for "42"
     starts = [starts] if isinstance(starts, int) else list(starts if starts is not None else [])
     if len(texts) != len(starts) or not all(isinstance(value, int) for value in starts):
         raise UserError(f"{where}: {len(texts)} answer texts need as many answer_start offsets, found {starts!r:.60}")

@@ -4,7 +4,7 @@ Reads a question-answering dataset. Prints a table, writes JSON with --output; e
 
     python benchmarks/bench_training.py --output bench_training.json
     python benchmarks/bench_training.py --dataset demo:clinical --steps 4 --rounds 1
-    python benchmarks/bench_training.py --model ./encoder --batch_size 16
+    python benchmarks/bench_training.py --model ./encoder --max_train_samples 500
 
 Padding: the same trainer, model and examples; ours groups rows by length and pads each batch to its own longest, the
 other shuffles and pads to 512. Recording: seconds inside the recorder over seconds of training, writing of dynamics,
@@ -69,7 +69,7 @@ class Bench:
 
         self.args, self.scratch = args, Path(scratch)
         self.task = get_task("qa")
-        self.split = load_split(args.dataset, args.split, self.task)
+        self.split = load_split(args.dataset, args.split, self.task, args.max_train_samples)
         data = self.split.data.select(np.flatnonzero(self.task.is_aligned(self.split.data)))
         self.ids = data["id"][:]
         self.model, self.tokenizer = load_model(args.model, data)
@@ -80,12 +80,22 @@ class Bench:
     def train(
         self, features: datasets.Dataset, *, padded: bool = False, record: bool = False, epochs: int = 1
     ) -> dict[str, float]:
-        """One training from the same weights: seconds of the whole, and of it inside the recorder."""
+        """One training from the same weights: seconds of the whole, of its epochs alone, inside the recorder, and of
+        the processors."""
         import torch
-        from transformers import PrinterCallback, TrainingArguments
+        from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
         from trainers import CartographyTrainer
         from training_dynamics import CartographyCallback
+
+        class Epochs(TrainerCallback):
+            seconds = 0.0
+
+            def on_epoch_begin(self, *_: Any, **__: Any) -> None:
+                self.began = now()
+
+            def on_epoch_end(self, *_: Any, **__: Any) -> None:
+                self.seconds += now() - self.began
 
         class Padded(CartographyTrainer):
             def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -110,10 +120,16 @@ class Bench:
             data_collator=self.collators[padded], task=self.task, dynamics=dynamics,
         )  # fmt: skip
         trainer.remove_callback(PrinterCallback)
-        began = now()
+        clock = Epochs()
+        trainer.add_callback(clock)
+        began, cpu_began = now(), time.process_time()
         trainer.train()
-        seconds = now() - began
-        return {"seconds": seconds, "recorder": dynamics.seconds if dynamics else 0.0}
+        return {
+            "seconds": now() - began,
+            "cpu_seconds": time.process_time() - cpu_began,
+            "epoch_seconds": clock.seconds,
+            "recorder": dynamics.seconds if dynamics else 0.0,
+        }
 
     def sample(self, steps: int, seed: int) -> datasets.Dataset:
         """Rows for ``steps`` batches, drawn at random; numbered anew, as the trainer expects."""
@@ -151,8 +167,8 @@ def measure_padding(bench: Bench, rounds: int, steps: int, seed: int) -> dict[st
     bench.train(warm_up, padded=True)
     pairs = interleaved(
         rounds,
-        lambda number: bench.train(samples[number])["seconds"],
-        lambda number: bench.train(samples[number], padded=True)["seconds"],
+        lambda number: bench.train(samples[number])["epoch_seconds"],
+        lambda number: bench.train(samples[number], padded=True)["epoch_seconds"],
     )
     ours, padded = (len(samples[0]) / np.array(seconds) for seconds in zip(*pairs, strict=True))
     return {
@@ -172,6 +188,7 @@ def measure_recording(bench: Bench, rounds: int, epochs: int) -> dict[str, Any]:
     )
     shares = [on["recorder"] / on["seconds"] for on, _ in pairs]
     ratios = [on["seconds"] / off["seconds"] for on, off in pairs]
+    cpu_ratios = [on["cpu_seconds"] / off["cpu_seconds"] for on, off in pairs]
     return {
         "epochs": epochs,
         "training_seconds": float(np.median([on["seconds"] for on, _ in pairs])),
@@ -180,6 +197,8 @@ def measure_recording(bench: Bench, rounds: int, epochs: int) -> dict[str, Any]:
         "share": float(np.median(shares)),
         "on_off_ratios": ratios,
         "on_off_ratio": float(np.median(ratios)),
+        "on_off_cpu_ratios": cpu_ratios,
+        "on_off_cpu_ratio": float(np.median(cpu_ratios)),
     }
 
 
@@ -192,6 +211,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--dataset", default="../shared/data/policyqa", metavar="NAME",
                         help="as for run.py; a relative path is taken from the repository root")
     parser.add_argument("--split", default="train", help="split to train on")
+    parser.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows")
     parser.add_argument("--model", default="tiny", help="tiny, or a directory with an encoder")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="rows per step")
     parser.add_argument("--steps", type=positive_int, default=10, help="steps per side and round, padding")
@@ -238,6 +258,8 @@ def main(argv: Sequence[str] | None = None) -> None:
           f"bound {100 * RECORDING_BOUND:g}")
     print(f"{'recording on/off, time (median)':<34}{recording['on_off_ratio']:>9.3f}  "
           f"{spread(recording['on_off_ratios'])}")
+    print(f"{'recording on/off, CPU time':<34}{recording['on_off_cpu_ratio']:>9.3f}  "
+          f"{spread(recording['on_off_cpu_ratios'])}")
     broken = [name for name, is_broken in (("padding", padding["ratio"] < SPEED_BOUND),
                                            ("recording", recording["share"] > RECORDING_BOUND)) if is_broken]
     if args.output:

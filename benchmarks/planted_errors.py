@@ -1,7 +1,8 @@
 """How well low confidence finds the annotation errors that a built-in dataset carries on purpose.
 
 Reads cartography metrics and the dataset they were recorded on, the only reader of its column planted_error. Writes
-planted_errors.csv, .json and .png; with --check, exit status 1 when the errors are not found well enough.
+planted_errors.csv, .json and .png, and what is drawn there as planted_errors_map.csv; with --check, exit status 1 when
+the errors are not found well enough.
 
     python benchmarks/planted_errors.py --cartography_dir ./cartography_output --dataset demo:clinical \\
         --output_dir ./planted_errors
@@ -64,27 +65,37 @@ def detection(confidence: np.ndarray, error: np.ndarray) -> pd.DataFrame:
 
 
 def plot_planted_errors(path: Path, frame: pd.DataFrame, table: pd.DataFrame, title: str) -> None:
-    """The data map with the planted errors marked by kind over the clean examples."""
+    """The data map with the planted errors marked by kind over the clean examples, and confidence by kind beside it,
+    where the marks of the crowded corner can be told apart."""
     from plotting import new_figure, save_figure
 
-    figure, axis = new_figure(8, 5.4)
-    clean = frame[frame["planted_error"] == ""]
-    axis.scatter(clean["variability"], clean["confidence"], s=9, color=CLEAN_COLOR, linewidths=0,
-                 label=f"clean (n = {len(clean):,})", rasterized=True)  # fmt: skip
-    kinds = table[table["planted_error"] != "all"]
-    for row, (marker, color) in zip(kinds.itertuples(), STYLES, strict=False):
-        points = frame[frame["planted_error"] == row.planted_error]
-        axis.scatter(points["variability"], points["confidence"], s=34, marker=marker, color=color, linewidths=0.6,
-                     edgecolors="white", label=f"{label_of(row.planted_error)} (n = {row.n:,}, AUROC {row.auroc:.3f})",
-                     )  # fmt: skip
-    axis.set(xlabel="variability (standard deviation of p(gold) over epochs)",
-             ylabel="confidence (mean p(gold) over epochs)", ylim=(-0.02, 1.02))  # fmt: skip
-    axis.set_xlim(-0.01, 1.03 * float(frame["variability"].max()))
-    axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), frameon=False, fontsize=8, title="planted error",
-                alignment="left")
-    overall = table.iloc[0]
-    caption = (f"n = {len(frame):,}, {overall['n']:,} planted errors; ranking by low confidence: AUROC "
-               f"{overall['auroc']:.3f}, {overall['recall_in_lowest']:.0%} of the {overall['n']:,} lowest are errors")
+    figure, (axis, strips) = new_figure(10.5, 5.2, 1, 2, sharey=True, width_ratios=[3, 2])
+    rng = np.random.default_rng(0)
+    overall, *kinds = table.itertuples()
+    groups = [("", "clean", None, ".", CLEAN_COLOR)]
+    groups += [(row.planted_error, label_of(row.planted_error), row.auroc, *style)
+               for row, style in zip(kinds, STYLES, strict=False)]  # fmt: skip
+    for place, (kind, label, auroc, marker, color) in enumerate(groups):
+        points = frame[frame["planted_error"] == kind]
+        look: dict[str, Any] = {"marker": marker, "color": color, "s": 22, "linewidths": 0, "zorder": 1}
+        if kind:
+            look.update(s=26, linewidths=0.5, edgecolors="white", zorder=3)
+        axis.scatter(points["variability"], points["confidence"], label=f"{label} (n = {len(points):,})", **look)
+        jitter = rng.uniform(-0.32, 0.32, size=len(points))
+        strips.scatter(place + jitter, points["confidence"], **{**look, "s": 0.7 * look["s"]})
+        if auroc is not None:
+            strips.annotate(f"{auroc:.3f}", (place, 1.0), ha="center", va="bottom", fontsize=8)
+    strips.annotate("AUROC", (0, 1.0), ha="center", va="bottom", fontsize=8)
+    axis.set(xlabel="variability (standard deviation of p(gold) over epochs)", ylim=(-0.02, 1.05),
+             ylabel="confidence (mean p(gold) over epochs)")  # fmt: skip
+    axis.set_xlim(-0.01, 0.51)
+    # This corner is empty: values in 0..1 with mean m have a standard deviation of at most sqrt(m * (1 - m)).
+    axis.legend(loc="lower right", fontsize=8, frameon=False, labelspacing=0.25, borderpad=0)
+    labels = [label.replace(" ", "\n") for _, label, *_ in groups]
+    strips.set_xticks(range(len(groups)), labels, fontsize=8)
+    strips.set_xlabel("training examples by planted error")
+    caption = (f"n = {len(frame):,}, {overall.n:,} of them planted errors. Ranked by low confidence: AUROC "
+               f"{overall.auroc:.3f}; {overall.recall_in_lowest:.0%} of the {overall.n:,} lowest are planted errors")
     save_figure(figure, path, title, caption)
 
 

@@ -36,7 +36,7 @@ def findings(directory: Path) -> Iterator[tuple[str, str]]:
     if (directory / "unified_export").exists():
         maker = "analyze_dataset.py --export_unified"
         found = read_json(artifact_file(directory / "unified_export", "overlap_summary.json", maker))
-        yield "error rules", f"{found['dataset_errors']['n']:,} of {found['total_examples']:,} examples break 3 or more"
+        yield "error rules", f"{found['dataset_errors']['n']:,} of {found['total_examples']:,} break 3 or more"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -604,7 +604,6 @@ def test_a_missing_value_in_the_column_used(tmp_path, bad):
     data = dataset_of(["a", "c"])
     with pytest.raises(UserError, match="aum of 2 examples .'b', 'e'. is missing or no finite number"):
         kept(data, metric={"metrics_path": path, "metric": "aum", "min": 0})
-    assert kept(data, metric={"metrics_path": path, "metric": "confidence", "min": 0}) == "ac"
 
 
 def test_nothing_left_and_too_much_dropped(cartography, clusters):
