@@ -312,10 +312,12 @@ def load_model(
 
 
 def training_arguments(args: argparse.Namespace) -> TrainingArguments:
+    import torch
     from transformers import TrainingArguments
     from transformers.utils import logging as transformers_logging
 
     given = given_training_flags(vars(args))
+    given.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if args.no_cuda:
         given["use_cpu"] = True
     if args.model in SCRATCH_MODELS:

@@ -325,7 +325,7 @@ def test_refuses_cartography_it_cannot_use(refused, trained, qa_dir, tiny_model,
     (copy / "cartography_metrics.csv").write_text(table[: len(table) // 2])
     assert "is truncated" in with_cartography(copy)
     (copy / "run_meta.json").unlink()  # without it, the cut line itself must be found
-    assert "missing" in with_cartography(copy) or "malformed" in with_cartography(copy)
+    assert "columns where the header has" in with_cartography(copy)
     lines = table.splitlines()
     cells = lines[3].split(",")
     lines[3] = ",".join([cells[0], "", *cells[2:]])
