@@ -45,7 +45,7 @@ map: check-dataset $(VENV)/installed
 DEMO := OUT=demo_output DATASET=demo:clinical MODEL=tiny TASK=qa EPOCHS=4 \
 	SIZES="--max_length 128 --doc_stride 32 --no_cuda" \
 	CLUSTERING="--visualization_method pca --reduction_dim 10 --min_samples 5" \
-	TRAINING="--per_device_train_batch_size 16 --learning_rate 3e-3 --warmup_steps 0.1 --logging_steps 100"
+	TRAINING="--per_device_train_batch_size 16 --learning_rate 2e-3 --warmup_steps 0.1 --logging_steps 100"
 MAP := OUT=map_output DATASET="$(DATASET)" MODEL="$(MODEL)" TASK=$(TASK) EPOCHS=$(EPOCHS)
 
 check-dataset:

@@ -136,7 +136,6 @@ def load_model(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTok
         ) from error
     finally:
         library_logging.set_verbosity(verbosity)
-        library_logging.enable_progress_bar()
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(f"model {name!r} lacks {len(missing):,} weights of its encoder ({missing[0]}, ...)")

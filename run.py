@@ -81,7 +81,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--task", choices=list(TASKS), default="qa", help="what the model does")
     group.add_argument("--model", default=DEFAULT_MODEL,
                        help="Hub name, directory written by run.py, or tiny: a small ELECTRA trained from scratch "
-                            "(learning rate 3e-3 unless given)")
+                            "(learning rate 2e-3 unless given)")
     group.add_argument("--output_dir", default="./trainer_output", help="model, metrics, predictions go here")
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, metavar="",
                        help="delete the checkpoints of an unfinished run in --output_dir and start again")
@@ -286,6 +286,7 @@ def _trained_on(args: argparse.Namespace) -> str | None:
 def load_model(
     args: argparse.Namespace, task: QuestionAnswering, train: Split | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    from safetensors import SafetensorError
     from transformers import AutoTokenizer
 
     if args.model in SCRATCH_MODELS:
@@ -299,7 +300,7 @@ def load_model(
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
         model = task.model_class.from_pretrained(args.model)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model {args.model!r} cannot be loaded: give a Hub name, a directory with config.json and weights, or "
