@@ -175,7 +175,7 @@ def plot_correlations(path: Path, table: pd.DataFrame, metrics: Sequence[str], c
 def plot_question_types(path: Path, table: pd.DataFrame, caption: str) -> None:
     from plotting import draw_category_shares, new_figure, save_figure
 
-    figure, axis = new_figure(7, 1.6 + 0.32 * len(table))
+    figure, axis = new_figure(7, max(3.0, 1.6 + 0.32 * len(table)))
     labels = [f"{name} (n = {n:,})" for name, n in zip(table["question_type"], table["n"], strict=True)]
     draw_category_shares(axis, table, labels)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=8)

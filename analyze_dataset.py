@@ -395,7 +395,7 @@ def plot_category_by_cluster(path: Path, difficulty: pd.DataFrame, caption: str)
 
     shown, labels, note = drawn_clusters(difficulty)
     shares = 100 * shown[[f"{category}_share" for category in CATEGORIES]].to_numpy(dtype=float)
-    figure, axis = new_figure(5.5, 1.8 + 0.3 * len(shown))
+    figure, axis = new_figure(5.5, max(3.4, 1.8 + 0.3 * len(shown)))
     image = axis.imshow(shares, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for row, cells in enumerate(shares):
         for column, share in enumerate(cells):
@@ -414,7 +414,7 @@ def plot_difficulty(path: Path, difficulty: pd.DataFrame, overall: Mapping[str, 
 
     shown, labels, note = drawn_clusters(difficulty)
     places = range(len(shown))
-    figure, axes = new_figure(8, 1.6 + 0.26 * len(shown), columns=2, sharey=True)
+    figure, axes = new_figure(8, max(3.2, 1.6 + 0.26 * len(shown)), columns=2, sharey=True)
     for axis, metric in zip(axes, ("confidence", "variability"), strict=True):
         axis.axvline(overall[f"{metric}_mean"], color=GREY, linewidth=1, linestyle="--")
         axis.hlines(places, shown[f"{metric}_low"], shown[f"{metric}_high"], color="#0072B2", linewidth=1.5)

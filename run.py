@@ -50,6 +50,7 @@ from helpers import (
     number,
     positive_int,
 )
+from plotting import dataset_label
 from tasks import ABLATIONS, TASKS, QuestionAnswering, get_task
 from training_flags import add_training_flags, given_training_flags
 
@@ -429,7 +430,7 @@ def build_trainer(
                                "a larger --max_length or --doc_stride helps")
             dynamics = CartographyCallback(
                 train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
-                title=f"{args.dataset} [{args.train_split}], {args.model}",
+                title=f"{dataset_label(args.dataset, args.train_split)}, {Path(args.model).name}",
             )  # fmt: skip
     watched = None
     if evaluation is not None and arguments.eval_strategy != "no":

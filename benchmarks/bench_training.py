@@ -193,7 +193,8 @@ def measure_padding(bench: Bench, rounds: int, steps: int, seed: int) -> dict[st
     }
 
 
-def measure_recording(bench: Bench, rounds: int, epochs: int) -> dict[str, Any]:
+def measure_recording(bench: Bench, rounds: int, epochs: int, seed: int) -> dict[str, Any]:
+    bench.train(bench.sample(WARM_UP_STEPS, seed), record=True)
     pairs = interleaved(
         rounds,
         lambda _: bench.train(bench.features, record=True, epochs=epochs),
@@ -229,7 +230,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default="tiny", help="tiny, or a directory with an encoder")
     parser.add_argument("--batch_size", type=positive_int, default=16, help="rows per step")
     parser.add_argument("--steps", type=positive_int, default=10, help="steps per side and round, padding")
-    parser.add_argument("--rounds", type=positive_int, default=3, help="pairs of trainings, padding and recording")
+    parser.add_argument("--rounds", type=positive_int, default=5, help="pairs of trainings, padding and recording")
     parser.add_argument("--recording_epochs", type=positive_int, default=1, help="epochs over the split, recording")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of samples and training")
     parser.add_switch("--no_cuda", help="train on the CPU even where there is a GPU")
@@ -258,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, scratch)
         padding = measure_padding(bench, args.rounds, args.steps, args.seed)
-        recording = measure_recording(bench, args.rounds, args.recording_epochs)
+        recording = measure_recording(bench, args.rounds, args.recording_epochs, args.seed)
     lengths = np.asarray(bench.features["length"][:])
     on_gpu = torch.cuda.is_available() and not args.no_cuda
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
