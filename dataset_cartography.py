@@ -341,6 +341,8 @@ def get_examples_by_category(df: pd.DataFrame, category: str, n: int | None = No
 
     ``df`` is the metrics, with or without the column ``category``. Ties are broken by id.
     """
+    if n is not None and n < 0:
+        raise ValueError(f"n must not be negative, found {n}")
     if category not in CATEGORIES:
         raise UserError(f"unknown category {category!r}; there is {', '.join(CATEGORIES)}")
     if "category" not in df:

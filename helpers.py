@@ -408,6 +408,8 @@ def _read_directory(path: Path, split: str) -> datasets.Dataset:
     for file in sorted(path.iterdir()):
         plain = file.with_suffix("") if file.suffix == ".gz" else file
         if plain.suffix in FILE_SUFFIXES:
+            if plain.stem in files:
+                raise UserError(f"{path} holds both {files[plain.stem].name} and {file.name}; keep one of them")
             files[plain.stem] = file
     if not files:
         raise UserError(

@@ -146,7 +146,7 @@ class Bench:
         order = list(LengthGroupedSampler(self.features["length"][:], size, seed))
         whole = len(order) // size
         if whole < steps:
-            raise UserError(f"{len(order):,} rows make {whole} batches of {size}, --steps {steps} were asked for")
+            raise UserError(f"{len(order):,} rows make {whole} batches of {size}, {steps} are needed: give more")
         chosen = np.random.default_rng(seed).choice(whole, steps, replace=False)
         return self.features.select(np.concatenate([order[batch * size : (batch + 1) * size] for batch in chosen]))
 
@@ -193,8 +193,10 @@ def measure_padding(bench: Bench, rounds: int, steps: int, seed: int) -> dict[st
     }
 
 
-def measure_recording(bench: Bench, rounds: int, epochs: int, seed: int) -> dict[str, Any]:
-    bench.train(bench.sample(WARM_UP_STEPS, seed), record=True)
+def measure_recording(bench: Bench, rounds: int, epochs: int) -> dict[str, Any]:
+    # The recorder counts rows from 0, so these are the first ones.
+    few = min(WARM_UP_STEPS * bench.args.batch_size, len(bench.features))
+    bench.train(bench.features.select(range(few)), record=True)
     pairs = interleaved(
         rounds,
         lambda _: bench.train(bench.features, record=True, epochs=epochs),
@@ -259,7 +261,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(args, scratch)
         padding = measure_padding(bench, args.rounds, args.steps, args.seed)
-        recording = measure_recording(bench, args.rounds, args.recording_epochs, args.seed)
+        recording = measure_recording(bench, args.rounds, args.recording_epochs)
     lengths = np.asarray(bench.features["length"][:])
     on_gpu = torch.cuda.is_available() and not args.no_cuda
     device = torch.cuda.get_device_name() if on_gpu else f"CPU, {torch.get_num_threads()} threads"
