@@ -12,7 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 META = "run_meta.json"
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "pandas", "numpy", "scikit-learn", "hdbscan",
             "umap-learn")
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",
+    "tokenizer.model",
+)  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +54,8 @@ def _plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
+    if isinstance(value, date | time):  # of the user's columns
+        return value.isoformat()
     raise TypeError(f"cannot write {type(value).__name__} as JSON: {value!r}")
 
 
@@ -232,6 +239,9 @@ def check_whole_model(path: str | Path) -> None:
         return
     if not (Path(path) / "config.json").exists():
         raise UserError(f"{path} holds no config.json, so no model; run.py --do_train writes one")
+    if not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
+        # The library would make up a tokenizer that knows no word.
+        raise UserError(f"{path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the model")
     meta = model_meta(path)
     if meta and meta.get("status") != "finished":
         raise UserError(f"model {path} is not whole: its training is marked {meta.get('status')}; train it again")

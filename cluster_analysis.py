@@ -24,7 +24,16 @@ import pandas as pd
 
 import plotting
 from artifacts import artifact_file, check_not_read, read_json, recorded_dataset, stage, write_csv, write_json
-from helpers import DEFAULT_SEED, Parser, UserError, command_line, name_a_few, positive_int, setup_logging
+from helpers import (
+    DEFAULT_SEED,
+    Parser,
+    UserError,
+    command_line,
+    name_a_few,
+    positive_int,
+    seed_number,
+    setup_logging,
+)
 
 MADE_BY = "extract_embeddings.py"
 OWNS = (
@@ -373,7 +382,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--visualization_method", choices=("umap", "pca"), default="umap",
         help="two dimensions for the picture only; umap takes half a minute longer",
     )
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the sample, the reduction and the picture")
+    parser.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of sample, reduction and picture")
     return parser.parse_args(argv)
 
 

@@ -35,6 +35,9 @@ METRIC_COLUMNS = (
 )  # fmt: skip
 RANGES = {"confidence": (0, 1), "variability": (0, 0.5), "correctness": (0, 1)}
 CARTOGRAPHY_FILES = ("training_dynamics_epoch_*.json", "cartography_metrics.*", "cartography_map.png")
+ONE_PROCESS_PER_GPU = (
+    "recording needs one process per GPU: start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
+)
 MADE_BY = "run.py --do_train --enable_cartography"
 MAX_DRAWN_POINTS = 25_000
 

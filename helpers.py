@@ -127,9 +127,16 @@ def number(text: str, low: float = float("-inf"), high: float = float("inf")) ->
         value = float(text)
     except ValueError:
         value = float("nan")
-    if not low <= value <= high:
+    if not low <= value <= high or value in (float("inf"), float("-inf")):
         raise argparse.ArgumentTypeError(f"expected {expected}, found {text!r}")
     return value
+
+
+def seed_number(text: str) -> int:
+    value = number(text, 0, 2**32 - 1)
+    if value != int(value):
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}")
+    return int(value)
 
 
 def fraction(text: str) -> float:
@@ -404,7 +411,7 @@ def _read_directory(path: Path, split: str) -> datasets.Dataset:
     if (path / "state.json").exists():
         _check_split(str(path), split, ["train"])
         return datasets.load_from_disk(str(path))
-    files = {}
+    files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         plain = file.with_suffix("") if file.suffix == ".gz" else file
         if plain.suffix in FILE_SUFFIXES:

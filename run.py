@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-import math
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -26,14 +26,14 @@ from artifacts import (
     check_same_dataset,
     check_whole_model,
     check_writable,
-    load_meta,
     model_meta,
     read_table,
+    recorded_dataset,
     stage,
     write_json,
     write_jsonl,
 )
-from dataset_cartography import CARTOGRAPHY_FILES, load_cartography_metrics
+from dataset_cartography import CARTOGRAPHY_FILES, ONE_PROCESS_PER_GPU, load_cartography_metrics
 from dataset_filters import apply_filters, load_filter_config, validate_config
 from helpers import (
     DEFAULT_DATASET,
@@ -42,6 +42,7 @@ from helpers import (
     Parser,
     Split,
     UserError,
+    boolean,
     command_line,
     fraction,
     is_main_process,
@@ -49,6 +50,7 @@ from helpers import (
     name_a_few,
     number,
     positive_int,
+    seed_number,
 )
 from plotting import dataset_label
 from tasks import ABLATIONS, TASKS, QuestionAnswering, get_task
@@ -60,8 +62,21 @@ if TYPE_CHECKING:
     from trainers import CartographyTrainer
 
 EVALUATION_FILES = ("eval_metrics.json", "eval_predictions*.jsonl")
-TRAINING_FILES = (*EVALUATION_FILES, "filter_report.json", "train_metrics.json", "checkpoint-*")
+TRAINING_FILES = (*EVALUATION_FILES, "filter_report.json", "train_metrics.json", "checkpoint-[0-9]*")
 SCRATCH_MODELS = ("tiny",)
+# A flag and the switch without which it does nothing.
+NEEDS = {
+    "exclude_clusters": "filter_clusters", "min_cluster_probability": "filter_clusters",
+    "cluster_assignments_path": "filter_clusters", "ambiguous_top_fraction": "filter_cartography",
+    "smoothing_factor": "use_label_smoothing", "weight_clip_min": "use_soft_weighting",
+    "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
+    "max_drop_percentage": "filters",
+}  # fmt: skip
+# What decides which rows are trained on in which order, and what is recorded of them.
+RESUMED_WITH = (
+    "seed", "data_seed", "max_train_samples", "max_length", "doc_stride", "ablations", "confidence_type", "filters",
+    "train_ids", "per_device_train_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
 MIN_EPOCHS = 3  # below that the variability of an example says little
 
 logger = logging.getLogger(__name__)
@@ -73,7 +88,7 @@ logger = logging.getLogger(__name__)
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     show_all = "--help_all" in [str(token).replace("-", "_").replace("__", "--", 1) for token in argv or sys.argv[1:]]
     parser = Parser((__doc__ or "").split("\n")[0])
-    parser.epilog = "Every flag of transformers.TrainingArguments is accepted too: --help_all lists those as well."
+    parser.epilog = "The flags of transformers.TrainingArguments are accepted too (--help_all), but those run.py sets itself."
     parser.add_argument("--help_all", action="help", help="also list the flags of TrainingArguments")
 
     group = parser.add_argument_group("what to do")
@@ -84,16 +99,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                        help="Hub name, directory written by run.py, or tiny: a small ELECTRA trained from scratch "
                             "(learning rate 2e-3 unless given)")
     group.add_argument("--output_dir", default="./trainer_output", help="model, metrics, predictions go here")
-    group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, metavar="",
+    group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
+                       metavar="true|false",
                        help="delete the checkpoints of an unfinished run in --output_dir and start again")
     group.add_argument("--resume_from_checkpoint", nargs="?", const="last", metavar="DIR",
                        help="go on from a checkpoint; without a value from the last whole one in --output_dir")
-    group.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of initialisation, shuffling and filters")
+    group.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of weights, shuffling and filters")
     group.add_switch("--no_cuda", help="train on the CPU, the same as --use_cpu")
 
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default=DEFAULT_DATASET,
-                       help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:clinical")
+    group.add_argument("--dataset",
+                       help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:clinical "
+                            f"(default: what --model was trained on by run.py, else {DEFAULT_DATASET})")
     group.add_argument("--train_split", default="train", help="split to train on")
     group.add_argument("--eval_split", help="split to evaluate on (default: validation)")
     group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
@@ -142,6 +159,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     args = parser.parse_args(argv)
     _check_arguments(parser, args)
+    if args.dataset is None:
+        recorded = recorded_dataset(args.model) if Path(args.model).is_dir() else None
+        args.dataset = recorded["dataset"] if recorded else DEFAULT_DATASET
     return args
 
 
@@ -166,8 +186,17 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
     args.filters = load_filter_config(args.filter_config) if args.filter_config else _switched_filters(args)
     if args.filters:
         validate_config(args.filters)
-    if args.filter_validation and not args.filters:
-        parser.error("--filter_validation needs a filter")
+    if args.filter_validation and not (args.filters and args.do_eval):
+        parser.error("--filter_validation needs a filter and --do_eval")
+    if args.filters and not (args.do_train or args.filter_validation):
+        parser.error("filters choose what to train on: add --do_train, or --filter_validation")
+    if args.weight_clip_max <= 0:
+        parser.error(f"--weight_clip_max must be above 0, found {args.weight_clip_max:g}")
+    for flag, switch in NEEDS.items():
+        if getattr(args, flag) != parser.get_default(flag) and not getattr(args, switch):
+            parser.error(f"--{flag} does nothing without " + ("a filter" if switch == "filters" else f"--{switch}"))
+    if args.model in SCRATCH_MODELS and not args.do_train:
+        parser.error(f"--model {args.model} is trained from scratch: add --do_train")
     if args.enable_cartography:
         _check_not_read_and_written(parser, args)
         if getattr(args, "num_train_epochs", 3) < MIN_EPOCHS and getattr(args, "max_steps", -1) < 0:
@@ -247,10 +276,11 @@ def training_split(args: argparse.Namespace, task: QuestionAnswering) -> tuple[S
 
 def _select_ids(data: Any, path: str, split: Split) -> Any:
     wanted = read_table(artifact_file(path, "selected.csv", "select_subset.py"), columns=("id",))["id"].tolist()
+    check_same_dataset(path, wanted, split)
     place = {example: row for row, example in enumerate(data["id"][:])}
     known = [place[example] for example in wanted if example in place]
     if not known:
-        raise UserError(f"{path}: none of its {len(wanted):,} ids are in {split.name} [{split.split}]")
+        raise UserError(f"{path}: none of its {len(wanted):,} ids are among the examples to train on")
     if len(known) < len(wanted):
         absent = [example for example in wanted if example not in place]
         logger.warning(f"{path}: {len(absent):,} ids ({name_a_few(absent)}) are not among the training examples")
@@ -277,7 +307,10 @@ def evaluation_split(args: argparse.Namespace, task: QuestionAnswering) -> Split
 
 
 def _trained_on(args: argparse.Namespace) -> str | None:
-    meta = model_meta(args.model) if Path(args.model).is_dir() else None
+    path = Path(args.model)
+    if not path.is_dir():
+        return None
+    meta = model_meta(path) or (model_meta(path.parent) if path.name.startswith("checkpoint-") else None)
     return meta["datasets"][0]["fingerprint"] if meta and meta.get("datasets") else None
 
 
@@ -300,16 +333,21 @@ def load_model(
     check_whole_model(args.model)
     try:
         tokenizer = AutoTokenizer.from_pretrained(args.model)
-        model = task.model_class.from_pretrained(args.model)
-    except (OSError, ValueError, SafetensorError) as error:
+        model, loading = task.model_class.from_pretrained(args.model, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(
             f"model {args.model!r} cannot be loaded: give a Hub name, a directory with config.json and weights, or "
             f"{' or '.join(SCRATCH_MODELS)} ({reason:.200})"
         ) from error
-    longest = getattr(model.config, "max_position_embeddings", None)
-    if longest and args.max_length > longest:
-        raise UserError(f"--max_length {args.max_length} is more than the {longest} positions of {args.model}")
+    untrained = sorted(loading["missing_keys"])
+    if untrained and not args.do_train:
+        raise UserError(f"model {args.model!r} has no trained {untrained[0]}: train it (--do_train), or evaluate a "
+                        "directory that run.py wrote")
+    longest = min(getattr(model.config, "max_position_embeddings", None) or 2**31, tokenizer.model_max_length)
+    if args.max_length > longest:
+        logger.warning(f"--max_length lowered from {args.max_length} to {longest}: {args.model} takes no more")
+        args.max_length = longest
     return model, tokenizer
 
 
@@ -326,8 +364,11 @@ def training_arguments(args: argparse.Namespace) -> TrainingArguments:
         import tiny_model
 
         given.setdefault("learning_rate", tiny_model.LEARNING_RATE)
-    if given.get("load_best_model_at_end"):
+    if given.get("load_best_model_at_end") or "best" in given.get("save_strategy", "") or (
+        given.get("lr_scheduler_type") == "reduce_lr_on_plateau"
+    ):
         given.setdefault("metric_for_best_model", QuestionAnswering.metric)
+        given.setdefault("greater_is_better", not given["metric_for_best_model"].endswith("loss"))
     if not sys.stderr.isatty():
         given.setdefault("disable_tqdm", True)
         transformers_logging.disable_progress_bar()
@@ -360,8 +401,9 @@ def known_variability(args: argparse.Namespace, split: Split) -> np.ndarray | No
 
 def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
     """The checkpoint that --resume_from_checkpoint means; None for a fresh start, which deletes nothing unasked."""
-    found = sorted(Path(args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    meta = load_meta(args.output_dir)
+    numbered = [path for path in Path(args.output_dir).glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])]
+    found = sorted(numbered, key=lambda path: int(path.name[11:]))
+    meta = model_meta(args.output_dir)
     if not args.resume_from_checkpoint:
         if found and not args.overwrite and (meta is None or meta["status"] != "finished"):
             raise UserError(
@@ -380,6 +422,11 @@ def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
         checkpoint = Path(args.resume_from_checkpoint)
         if not _is_whole(checkpoint, args):
             raise UserError(f"{checkpoint} is not a whole checkpoint of such a run; name another checkpoint-N")
+    for name in RESUMED_WITH:
+        before, now = (meta or {}).get("arguments", {}).get(name), getattr(args, name, None)
+        if meta and before != now:
+            raise UserError(f"{args.output_dir} was trained with {name} {before}, not {now}: resume with the flags it "
+                            "was started with")
     recorded = [identity["fingerprint"] for identity in (meta or {}).get("datasets", [])]
     if recorded and train.fingerprint not in recorded:
         raise UserError(
@@ -422,12 +469,12 @@ def build_trainer(
         if variability is not None and args.use_soft_weighting:
             weights = weights_of(variability, args.weight_clip_min, args.weight_clip_max)[rows]
         logger.info(f"training on {len(train.data):,} examples in {len(features):,} windows")
+        counts = np.asarray(features["counts"][:], dtype=bool)
+        uncounted = len(train.data) - len(np.unique(rows[counts]))
+        if uncounted:
+            logger.warning(f"{uncounted:,} examples have their answer whole in no window: they are trained as without "
+                           "answer and have no dynamics; a larger --max_length or --doc_stride helps")
         if args.enable_cartography:
-            counts = np.asarray(features["counts"][:], dtype=bool)
-            uncounted = len(train.data) - len(np.unique(rows[counts]))
-            if uncounted:
-                logger.warning(f"{uncounted:,} examples have their answer whole in no window: no dynamics for them; "
-                               "a larger --max_length or --doc_stride helps")
             dynamics = CartographyCallback(
                 train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
                 title=f"{dataset_label(args.dataset, args.train_split)}, {Path(args.model).name}",
@@ -451,8 +498,9 @@ def build_trainer(
 def train_model(trainer: CartographyTrainer, args: argparse.Namespace, checkpoint: str | None) -> None:
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = dict(result.metrics)
-    if not math.isfinite(metrics["train_loss"]):
-        raise UserError("training diverged: the loss is not a number; lower --learning_rate or set --max_grad_norm")
+    # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
+    if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
+        raise UserError("training diverged: weights are no numbers any more; lower --learning_rate")
     if trainer.dynamics is not None:
         metrics["cartography_seconds"] = trainer.dynamics.seconds
     trainer.save_model()  # with the tokenizer
@@ -461,14 +509,13 @@ def train_model(trainer: CartographyTrainer, args: argparse.Namespace, checkpoin
 
 
 def evaluate_model(
-    trainer: CartographyTrainer, args: argparse.Namespace, task: QuestionAnswering, split: Split
+    trainer: CartographyTrainer, args: argparse.Namespace, task: QuestionAnswering, split: Split, kept: set[str] | None
 ) -> dict[str, float]:
-    """Evaluate under each ablation, write metrics and predictions; those of the training's own are ``eval_*``."""
+    """Evaluate under each ablation, write metrics and predictions; those of the training's own are ``eval_*``.
+
+    ``kept``: ids whose metrics are reported as ``eval_filtered_*`` beside those of all.
+    """
     output = Path(args.output_dir)
-    kept = None
-    if args.filter_validation:
-        filtered, _ = apply_filters(split, args.filters, seed=args.seed, return_report=True)
-        kept = set(filtered["id"][:])
     metrics: dict[str, float] = {}
     for ablation in args.eval_ablations or [args.ablations]:
         features = task.features(split.data, trainer.processing_class, args.max_length, args.doc_stride, ablation)
@@ -508,36 +555,43 @@ def main(argv: Sequence[str] | None = None) -> None:
             check_writable(args.cartography_output_dir)
     watches = getattr(args, "eval_strategy", "no") != "no"
     evaluation = evaluation_split(args, task) if args.do_eval or watches else None
+    kept = None
+    if args.filter_validation and evaluation is not None:
+        kept = set(apply_filters(evaluation, args.filters, seed=args.seed)["id"][:])
     checkpoint = checkpoint_to_resume(args, train) if train is not None else None
 
     from transformers import set_seed
 
     arguments = training_arguments(args)
+    if args.enable_cartography and arguments.n_gpu > 1:
+        raise UserError(ONE_PROCESS_PER_GPU)
     set_seed(args.seed)
     model, tokenizer = load_model(args, task, loaded)
     trainer = build_trainer(args, task, arguments, model, tokenizer, train, evaluation, variability, checkpoint)
 
     splits = [split.identity() for split in (train, evaluation) if split is not None]
-    owned = TRAINING_FILES if args.do_train else EVALUATION_FILES
-    runs: list[tuple[str, dict[str, Any]]] = [
-        (args.output_dir, {"args": args, "owns": owned, "inputs": _inputs(args), "datasets": splits,
-                           "resume": checkpoint is not None})  # fmt: skip
-    ]
-    if args.enable_cartography:
-        runs.append((args.cartography_output_dir, {"args": args, "owns": CARTOGRAPHY_FILES, "datasets": splits[:1],
-                                                   "resume": checkpoint is not None}))  # fmt: skip
-    with ExitStack() as stack:
-        for directory, settings in runs:
-            stack.enter_context(stage(directory, **settings))
-        if report is not None and is_main_process():
-            write_json(Path(args.output_dir) / "filter_report.json", report)
-        if args.do_train:
+    if args.do_train:
+        runs: list[tuple[str, Sequence[str], list[dict[str, Any]]]] = [(args.output_dir, TRAINING_FILES, splits)]
+        if args.enable_cartography:
+            runs.append((args.cartography_output_dir, CARTOGRAPHY_FILES, splits[:1]))
+        with ExitStack() as stack:
+            for directory, owned, read in runs:
+                stack.enter_context(
+                    stage(directory, args, owns=owned, inputs=_inputs(args), datasets=read, resume=bool(checkpoint))
+                )
+            if report is not None and is_main_process():
+                write_json(Path(args.output_dir) / "filter_report.json", report)
             train_model(trainer, args, checkpoint)
-        metrics = evaluate_model(trainer, args, task, evaluation) if args.do_eval and evaluation else None
-    if is_main_process():
-        if metrics is not None:
+    if args.do_eval and evaluation is not None:
+        # A run of its own: when it fails, the model is as whole as before.
+        evaluating = {**vars(args), "do_train": False}
+        identities = [evaluation.identity()]
+        with stage(args.output_dir, evaluating, owns=EVALUATION_FILES, inputs=_inputs(args), datasets=identities):
+            metrics = evaluate_model(trainer, args, task, evaluation, kept)
+        if is_main_process():
             print_metrics(metrics)
-        wrote = ["the model"] * args.do_train + ["eval_metrics.json, eval_predictions.jsonl"] * args.do_eval
+    if is_main_process():
+        wrote = ["the model"] * args.do_train + ["eval_metrics.json, eval_predictions*.jsonl"] * args.do_eval
         print(f"wrote {' and '.join(wrote)} to {args.output_dir}"
               + (f", training dynamics and cartography_map.png to {args.cartography_output_dir}"
                  if args.enable_cartography else ""))

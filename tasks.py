@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -144,6 +145,9 @@ class QuestionAnswering:
                 "question_limit": question_limit,
                 "ablation": ablation,
             },
+            # No cache: the library knows functions by name and would serve the windows of older code.
+            keep_in_memory=True,
+            load_from_cache_file=False,
             features=datasets.Features(
                 {
                     **schema,
@@ -226,11 +230,20 @@ class QAEvaluation:
     def rows(self) -> list[dict[str, Any]]:
         """The examples as loaded, each with ``predicted_answer``, ``exact_match`` (0 or 1) and ``f1`` (0..1)."""
         return [
-            {**example, "predicted_answer": answer, "exact_match": int(exact), "f1": float(overlap)}
+            {**_with_nulls(example), "predicted_answer": answer, "exact_match": int(exact), "f1": float(overlap)}
             for example, answer, exact, overlap in zip(
                 self.data, self.predictions, self.scores.exact_match, self.scores.f1, strict=True
             )
         ]
+
+
+def _with_nulls(value: Any) -> Any:
+    """A row of the user's with None for every NaN: strict JSON has no other way to say that a value is missing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _with_nulls(item) for key, item in value.items()}
+    return [_with_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _answer_lists(answer: Any, start: Any, where: str) -> dict[str, list]:

@@ -11,6 +11,7 @@ trains, before that batch's update; only the end of an epoch and the writing of 
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import time
 from collections.abc import Mapping, Sequence
@@ -21,8 +22,15 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from artifacts import atomic
-from dataset_cartography import CARTOGRAPHY_FILES, compute_metrics, read_dynamics, write_cartography, write_dynamics
+from artifacts import META, atomic, check_writable
+from dataset_cartography import (
+    CARTOGRAPHY_FILES,
+    ONE_PROCESS_PER_GPU,
+    compute_metrics,
+    read_dynamics,
+    write_cartography,
+    write_dynamics,
+)
 from helpers import UserError
 
 logger = logging.getLogger(__name__)
@@ -137,6 +145,7 @@ class CartographyCallback(TrainerCallback):
         self.confidence_type = confidence_type
         self.checkpoint = checkpoint
         self.title = title
+        self._attached = False
         self.seconds = 0.0  # spent recording; on a GPU without the kernels' own time
         self._history: list[dict[str, np.ndarray]] = []  # finished epochs: columns over all examples, and "seen"
         self._values: torch.Tensor | None = None  # (rows, columns) of this epoch, on the device of the model
@@ -157,8 +166,6 @@ class CartographyCallback(TrainerCallback):
         if self._values is None or self._seen is None:
             self._allocate(statistics.shape[1], statistics.device)
         assert self._values is not None and self._seen is not None
-        if self._values.device != statistics.device:  # restored from a checkpoint
-            self._values, self._seen = self._values.to(statistics.device), self._seen.to(statistics.device)
         self._values.index_copy_(0, row_index, statistics)
         self._seen.index_fill_(0, row_index, True)
         self.seconds += time.perf_counter() - began
@@ -172,9 +179,16 @@ class CartographyCallback(TrainerCallback):
         """Connect to any Trainer whose training dataset is map-style; call before ``train``."""
         if len(trainer.train_dataset) != len(self.row_to_example):
             raise UserError(f"{len(trainer.train_dataset):,} training rows, but ids for {len(self.row_to_example):,}")
-        if "row_index" not in trainer.train_dataset.column_names:
+        if trainer.label_smoother is not None:
+            raise UserError("label_smoothing_factor hides the labels from the recorder; set it to 0")
+        columns = getattr(trainer.train_dataset, "column_names", None)
+        if columns is None:
+            trainer.train_dataset = _WithRowIndex(trainer.train_dataset)
+        elif "row_index" not in columns:
             rows = list(range(len(self.row_to_example)))
             trainer.train_dataset = trainer.train_dataset.add_column("row_index", rows)
+        check_writable(self.output_dir)
+        self._attached = True
         trainer._set_signature_columns_if_needed()
         trainer._signature_columns.append("row_index")
         trainer.data_collator = _KeepRowIndex(trainer.data_collator)
@@ -197,14 +211,15 @@ class CartographyCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if args.n_gpu > 1:  # the library would split batches over threads
-            raise UserError(
-                "recording needs one process per GPU: start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
-            )
+            raise UserError(ONE_PROCESS_PER_GPU)
         self._history, self._values, self._seen = [], None, None
         if state.global_step > 0:
-            self._restore(Path(self.checkpoint or Path(args.output_dir) / f"checkpoint-{state.global_step}"))
+            checkpoint = self.checkpoint or Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._restore(Path(checkpoint), args.device)
         if state.is_world_process_zero:
             self.output_dir.mkdir(parents=True, exist_ok=True)
+            if self._attached:  # of an earlier run.py: it would describe this recording wrongly
+                (self.output_dir / META).unlink(missing_ok=True)
             for pattern in CARTOGRAPHY_FILES:  # epochs of an earlier, longer run must not survive
                 for file in self.output_dir.glob(pattern):
                     file.unlink()
@@ -229,7 +244,7 @@ class CartographyCallback(TrainerCallback):
         if merged is not None:
             arrays["values"], arrays["seen"] = merged
         with atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_FILE) as temporary:
-            np.savez(temporary, rows=len(self.row_to_example), **arrays)  # type: ignore[arg-type]
+            np.savez(temporary, identity=self._identity(), **arrays)  # type: ignore[arg-type]
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -277,7 +292,12 @@ class CartographyCallback(TrainerCallback):
             {name: column[rows] for name, column in columns.items() if name != "seen"},
         )
 
-    def _restore(self, checkpoint: Path) -> None:
+    def _identity(self) -> str:
+        digest = hashlib.blake2b("\x1e".join([self.confidence_type, *self.ids]).encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(self.row_to_example, dtype=np.int64).tobytes())
+        return digest.hexdigest()
+
+    def _restore(self, checkpoint: Path, device: torch.device) -> None:
         file = checkpoint / CHECKPOINT_FILE
         if not file.exists():
             raise UserError(
@@ -285,10 +305,10 @@ class CartographyCallback(TrainerCallback):
                 "trained without cartography; resume from an earlier checkpoint, or start again with --overwrite"
             )
         with np.load(file) as saved:
-            if int(saved["rows"]) != len(self.row_to_example):
+            if str(saved["identity"]) != self._identity():
                 raise UserError(
-                    f"{checkpoint} was recorded over {int(saved['rows']):,} training rows, now there are "
-                    f"{len(self.row_to_example):,}; resume with the data and flags it was started with"
+                    f"{checkpoint} was recorded with other examples, windows or confidence type; resume with the data "
+                    "and flags it was started with"
                 )
             number = 1
             while f"epoch{number}/seen" in saved:
@@ -298,9 +318,23 @@ class CartographyCallback(TrainerCallback):
             if "values" in saved:
                 # The first process takes it all; the others go on from nothing, and _merged joins them again.
                 if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-                    self._values, self._seen = torch.from_numpy(saved["values"]), torch.from_numpy(saved["seen"])
+                    self._values = torch.from_numpy(saved["values"]).to(device)
+                    self._seen = torch.from_numpy(saved["seen"]).to(device)
                 else:
-                    self._allocate(saved["values"].shape[1], "cpu")
+                    self._allocate(saved["values"].shape[1], device)
+
+
+class _WithRowIndex(torch.utils.data.Dataset):
+    """A map-style dataset whose rows are dicts, with their numbers."""
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self.data[row], "row_index": row}
 
 
 class _KeepRowIndex:

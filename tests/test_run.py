@@ -58,7 +58,9 @@ def test_stage_1_writes_every_artifact(trained, qa_dir):
     assert (cartography / "cartography_map.png").stat().st_size > 10_000
     meta = read(model / "run_meta.json")
     assert meta["status"] == "finished" and meta["seed"] == 42
-    assert [split["split"] for split in meta["datasets"]] == ["train", "validation"]
+    assert [split["split"] for split in meta["datasets"]] == ["validation"]  # the evaluation is a run of its own
+    [training] = meta["history"]
+    assert training["status"] == "finished" and training["datasets"][0]["split"] == "train"
     assert meta["versions"]["torch"] and meta["arguments"]["learning_rate"] == 3e-3
 
 
@@ -169,7 +171,7 @@ def test_evaluating_into_the_model_directory_keeps_the_model(trained, qa_dir, tm
     assert len((tmp_path / "m/eval_predictions.jsonl").read_text().splitlines()) == 24
     meta = model_meta(tmp_path / "m")
     assert meta is not None and meta["datasets"][0]["split"] == "train"
-    assert len(read(tmp_path / "m/run_meta.json")["history"]) == 1
+    assert len(read(tmp_path / "m/run_meta.json")["history"]) == 2
 
 
 def test_filtered_validation_reports_both_numbers(trained, qa_dir, tmp_path):
@@ -250,6 +252,14 @@ def file_of(tmp_path, *rows, name="data.jsonl"):
         (["--do_eval", "--enable_cartography"], "needs --do_train"),
         (["--do_train", "--filter_random"], "as the other blocks would keep"),
         (["--do_train", "--label_smoothing_factor", "0.1"], "unknown argument"),
+        (["--do_train", "--exclude_clusters", "-1,3"], "--exclude_clusters does nothing without --filter_clusters"),
+        (["--do_train", "--smoothing_factor", "0.2"], "does nothing without --use_label_smoothing"),
+        (["--do_train", "--max_drop_percentage", "5"], "does nothing without a filter"),
+        (["--do_eval", "--filter_categories", "easy"], "add --do_train"),
+        (["--do_eval", "--model", "tiny"], "trained from scratch"),
+        (["--do_train", "--use_soft_weighting", "--weight_clip_min", "0", "--weight_clip_max", "0"], "above 0"),
+        (["--do_train", "--max_grad_norm", "inf"], "expected a number"),
+        (["--do_train", "--seed", "-1"], "0 to 4"),
         (["--do_train", "--dataset", "nowhere.jsonl"], "no such file"),
         (["--do_train", "--dataset", "./nowhere"], "no such file"),
         (["--do_train", "--dataset", "demo:nothing"], "not built in"),
@@ -359,7 +369,7 @@ def test_refuses_to_train_on_nothing(refused, trained, qa_dir, tiny_model, tmp_p
                       "--cartography_output_dir", trained / "cartography_output")  # fmt: skip
     assert "more than max_drop_percentage 5" in message
     (tmp_path / "ids.csv").write_text("id\nnobody\n")
-    assert "none of its 1 ids" in refused(run.main, *common, "--train_ids", tmp_path / "ids.csv")
+    assert "shares no ids" in refused(run.main, *common, "--train_ids", tmp_path / "ids.csv")
     assert not (tmp_path / "out").exists()
 
 
@@ -408,3 +418,85 @@ def test_a_failed_run_is_not_taken_for_whole(refused, qa_dir, tiny_model, tmp_pa
     message = refused(run.main, "--do_train", "--use_soft_weighting", "--cartography_output_dir", tmp_path / "c",
                       "--model", tiny_model, "--dataset", qa_dir, "--output_dir", tmp_path / "n")  # fmt: skip
     assert "is not whole" in message
+
+
+def test_refuses_what_a_diverged_training_leaves(refused, qa_dir, tiny_model, tmp_path):
+    message = refused(run.main, "--do_train", "--learning_rate", "1e30", "--max_grad_norm", "0", "--model", tiny_model,
+                      "--dataset", qa_dir, "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
+    assert "training diverged" in message
+    assert read(tmp_path / "m/run_meta.json")["status"] == "failed"
+
+
+def test_filters_of_the_validation_data_are_checked_before_training(refused, trained, qa_dir, tiny_model, tmp_path):
+    message = refused(run.main, "--do_train", "--do_eval", "--filter_categories", "easy,ambiguous",
+                      "--filter_validation", "--cartography_output_dir", trained / "cartography_output", "--model",
+                      tiny_model, "--dataset", qa_dir, "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
+    assert "shares no ids" in message
+    assert not (tmp_path / "m").exists()
+
+
+def test_a_failed_evaluation_leaves_the_model_whole(qa_dir, tiny_model, tmp_path, monkeypatch):
+    import tasks
+
+    def broken(self, output):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(tasks.QAEvaluation, "__call__", broken)
+    with pytest.raises(RuntimeError):
+        call("--do_train", "--do_eval", "--max_steps", "2", "--model", tiny_model, "--dataset", qa_dir,
+             "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
+    monkeypatch.undo()
+    call("--do_eval", "--model", tmp_path / "m", "--output_dir", tmp_path / "e", *SMALL)  # on the recorded dataset
+    assert read(tmp_path / "e/eval_metrics.json")["eval_total"] == 10
+
+
+def test_overwrite_false_deletes_nothing(refused, qa_dir, tiny_model, tmp_path):
+    (tmp_path / "m/checkpoint-5").mkdir(parents=True)
+    message = refused(run.main, "--do_train", "--overwrite=false", "--model", tiny_model, "--dataset", qa_dir,
+                      "--output_dir", tmp_path / "m")  # fmt: skip
+    assert "unfinished run" in message and (tmp_path / "m/checkpoint-5").exists()
+
+
+def test_refuses_models_that_would_answer_at_random(refused, trained, qa_dir, tmp_path):
+    import shutil
+
+    from transformers import AutoModel
+
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(trained / "initial_model" / name, bare)
+    common = ("--do_eval", "--dataset", qa_dir, "--output_dir", tmp_path / "o", *SMALL)
+    assert "holds no tokenizer" in refused(run.main, "--model", bare, *common)
+    headless = tmp_path / "headless"
+    AutoModel.from_pretrained(trained / "initial_model").save_pretrained(headless)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(trained / "initial_model" / name, headless)
+    assert "has no trained qa_outputs" in refused(run.main, "--model", headless, *common)
+
+
+def test_missing_values_of_the_users_are_null_in_the_predictions(trained, tmp_path):
+    rows = qa_rows(4, seed=3)
+    rows[1]["score"] = float("nan")
+    call("--do_eval", "--model", trained / "initial_model", "--dataset", file_of(tmp_path, *rows), "--eval_split",
+         "train", "--output_dir", tmp_path / "e", *SMALL)  # fmt: skip
+    lines = (tmp_path / "e/eval_predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["score"] for line in lines] == [None] * 4
+
+
+def test_resuming_with_other_flags_is_refused(refused, qa_dir, tiny_model, tmp_path):
+    common = ("--do_train", "--enable_cartography", "--model", tiny_model, "--dataset", qa_dir, "--output_dir",
+              tmp_path / "m", "--cartography_output_dir", tmp_path / "c", "--save_steps", "2", *SMALL)  # fmt: skip
+    call(*common)
+    again = (*common, "--resume_from_checkpoint", tmp_path / "m/checkpoint-4")
+    assert "trained with seed 42, not 7" in refused(run.main, *again, "--seed", "7")
+    assert "confidence_type geometric, not product" in refused(run.main, *again, "--confidence_type", "product")
+
+
+def test_ids_chosen_on_another_dataset_are_refused(refused, qa_dir, tiny_model, tmp_path):
+    (tmp_path / "selected.csv").write_text("id\ntrain-001\n")
+    meta = {"status": "finished", "datasets": [{"dataset": "other.jsonl", "split": "train", "fingerprint": "0" * 16}]}
+    (tmp_path / "run_meta.json").write_text(json.dumps(meta))
+    message = refused(run.main, "--do_train", "--train_ids", tmp_path / "selected.csv", "--model", tiny_model,
+                      "--dataset", qa_dir, "--output_dir", tmp_path / "m")  # fmt: skip
+    assert "other content" in message and "other.jsonl" in message
