@@ -88,7 +88,7 @@ logger = logging.getLogger(__name__)
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     show_all = "--help_all" in [str(token).replace("-", "_").replace("__", "--", 1) for token in argv or sys.argv[1:]]
     parser = Parser((__doc__ or "").split("\n")[0])
-    parser.epilog = "The flags of transformers.TrainingArguments are accepted too (--help_all), but those run.py sets itself."
+    parser.epilog = "The flags of transformers.TrainingArguments are accepted too (--help_all lists them)."
     parser.add_argument("--help_all", action="help", help="also list the flags of TrainingArguments")
 
     group = parser.add_argument_group("what to do")
