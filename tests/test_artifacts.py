@@ -430,6 +430,9 @@ def test_a_model_stands_for_what_it_was_trained_on(tmp_path, split):
     other = load_split(str(write_rows(tmp_path / "test.jsonl", qa_rows(3))), "train", TASK)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no tokenizer"):
+        check_whole_model(tmp_path / "model")
+    (tmp_path / "model" / "tokenizer.json").write_text("{}")
     check_whole_model(tmp_path / "model")  # trained elsewhere
     run_stage(tmp_path / "model", [], args={"do_train": True}, datasets=[split.identity()])
     run_stage(tmp_path / "model", [], args={"do_train": False}, datasets=[other.identity()])
