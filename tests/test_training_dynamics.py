@@ -132,12 +132,8 @@ class Killed(BaseException):
     pass
 
 
-@pytest.mark.parametrize("stop_after", [4, 7, 13])
-def test_interrupted_and_resumed_gives_the_same_files(qa_dir, tiny_model, tmp_path, monkeypatch, stop_after):
-    """Interrupted in the first epoch, at its last step and in the second; checkpoints every second step."""
-    extra = ("--learning_rate", "1e-3", "--save_steps", "2", "--save_total_limit", "3")
-    call(*arguments(qa_dir, tiny_model, tmp_path / "whole", *extra))
-
+def cut_and_resume(monkeypatch, stop_after, argv):
+    """Interrupt a training after so many steps and resume it from its last checkpoint."""
     original, steps = trainers.CartographyTrainer.training_step, iter(range(1000))
 
     def training_step(self, *args, **kwargs):
@@ -147,10 +143,26 @@ def test_interrupted_and_resumed_gives_the_same_files(qa_dir, tiny_model, tmp_pa
 
     monkeypatch.setattr(trainers.CartographyTrainer, "training_step", training_step)
     with pytest.raises(Killed):
-        call(*arguments(qa_dir, tiny_model, tmp_path / "cut", *extra))
+        call(*argv)
     monkeypatch.undo()
-    assert json.loads((tmp_path / "cut/map/run_meta.json").read_text())["status"] == "failed"
-    call(*arguments(qa_dir, tiny_model, tmp_path / "cut", *extra, "--resume_from_checkpoint"))
+    call(*argv, "--resume_from_checkpoint")
+
+
+def test_learning_rate_0_across_a_resume_in_mid_epoch(qa_dir, tiny_model, tmp_path, monkeypatch):
+    argv = arguments(qa_dir, tiny_model, tmp_path, "--learning_rate", "0", "--save_steps", "3")
+    cut_and_resume(monkeypatch, 14, argv)
+    check_against_eval_mode(qa_dir, tiny_model, tmp_path / "map")
+
+
+@pytest.mark.parametrize("stop_after", [4, 7, 13])
+def test_interrupted_and_resumed_gives_the_same_files(qa_dir, tiny_model, tmp_path, monkeypatch, stop_after):
+    """Interrupted in the first epoch, at its last step and in the second; checkpoints every second step."""
+    extra = ("--learning_rate", "1e-3", "--save_steps", "2", "--save_total_limit", "3")
+    call(*arguments(qa_dir, tiny_model, tmp_path / "whole", *extra))
+
+    cut_and_resume(monkeypatch, stop_after, arguments(qa_dir, tiny_model, tmp_path / "cut", *extra))
+    history = json.loads((tmp_path / "cut/map/run_meta.json").read_text())["history"]
+    assert [run["status"] for run in history] == ["failed"]
 
     whole, cut = (dynamics_bytes(tmp_path / name / "map") for name in ("whole", "cut"))
     assert len(whole) == 3
