@@ -1,5 +1,6 @@
 # make demo                       install, then the whole pipeline on the built-in notes, into demo_output/
-# make map DATASET=my.jsonl       the same chain on your own data, into map_output/
+# make map DATASET=my.jsonl       the same chain on your own data, into map_output/; for fewer than 15 examples
+#                                 CLUSTERING="--min_cluster_size 5"
 # make test, make test-slow       lint, types and tests; what needs several processes, kills or minutes
 
 SHELL := /bin/bash

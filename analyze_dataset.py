@@ -21,6 +21,8 @@ from artifacts import (
     artifact_file,
     check_not_read,
     check_same_dataset,
+    nulls_for_nan,
+    plain,
     read_jsonl,
     read_table,
     recorded_dataset,
@@ -302,7 +304,10 @@ def _plain_column(split: Split, column: str) -> pd.api.extensions.ExtensionArray
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if pa.types.is_nested(values.type):
-        texts = (None if value is None else json.dumps(value, ensure_ascii=False) for value in values.to_pylist())
+        texts = (
+            None if value is None else json.dumps(nulls_for_nan(value), ensure_ascii=False, default=plain)
+            for value in values.to_pylist()
+        )
         values = pa.array(texts, pa.string())
     return pd.array(values, dtype=pd.ArrowDtype(values.type))
 

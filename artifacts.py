@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import math
 import os
 import shlex
 import shutil
@@ -13,6 +14,7 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
+from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -49,7 +51,17 @@ def atomic(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _plain(value: Any) -> Any:
+def nulls_for_nan(value: Any) -> Any:
+    """A value of the user's with None for every NaN: strict JSON has no other way to say that a value is missing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: nulls_for_nan(item) for key, item in value.items()}
+    return [nulls_for_nan(item) for item in value] if isinstance(value, list) else value
+
+
+def plain(value: Any) -> Any:
+    """``default=`` of json.dumps for what we write; unknown objects raise."""
     if hasattr(value, "tolist"):  # numpy scalars and arrays
         return value.tolist()
     if isinstance(value, Path):
@@ -61,7 +73,7 @@ def _plain(value: Any) -> Any:
 
 def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
     """Strict JSON: NaN and unknown objects raise; a missing value is None."""
-    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=_plain)
+    text = json.dumps(value, indent=indent, allow_nan=False, ensure_ascii=False, default=plain)
     with atomic(path) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
 
@@ -69,7 +81,7 @@ def write_json(path: str | Path, value: Any, indent: int | None = 2) -> None:
 def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
     with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
         for row in rows:
-            file.write(json.dumps(row, allow_nan=False, ensure_ascii=False, default=_plain) + "\n")
+            file.write(json.dumps(row, allow_nan=False, ensure_ascii=False, default=plain) + "\n")
 
 
 def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
@@ -120,7 +132,7 @@ def stage(
     check_writable(path)
     try:
         path.mkdir(parents=True, exist_ok=True)
-        meta = _start_meta(path, args, inputs or {}, datasets)
+        meta = {**_start_meta(path, args, inputs or {}, datasets), "owns": list(owns)}
         write_json(path / META, meta)
     except OSError as error:
         raise UserError(f"output directory {output_dir} is not writable ({error.strerror}); name another") from error
@@ -258,8 +270,11 @@ def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
     if not path.exists():
         raise UserError(f"{path}: no such file or directory; {made_by} writes {filename}")
     file = path / filename if path.is_dir() else path
-    meta = load_meta(file)
-    status = (meta or {}).get("status", "finished")  # a meta of somebody else's says nothing
+    meta = load_meta(file) or {}
+    # Several stages may write into one directory: the last run that owns this file says whether it is whole.
+    runs = [meta, *reversed(meta.get("history", []))]
+    owner = next((run for run in runs if any(fnmatch(file.name, each) for each in run.get("owns", ()))), meta)
+    status = owner.get("status", "finished")  # a meta of somebody else's says nothing
     if status != "finished":
         reason = "is still running or was killed" if status == "running" else "failed"
         raise UserError(f"{file.parent} is not whole: the run that writes it {reason} ({META}); run {made_by} again")
@@ -268,7 +283,7 @@ def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
     size = file.stat().st_size
     if size == 0:
         raise UserError(f"{file} is empty; run {made_by} again")
-    written = (meta or {}).get("outputs", {}).get(file.name, size)
+    written = owner.get("outputs", {}).get(file.name, size)
     if size < written:
         raise UserError(
             f"{file} is truncated: {size:,} bytes, {written:,} when it was written; run {made_by} again (a file "
@@ -311,15 +326,21 @@ def read_jsonl(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, 
     return rows
 
 
-def read_table(path: str | Path, columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A CSV with its ids as strings ("001" stays "001"); ``columns`` must be there. Only an empty cell is missing."""
+def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV with its ids, and the columns ``text``, as strings ("001" stays "001"); only an empty cell is missing.
+
+    ``columns`` must be there.
+    """
     import pandas as pd
 
     path = Path(path)
     with _open_text(path) as file:  # pandas fills short rows with NaN and takes long ones for an index
         if not sum(1 for _ in csv_records(path, file)):
             raise UserError(f"{path} is empty")
-    frame = pd.read_csv(path, dtype={"id": str}, keep_default_na=False, na_values=[""], float_precision="round_trip")
+    frame = pd.read_csv(
+        path, dtype=dict.fromkeys(("id", *text), str), keep_default_na=False, na_values=[""],
+        float_precision="round_trip",
+    )  # fmt: skip
     missing = [column for column in columns if column not in frame.columns]
     if missing:
         raise UserError(f"{path} has no column {name_a_few(missing)}; it has {', '.join(map(str, frame.columns))}")

@@ -15,6 +15,7 @@ import gzip
 import json
 import logging
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -95,17 +96,21 @@ def read_logged_logits(directory: str | Path) -> Iterator[dict[str, Any]]:
     for epoch, (number, path) in enumerate(epochs, 1):
         key = f"logits_epoch_{number}"
         ids, gold, logits = [], [], []
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as file:
-            for line_number, line in enumerate(file, 1):
-                try:
-                    record = json.loads(line)
-                    ids.append(str(record["guid"]))
-                    gold.append(int(record["gold"]))
-                    logits.append([float(value) for value in record[key]])
-                except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
-                    raise UserError(
-                        f"{path}, line {line_number}: expected guid, {key} and gold ({type(error).__name__}: {error})"
-                    ) from error
+        try:
+            raw = path.read_bytes()
+            text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        except (EOFError, OSError, zlib.error, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not a whole file of UTF-8 JSON Lines ({error})") from error
+        for line_number, line in enumerate(text.removesuffix("\n").split("\n") if text else [], 1):
+            try:
+                record = json.loads(line)
+                ids.append(str(record["guid"]))
+                gold.append(int(record["gold"]))
+                logits.append([float(value) for value in record[key]])
+            except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path}, line {line_number}: expected guid, {key} and gold ({type(error).__name__}: {error})"
+                ) from error
         if not ids:
             raise UserError(f"{path} is empty")
         if len(set(ids)) != len(ids):

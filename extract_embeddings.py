@@ -168,7 +168,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--dataset", help="Hub name, file, directory or demo:... (default: the one the model was trained on)"
     )
-    parser.add_argument("--split", default="train", help="split to embed")
+    parser.add_argument("--split", help="split to embed (default: the one the model was trained on, else train)")
     parser.add_argument("--max_samples", type=positive_int, help="embed only the first N examples (default: all)")
     parser.add_argument("--task", default="qa", help="what the dataset holds")
     parser.add_argument("--max_length", type=positive_int, default=512, help="tokens in a window")

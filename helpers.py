@@ -485,6 +485,8 @@ def _read_file(path: Path) -> datasets.Dataset:
     columns = dict.fromkeys(key for row in rows for key in row)  # rows may lack keys; from_list reads the first's only
     try:
         return datasets.Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: a text holds half a surrogate pair, which UTF-8 cannot hold ({error})") from error
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
         raise UserError(f"{path}: a column holds values of different types ({_first_line(error)})") from error
 

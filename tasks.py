@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 import qa_metrics
+from artifacts import nulls_for_nan
 from helpers import UserError, name_a_few
 
 if TYPE_CHECKING:
@@ -230,20 +230,11 @@ class QAEvaluation:
     def rows(self) -> list[dict[str, Any]]:
         """The examples as loaded, each with ``predicted_answer``, ``exact_match`` (0 or 1) and ``f1`` (0..1)."""
         return [
-            {**_with_nulls(example), "predicted_answer": answer, "exact_match": int(exact), "f1": float(overlap)}
+            {**nulls_for_nan(example), "predicted_answer": answer, "exact_match": int(exact), "f1": float(overlap)}
             for example, answer, exact, overlap in zip(
                 self.data, self.predictions, self.scores.exact_match, self.scores.f1, strict=True
             )
         ]
-
-
-def _with_nulls(value: Any) -> Any:
-    """A row of the user's with None for every NaN: strict JSON has no other way to say that a value is missing."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _with_nulls(item) for key, item in value.items()}
-    return [_with_nulls(item) for item in value] if isinstance(value, list) else value
 
 
 def _answer_lists(answer: Any, start: Any, where: str) -> dict[str, list]:

@@ -18,7 +18,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules are one directory up
 
 from artifacts import recorded_dataset  # noqa: E402
-from helpers import DEFAULT_SEED, Parser, Split, command_line, load_split  # noqa: E402
+from helpers import DEFAULT_SEED, Parser, Split, command_line, load_split, seed_number  # noqa: E402
 
 
 def several_filters(cartography_dir: str, cluster_dir: str | None) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def show(split: Split, cartography_dir: str, cluster_dir: str | None, seed: int)
     shared = len(set(filtered["id"]) & set(control["id"]))
     print(f"size-matched control: {len(control):,} examples at random, {shared:,} of them among the filtered")
 
-    decision = CategoryFilter(metrics_path=cartography_dir, categories=["hard"]).decide(split)
+    decision = CategoryFilter(metrics_path=cartography_dir, categories=["hard"], missing="drop").decide(split)
     cuts = ", ".join(f"{name} {cut:.3f}" for name, cut in decision.thresholds.items() if cut is not None)
     print(f"one filter alone: {decision.keep.sum():,} examples are hard (thresholds: {cuts}), such as")
     for row in split.data.select(decision.keep.nonzero()[0][:3]):
@@ -70,7 +70,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cluster_dir", help="where cluster_analysis.py wrote; adds a cluster filter")
     parser.add_argument("--dataset", help="default: the one recorded in --cartography_dir, else demo:clinical")
     parser.add_argument("--split", help="default: the one recorded in --cartography_dir, else train")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the size-matched control")
+    parser.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of the size-matched control")
     return parser.parse_args(argv)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
 
-from artifacts import artifact_file, read_table, recorded_dataset, stage, write_csv
+from artifacts import artifact_file, check_not_read, read_table, recorded_dataset, stage, write_csv
 from helpers import Parser, UserError, command_line
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def load_unified(path: str | Path) -> pd.DataFrame:
     from error_rules import RULES
 
     file = artifact_file(path, "unified_analysis.csv", "analyze_dataset.py --export_unified")
-    table = read_table(file, columns=(*NEEDED, *RULES))
+    table = read_table(file, columns=(*NEEDED, *RULES), text=("question", "context", "answer"))
     if table.empty:
         raise UserError(f"{file} holds no examples; run analyze_dataset.py --export_unified again")
     return table.astype({"cluster": "Int64", "is_dataset_error": bool, **dict.fromkeys(RULES, "boolean")})
@@ -156,6 +156,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from plotting import dataset_label
 
+    check_not_read(args.output_dir, args.unified_dir)
     df = load_unified(args.unified_dir)
     rates, rules, problems = error_rates(df), rule_distribution(df), problem_examples(df)
     recorded = recorded_dataset(args.unified_dir)

@@ -459,3 +459,16 @@ def test_git_state_is_none_outside_a_checkout(monkeypatch):
 def test_run_meta_is_json_for_everyone(tmp_path, split):
     run_stage(tmp_path / "a", ["t.csv"], datasets=[split.identity()])
     json.loads((tmp_path / "a" / "run_meta.json").read_text(), parse_constant=pytest.fail)
+
+
+def test_another_stage_in_the_directory_does_not_make_a_killed_one_whole(tmp_path):
+    """The last run that owns a file says whether it is whole, not the last run in the directory."""
+    with pytest.raises(KeyboardInterrupt):
+        with stage(tmp_path, {}, owns=("clusters.csv",)):
+            (tmp_path / "clusters.csv").write_text("id\n")
+            raise KeyboardInterrupt
+    with stage(tmp_path, {}, owns=("samples.json",)):
+        (tmp_path / "samples.json").write_text("[1]")
+    assert artifact_file(tmp_path, "samples.json", "samples.py").exists()
+    with pytest.raises(UserError, match="is not whole: the run that writes it failed"):
+        artifact_file(tmp_path, "clusters.csv", "clusters.py")

@@ -638,3 +638,13 @@ def test_reading_leaves_the_directory_as_it_was(map_dir, tmp_path):
     load_cartography_metrics(map_dir)
     for path in (tmp_path / "before").iterdir():
         assert (map_dir / path.name).read_bytes() == path.read_bytes()
+
+
+def test_a_truncated_compressed_log_is_refused(tmp_path):
+    import gzip
+
+    line = '{"guid": "a", "logits_epoch_0": [0.5, 2.0], "gold": 1}\n'
+    whole = gzip.compress(line.encode() * 50)
+    (tmp_path / "dynamics_epoch_0.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(UserError, match="not a whole file"):
+        list(read_logged_logits(tmp_path))

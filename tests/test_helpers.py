@@ -624,3 +624,9 @@ def test_an_unknown_hub_name_is_refused_in_one_line():
     with pytest.raises(UserError, match="dataset 'nobody/nothing-at-all' is neither a local file") as refused:
         load("nobody/nothing-at-all")
     assert "\n" not in str(refused.value)
+
+
+def test_half_a_surrogate_pair_is_refused(tmp_path):
+    (tmp_path / "a.jsonl").write_text(json.dumps({**ROWS[0], "question": "a \ud83d?"}) + "\n")
+    with pytest.raises(UserError, match="half a surrogate pair"):
+        load(tmp_path / "a.jsonl")
