@@ -32,7 +32,6 @@ from helpers import (
     name_a_few,
     positive_int,
     seed_number,
-    setup_logging,
 )
 
 MADE_BY = "extract_embeddings.py"
@@ -408,7 +407,6 @@ def check_sizes(args: argparse.Namespace, rows: int) -> None:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    setup_logging()
     embeddings = load_embeddings(args.embedding_dir)
     rows, dims = embeddings.values.shape
     check_sizes(args, rows)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from artifacts import atomic, check_not_read, check_whole_model, recorded_split, stage, write_json
-from helpers import Parser, Split, UserError, command_line, positive_int, setup_logging
+from helpers import Parser, Split, UserError, command_line, positive_int
 
 if TYPE_CHECKING:
     import datasets
@@ -217,7 +217,6 @@ def load_inputs(args: argparse.Namespace) -> tuple[QuestionAnswering, Split, Pre
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    setup_logging()
     task, split, model, tokenizer = load_inputs(args)
     args.max_length = usable_length(args.max_length, model, tokenizer)
     args.doc_stride = usable_stride(args.doc_stride, args.max_length)

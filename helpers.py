@@ -228,10 +228,10 @@ class Parser(argparse.ArgumentParser, _Flags):
             self.unknown(rest[0])
         return values
 
-    def unknown(self, flag: str, also: Iterable[str] = ()) -> None:
+    def unknown(self, flag: str) -> None:
         """Refuse an unknown flag and name the nearest known one."""
         name = flag.partition("=")[0]
-        known = [*self._option_string_actions, *also]
+        known = list(self._option_string_actions)
         near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, n=1)
         self.error(f"unknown argument {name}" + (f"; did you mean {near[0]}?" if near else ""))
 

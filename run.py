@@ -74,7 +74,7 @@ NEEDS = {
 }  # fmt: skip
 # What decides which rows are trained on in which order, and what is recorded of them.
 RESUMED_WITH = (
-    "seed", "data_seed", "max_train_samples", "max_length", "doc_stride", "ablations", "confidence_type", "filters",
+    "seed", "data_seed", "max_train_samples", "windows", "ablations", "confidence_type", "filters",
     "train_ids", "per_device_train_batch_size", "gradient_accumulation_steps",
 )  # fmt: skip
 MIN_EPOCHS = 3  # below that the variability of an example says little
@@ -159,6 +159,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     args = parser.parse_args(argv)
     _check_arguments(parser, args)
+    args.windows = [args.max_length, args.doc_stride]  # as asked; what the model cannot take is lowered later
     if args.dataset is None:
         recorded = recorded_dataset(args.model) if Path(args.model).is_dir() else None
         args.dataset = recorded["dataset"] if recorded else DEFAULT_DATASET
@@ -567,6 +568,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(ONE_PROCESS_PER_GPU)
     set_seed(args.seed)
     model, tokenizer = load_model(args, task, loaded)
+    if args.doc_stride > args.max_length // 2:  # here once, not at every tokenisation
+        logger.warning(f"--doc_stride lowered from {args.doc_stride} to {args.max_length // 2}: half of --max_length")
+        args.doc_stride = args.max_length // 2
     trainer = build_trainer(args, task, arguments, model, tokenizer, train, evaluation, variability, checkpoint)
 
     splits = [split.identity() for split in (train, evaluation) if split is not None]

@@ -62,6 +62,17 @@ def add_training_flags(parser: Parser, show: bool) -> None:
             group.add_argument(*flags, type=kind, metavar=annotation.split(" ")[0].upper(), **settings)
 
 
+    for name in sorted(TAKEN - {action.dest for action in parser._actions}):
+        parser.add_argument(f"--{name}", nargs="?", action=_Refuse, help=argparse.SUPPRESS)
+
+
+class _Refuse(argparse.Action):
+    """A flag of the library's that our Trainer would not heed: better an error than no effect."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *args: Any, **kwargs: Any) -> None:
+        parser.error(f"--{self.dest} is not taken: our Trainer decides that itself")
+
+
 def given_training_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a parsed namespace that goes to TrainingArguments."""
     return {name: value for name, value in values.items() if name in training_fields()}

@@ -251,7 +251,8 @@ def file_of(tmp_path, *rows, name="data.jsonl"):
         (["--do_train", "--enable_cartography", "--filter_cartography"], "reads in the same run"),
         (["--do_eval", "--enable_cartography"], "needs --do_train"),
         (["--do_train", "--filter_random"], "as the other blocks would keep"),
-        (["--do_train", "--label_smoothing_factor", "0.1"], "unknown argument"),
+        (["--do_train", "--label_smoothing_factor", "0.1"], "--label_smoothing_factor is not taken"),
+        (["--do_train", "--train_sampling_strategy", "sequential"], "--train_sampling_strategy is not taken"),
         (["--do_train", "--exclude_clusters", "-1,3"], "--exclude_clusters does nothing without --filter_clusters"),
         (["--do_train", "--smoothing_factor", "0.2"], "does nothing without --use_label_smoothing"),
         (["--do_train", "--max_drop_percentage", "5"], "does nothing without a filter"),
@@ -491,6 +492,17 @@ def test_resuming_with_other_flags_is_refused(refused, qa_dir, tiny_model, tmp_p
     again = (*common, "--resume_from_checkpoint", tmp_path / "m/checkpoint-4")
     assert "trained with seed 42, not 7" in refused(run.main, *again, "--seed", "7")
     assert "confidence_type geometric, not product" in refused(run.main, *again, "--confidence_type", "product")
+
+
+def test_resumes_where_the_window_was_lowered(refused, qa_dir, tiny_model, tmp_path):
+    """The model takes 128 tokens; 512 and 128 are asked for, and asked for again at the resume."""
+    common = ("--do_train", "--model", tiny_model, "--dataset", qa_dir, "--output_dir", tmp_path / "m", "--no_cuda",
+              "--save_steps", "2", "--max_steps", "4", "--resume_from_checkpoint")  # fmt: skip
+    call(*common[:-1])
+    arguments = read(tmp_path / "m/run_meta.json")["arguments"]
+    assert (arguments["max_length"], arguments["doc_stride"]) == (128, 64)
+    call(*common, tmp_path / "m/checkpoint-2")
+    assert "trained with windows [512, 128], not [64, 128]" in refused(run.main, *common, "--max_length", "64")
 
 
 def test_ids_chosen_on_another_dataset_are_refused(refused, qa_dir, tiny_model, tmp_path):
