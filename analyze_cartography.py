@@ -1,8 +1,9 @@
-"""Analyse one data map: metrics by question type, examples of every category with their text, distributions.
+"""Analyse one data map: metrics by question type or label, examples of every category with their text, distributions.
 
 Reads cartography_metrics.csv (run.py --enable_cartography) and the dataset that it was recorded on, or with
---training_dynamics what another trainer logged. Writes question_type_analysis.csv, {easy,hard,ambiguous}_samples.json,
-and metric_distributions, metric_correlations and category_by_question_type as pictures, with their data as CSV.
+--training_dynamics what another trainer logged. Writes {easy,hard,ambiguous}_samples.json, question_type_analysis.csv
+(classification and NLI: label_analysis.csv), and metric_distributions, metric_correlations and
+category_by_question_type (category_by_label) as pictures, with their data as CSV.
 
     python analyze_cartography.py --cartography_dir ./cartography_output
     python analyze_cartography.py --training_dynamics ./logged_dynamics --output_dir ./logged_map
@@ -12,24 +13,27 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from artifacts import check_same_dataset, recorded_split, stage, write_csv, write_json
+from artifacts import check_same_dataset, recorded_split, recorded_task, stage, write_csv, write_json
 from helpers import Parser, Split, UserError, command_line, number, positive_int
+from tasks import add_task_flags, task_of
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
 
 OWNS = (
-    "question_type_analysis.csv", "*_samples.json", "metric_distributions.*", "metric_correlations.*",
-    "category_by_question_type.png", "cartography_metrics.*", "cartography_map.png",
+    "question_type_analysis.csv", "category_by_question_type.png", "label_analysis.csv", "category_by_label.png",
+    "*_samples.json", "metric_distributions.*", "metric_correlations.*", "cartography_metrics.*",
+    "cartography_map.png",
 )  # fmt: skip
 NUM_BINS = 40
 MAX_DISCRETE = 20  # a metric with at most so many values (correctness, counts) gets one bar per value
 ROWS_PRINTED = 12
+MAX_GROUPS_DRAWN = 25
 
 logger = logging.getLogger(__name__)
 
@@ -37,27 +41,39 @@ logger = logging.getLogger(__name__)
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
-def samples(frame: pd.DataFrame, category: str, n: int, split: Split | None, columns: Sequence[str]) -> list[dict]:
-    """The first ``n`` of ``get_examples_by_category`` as records: id, text, metrics. A missing metric is None."""
+def samples(frame: pd.DataFrame, category: str, n: int, split: Split | None) -> list[dict]:
+    """The first ``n`` of ``get_examples_by_category`` as records: id, text, metrics. A missing metric is None.
+
+    A column of the dataset whose name is that of a metric gets the prefix ``data_``.
+    """
     import pandas as pd
 
     from dataset_cartography import METRIC_COLUMNS, get_examples_by_category
 
     ids = get_examples_by_category(frame, category, n)
-    texts: Iterable[dict[str, Any]] = ({} for _ in ids)
+    metrics = frame.loc[ids, [metric for metric in METRIC_COLUMNS if metric in frame]].astype(object)
+    texts: dict[str, list] = {}
     if split is not None:
         rows = {example: row for row, example in enumerate(split.ids)}
-        texts = (_text(row, columns) for row in split.data.select([rows[example] for example in ids]))
-    metrics = frame.loc[ids, [metric for metric in METRIC_COLUMNS if metric in frame]].astype(object)
+        readable = split.task.readable(split.data.select([rows[example] for example in ids]))
+        texts = {f"data_{name}" if name in metrics else name: values for name, values in readable.items()}
     records = metrics.where(pd.notna(metrics), None).to_dict("records")
-    return [{"id": example, **text, **record} for example, text, record in zip(ids, texts, records, strict=True)]
+    return [
+        {"id": example, **{name: values[row] for name, values in texts.items()}, **record}
+        for row, (example, record) in enumerate(zip(ids, records, strict=True))
+    ]
 
 
-def _text(row: dict[str, Any], columns: Sequence[str]) -> dict[str, Any]:
-    text = {column: row[column] for column in columns if column != "answers"}
-    if "answers" in columns:
-        text["answer"] = next(iter(row["answers"]["text"]), "")  # the first gold text; "" is unanswerable
-    return text
+def groups_analysis(frame: pd.DataFrame, split: Split) -> tuple[str, pd.DataFrame]:
+    """The name of the task's grouping (question_type, label), and its ``group_table``, largest group first."""
+    import pandas as pd
+
+    from plotting import group_table
+
+    by, values = split.task.groups(split.data)
+    groups = pd.Series(list(values), index=split.ids, dtype=object)
+    table = group_table(frame.assign(**{by: groups}), by, ("mean", "median"))
+    return by, table.sort_values("n", ascending=False, kind="stable")
 
 
 def distributions(frame: pd.DataFrame) -> pd.DataFrame:
@@ -172,21 +188,28 @@ def plot_correlations(path: Path, table: pd.DataFrame, metrics: Sequence[str], c
     save_figure(figure, path, "Correlation of the metrics (Spearman)", caption)
 
 
-def plot_question_types(path: Path, table: pd.DataFrame, caption: str) -> None:
+def plot_groups(path: Path, table: pd.DataFrame, by: str, caption: str) -> None:
+    """table: one row per value of ``by``, the largest first; a picture has room for 25."""
     from plotting import draw_category_shares, new_figure, save_figure
 
-    figure, axis = new_figure(7, max(3.0, 1.6 + 0.32 * len(table)))
-    labels = [f"{name} (n = {n:,})" for name, n in zip(table["question_type"], table["n"], strict=True)]
-    draw_category_shares(axis, table, labels)
+    kind = by.replace("_", " ")
+    shown = table.head(MAX_GROUPS_DRAWN)
+    if len(shown) < len(table):
+        caption += f"\nthe {len(shown)} largest of {len(table):,} {kind}s"
+    figure, axis = new_figure(7, max(3.0, 1.6 + 0.32 * len(shown)))
+    names = [name if len(name) <= 40 else f"{name[:39]}\N{HORIZONTAL ELLIPSIS}" for name in shown[by]]
+    # A dollar sign would begin a formula.
+    labels = [f"{name} (n = {n:,})".replace("$", r"\$") for name, n in zip(names, shown["n"], strict=True)]
+    draw_category_shares(axis, shown, labels)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=8)
-    save_figure(figure, path, "Categories by question type", caption)
+    save_figure(figure, path, f"Categories by {kind}", caption)
 
 
 # --- command line ------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser("Analyse one data map: question types, samples of every category, distributions, correlations.")
+    parser = Parser("Analyse one data map: question types or labels, samples of every category, distributions.")
     group = parser.add_argument_group("what is read")
     group.add_argument(
         "--cartography_dir", default="./cartography_output", help="directory that run.py --enable_cartography wrote"
@@ -198,7 +221,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifact)")
     group.add_argument("--split", help="its split (default: the one recorded in the artifact, else train)")
-    group.add_argument("--task", default="qa", help="task that the dataset is for")
+    add_task_flags(group)
     group = parser.add_argument_group("categories (the other stages cut at the medians)")
     group.add_argument(
         "--threshold_method", choices=("median", "percentile", "fixed"), default="median",
@@ -221,7 +244,8 @@ def check_output(output_dir: str, source: Path) -> None:
         raise UserError(f"--output_dir {output_dir} holds a cartography that run.py recorded; name another directory")
 
 
-def print_table(table: pd.DataFrame, by: str) -> None:
+def print_table(table: pd.DataFrame, by: str, rest: str = "") -> None:
+    """The first rows of a ``group_table``; rest: the file that holds all of them."""
     from dataset_cartography import CATEGORIES
 
     shown = [metric for metric in ("confidence", "variability", "correctness") if f"{metric}_mean" in table]
@@ -229,18 +253,17 @@ def print_table(table: pd.DataFrame, by: str) -> None:
     for row in table.head(ROWS_PRINTED).to_dict("records"):
         numbers = [f"{row[f'{metric}_mean']:>13.3f}" for metric in shown]
         shares = [f"{row[f'{category}_share']:>13.1%}" for category in CATEGORIES]
-        print(f"{row[by]:<20}{row['n']:>9,}" + "".join(numbers + shares))
+        print(f"{row[by]:<20.20}{row['n']:>9,}" + "".join(numbers + shares))
+    if len(table) > ROWS_PRINTED:
+        print(f"... and {len(table) - ROWS_PRINTED:,} smaller ones in {rest}")
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     import dataset_cartography
-    from error_rules import question_types
     from plotting import dataset_label, group_table, metric_columns
-    from tasks import get_task
 
-    task = get_task(args.task)
     source = Path(args.training_dynamics or args.cartography_dir)
     check_output(args.output_dir, source)
     if args.training_dynamics:
@@ -251,16 +274,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = (args.confidence_threshold, args.variability_threshold, args.threshold_method)
     cuts = dataset_cartography.category_thresholds(metrics, *chosen)
     frame = dataset_cartography.categorize_examples(metrics, *chosen)
-    split = recorded_split(source, args.dataset, args.split, task)
+    split = recorded_split(source, args.dataset, args.split, task_of(args, recorded_task(source)))
     name = dataset_label(split.name, split.split) if split else str(source)
-    types = None
     if split is None:
-        logger.info(f"{source} records no dataset and --dataset names none: no texts, no question types")
+        logger.info(f"{source} records no dataset and --dataset names none: no texts, no question types or labels")
     else:
         check_same_dataset(source, frame.index, split)
         frame = frame[frame.index.isin(split.ids)]  # after the cuts, which are those of all metrics
-        if "question" in task.content_columns:
-            types = question_types(split.data["question"][:]).set_axis(split.ids)
 
     caption = f"{name}, n = {len(frame):,}; cuts: confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
@@ -269,25 +289,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.training_dynamics:
             dataset_cartography.write_cartography(path, metrics, name, cuts)
         for category in dataset_cartography.CATEGORIES:
-            records = samples(frame, category, args.n_examples, split, task.content_columns)
-            write_json(path / f"{category}_samples.json", records)
+            write_json(path / f"{category}_samples.json", samples(frame, category, args.n_examples, split))
         table = distributions(frame)
         write_csv(path / "metric_distributions.csv", table)
         plot_distributions(path / "metric_distributions.png", table, cuts, caption)
         table = correlations(frame)
         write_csv(path / "metric_correlations.csv", table)
         plot_correlations(path / "metric_correlations.png", table, metric_columns(frame), caption)
-        by_type = None
-        if types is not None:
-            by_type = group_table(frame.assign(question_type=types), "question_type", ("mean", "median"))
-            by_type = by_type.sort_values("n", ascending=False, kind="stable")
-            write_csv(path / "question_type_analysis.csv", by_type)
-            plot_question_types(path / "category_by_question_type.png", by_type, caption)
+        if split is not None:
+            by, by_group = groups_analysis(frame, split)
+            write_csv(path / f"{by}_analysis.csv", by_group)
+            plot_groups(path / f"category_by_{by}.png", by_group, by, caption)
 
     print(caption)
     print_table(group_table(frame.assign(all="all"), "all"), "all")
-    if by_type is not None:
-        print_table(by_type, "question_type")
+    if split is not None:
+        print_table(by_group, by, f"{by}_analysis.csv")
     print(f"wrote tables, samples and pictures to {path}")
 
 

@@ -2,7 +2,8 @@
 
 Reads cartography_metrics.csv (run.py --enable_cartography) and cluster_assignments.csv (cluster_analysis.py). Writes
 category_cluster_overlap.csv, cluster_difficulty.csv, cluster_map.csv, patterns.json and pictures; with
---export_unified also unified_analysis.csv (one row per example of the split) and overlap_summary.json.
+--export_unified also unified_analysis.csv (one row per example of the split) and overlap_summary.json. The error rules
+are for question answering; for classification and NLI the table goes without them.
 
     python analyze_dataset.py --cartography_dir ./cartography_output --cluster_dir ./cluster_output
     python analyze_dataset.py --export_unified --predictions ./train_predictions/eval_predictions.jsonl
@@ -11,7 +12,6 @@ category_cluster_overlap.csv, cluster_difficulty.csv, cluster_map.csv, patterns.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,17 +21,17 @@ from artifacts import (
     artifact_file,
     check_not_read,
     check_same_dataset,
-    nulls_for_nan,
-    plain,
     read_jsonl,
     read_table,
     recorded_dataset,
     recorded_split,
+    recorded_task,
     stage,
     write_csv,
     write_json,
 )
 from helpers import Parser, Split, UserError, command_line, name_a_few
+from tasks import add_task_flags, task_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,9 +43,7 @@ OWNS = (
 )  # fmt: skip
 CLUSTER_COLUMNS = ("cluster", "dim1", "dim2", "cluster_probability")
 NOISE = -1
-# High-overlap regions: cells of these categories with at least so many examples and such an error rate.
-REGION_CUTS: dict[str, Any] = {"categories": ["hard", "ambiguous"], "min_examples": 10, "min_error_rate": 0.3}
-MIN_EXAMPLES = 10  # a cluster or question type with fewer is not tested
+MIN_EXAMPLES = 10  # a cluster, question type or label with fewer is not tested
 ALPHA = 0.05
 MAX_LISTED = 5
 ROWS_PRINTED = 20
@@ -75,16 +73,20 @@ def load_clusters(path: str | Path) -> pd.DataFrame:
     return table.assign(**numbers).astype({"cluster": "Int64"}).set_index("id")[list(CLUSTER_COLUMNS)]
 
 
-def load_predictions(path: str | Path, split: Split) -> list[str | None]:
-    """The predicted answer of every example of the split, None where the file has none.
+def load_predictions(path: str | Path, split: Split) -> list[Any]:
+    """The prediction for every example of the split, None where the file has none: ``predicted_answer``, a text, for
+    a task with error rules, else ``predicted_label``, a text or a number.
 
-    Predictions of another dataset (no shared ids, or another question under a shared id) are a UserError.
+    Predictions of another dataset (no shared ids, or another text under a shared id) are a UserError.
     """
+    column, kind, expected = "predicted_label", str | int, "label"
+    if split.task.has_error_rules:
+        column, kind, expected = "predicted_answer", str, "text"
     file = artifact_file(path, "eval_predictions.jsonl", "run.py --do_eval")
-    rows = {str(row["id"]): row for row in read_jsonl(file, ("id", "predicted_answer"))}
-    wrong = [example for example, row in rows.items() if not isinstance(row["predicted_answer"], str | None)]
+    rows = {str(row["id"]): row for row in read_jsonl(file, ("id", column))}
+    wrong = [example for example, row in rows.items() if not isinstance(row[column], kind | None)]
     if wrong:
-        raise UserError(f"{file}: predicted_answer of {name_a_few(wrong)} is not a text")
+        raise UserError(f"{file}: {column} of {name_a_few(wrong)} is not a {expected}")
     this = f"{split.name} [{split.split}]"
     shared = [example for example in split.ids if example in rows]
     if not shared:
@@ -92,15 +94,16 @@ def load_predictions(path: str | Path, split: Split) -> list[str | None]:
             f"{file} holds predictions of {name_a_few(rows)} and shares no ids with {this}; "
             f"run.py --do_eval --eval_split {split.split} predicts that"
         )
-    other = [
-        example
-        for example, question in zip(split.ids, split.data["question"][:], strict=True)
-        if example in rows and rows[example].get("question", question) != question
-    ]
-    if other:
-        raise UserError(f"{file} has other questions than {this} under the same ids ({name_a_few(other)})")
+    for name in split.task.text_columns:
+        other = [
+            example
+            for example, text in zip(split.ids, split.data[name][:], strict=True)
+            if example in rows and rows[example].get(name, text) != text
+        ]
+        if other:
+            raise UserError(f"{file} has another {name} than {this} under the same ids ({name_a_few(other)})")
     logger.info(f"{file} covers {len(shared):,} of {len(split.ids):,} examples ({len(shared) / len(split.ids):.1%})")
-    return [rows[example]["predicted_answer"] if example in rows else None for example in split.ids]
+    return [rows[example][column] if example in rows else None for example in split.ids]
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -228,12 +231,17 @@ def over_represented(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
     return sorted(found, key=lambda row: row["share_overall"] - row["share"])
 
 
-def find_patterns(frame: pd.DataFrame, thresholds: tuple[float, float]) -> dict[str, Any]:
-    """The findings in numbers, of examples with metrics, category and cluster, and question_type where known."""
+def find_patterns(frame: pd.DataFrame, thresholds: tuple[float, float], by: str | None) -> dict[str, Any]:
+    """The findings in numbers, of examples with metrics, category and cluster.
+
+    ``by``: a column of groups, question_type or label; those that stand out are in ``question_types_over_represented``
+    or ``labels_over_represented``.
+    """
     from dataset_cartography import CATEGORIES
 
     overall = {f"{category}_share": float((frame["category"] == category).mean()) for category in CATEGORIES}
-    patterns = {
+    groups = {} if by is None else {f"{by}s_over_represented": over_represented(frame, by)}
+    return {
         "n": len(frame),
         "num_clusters": int(frame.loc[frame["cluster"] != NOISE, "cluster"].nunique()),
         "noise_share": float((frame["cluster"] == NOISE).mean()),
@@ -245,139 +253,8 @@ def find_patterns(frame: pd.DataFrame, thresholds: tuple[float, float]) -> dict[
         },
         "category_cluster_association": association(frame),
         **unusual_clusters(frame),
-        "question_types_over_represented": None,
+        **groups,
         "cuts": {"min_examples": MIN_EXAMPLES, "p_adjusted_below": ALPHA, "adjustment": "Benjamini-Hochberg"},
-    }
-    if "question_type" in frame:
-        patterns["question_types_over_represented"] = over_represented(frame, "question_type")
-    return patterns
-
-
-# --- the unified table -------------------------------------------------------------------------------------------
-
-
-def unified_table(
-    split: Split, metrics: pd.DataFrame, clusters: pd.DataFrame, predictions: Sequence[str | None] | None
-) -> pd.DataFrame:
-    """One row per example of the split, in its order; what an example has not is missing (columns: DESIGN 5).
-
-    ``metrics`` (with category) and ``clusters`` are indexed by id. Original columns whose name is taken get the prefix
-    ``data_``; those that hold lists or dicts become JSON text.
-    """
-    import pandas as pd
-
-    from dataset_cartography import METRIC_COLUMNS
-    from error_rules import flag_errors
-
-    ids = pd.Index(split.ids, name="id")
-    answers = [next(iter(answer["text"]), "") for answer in split.data["answers"][:]]
-    first = {"question": split.data["question"][:], "context": split.data["context"][:], "answer": answers}
-    added = pd.concat(
-        [
-            _nullable(metrics[[column for column in (*METRIC_COLUMNS, "category") if column in metrics]]).reindex(ids),
-            _nullable(clusters).reindex(ids),
-            flag_errors(first["question"], first["context"], answers, predictions).set_axis(ids),
-        ],
-        axis=1,
-    )
-    original = {}
-    for column in split.data.column_names:
-        if column not in ("id", "question", "context"):
-            name = f"data_{column}" if column in first or column in added else column
-            while name != column and name in split.data.column_names:  # that name is another original column's
-                name = f"data_{name}"
-            original[name] = _plain_column(split, column)
-    return pd.concat([pd.DataFrame({**first, **original}, index=ids), added], axis=1).reset_index()
-
-
-def _nullable(frame: pd.DataFrame) -> pd.DataFrame:
-    """Integers and booleans in types that can be missing, so that 5 does not become 5.0 beside an empty cell."""
-    kinds = {"i": "Int64", "b": "boolean"}
-    return frame.astype({name: kinds[kind.kind] for name, kind in frame.dtypes.items() if kind.kind in kinds})
-
-
-def _plain_column(split: Split, column: str) -> pd.api.extensions.ExtensionArray:
-    import pandas as pd
-    import pyarrow as pa
-
-    values = split.data.with_format("arrow")[column][:]
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if pa.types.is_nested(values.type):
-        texts = (
-            None if value is None else json.dumps(nulls_for_nan(value), ensure_ascii=False, default=plain)
-            for value in values.to_pylist()
-        )
-        values = pa.array(texts, pa.string())
-    return pd.array(values, dtype=pd.ArrowDtype(values.type))
-
-
-def rule_columns() -> list[str]:
-    from error_rules import RULES
-
-    return [*RULES, "is_dataset_error"]
-
-
-def rule_rates(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
-    """Per value of ``by``: n, and the fraction of examples that each rule flags, of those it could be applied to."""
-    return [
-        {by: value, "n": len(group), **{rule: _rate(group[rule]) for rule in rule_columns()}}
-        for value, group in frame.groupby(by)
-    ]
-
-
-def _rate(flags: pd.Series) -> float | None:
-    known = flags.dropna()
-    return float(known.astype(float).mean()) if len(known) else None
-
-
-def high_overlap_regions(unified: pd.DataFrame) -> list[dict[str, Any]]:
-    """Cells of category x cluster where errors gather (REGION_CUTS), highest error rate first."""
-    cells = unified[unified["category"].isin(REGION_CUTS["categories"])].groupby(["category", "cluster"])
-    regions = [
-        {
-            "category": category,
-            "cluster": int(cluster),
-            "total_examples": len(cell),
-            "error_count": int(cell["is_dataset_error"].sum()),
-            "error_rate": float(cell["is_dataset_error"].mean()),
-        }
-        for (category, cluster), cell in cells
-    ]
-    kept = [
-        region
-        for region in regions
-        if region["total_examples"] >= REGION_CUTS["min_examples"]
-        and region["error_rate"] >= REGION_CUTS["min_error_rate"]
-    ]
-    return sorted(kept, key=lambda region: (-region["error_rate"], -region["total_examples"], region["cluster"]))
-
-
-def summarize_overlap(unified: pd.DataFrame, num_predicted: int | None) -> dict[str, Any]:
-    """The content of overlap_summary.json; ``num_predicted`` is None without predictions."""
-    total = len(unified)
-
-    def coverage(n: int) -> dict[str, Any]:
-        return {"n": n, "share": n / total}
-
-    mapped, clustered = unified["category"].notna(), unified["cluster"].notna()
-    cells = unified.groupby(["category", "cluster"]).size().reset_index(name="n")
-    return {
-        "total_examples": total,
-        "coverage": {
-            "cartography": coverage(int(mapped.sum())),
-            "clusters": coverage(int(clustered.sum())),
-            "cartography_and_clusters": coverage(int((mapped & clustered).sum())),
-            "error_rules": coverage(total),
-            "predictions": None if num_predicted is None else coverage(num_predicted),
-        },
-        "dataset_errors": coverage(int(unified["is_dataset_error"].sum())),
-        "category_cluster_distribution": cells.to_dict("records"),
-        "rule_rates": {"n": total, **{rule: _rate(unified[rule]) for rule in rule_columns()}},
-        "rule_rates_by_category": rule_rates(unified, "category"),
-        "rule_rates_by_cluster": rule_rates(unified, "cluster"),
-        "high_overlap_cuts": REGION_CUTS,
-        "high_overlap_regions": high_overlap_regions(unified),
     }
 
 
@@ -465,11 +342,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--cluster_dir", default="./cluster_output", help="written by cluster_analysis.py")
     group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifacts)")
     group.add_argument("--split", help="its split (default: the one recorded in the artifacts, else train)")
-    group.add_argument("--task", default="qa", help="task that the dataset is for")
+    add_task_flags(group)
     group.add_argument(
         "--predictions", metavar="FILE",
-        help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; feeds rules 4 and 8 of "
-        "--export_unified",
+        help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; with --export_unified it "
+        "feeds rules 4 and 8 (qa), or gives the column predicted_label",
     )  # fmt: skip
     group = parser.add_argument_group("what is written")
     group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
@@ -479,7 +356,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     args = parser.parse_args(argv)
     if args.predictions and not args.export_unified:
-        parser.error("--predictions feeds the error rules, which only --export_unified writes; add it")
+        parser.error("--predictions is for the unified table, which only --export_unified writes; add it")
     args.output_dir = args.output_dir or ("./unified_export" if args.export_unified else "./integrated_analysis")
     return args
 
@@ -501,11 +378,9 @@ def print_table(difficulty: pd.DataFrame) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from dataset_cartography import categorize_examples, category_thresholds, load_cartography_metrics
-    from error_rules import question_types
     from plotting import dataset_label
-    from tasks import get_task
+    from unified_table import summarize_overlap, unified_table
 
-    task = get_task(args.task)
     check_not_read(args.output_dir, args.cartography_dir, args.cluster_dir)
     metrics = load_cartography_metrics(args.cartography_dir)
     thresholds = category_thresholds(metrics)
@@ -513,6 +388,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     clusters = load_clusters(args.cluster_dir)
     sources = {"cartography": Path(args.cartography_dir), "clusters": Path(args.cluster_dir)}
     recorded = [source for source in sources.values() if recorded_dataset(source)]
+    task = task_of(args, recorded_task(*sources.values()))
     split = recorded_split(recorded[0] if recorded else sources["cartography"], args.dataset, args.split, task)
     predictions = None
     if split is not None:
@@ -523,14 +399,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     elif args.export_unified:
         raise UserError("the artifacts record no dataset; --export_unified needs its texts: name it with --dataset")
     else:
-        logger.info("the artifacts record no dataset and --dataset names none: no question types in patterns.json")
+        logger.info("the artifacts record no dataset and --dataset names none: no question types or labels in "
+                    "patterns.json")
 
-    frame = metrics.join(clusters, how="inner")
+    frame, by = metrics.join(clusters, how="inner"), None
     if split is not None:
         frame = frame[frame.index.isin(split.ids)]
-        if "question" in task.content_columns:
-            types = question_types(split.data["question"][:]).set_axis(split.ids)
-            frame = frame.assign(question_type=types)
+        by, groups = split.task.groups(split.data)
+        group_of = dict(zip(split.ids, groups, strict=True))
+        frame = frame.assign(**{by: [group_of[example] for example in frame.index]})
     if frame.empty:
         raise UserError(f"{args.cartography_dir} and {args.cluster_dir} share no ids; make both from one dataset")
 
@@ -541,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     identities = [split.identity()] if split else []
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=identities) as path:
         difficulty = difficulty_table(frame)
-        patterns = find_patterns(frame, thresholds)
+        patterns = find_patterns(frame, thresholds, by)
         points = frame.reset_index()[["id", "dim1", "dim2", "cluster", "category"]]
         write_csv(path / "category_cluster_overlap.csv", overlap_table(frame))
         write_csv(path / "cluster_difficulty.csv", difficulty)
@@ -553,7 +430,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary = None
         if args.export_unified and split is not None:
             unified = unified_table(split, metrics, clusters, predictions)
-            num_predicted = None if predictions is None else sum(text is not None for text in predictions)
+            num_predicted = None if predictions is None else sum(each is not None for each in predictions)
             summary = summarize_overlap(unified, num_predicted)
             write_csv(path / "unified_analysis.csv", unified)
             write_json(path / "overlap_summary.json", summary)
@@ -563,7 +440,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if patterns["category_cluster_association"]:
         strength = patterns["category_cluster_association"]["cramers_v"]
         print(f"association of category and cluster: Cramer's V {strength:.2f} (0 none, 1 full)")
-    if summary:
+    if summary and "dataset_errors" in summary:
         errors, regions = summary["dataset_errors"], summary["high_overlap_regions"]
         print(f"{errors['n']:,} of {len(unified):,} examples break at least 3 rules ({errors['share']:.1%}); "
               f"{len(regions)} high-overlap regions")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time
@@ -304,10 +306,13 @@ def read_json(path: str | Path) -> Any:
 @contextmanager
 def _open_text(path: Path) -> Iterator[IO[str]]:
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        opener = gzip.open if path.suffix == ".gz" else open
+        with opener(path, "rt", encoding="utf-8", newline="") as file:
             yield file
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not UTF-8 text") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole gzip file ({error})") from error
 
 
 def read_jsonl(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
@@ -358,6 +363,15 @@ def recorded_dataset(path: str | Path) -> dict[str, Any] | None:
     """``{"dataset", "split", "fingerprint", "rows"}`` of the split that an artifact was made from, or None."""
     meta = model_meta(path) or load_meta(path)  # a model stands for what it was trained on
     return meta["datasets"][0] if meta and meta.get("datasets") else None
+
+
+def recorded_task(*artifacts: str | Path) -> dict[str, Any] | None:
+    """The settings of the task (tasks.py) for which the first of these artifacts that records one was made."""
+    for artifact in artifacts:
+        recorded = recorded_dataset(artifact) or {}
+        if "task" in recorded:
+            return recorded["task"]
+    return None
 
 
 def recorded_split(

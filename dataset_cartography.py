@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from artifacts import artifact_file, atomic, read_json, read_table, write_csv
+from artifacts import artifact_file, atomic, read_json, read_jsonl, read_table, write_csv
 from helpers import UserError, name_a_few
 
 CATEGORIES = ("easy", "ambiguous", "hard")
@@ -258,10 +258,15 @@ def write_cartography(
 def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
     """The metrics of a cartography directory (or of its .csv or .json), indexed by id (strings).
 
+    Also reads the coordinates that allenai/cartography publishes, JSON Lines (.jsonl, .jsonl.gz) with ``guid``, which
+    becomes the id, and ``correctness``, there a count of epochs.
+
     Raises UserError when the artifact is missing, not whole, or holds values outside the range of a metric.
     """
     file = artifact_file(path, "cartography_metrics.csv", MADE_BY)
-    if file.suffix == ".json":
+    if ".jsonl" in file.suffixes:
+        table = _published_metrics(file)
+    elif file.suffix == ".json":
         records = read_json(file)
         if not isinstance(records, list) or not all(isinstance(record, dict) and "id" in record for record in records):
             raise UserError(f"{file}: expected a list of records with id, confidence, variability, ...")
@@ -290,6 +295,24 @@ def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
                 f"{expected}; is the file whole? {MADE_BY} writes it"
             )
     return table.set_index("id")
+
+
+def _published_metrics(file: Path) -> pd.DataFrame:
+    """``guid``, ``confidence``, ``variability``, ``correctness`` of each line; other fields are left out.
+
+    The files do not say over how many epochs they count: it is taken to be the largest count.
+    """
+    records = read_jsonl(file, ("guid", "confidence", "variability", "correctness"))
+    if not records:
+        raise UserError(f"{file} holds no examples")
+    table = pd.DataFrame(records)[["guid", "confidence", "variability", "correctness"]]
+    table["guid"] = table["guid"].astype(str)
+    counts = pd.to_numeric(table["correctness"], errors="coerce")
+    if not (counts >= 0).all() or not (counts == counts.round()).all() or counts.max() == 0:
+        raise UserError(f"{file}: expected correctness as a count of epochs, whole numbers from 0")
+    epochs = int(counts.max())
+    logger.info(f"{file}: correctness is a count, of {epochs} epochs going by the largest; divided by that")
+    return table.assign(correctness=counts / epochs, num_epochs=epochs).rename(columns={"guid": "id"})
 
 
 # --- categories --------------------------------------------------------------------------------------------------

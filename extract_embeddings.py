@@ -1,14 +1,15 @@
 """Turn each example of a dataset into one vector of a trained model.
 
-Reads a model that run.py trained (or any question-answering checkpoint) and the dataset. Writes embeddings.npy
-(float32, examples x dimensions, in dataset order) and embeddings_metadata.json (ids in row order, and their texts).
+Reads a model that run.py trained (or any checkpoint with an encoder) and the dataset. Writes embeddings.npy (float32,
+examples x dimensions, in dataset order) and embeddings_metadata.json (ids in row order, and their texts).
 
     python extract_embeddings.py --model_path ./trainer_output --output_dir ./embeddings_output
     python extract_embeddings.py --model_path ./trainer_output --dataset demo:clinical --max_samples 100 --no_cuda
 
-The vector of a question-answering example is [CLS vector ; mean of the answer-span token vectors] of the last hidden
-layer, from the first window that holds the answer. An unanswerable example, and one whose answer is in no window or
-not at its offset, gives the CLS vector of its first window twice.
+All vectors are of the last hidden layer. Question answering: [CLS vector ; mean of the answer-span token vectors] from
+the first window that holds the answer; an unanswerable example, and one whose answer is in no window or not at its
+offset, gives the CLS vector of its first window twice. Classification and NLI: the CLS vector, or with --pooling mean
+the mean over all tokens of the text or pair, special tokens included.
 """
 
 from __future__ import annotations
@@ -22,144 +23,86 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import atomic, check_not_read, check_whole_model, recorded_split, stage, write_json
-from helpers import Parser, Split, UserError, command_line, positive_int
+from artifacts import atomic, check_not_read, check_whole_model, recorded_split, recorded_task, stage, write_json
+from helpers import Parser, Split, UserError, command_line, name_a_few, positive_int
+from models import load_encoder, usable_length, usable_stride
+from tasks import TASKS, Task, add_task_flags, task_of
 
 if TYPE_CHECKING:
     import datasets
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from tasks import QuestionAnswering
-
 OWNS = ("embeddings.npy", "embeddings_metadata.json")
-POOLING = "cls_and_answer_mean"
+POOLINGS = tuple(dict.fromkeys(pooling for task in TASKS.values() for pooling in task.pooling))
 
 logger = logging.getLogger(__name__)
 
 
-def choose_windows(windows: datasets.Dataset, aligned: np.ndarray) -> tuple[datasets.Dataset, np.ndarray]:
-    """One window per example, in example order, and whether its labels mark an answer, (N,) bool.
+def pooled_spans(pooling: str, cls: np.ndarray, answers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(N, P, 2): first and last token of the P spans whose mean vectors, one after the other, make an embedding.
 
-    The first window that holds the answer, else the first. ``aligned`` (N,): whether the answer stands at its offset;
-    where it does not, there is no span to look for.
+    cls (N,): position of the [CLS] token. answers (N, 2): first and last token of the answer, -1 where there is none:
+    there the [CLS] token stands for it. lengths (N,): tokens without padding.
     """
-    example = np.asarray(windows["example_index"][:])
-    holds = np.asarray(windows["start_positions"][:]) != _cls_positions(windows)
-    holds &= np.asarray(windows["counts"][:]) & aligned[example]
-    # Example by example, windows with the answer first, each kind in the order of the context.
-    order = np.lexsort((~holds, example))
-    first = order[np.unique(example[order], return_index=True)[1]]
-    if len(first) != len(aligned):
-        raise ValueError(f"{len(aligned)} examples, but windows of {len(first)}")
-    return windows.select(first), holds[first]
+    if pooling == "mean":
+        return np.stack([np.zeros_like(lengths), lengths - 1], axis=1)[:, None]
+    alone = np.stack([cls, cls], axis=1)
+    if pooling == "cls":
+        return alone[:, None]
+    return np.stack([alone, np.where(answers < 0, alone, answers)], axis=1)
 
 
-def _cls_positions(windows: datasets.Dataset) -> np.ndarray:
-    from tasks import NO_ANSWER
+def pool(hidden: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    """(B, L, H) last hidden states to (B, P H) float32: the mean vector of each span, one after the other.
 
-    return np.array([roles.index(NO_ANSWER) for roles in windows["token_roles"][:]], dtype=np.int64)
-
-
-def pool(hidden: torch.Tensor, cls: torch.Tensor, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
-    """(B, L, H) last hidden states to (B, 2 H) float32: vector at ``cls``, mean of the vectors ``start`` to ``end``.
-
-    The three positions are (B,), ``end`` is included. Padding lies outside every span and so has no weight.
+    spans (B, P, 2): first and last position, both included. Padding lies outside every span and so has no weight.
     """
     import torch
 
     hidden = hidden.float()
-    rows = torch.arange(len(hidden), device=hidden.device)
     position = torch.arange(hidden.shape[1], device=hidden.device)
-    inside = ((position >= start[:, None]) & (position <= end[:, None])).float()
-    span = torch.einsum("bl,blh->bh", inside, hidden) / inside.sum(dim=1, keepdim=True)
-    return torch.cat([hidden[rows, cls], span], dim=1)
+    inside = ((position >= spans[:, :, :1]) & (position <= spans[:, :, 1:])).float()
+    means = torch.einsum("bpl,blh->bph", inside, hidden) / inside.sum(dim=2, keepdim=True)
+    return means.flatten(start_dim=1)
 
 
 def embed(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
-    windows: datasets.Dataset,
-    has_span: np.ndarray,
+    rows: datasets.Dataset,
+    spans: np.ndarray,
     out: np.ndarray,
     batch_size: int,
 ) -> None:
-    """Fill ``out`` (N, 2 H) with the vectors of N windows, one per example, on the device of ``model``.
+    """Fill ``out`` (N, P H) with the vectors of N rows of features, one per example, on the device of ``model``.
 
-    Batches go from long to short, so that little is padded and memory runs out at once or never.
+    spans: (N, P, 2), see ``pooled_spans``. Batches go from long to short, so that little is padded and memory runs
+    out at once or never.
     """
     import torch
     from tqdm.auto import tqdm
 
     accepted = inspect.signature(model.forward).parameters
-    names = [name for name in tokenizer.model_input_names if name in windows.column_names and name in accepted]
-    cls = _cls_positions(windows)
-    start = np.where(has_span, windows["start_positions"][:], cls)
-    end = np.where(has_span, windows["end_positions"][:], cls)
-    order = np.argsort(-np.asarray(windows["length"][:]), kind="stable")
+    names = [name for name in tokenizer.model_input_names if name in rows.column_names and name in accepted]
+    order = np.argsort(-np.asarray(rows["length"][:]), kind="stable")
     device = model.device
     model.eval()
     batches = range(0, len(order), batch_size)
-    with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+    with torch.inference_mode():
         for first in tqdm(batches, desc="embedding", unit="batch", disable=None):
-            rows = order[first : first + batch_size]
-            chosen = windows[rows]
+            places = order[first : first + batch_size]
+            chosen = rows[places]
             batch = tokenizer.pad({name: chosen[name] for name in names}, return_tensors="pt").to(device)
-            hidden = model(**batch).last_hidden_state
-            positions = (torch.from_numpy(where[rows]).to(device) for where in (cls, start, end))
-            vectors = pool(hidden, *positions).cpu().numpy()
+            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+                hidden = model(**batch).last_hidden_state
+            vectors = pool(hidden, torch.from_numpy(spans[places]).to(device)).cpu().numpy()
             if not np.isfinite(vectors).all():
                 raise UserError("the model gives NaN or infinite vectors: its training diverged; train it again")
-            out[rows] = vectors
+            out[places] = vectors
 
 
-# --- model and data ----------------------------------------------------------------------------------------------
-
-
-def load_model(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Encoder and tokenizer of a checkpoint; its task head is left out."""
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging as library_logging
-
-    verbosity = library_logging.get_verbosity()
-    library_logging.set_verbosity_error()  # it would report at length that the head is not used
-    library_logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        model, loading = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot load the model {name!r} ({reason}); give a directory that run.py wrote, or a model of the Hub"
-        ) from error
-    finally:
-        library_logging.set_verbosity(verbosity)
-    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise UserError(f"model {name!r} lacks {len(missing):,} weights of its encoder ({missing[0]}, ...)")
-    return model.to("cuda" if torch.cuda.is_available() and not no_cuda else "cpu"), tokenizer
-
-
-def texts(split: Split) -> dict[str, list[str | None]]:
-    """What was embedded, to be read beside the clusters: question and first gold answer (None: unanswerable)."""
-    answers = [answer["text"][0] if answer["text"] else None for answer in split.data["answers"][:]]
-    return {"question": split.data["question"][:], "answer": answers}
-
-
-def usable_length(asked: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
-    positions = getattr(model.config, "max_position_embeddings", None) or asked
-    usable = min(asked, positions, tokenizer.model_max_length)
-    if usable < asked:
-        logger.warning(f"--max_length lowered from {asked} to {usable}: the model has no more positions")
-    return usable
-
-
-def usable_stride(asked: int, max_length: int) -> int:
-    if asked > max_length // 2:
-        logger.warning(f"--doc_stride lowered from {asked} to {max_length // 2}, half of --max_length")
-    return min(asked, max_length // 2)
+# --- command line ------------------------------------------------------------------------------------------------
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -170,75 +113,103 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--split", help="split to embed (default: the one the model was trained on, else train)")
     parser.add_argument("--max_samples", type=positive_int, help="embed only the first N examples (default: all)")
-    parser.add_argument("--task", default="qa", help="what the dataset holds")
-    parser.add_argument("--max_length", type=positive_int, default=512, help="tokens in a window")
-    parser.add_argument("--doc_stride", type=positive_int, default=128, help="tokens that two windows share")
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="windows in a batch")
+    add_task_flags(parser)
+    parser.add_argument(
+        "--pooling", choices=POOLINGS,
+        help="which token vectors make the embedding: "
+        + "; ".join(f"{name} {' or '.join(task.pooling)}" for name, task in TASKS.items())
+        + " (default: the first)",
+    )  # fmt: skip
+    parser.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
+    parser.add_argument(
+        "--doc_stride", type=positive_int, help="tokens that two windows share, for qa only (default: 128)"
+    )
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="windows or texts in a batch")
     parser.add_argument("--output_dir", default="./embeddings_output", help="where the files go")
     parser.add_switch("--no_cuda", help="use the CPU even where there is a GPU (on a GPU: bfloat16)")
     return parser.parse_args(argv)
 
 
-def describe(args: argparse.Namespace, split: Split, shape: tuple[int, ...], has_span: np.ndarray) -> dict[str, Any]:
-    identity = split.identity()
-    unanswerable = sum(not answer["text"] for answer in split.data["answers"][:])
-    return {
-        "model": args.model_path,
-        "task": args.task,
-        "pooling": POOLING,
-        "dataset": identity["dataset"],
-        "split": identity["split"],
-        "fingerprint": identity["fingerprint"],
-        "max_length": args.max_length,
-        "doc_stride": args.doc_stride,
-        "num_rows": shape[0],
-        "num_dims": shape[1],
-        "num_unanswerable": unanswerable,
-        "num_answer_not_found": int(np.sum(~has_span)) - unanswerable,
-    }
+def check_task(args: argparse.Namespace, task: Task) -> None:
+    """Refuse flags that this task has not got, and fill in its defaults."""
+    if args.pooling and args.pooling not in task.pooling:
+        raise UserError(f"--pooling {args.pooling} is not for --task {task.name}, which has {', '.join(task.pooling)}")
+    if args.doc_stride and "doc_stride" not in task.flags:
+        raise UserError(f"--doc_stride is for --task qa, this is {task.name}: its texts are not cut into windows")
+    args.pooling = args.pooling or task.pooling[0]
+    args.doc_stride = args.doc_stride or 128
 
 
-def load_inputs(args: argparse.Namespace) -> tuple[QuestionAnswering, Split, PreTrainedModel, PreTrainedTokenizerBase]:
-    from tasks import get_task
-
-    task = get_task(args.task)
-    if Path(args.model_path).exists():
+def load_inputs(args: argparse.Namespace) -> tuple[Split, PreTrainedModel, PreTrainedTokenizerBase]:
+    local = Path(args.model_path).exists()
+    if local:
         check_whole_model(args.model_path)
         check_not_read(args.output_dir, args.model_path)
     elif args.model_path.startswith((".", "/", "~")):
         raise UserError(f"--model_path {args.model_path}: no such directory")
+    task = task_of(args, recorded_task(args.model_path) if local else None)
+    check_task(args, task)
     split = recorded_split(args.model_path, args.dataset, args.split, task, args.max_samples)
     if split is None:
         raise UserError(f"{args.model_path} does not record the dataset it was trained on; name it with --dataset")
     logger.info(f"embedding {len(split.data):,} examples of {split.name} [{split.split}]")
-    return task, split, *load_model(args.model_path, args.no_cuda)
+    return split, *load_encoder(args.model_path, args.no_cuda)
+
+
+def describe(args: argparse.Namespace, split: Split, shape: tuple[int, ...], has_span: np.ndarray) -> dict[str, Any]:
+    identity, task = split.identity(), split.task
+    description = {
+        "model": args.model_path,
+        "task": task.name,
+        "pooling": args.pooling,
+        "dataset": identity["dataset"],
+        "split": identity["split"],
+        "fingerprint": identity["fingerprint"],
+        "max_length": args.max_length,
+        **({"doc_stride": args.doc_stride} if "doc_stride" in task.flags else {}),
+        "num_rows": shape[0],
+        "num_dims": shape[1],
+    }
+    if args.pooling == "cls_and_answer_mean":
+        unanswerable = task.brief(split.data)["answer"].count(None)
+        description["num_unanswerable"] = unanswerable
+        description["num_answer_not_found"] = int(np.sum(~has_span)) - unanswerable
+        if not has_span.all():
+            logger.info(
+                f"{np.sum(~has_span):,} of {shape[0]:,} examples give their CLS vector twice: {unanswerable:,} are "
+                f"unanswerable, {description['num_answer_not_found']:,} have their answer in no window or not at its "
+                "offset"
+            )
+    return description
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    task, split, model, tokenizer = load_inputs(args)
+    split, model, tokenizer = load_inputs(args)
+    task = split.task
     args.max_length = usable_length(args.max_length, model, tokenizer)
-    args.doc_stride = usable_stride(args.doc_stride, args.max_length)
-    windows = task.features(split.data, tokenizer, max_length=args.max_length, doc_stride=args.doc_stride)
-    windows, has_span = choose_windows(windows, task.is_aligned(split.data))
-
-    shape = (len(windows), 2 * model.config.hidden_size)
-    description = describe(args, split, shape, has_span)
-    if not has_span.all():
-        logger.info(
-            f"{np.sum(~has_span):,} of {shape[0]:,} examples give their CLS vector twice: "
-            f"{description['num_unanswerable']:,} are unanswerable, {description['num_answer_not_found']:,} have "
-            "their answer in no window or not at its offset"
+    args.doc_stride = usable_stride(args.doc_stride, args.max_length) if "doc_stride" in task.flags else None
+    features = task.features(split.data, tokenizer, max_length=args.max_length, doc_stride=args.doc_stride or 0)
+    rows, cls, answers = task.embedding_rows(split.data, features, tokenizer)
+    if args.pooling != "mean" and (cls < 0).any():
+        example = name_a_few(np.asarray(split.ids)[cls < 0].tolist(), 1)
+        raise UserError(
+            f"--pooling {args.pooling} needs a [CLS] token, which {type(tokenizer).__name__} does not put into every "
+            f"text (example {example}); give --pooling mean"
         )
+    spans = pooled_spans(args.pooling, cls, answers, np.asarray(rows["length"][:]))
+
+    shape = (len(rows), spans.shape[1] * model.config.hidden_size)
+    description = describe(args, split, shape, answers[:, 0] >= 0)
     inputs = {"model": args.model_path} if Path(args.model_path).exists() else {}
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split.identity()]) as path:
         with atomic(path / "embeddings.npy") as temporary:
             out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            embed(model, tokenizer, windows, has_span, out, args.batch_size)
+            embed(model, tokenizer, rows, spans, out, args.batch_size)
             out.flush()
         write_json(
-            path / "embeddings_metadata.json", {**description, "ids": split.ids, "texts": texts(split)}
+            path / "embeddings_metadata.json", {**description, "ids": split.ids, "texts": task.brief(split.data)}
         )
     print(f"wrote {shape[0]:,} embeddings of {shape[1]:,} dimensions and their ids to {path}")
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 DEFAULT_DATASET = "Eladio/emrqa-msquad"
 DEFAULT_MODEL = "google/electra-small-discriminator"
 DEFAULT_SEED = 42
+EVAL_SPLITS = ("validation", "validation_matched", "valid", "dev")  # the first that a dataset has is evaluated on
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 
 logger = logging.getLogger(__name__)
@@ -272,6 +273,10 @@ class RowFormat(Protocol):
     @property
     def content_columns(self) -> tuple[str, ...]: ...
 
+    def settings(self) -> dict[str, Any]: ...
+
+    def for_columns(self, columns: Sequence[str], source: str) -> Any: ...
+
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset: ...
 
 
@@ -280,7 +285,7 @@ class Split:
     """One split of a dataset as loaded, with what is needed to recognise it again.
 
     ``fingerprint`` is 16 hex digits over ids and content of the *whole* split, before any cap, and does not depend
-    on the file format. ``rows`` is the size of the whole split.
+    on the file format. ``rows`` is the size of the whole split. ``task``: what it was loaded for, its columns named.
     """
 
     data: datasets.Dataset
@@ -288,6 +293,7 @@ class Split:
     split: str
     fingerprint: str
     rows: int
+    task: Any
 
     @property
     def ids(self) -> list[str]:
@@ -300,6 +306,7 @@ class Split:
             "split": self.split,
             "fingerprint": self.fingerprint,
             "rows": self.rows,
+            "task": self.task.settings(),
         }
 
 
@@ -313,6 +320,7 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
     data = _read(name, split)
     if len(data) == 0:
         raise UserError(f"{name}: split {split!r} holds no examples")
+    task = task.for_columns(data.column_names, name)
     data = task.normalize(_string_ids(data, name), name)
     if "id" not in data.column_names:
         data = data.add_column("id", generate_hash_ids(data, task.content_columns))
@@ -320,7 +328,25 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
     rows, fingerprint = len(data), _fingerprint(data, task.content_columns)
     if max_samples is not None and max_samples < rows:
         data = data.select(range(max_samples))
-    return Split(data, name, split, fingerprint, rows)
+    return Split(data, name, split, fingerprint, rows, task)
+
+
+def default_eval_split(name: str) -> str:
+    """The split to evaluate on when none is named: validation, or what stands for it (MNLI: validation_matched)."""
+    path = Path(name)
+    if path.is_file():
+        return "train"  # the only one
+    known: Sequence[str] = ()
+    if name.startswith("demo:"):
+        import demo_data
+
+        demo = name.removeprefix("demo:")
+        known = demo_data.splits(demo) if demo in demo_data.DEMOS else ()
+    elif path.is_dir():
+        known = _directory_splits(path)
+    elif path.suffix not in FILE_SUFFIXES:
+        known = _hub_splits(name)
+    return next((split for split in EVAL_SPLITS if split in known), EVAL_SPLITS[0])
 
 
 def _string_ids(data: datasets.Dataset, name: str) -> datasets.Dataset:
@@ -404,13 +430,21 @@ def _read_demo(name: str, split: str) -> datasets.Dataset:
 def _read_directory(path: Path, split: str) -> datasets.Dataset:
     import datasets
 
+    _check_split(str(path), split, _directory_splits(path))
     if (path / "dataset_dict.json").exists():
-        saved = datasets.load_from_disk(str(path))
-        _check_split(str(path), split, list(saved))
-        return saved[split]
+        return datasets.load_from_disk(str(path))[split]
     if (path / "state.json").exists():
-        _check_split(str(path), split, ["train"])
         return datasets.load_from_disk(str(path))
+    return _read_file(_split_files(path)[split])
+
+
+def _directory_splits(path: Path) -> list[str]:
+    if (path / "dataset_dict.json").exists():  # of save_to_disk
+        return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+    return ["train"] if (path / "state.json").exists() else list(_split_files(path))
+
+
+def _split_files(path: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         plain = file.with_suffix("") if file.suffix == ".gz" else file
@@ -423,8 +457,7 @@ def _read_directory(path: Path, split: str) -> datasets.Dataset:
             f"{path} holds no dataset: expected train.* / validation.* as {', '.join(FILE_SUFFIXES)}, or a directory "
             "written by save_to_disk"
         )
-    _check_split(str(path), split, list(files))
-    return _read_file(files[split])
+    return files
 
 
 def _check_split(name: str, split: str, known: Sequence[str]) -> None:
@@ -445,6 +478,16 @@ def _read_hub(name: str, split: str) -> datasets.Dataset:
         ) from error
     except ValueError as error:  # an unknown split or subset: the message lists the known ones
         raise UserError(f"dataset {name!r}: {_first_line(error)}") from error
+
+
+def _hub_splits(name: str) -> Sequence[str]:
+    import datasets
+
+    repository, _, subset = name.partition(":")
+    try:
+        return datasets.get_dataset_split_names(repository, subset or None)
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError):
+        return ()  # loading it comes next and says what is wrong
 
 
 def _first_line(error: BaseException) -> str:

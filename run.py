@@ -6,34 +6,26 @@ and predictions to --output_dir, and with --enable_cartography the training dyna
     python run.py --do_train --do_eval --enable_cartography --num_train_epochs 5 --output_dir ./trainer_output
     python run.py --do_train --do_eval --enable_cartography --model tiny --dataset demo:clinical --max_length 128 \\
         --doc_stride 32 --num_train_epochs 5 --no_cuda          (a minute on a laptop)
+    python run.py --do_train --do_eval --task classification --model lstm --dataset demo:stories \\
+        --eval_split validation validB test --slice_by category num_actors --no_cuda
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
-import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import (
-    artifact_file,
-    check_same_dataset,
-    check_whole_model,
-    check_writable,
-    model_meta,
-    read_table,
-    recorded_dataset,
-    stage,
-    write_json,
-    write_jsonl,
-)
-from dataset_cartography import CARTOGRAPHY_FILES, ONE_PROCESS_PER_GPU, load_cartography_metrics
+from artifacts import check_writable, recorded_dataset, recorded_task, stage, write_csv, write_json, write_jsonl
+from checkpoints import checkpoint_to_resume
+from dataset_cartography import CARTOGRAPHY_FILES, ONE_PROCESS_PER_GPU
 from dataset_filters import apply_filters, load_filter_config, validate_config
 from helpers import (
     DEFAULT_DATASET,
@@ -46,24 +38,32 @@ from helpers import (
     command_line,
     fraction,
     is_main_process,
-    load_split,
-    name_a_few,
     number,
     positive_int,
     seed_number,
 )
+from models import SCRATCH_MODELS, learning_rate_of, load_model, usable_length, usable_stride
 from plotting import dataset_label
-from tasks import ABLATIONS, TASKS, QuestionAnswering, get_task
+from qa_features import ABLATIONS
+from slices import OVERALL, RATE_LABELS, generalization_table, plot_generalization, printed, slice_columns
+from tasks import TASKS, QuestionAnswering, Task, add_task_flags, task_of
+from training_data import evaluation_splits, known_variability, training_split
 from training_flags import add_training_flags, given_training_flags
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
     from trainers import CartographyTrainer
 
-EVALUATION_FILES = ("eval_metrics.json", "eval_predictions*.jsonl")
-TRAINING_FILES = (*EVALUATION_FILES, "filter_report.json", "train_metrics.json", "checkpoint-[0-9]*")
-SCRATCH_MODELS = ("tiny",)
+EVALUATION_FILES = (
+    "eval_metrics*.json", "eval_predictions*.jsonl", "slice_metrics*", "generalization.*", "confusion_matrix*",
+    "misclassified*.csv",
+)  # fmt: skip
+TRAINING_FILES = (
+    *EVALUATION_FILES, "filter_report.json", "train_metrics.json", "top_epochs.json", "checkpoint-[0-9]*",
+)  # fmt: skip
+SIZES = ("hidden_size", "num_layers", "dropout", "vocab_size")
 # A flag and the switch without which it does nothing.
 NEEDS = {
     "exclude_clusters": "filter_clusters", "min_cluster_probability": "filter_clusters",
@@ -72,11 +72,6 @@ NEEDS = {
     "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
     "max_drop_percentage": "filters",
 }  # fmt: skip
-# What decides which rows are trained on in which order, and what is recorded of them.
-RESUMED_WITH = (
-    "seed", "data_seed", "max_train_samples", "windows", "ablations", "confidence_type", "filters",
-    "train_ids", "per_device_train_batch_size", "gradient_accumulation_steps",
-)  # fmt: skip
 MIN_EPOCHS = 3  # below that the variability of an example says little
 
 logger = logging.getLogger(__name__)
@@ -94,10 +89,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what to do")
     group.add_switch("--do_train", help="train on --train_split")
     group.add_switch("--do_eval", help="evaluate on --eval_split (after training, if both)")
-    group.add_argument("--task", choices=list(TASKS), default="qa", help="what the model does")
+    add_task_flags(group)
     group.add_argument("--model", default=DEFAULT_MODEL,
-                       help="Hub name, directory written by run.py, or tiny: a small ELECTRA trained from scratch "
-                            "(learning rate 2e-3 unless given)")
+                       help="Hub name, directory written by run.py, or one trained from scratch: tiny (a small "
+                            "ELECTRA, any task) or lstm (classification)")
     group.add_argument("--output_dir", default="./trainer_output", help="model, metrics, predictions go here")
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
                        metavar="true|false",
@@ -107,15 +102,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of weights, shuffling and filters")
     group.add_switch("--no_cuda", help="train on the CPU, the same as --use_cpu")
 
+    group = parser.add_argument_group("size of a model trained from scratch (default: its own)")
+    group.add_argument("--hidden_size", type=positive_int, metavar="N", help="width of its vectors")
+    group.add_argument("--num_layers", type=positive_int, metavar="N", help="layers one above the other")
+    group.add_argument("--dropout", type=fraction, help="probability that a number is left out in training, 0..1")
+    group.add_argument("--vocab_size", type=positive_int, metavar="N", help="most words that its tokenizer knows")
+
     group = parser.add_argument_group("data")
     group.add_argument("--dataset",
                        help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:clinical "
                             f"(default: what --model was trained on by run.py, else {DEFAULT_DATASET})")
     group.add_argument("--train_split", default="train", help="split to train on")
-    group.add_argument("--eval_split", help="split to evaluate on (default: validation)")
+    group.add_list("--eval_split", help="one or several splits to evaluate on (default: validation, or what stands "
+                   "for it); the first is watched during training")
+    group.add_list("--slice_by", help="columns: evaluate every value of each on its own too, and every combination")
     group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
     group.add_argument("--max_eval_samples", type=positive_int, metavar="N", help="the first N rows")
-    group.add_argument("--max_length", type=positive_int, default=512, help="longest window in tokens")
+    group.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
     group.add_argument("--doc_stride", type=positive_int, default=128, metavar="N",
                        help="tokens that consecutive windows share, at most half of --max_length")
     group.add_argument("--max_answer_length", type=positive_int, metavar="N",
@@ -123,6 +126,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--ablations", choices=ABLATIONS, default="none",
                        help="input for training and evaluation: q_only hides the context, p_only the question")
     group.add_list("--eval_ablations", choices=ABLATIONS, help="evaluate the one model under each of these")
+
+    group.add_argument("--keep_top_epochs", type=positive_int, metavar="N",
+                       help="evaluate every epoch, keep the checkpoints of the best N, load the best at the end")
 
     group = parser.add_argument_group("cartography")
     group.add_switch("--enable_cartography", help="record training dynamics")
@@ -158,6 +164,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_training_flags(parser, show_all)
 
     args = parser.parse_args(argv)
+    args.task = _task(args).name
     _check_arguments(parser, args)
     args.windows = [args.max_length, args.doc_stride]  # as asked; what the model cannot take is lowered later
     if args.dataset is None:
@@ -166,12 +173,26 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _task(args: argparse.Namespace) -> Task:
+    task = task_of(args, recorded_task(args.model) if Path(args.model).is_dir() else None)
+    if isinstance(task, QuestionAnswering):
+        task = dataclasses.replace(task, max_answer_length=args.max_answer_length)
+    return task
+
+
 def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
     if not (args.do_train or args.do_eval):
         parser.error("nothing to do: give --do_train, --do_eval or both")
     for flag in ("enable_cartography", "use_label_smoothing", "use_soft_weighting", "resume_from_checkpoint"):
         if getattr(args, flag) and not args.do_train:
             parser.error(f"--{flag} needs --do_train")
+    only = {flag: each.flags for each in TASKS.values() for flag in each.flags if flag not in TASKS[args.task].flags}
+    for flag in only:
+        if getattr(args, flag) != parser.get_default(flag):
+            kinds = " or ".join(name for name, each in TASKS.items() if flag in each.flags)
+            parser.error(f"--{flag} is for --task {kinds}, this is {args.task}")
+    if args.keep_top_epochs:
+        _evaluate_and_save_every_epoch(parser, args)
     if args.filter_config and _switched_filters(args):
         parser.error("--filter_config and the filter switches exclude each other; put all blocks into the file")
     if args.weight_clip_min > args.weight_clip_max:
@@ -198,10 +219,31 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--{flag} does nothing without " + ("a filter" if switch == "filters" else f"--{switch}"))
     if args.model in SCRATCH_MODELS and not args.do_train:
         parser.error(f"--model {args.model} is trained from scratch: add --do_train")
+    if args.model == "lstm" and args.task == "qa":
+        parser.error("--model lstm classifies texts; for --task qa take tiny, or name --task classification or nli")
+    for size in SIZES:
+        if getattr(args, size) is not None and args.model not in SCRATCH_MODELS:
+            parser.error(f"--{size} is for models trained from scratch ({', '.join(SCRATCH_MODELS)})")
+    if args.slice_by and not (args.do_eval or args.keep_top_epochs or getattr(args, "eval_strategy", "no") != "no"):
+        parser.error("--slice_by does nothing without an evaluation: add --do_eval")
     if args.enable_cartography:
         _check_not_read_and_written(parser, args)
         if getattr(args, "num_train_epochs", 3) < MIN_EPOCHS and getattr(args, "max_steps", -1) < 0:
             logger.warning(f"cartography over fewer than {MIN_EPOCHS} epochs: variability will say little")
+
+
+def _evaluate_and_save_every_epoch(parser: Parser, args: argparse.Namespace) -> None:
+    if not args.do_train:
+        parser.error("--keep_top_epochs needs --do_train")
+    for name in ("eval_strategy", "save_strategy"):
+        if getattr(args, name, "epoch") != "epoch":
+            parser.error(f"--keep_top_epochs needs --{name} epoch, found {getattr(args, name)}")
+        setattr(args, name, "epoch")
+    if getattr(args, "save_total_limit", None):
+        parser.error("--keep_top_epochs and --save_total_limit exclude each other: the first says what is kept")
+    if not getattr(args, "load_best_model_at_end", True):
+        parser.error("--keep_top_epochs loads the best epoch at the end; leave --load_best_model_at_end out")
+    args.load_best_model_at_end = True
 
 
 def _check_not_read_and_written(parser: Parser, args: argparse.Namespace) -> None:
@@ -237,122 +279,10 @@ def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
-# --- data --------------------------------------------------------------------------------------------------------
+# --- train and evaluate -------------------------------------------------------------------------------------------
 
 
-def training_split(args: argparse.Namespace, task: QuestionAnswering) -> tuple[Split, Split, dict[str, Any] | None]:
-    """The training split as loaded, the same after dropping and filtering, and the report of what went and why."""
-    loaded = load_split(args.dataset, args.train_split, task, args.max_train_samples)
-    data, report = loaded.data, []
-    aligned = task.is_aligned(data)
-    if not aligned.all():
-        bad = [data["id"][row] for row in np.flatnonzero(~aligned)]
-        if not aligned.any():
-            raise UserError(f"{args.dataset}: no answer stands at its answer_start ({name_a_few(bad)}); mend them")
-        logger.warning(f"{len(bad):,} of {len(data):,} answers are not at their answer_start ({name_a_few(bad)}): "
-                       "not trained on")
-        report.append({"filter": "answer_offsets", "before": len(data), "after": len(data) - len(bad),
-                       "removed": {"answer not at its answer_start": bad}})  # fmt: skip
-        data = data.select(np.flatnonzero(aligned))
-    if args.train_ids:
-        before, data = data, _select_ids(data, args.train_ids, loaded)
-        kept = set(data["id"][:])
-        removed = [example for example in before["id"][:] if example not in kept]
-        report.append({"filter": "train_ids", "before": len(before), "after": len(data),
-                       "removed": {f"not in {args.train_ids}": removed}})  # fmt: skip
-    used = Split(data, loaded.name, loaded.split, loaded.fingerprint, loaded.rows)
-    filter_report = None
-    if args.filters:
-        used.data, filter_report = apply_filters(
-            used, args.filters, seed=args.seed, max_drop_percentage=args.max_drop_percentage, return_report=True
-        )
-    if not report and filter_report is None:
-        return loaded, used, None
-    if len(used.data) < len(loaded.data):
-        logger.info(f"training on {len(used.data):,} of {len(loaded.data):,} examples")
-    filters = (filter_report or {}).get("filters", [])
-    whole = {"before": len(loaded.data), "after": len(used.data)}
-    return loaded, used, {**(filter_report or {}), **whole, "filters": [*report, *filters]}
-
-
-def _select_ids(data: Any, path: str, split: Split) -> Any:
-    wanted = read_table(artifact_file(path, "selected.csv", "select_subset.py"), columns=("id",))["id"].tolist()
-    check_same_dataset(path, wanted, split)
-    place = {example: row for row, example in enumerate(data["id"][:])}
-    known = [place[example] for example in wanted if example in place]
-    if not known:
-        raise UserError(f"{path}: none of its {len(wanted):,} ids are among the examples to train on")
-    if len(known) < len(wanted):
-        absent = [example for example in wanted if example not in place]
-        logger.warning(f"{path}: {len(absent):,} ids ({name_a_few(absent)}) are not among the training examples")
-    return data.select(sorted(known))
-
-
-def evaluation_split(args: argparse.Namespace, task: QuestionAnswering) -> Split:
-    """The evaluation split; refused when it is the training data and --eval_split does not ask for it."""
-    asked = args.eval_split is not None
-    split = args.eval_split or ("train" if Path(args.dataset).is_file() else "validation")
-    loaded = load_split(args.dataset, split, task, args.max_eval_samples)
-    trained_on = _trained_on(args)
-    if not asked and (trained_on == loaded.fingerprint or (args.do_train and split == args.train_split)):
-        raise UserError(
-            f"{args.dataset} [{split}] is what the model trains on, and evaluating on it needs asking: give a "
-            f"directory with train.* and validation.*, or --eval_split {split}"
-        )
-    if trained_on == loaded.fingerprint or (args.do_train and split == args.train_split):
-        logger.warning(f"evaluating on {split!r}, which the model was trained on; that says nothing of other data")
-    misaligned = int((~task.is_aligned(loaded.data)).sum())
-    if misaligned:
-        logger.warning(f"{misaligned:,} evaluation answers are not at their answer_start; scoring uses their text")
-    return loaded
-
-
-def _trained_on(args: argparse.Namespace) -> str | None:
-    path = Path(args.model)
-    if not path.is_dir():
-        return None
-    meta = model_meta(path) or (model_meta(path.parent) if path.name.startswith("checkpoint-") else None)
-    return meta["datasets"][0]["fingerprint"] if meta and meta.get("datasets") else None
-
-
-# --- model -------------------------------------------------------------------------------------------------------
-
-
-def load_model(
-    args: argparse.Namespace, task: QuestionAnswering, train: Split | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer
-
-    if args.model in SCRATCH_MODELS:
-        import tiny_model
-
-        split = train or load_split(args.dataset, args.train_split, task, args.max_train_samples)
-        texts = (text for column in task.text_columns for text in split.data[column][:])
-        tokenizer = tiny_model.train_tokenizer(texts, args.max_length)
-        return tiny_model.build_model(tokenizer, task.model_class, args.max_length), tokenizer
-    check_whole_model(args.model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(args.model)
-        model, loading = task.model_class.from_pretrained(args.model, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model {args.model!r} cannot be loaded: give a Hub name, a directory with config.json and weights, or "
-            f"{' or '.join(SCRATCH_MODELS)} ({reason:.200})"
-        ) from error
-    untrained = sorted(loading["missing_keys"])
-    if untrained and not args.do_train:
-        raise UserError(f"model {args.model!r} has no trained {untrained[0]}: train it (--do_train), or evaluate a "
-                        "directory that run.py wrote")
-    longest = min(getattr(model.config, "max_position_embeddings", None) or 2**31, tokenizer.model_max_length)
-    if args.max_length > longest:
-        logger.warning(f"--max_length lowered from {args.max_length} to {longest}: {args.model} takes no more")
-        args.max_length = longest
-    return model, tokenizer
-
-
-def training_arguments(args: argparse.Namespace) -> TrainingArguments:
+def training_arguments(args: argparse.Namespace, task: Task) -> TrainingArguments:
     import torch
     from transformers import TrainingArguments
     from transformers.utils import logging as transformers_logging
@@ -361,14 +291,12 @@ def training_arguments(args: argparse.Namespace) -> TrainingArguments:
     given.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if args.no_cuda:
         given["use_cpu"] = True
-    if args.model in SCRATCH_MODELS:
-        import tiny_model
-
-        given.setdefault("learning_rate", tiny_model.LEARNING_RATE)
+    if rate := learning_rate_of(args.model):
+        given.setdefault("learning_rate", rate)
     if given.get("load_best_model_at_end") or "best" in given.get("save_strategy", "") or (
         given.get("lr_scheduler_type") == "reduce_lr_on_plateau"
     ):
-        given.setdefault("metric_for_best_model", QuestionAnswering.metric)
+        given.setdefault("metric_for_best_model", task.metric)
         given.setdefault("greater_is_better", not given["metric_for_best_model"].endswith("loss"))
     if not sys.stderr.isatty():
         given.setdefault("disable_tqdm", True)
@@ -382,83 +310,22 @@ def training_arguments(args: argparse.Namespace) -> TrainingArguments:
         raise UserError(f"training arguments: {str(error).strip().splitlines()[0]}") from error
 
 
-def known_variability(args: argparse.Namespace, split: Split) -> np.ndarray | None:
-    """Variability of each example for the curriculum, NaN where it has no metrics; None without a curriculum."""
-    if not (args.use_label_smoothing or args.use_soft_weighting):
-        return None
-    metrics = load_cartography_metrics(args.cartography_output_dir)
-    check_same_dataset(args.cartography_output_dir, metrics.index, split)
-    variability = metrics["variability"].reindex(split.ids).to_numpy(dtype=float)
-    unknown = int(np.isnan(variability).sum())
-    if unknown:
-        logger.warning(f"{unknown:,} of {len(variability):,} examples have no metrics: weight 1, no smoothing")
-    if not np.nansum(variability):
-        logger.warning(f"no example of {args.cartography_output_dir} varies: smoothing is 0 and every weight 1")
-    return variability
-
-
-# --- checkpoints -------------------------------------------------------------------------------------------------
-
-
-def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
-    """The checkpoint that --resume_from_checkpoint means; None for a fresh start, which deletes nothing unasked."""
-    numbered = [path for path in Path(args.output_dir).glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])]
-    found = sorted(numbered, key=lambda path: int(path.name[11:]))
-    meta = model_meta(args.output_dir)
-    if not args.resume_from_checkpoint:
-        if found and not args.overwrite and (meta is None or meta["status"] != "finished"):
-            raise UserError(
-                f"{args.output_dir} holds {found[-1].name} of an unfinished run: go on from it with "
-                "--resume_from_checkpoint, or start again with --overwrite"
-            )
-        return None
-    if args.resume_from_checkpoint == "last":
-        whole = [path for path in found if _is_whole(path, args)]
-        if not whole:
-            raise UserError(f"{args.output_dir} holds no whole checkpoint to resume from; start without the flag")
-        if whole[-1] != found[-1]:
-            logger.warning(f"{found[-1].name} is not whole, it was being written; resuming from {whole[-1].name}")
-        checkpoint = whole[-1]
-    else:
-        checkpoint = Path(args.resume_from_checkpoint)
-        if not _is_whole(checkpoint, args):
-            raise UserError(f"{checkpoint} is not a whole checkpoint of such a run; name another checkpoint-N")
-    for name in RESUMED_WITH:
-        before, now = (meta or {}).get("arguments", {}).get(name), getattr(args, name, None)
-        if meta and before != now:
-            raise UserError(f"{args.output_dir} was trained with {name} {before}, not {now}: resume with the flags it "
-                            "was started with")
-    recorded = [identity["fingerprint"] for identity in (meta or {}).get("datasets", [])]
-    if recorded and train.fingerprint not in recorded:
-        raise UserError(
-            f"{args.output_dir} was trained on other data than {args.dataset} [{args.train_split}]; resume with the "
-            "dataset it was started with"
-        )
-    return str(checkpoint)
-
-
-def _is_whole(checkpoint: Path, args: argparse.Namespace) -> bool:
-    needed = ["trainer_state.json"] + (["training_dynamics.npz"] if args.enable_cartography else [])
-    return all((checkpoint / name).exists() for name in needed)
-
-
-# --- train and evaluate ------------------------------------------------------------------------------------------
-
-
 def build_trainer(
     args: argparse.Namespace,
-    task: QuestionAnswering,
+    task: Task,
     arguments: TrainingArguments,
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     train: Split | None,
-    evaluation: Split | None,
+    watched: Split | None,
     variability: np.ndarray | None,
     checkpoint: str | None,
 ) -> CartographyTrainer:
-    from transformers import PrinterCallback
+    """watched: the split that is evaluated during training."""
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from trainers import CartographyTrainer, PadToLongest, StatusCallback, smoothing_of, weights_of
+    from reporting import EvaluationCallback, ProgressBar, StatusCallback
+    from trainers import CartographyTrainer, PadToLongest, smoothing_of, weights_of
     from training_dynamics import CartographyCallback
 
     features, dynamics, smoothing, weights = None, None, None, None
@@ -469,7 +336,8 @@ def build_trainer(
             smoothing = smoothing_of(variability, args.smoothing_factor)[rows]
         if variability is not None and args.use_soft_weighting:
             weights = weights_of(variability, args.weight_clip_min, args.weight_clip_max)[rows]
-        logger.info(f"training on {len(train.data):,} examples in {len(features):,} windows")
+        in_rows = f" in {len(features):,} windows" if len(features) > len(train.data) else ""
+        logger.info(f"training on {len(train.data):,} examples{in_rows}")
         counts = np.asarray(features["counts"][:], dtype=bool)
         uncounted = len(train.data) - len(np.unique(rows[counts]))
         if uncounted:
@@ -480,20 +348,33 @@ def build_trainer(
                 train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
                 title=f"{dataset_label(args.dataset, args.train_split)}, {Path(args.model).name}",
             )  # fmt: skip
-    watched = None
-    if evaluation is not None and arguments.eval_strategy != "no":
-        windows = task.features(evaluation.data, tokenizer, args.max_length, args.doc_stride, args.ablations)
-        watched = task.evaluation(evaluation.data, windows)
+    evaluation = None
+    if watched is not None:
+        windows = task.features(watched.data, tokenizer, args.max_length, args.doc_stride, args.ablations)
+        evaluation = task.evaluation(watched.data, windows)
     trainer = CartographyTrainer(
         model=model, args=arguments, train_dataset=features, processing_class=tokenizer,
-        eval_dataset=watched and watched.features, compute_metrics=watched,
-        data_collator=PadToLongest(tokenizer, 8 if arguments.bf16 or arguments.fp16 else 1),
-        task=task, max_answer_length=args.max_answer_length, dynamics=dynamics, smoothing=smoothing, weights=weights,
+        eval_dataset=evaluation and evaluation.features, compute_metrics=evaluation,
+        data_collator=PadToLongest(tokenizer, task, 8 if arguments.bf16 or arguments.fp16 else 1),
+        task=task, dynamics=dynamics, smoothing=smoothing, weights=weights,
     )  # fmt: skip
-    if arguments.disable_tqdm:
-        trainer.remove_callback(PrinterCallback)
+    # A word for each step and evaluation instead of the library's dump of all the numbers.
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(ProgressBar)
     trainer.add_callback(StatusCallback)
+    if watched is not None:
+        metric = (arguments.metric_for_best_model or task.metric).removeprefix("eval_")
+        values = slice_columns(watched.data, args.slice_by or (), args.dataset)
+        trainer.add_callback(
+            EvaluationCallback(trainer, args.output_dir, metric, arguments.greater_is_better is not False, values,
+                               args.keep_top_epochs or 0, _title(args, watched))  # fmt: skip
+        )
     return trainer
+
+
+def _title(args: argparse.Namespace, split: Split) -> str:
+    return f"{dataset_label(split.name, split.split)}, {Path(args.model).name}"
 
 
 def train_model(trainer: CartographyTrainer, args: argparse.Namespace, checkpoint: str | None) -> None:
@@ -509,94 +390,133 @@ def train_model(trainer: CartographyTrainer, args: argparse.Namespace, checkpoin
         write_json(Path(args.output_dir) / "train_metrics.json", metrics)
 
 
-def evaluate_model(
-    trainer: CartographyTrainer, args: argparse.Namespace, task: QuestionAnswering, split: Split, kept: set[str] | None
-) -> dict[str, float]:
-    """Evaluate under each ablation, write metrics and predictions; those of the training's own are ``eval_*``.
+def evaluate_split(
+    trainer: CartographyTrainer, args: argparse.Namespace, task: Task, split: Split, suffix: str, kept: set[str] | None
+) -> pd.DataFrame:
+    """Evaluate one split under each ablation: metrics, predictions and slices to files, the console and the trackers.
 
-    ``kept``: ids whose metrics are reported as ``eval_filtered_*`` beside those of all.
+    Metrics under the training's own ablation are ``eval_*``. suffix: of the file names. kept: ids whose metrics are
+    reported as ``eval_filtered_*`` beside those of all. Returns the table of slices, at least its row ``overall``.
     """
-    output = Path(args.output_dir)
+    import pandas as pd
+
+    from reporting import print_metrics, quality, tracked, write_slices
+
+    output, table = Path(args.output_dir), pd.DataFrame()
     metrics: dict[str, float] = {}
+    values = slice_columns(split.data, args.slice_by or (), f"{args.dataset} [{split.split}]")
     for ablation in args.eval_ablations or [args.ablations]:
         features = task.features(split.data, trainer.processing_class, args.max_length, args.doc_stride, ablation)
         evaluation = task.evaluation(split.data, features)
         trainer.compute_metrics = evaluation
         own = ablation == args.ablations
-        prefix = "eval" if own else f"eval_{ablation}"
-        metrics.update(trainer.evaluate(evaluation.features, metric_key_prefix=prefix))
+        prefix, ending = ("eval", suffix) if own else (f"eval_{ablation}", f"{suffix}_{ablation}")
+        found = trainer.evaluate(evaluation.features, metric_key_prefix=prefix)
+        found.pop("epoch", None)
+        everything = np.ones(len(split.data), dtype=bool)
+        rows = pd.DataFrame([{"slice": OVERALL, **evaluation.slice_statistics(everything)}])
+        if values:
+            rows = write_slices(evaluation, values, output, ending, _title(args, split))
         if kept is not None:
             inside = np.array([example in kept for example in split.ids])
-            metrics.update({f"{prefix}_filtered_{name}": value for name, value in evaluation.summary(inside).items()})
+            found |= {f"{prefix}_filtered_{name}": value for name, value in evaluation.summary(inside).items()}
+        within = suffix.removeprefix("_") if own else ending.removeprefix("_")
+        trainer.log(tracked(quality(found, f"{prefix}_"), rows, list(values), within))
+        if own or table.empty:
+            table = rows
+        metrics |= found
         if is_main_process():
-            write_jsonl(output / f"eval_predictions{'' if own else '_' + ablation}.jsonl", evaluation.rows())
-    metrics.pop("epoch", None)
+            write_jsonl(output / f"eval_predictions{ending}.jsonl", evaluation.rows())
+            evaluation.write(output, ending, _title(args, split))
+            print_metrics(found, f"{split.split}:" if suffix else "")
+            if values:
+                print(printed(rows))
     if is_main_process():
-        write_json(output / "eval_metrics.json", metrics)
-    return metrics
+        write_json(output / f"eval_metrics{suffix}.json", metrics)
+    return table
 
 
-def print_metrics(metrics: Mapping[str, float]) -> None:
-    skipped = ("_runtime", "_per_second", "_model_preparation_time")
-    for name, value in metrics.items():
-        if not name.endswith(skipped):
-            print(f"{name:<28} {value:>10,.2f}" if isinstance(value, float) else f"{name:<28} {value:>7,}")
+def evaluate_model(
+    trainer: CartographyTrainer, args: argparse.Namespace, task: Task, splits: Sequence[Split], kept: set[str] | None
+) -> None:
+    """Evaluate every split; several get files of their own and one picture that compares them."""
+    several = len(splits) > 1
+    tables = {
+        split.split: evaluate_split(trainer, args, task, split, f"_{split.split}" if several else "", kept)
+        for split in splits
+    }
+    if several and is_main_process():
+        write_csv(Path(args.output_dir) / "generalization.csv", generalization_table(tables))
+        rate = "exact_match" if "exact_match" in next(iter(tables.values())) else "accuracy"
+        name = RATE_LABELS[rate].split(" (")[0].capitalize()
+        plot_generalization(
+            Path(args.output_dir) / "generalization.png", tables, args.slice_by or (), rate,
+            f"{name} across the evaluation sets",
+            f"{dataset_label(args.dataset, '').removesuffix(' []')}, {Path(args.model).name}",
+        )  # fmt: skip
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    task = get_task(args.task)
+    task = _task(args)
     check_writable(args.output_dir)
     loaded, train, report, variability = None, None, None, None
     if args.do_train:
         loaded, train, report = training_split(args, task)
+        task = loaded.task
         variability = known_variability(args, train)
         if args.enable_cartography:
             check_writable(args.cartography_output_dir)
     watches = getattr(args, "eval_strategy", "no") != "no"
-    evaluation = evaluation_split(args, task) if args.do_eval or watches else None
+    splits = evaluation_splits(args, task) if args.do_eval or watches else []
+    for split in splits:
+        task = split.task
+        slice_columns(split.data, args.slice_by or (), f"{args.dataset} [{split.split}]")
     kept = None
-    if args.filter_validation and evaluation is not None:
-        kept = set(apply_filters(evaluation, args.filters, seed=args.seed)["id"][:])
+    if args.filter_validation:
+        kept = {example for split in splits for example in apply_filters(split, args.filters, seed=args.seed)["id"][:]}
     checkpoint = checkpoint_to_resume(args, train) if train is not None else None
 
     from transformers import set_seed
 
-    arguments = training_arguments(args)
+    arguments = training_arguments(args, task)
     if args.enable_cartography and arguments.n_gpu > 1:
         raise UserError(ONE_PROCESS_PER_GPU)
     set_seed(args.seed)
-    model, tokenizer = load_model(args, task, loaded)
-    if args.doc_stride > args.max_length // 2:  # here once, not at every tokenisation
-        logger.warning(f"--doc_stride lowered from {args.doc_stride} to {args.max_length // 2}: half of --max_length")
-        args.doc_stride = args.max_length // 2
-    trainer = build_trainer(args, task, arguments, model, tokenizer, train, evaluation, variability, checkpoint)
+    sizes = {size: getattr(args, size) for size in SIZES}
+    model, tokenizer = load_model(args.model, task, loaded, args.max_length, sizes)
+    for split in [*([train] if train else []), *splits]:
+        split.data = task.match_labels(split.data, model.config, f"{args.dataset} [{split.split}]")
+    args.max_length = usable_length(args.max_length, model, tokenizer)
+    if args.task == "qa":
+        args.doc_stride = usable_stride(args.doc_stride, args.max_length)  # here once, not at every tokenisation
+    watched = splits[0] if watches else None
+    trainer = build_trainer(args, task, arguments, model, tokenizer, train, watched, variability, checkpoint)
 
-    splits = [split.identity() for split in (train, evaluation) if split is not None]
-    if args.do_train:
-        runs: list[tuple[str, Sequence[str], list[dict[str, Any]]]] = [(args.output_dir, TRAINING_FILES, splits)]
+    identities = [split.identity() for split in splits]
+    if train is not None:
+        read = [train.identity(), *identities]
+        runs: list[tuple[str, Sequence[str], list[dict[str, Any]]]] = [(args.output_dir, TRAINING_FILES, read)]
         if args.enable_cartography:
-            runs.append((args.cartography_output_dir, CARTOGRAPHY_FILES, splits[:1]))
+            runs.append((args.cartography_output_dir, CARTOGRAPHY_FILES, read[:1]))
         with ExitStack() as stack:
-            for directory, owned, read in runs:
-                stack.enter_context(
-                    stage(directory, args, owns=owned, inputs=_inputs(args), datasets=read, resume=bool(checkpoint))
-                )
+            for directory, owned, datasets in runs:
+                run = stage(directory, args, owns=owned, inputs=_inputs(args), datasets=datasets,
+                            resume=bool(checkpoint))  # fmt: skip
+                stack.enter_context(run)
             if report is not None and is_main_process():
                 write_json(Path(args.output_dir) / "filter_report.json", report)
             train_model(trainer, args, checkpoint)
-    if args.do_eval and evaluation is not None:
+    if args.do_eval:
         # A run of its own: when it fails, the model is as whole as before.
         evaluating = {**vars(args), "do_train": False}
-        identities = [evaluation.identity()]
         with stage(args.output_dir, evaluating, owns=EVALUATION_FILES, inputs=_inputs(args), datasets=identities):
-            metrics = evaluate_model(trainer, args, task, evaluation, kept)
-        if is_main_process():
-            print_metrics(metrics)
+            evaluate_model(trainer, args, task, splits, kept)
     if is_main_process():
-        wrote = ["the model"] * args.do_train + ["eval_metrics.json, eval_predictions*.jsonl"] * args.do_eval
-        print(f"wrote {' and '.join(wrote)} to {args.output_dir}"
+        wrote = ["the model"] * args.do_train + ["metrics and predictions (eval_*)"] * args.do_eval
+        wrote += ["top_epochs.json"] * bool(args.keep_top_epochs)
+        print(f"wrote {', '.join(wrote)} to {args.output_dir}"
               + (f", training dynamics and cartography_map.png to {args.cartography_output_dir}"
                  if args.enable_cartography else ""))
 

@@ -1,49 +1,159 @@
 """What a task is: its columns, its features, its predictions and how they are scored.
 
-Adding a task means adding a class here with the attributes and methods of ``QuestionAnswering`` and naming it in
-``TASKS``.
+Adding a task means adding a subclass of ``Task`` here and naming it in ``TASKS``; nothing else knows one task from
+another.
 """
 
 from __future__ import annotations
 
-import json
+import argparse
+import dataclasses
 import logging
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 import qa_metrics
-from artifacts import nulls_for_nan
+from evaluation import ClassificationEvaluation, Evaluation, QAEvaluation, label_values
 from helpers import UserError, name_a_few
+from qa_features import CONTEXT, NO_ANSWER, answer_lists, choose_windows, cls_positions, qa_features
 
 if TYPE_CHECKING:
     import datasets
     import torch
-    from transformers import EvalPrediction, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+MAX_CLASSES = 1000
+NO_GOLD_LABEL = (None, -1, "-1", "-", "")  # SNLI writes -1, in its own files "-"
 
 logger = logging.getLogger(__name__)
 
-ABLATIONS = ("none", "q_only", "p_only")
-P_ONLY_QUESTION = "Find the answer in the passage."
 
-# What a token is to the answer (feature column ``token_roles``).
-PADDING, OTHER, CONTEXT, NO_ANSWER = 0, 1, 2, 3  # OTHER: question and separators. NO_ANSWER: the [CLS] position
+class Task:
+    """What the scripts ask of a task. A task is a frozen dataclass whose fields are the settings a user may give."""
 
-MIN_ADVANCE = 16  # consecutive windows advance by at least this many context tokens
+    name: ClassVar[str]
+    flags: ClassVar[tuple[str, ...]] = ()  # of run.py: those that no other kind of task understands
+    metric: ClassVar[str]  # what "best" means, in eval_metrics.json with eval_ before it
+    targets: ClassVar[tuple[str, ...]]  # feature columns with one number a row
+    unusable: ClassVar[str] = ""  # why ``is_usable`` leaves an example out
+    has_error_rules: ClassVar[bool] = False
+    pooling: ClassVar[tuple[str, ...]]  # ways to one vector per example, the default first
+
+    # --- rows ---
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        """The columns that make up an example: ids and fingerprints are taken over them."""
+        raise NotImplementedError
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that a tokenizer is trained on."""
+        raise NotImplementedError
+
+    def settings(self) -> dict[str, Any]:
+        """What ``get_task`` needs to make this very task again; recorded with every artifact."""
+        return {"name": self.name}
+
+    def for_columns(self, columns: Sequence[str], source: str) -> Task:
+        """This task with its columns named, where they were to be guessed from those that there are."""
+        return self
+
+    def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
+        """Bring rows of any known layout into one; see ``helpers.load_split``."""
+        raise NotImplementedError
+
+    def is_usable(self, data: datasets.Dataset) -> np.ndarray:
+        """Which examples can be trained on, (N,) bool."""
+        return np.ones(len(data), dtype=bool)
+
+    def check_training_data(self, data: datasets.Dataset, source: str) -> None:
+        """Raise UserError where nothing could be learnt from ``data``."""
+
+    def readable(self, data: datasets.Dataset) -> dict[str, list]:
+        """The examples as a person reads them: column -> one text (or label) per example."""
+        raise NotImplementedError
+
+    def brief(self, data: datasets.Dataset) -> dict[str, list]:
+        """``readable`` without what is too long to stand beside a cluster; None where there is no answer."""
+        return self.readable(data)
+
+    def groups(self, data: datasets.Dataset) -> tuple[str, Sequence[str]]:
+        """By what analyses split the examples: the name of the grouping, and each example's group."""
+        raise NotImplementedError
+
+    # --- model ---
+
+    @property
+    def model_class(self) -> Any:
+        """The Auto class of the models for this task."""
+        raise NotImplementedError
+
+    def head(self, config: PreTrainedConfig | None, data: datasets.Dataset | None, source: str) -> dict[str, Any]:
+        """Settings of the model's head for training on ``data``, {} to take the head as it is.
+
+        config: that of a model that was trained before; data None: the model is only evaluated.
+        """
+        return {}
+
+    def match_labels(self, data: datasets.Dataset, config: PreTrainedConfig, source: str) -> datasets.Dataset:
+        """``data`` with its labels numbered as the model numbers them."""
+        return data
+
+    # --- features and predictions ---
+
+    def features(
+        self,
+        data: datasets.Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = 512,
+        doc_stride: int = 128,
+        ablation: str = "none",
+    ) -> datasets.Dataset:
+        """What the model reads, in the order of the examples, one or several rows each.
+
+        Columns: the tokenizer's own (input_ids, attention_mask, ...); ``targets``; ``example_index`` into ``data``;
+        ``row_index``, the row's number; ``counts``, whether the row says something of its example; ``length``, tokens.
+        """
+        raise NotImplementedError
+
+    def row_predictions(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """What evaluation keeps of a batch, (B, K): its size must not depend on the sequence length."""
+        raise NotImplementedError
+
+    def evaluation(self, data: datasets.Dataset, features: datasets.Dataset) -> Evaluation:
+        raise NotImplementedError
+
+    def embedding_rows(
+        self, data: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[datasets.Dataset, np.ndarray, np.ndarray]:
+        """For embeddings: one row of features per example, in example order; the position of its [CLS] token, (N,);
+        the first and last position of its answer, (N, 2), -1 where there is none."""
+        raise NotImplementedError
 
 
-class QuestionAnswering:
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswering(Task):
     """Extractive QA (SQuAD 1.1 and 2.0, emrQA): columns id, question, context, answers.
 
     ``answers`` is ``{"text": [...], "answer_start": [...]}``; empty lists mean unanswerable. Training uses the first
     gold answer, scoring all of them. A long context becomes several windows that overlap by ``doc_stride`` tokens.
+    max_answer_length: longest predicted answer in tokens, None for no limit.
     """
 
+    max_answer_length: int | None = None
+
     name = "qa"
+    flags = ("doc_stride", "max_answer_length", "ablations", "eval_ablations", "confidence_type")
     content_columns = ("question", "context", "answers")
     text_columns = ("question", "context")
-    metric = "f1"  # what "best" means, in eval_metrics.json as eval_f1
+    metric = "f1"
+    targets = ("start_positions", "end_positions")
+    unusable = "answer not at its answer_start"
+    has_error_rules = True
+    pooling = ("cls_and_answer_mean",)
 
     @property
     def model_class(self) -> Any:
@@ -51,10 +161,7 @@ class QuestionAnswering:
 
         return AutoModelForQuestionAnswering
 
-    # --- rows ---
-
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
-        """Bring the answers of any known layout into one; see ``helpers.load_split``."""
         import datasets
 
         columns = set(data.column_names)
@@ -64,7 +171,7 @@ class QuestionAnswering:
             wanted = sorted(missing) + ([] if answer_column else ["answers"])
             raise UserError(
                 f"{source} has no column {name_a_few(wanted)}; question answering needs question, context, answers; "
-                f"there is {', '.join(data.column_names)}"
+                f"there is {', '.join(data.column_names)} (--task nli or classification for labelled texts)"
             )
         for column in self.text_columns:
             empty = [row for row, text in enumerate(data[column][:]) if not isinstance(text, str)]
@@ -73,7 +180,7 @@ class QuestionAnswering:
         raw = data[answer_column][:]
         starts = data["answer_start"][:] if "answer_start" in columns else [None] * len(raw)
         answers = [
-            _answer_lists(answer, start, f"{source}, row {row}")
+            answer_lists(answer, start, f"{source}, row {row}")
             for row, (answer, start) in enumerate(zip(raw, starts, strict=True), 1)
         ]
         if not any(answer["text"] for answer in answers):
@@ -88,8 +195,8 @@ class QuestionAnswering:
             [*(["id"] if "id" in columns else []), "question", "context", "answers", *rest]
         )
 
-    def is_aligned(self, data: datasets.Dataset) -> np.ndarray:
-        """Whether the first gold answer of each example stands at its offset (true where there is no answer); (N,)."""
+    def is_usable(self, data: datasets.Dataset) -> np.ndarray:
+        """Whether the first gold answer of each example stands at its offset (true where there is no answer)."""
         return np.array(
             [
                 not answer["text"] or context.startswith(answer["text"][0], answer["answer_start"][0])
@@ -98,7 +205,23 @@ class QuestionAnswering:
             dtype=bool,
         )
 
-    # --- features ---
+    def check_training_data(self, data: datasets.Dataset, source: str) -> None:
+        if not self.is_usable(data).any():
+            raise UserError(f"{source}: no answer stands at its answer_start ({name_a_few(data['id'][:])}); mend them")
+
+    def readable(self, data: datasets.Dataset) -> dict[str, list]:
+        """``answer`` is the first gold text, "" where the example is unanswerable."""
+        answers = [next(iter(answer["text"]), "") for answer in data["answers"][:]]
+        return {"question": data["question"][:], "context": data["context"][:], "answer": answers}
+
+    def brief(self, data: datasets.Dataset) -> dict[str, list]:
+        answers = [next(iter(answer["text"]), None) for answer in data["answers"][:]]
+        return {"question": data["question"][:], "answer": answers}
+
+    def groups(self, data: datasets.Dataset) -> tuple[str, Sequence[str]]:
+        from error_rules import question_types
+
+        return "question_type", question_types(data["question"][:]).tolist()
 
     def features(
         self,
@@ -108,79 +231,23 @@ class QuestionAnswering:
         doc_stride: int = 128,
         ablation: str = "none",
     ) -> datasets.Dataset:
-        """Windows in the order of the examples, one row each.
-
-        Columns: the tokenizer's own (input_ids, attention_mask, ...); ``example_index`` into ``data``; ``row_index``,
-        the window's number; ``start_positions``, ``end_positions`` of the first gold answer, the [CLS] position where
-        the window does not hold it; ``counts``, whether the window holds the answer or the example is unanswerable;
-        ``token_roles``; ``offset_start``, ``offset_end`` (characters of the context); ``length`` in tokens.
+        """Windows. Beside the columns of ``Task.features``: ``start_positions``, ``end_positions`` of the first gold
+        answer, the [CLS] position where the window does not hold it; ``token_roles``; ``offset_start``, ``offset_end``
+        (characters of the context). ``counts``: the window holds the answer or the example is unanswerable.
 
         ``doc_stride`` is the overlap of consecutive windows in tokens, at most ``max_length // 2``. ``q_only`` hides
         the context from attention, its tokens stay candidates; ``p_only`` asks the same question of every passage.
         """
-        import datasets
+        return qa_features(data, tokenizer, max_length, doc_stride, ablation)
 
-        if not tokenizer.is_fast:
-            raise UserError(f"{type(tokenizer).__name__} gives no character offsets; question answering needs them")
-        tokenizer.padding_side = "right"
-        if doc_stride > max_length // 2:
-            logger.warning(f"--doc_stride {doc_stride} is more than half of --max_length; {max_length // 2} is used")
-            doc_stride = max_length // 2
-        question_limit = max_length - doc_stride - MIN_ADVANCE - tokenizer.num_special_tokens_to_add(pair=True)
-        if question_limit < 8:
-            raise UserError(f"--max_length {max_length} leaves no room for a question beside the context; give more")
-        integers = datasets.List(datasets.Value("int32"))
-        small = datasets.List(datasets.Value("int8"))
-        schema = {name: integers for name in tokenizer.model_input_names if name not in ("attention_mask",)}
-        windows = data.select_columns(["question", "context", "answers"]).map(
-            _qa_windows,
-            with_indices=True,
-            batched=True,
-            batch_size=500,
-            remove_columns=["question", "context", "answers"],
-            fn_kwargs={
-                "tokenizer": tokenizer,
-                "max_length": max_length,
-                "doc_stride": doc_stride,
-                "question_limit": question_limit,
-                "ablation": ablation,
-            },
-            # No cache: the library knows functions by name and would serve the windows of older code.
-            keep_in_memory=True,
-            load_from_cache_file=False,
-            features=datasets.Features(
-                {
-                    **schema,
-                    "attention_mask": small,
-                    "token_roles": small,
-                    "offset_start": integers,
-                    "offset_end": integers,
-                    "example_index": datasets.Value("int64"),
-                    "start_positions": datasets.Value("int64"),
-                    "end_positions": datasets.Value("int64"),
-                    "counts": datasets.Value("bool"),
-                    "length": datasets.Value("int64"),
-                    "question_cut": datasets.Value("bool"),
-                }
-            ),
-            desc="tokenising",
-        )
-        cut = len(set(np.asarray(windows["example_index"][:])[np.asarray(windows["question_cut"][:], dtype=bool)]))
-        if cut:
-            logger.warning(f"{cut:,} questions are longer than {question_limit} tokens and were cut to that")
-        return windows.remove_columns("question_cut").add_column("row_index", list(range(len(windows))))
-
-    # --- predictions ---
-
-    def window_predictions(
-        self, outputs: Any, batch: Mapping[str, torch.Tensor], max_answer_length: int | None
-    ) -> torch.Tensor:
-        """What evaluation keeps of a batch of windows: (B, 4) float64 of best span score, its start and end token, and
-        the no-answer score. Its size does not depend on the sequence length."""
+    def row_predictions(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B, 4) float64: best span score, its start and end token, and the no-answer score."""
         import torch
 
         roles = batch["token_roles"]
-        spans = qa_metrics.best_spans(outputs.start_logits, outputs.end_logits, roles == CONTEXT, max_answer_length)
+        spans = qa_metrics.best_spans(
+            outputs.start_logits, outputs.end_logits, roles == CONTEXT, self.max_answer_length
+        )
         null = outputs.start_logits.float() + outputs.end_logits.float()
         null = null.masked_fill(roles != NO_ANSWER, -torch.inf).amax(dim=1)
         return torch.stack([spans.score.double(), spans.start.double(), spans.end.double(), null.double()], dim=1)
@@ -188,165 +255,318 @@ class QuestionAnswering:
     def evaluation(self, data: datasets.Dataset, features: datasets.Dataset) -> QAEvaluation:
         return QAEvaluation(data, features)
 
+    def embedding_rows(
+        self, data: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[datasets.Dataset, np.ndarray, np.ndarray]:
+        windows, has_span = choose_windows(features, self.is_usable(data))
+        spans = np.stack([windows["start_positions"][:], windows["end_positions"][:]], axis=1)
+        return windows, cls_positions(windows), np.where(has_span[:, None], spans, -1)
 
-class QAEvaluation:
-    """Scores one evaluation set; a ``compute_metrics`` of the Trainer. After a call ``predictions`` holds the answers.
 
-    The rules of SQuAD 2.0 apply exactly when some example of the set is unanswerable (``version_2``).
+@dataclasses.dataclass(frozen=True)
+class SequenceClassification(Task):
+    """One class per text, or per pair of texts: columns id, one or two text columns, a label column.
+
+    Columns that are not given are guessed from their names. Labels are class numbers, class names, or none (-1):
+    examples without a gold label are left out and counted. remembered: the columns are those of an earlier stage, and
+    another dataset may have others.
     """
 
-    def __init__(self, data: datasets.Dataset, features: datasets.Dataset):
-        self.data = data
-        self.features = features.remove_columns(["offset_start", "offset_end"])
-        # Longest first, so that batches hold windows of one length and memory runs out at once or never.
-        self.features = self.features.select(np.argsort(-np.asarray(features["length"][:]), kind="stable"))
-        self._example_index = np.asarray(features["example_index"][:])
-        self._first_token = np.concatenate([[0], np.cumsum(features["length"][:])[:-1]]).astype(np.int64)
-        self._offsets = np.stack([_flat(features, "offset_start"), _flat(features, "offset_end")], axis=1)
-        self._contexts = data["context"][:]
-        self._golds = [answers["text"] for answers in data["answers"][:]]
-        self.version_2 = not all(self._golds)
-        self.predictions: list[str] = []
+    text_columns: tuple[str, ...] = ()
+    label_column: str = ""
+    remembered: bool = dataclasses.field(default=False, compare=False)
 
-    def __call__(self, output: EvalPrediction) -> dict[str, float]:
-        """``output.predictions`` as ``window_predictions`` gives them, ``output.label_ids`` the windows' row_index."""
-        windows = np.empty((len(self._example_index), 4))
-        windows[np.asarray(output.label_ids)] = output.predictions
-        score, null_score = windows[:, 0], windows[:, 3]
-        start, end = windows[:, 1].astype(np.int64), windows[:, 2].astype(np.int64)
-        char_start, char_end = qa_metrics.char_spans(self._offsets, start, end, self._first_token)
-        answers = qa_metrics.choose_answers(
-            self._contexts, self._example_index, score, char_start, char_end, null_score, version_2=self.version_2
+    name = "classification"
+    flags = ("text_columns", "label_column")
+    metric = "accuracy"
+    targets = ("labels",)
+    pooling = ("cls", "mean")
+    # Columns in the order in which the model reads them: what is read first, then what is asked of it.
+    text_guesses: ClassVar[tuple[tuple[str, ...], ...]] = (
+        ("story", "question"), ("passage", "question"), ("context", "question"), ("premise", "hypothesis"),
+        ("sentence1", "sentence2"), ("sentence",), ("text",), ("content",), ("review",), ("tweet",),
+    )  # fmt: skip
+    label_guesses: ClassVar[tuple[str, ...]] = ("label", "labels", "gold_label", "entailment_label", "class")
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text_columns", tuple(self.text_columns))
+        if len(self.text_columns) > 2:
+            raise UserError(f"--text_columns takes one or two columns, found {', '.join(self.text_columns)}")
+        if len(set(self.text_columns)) < len(self.text_columns):
+            raise UserError(f"--text_columns names {self.text_columns[0]!r} twice")
+        if self.label_column in self.text_columns:
+            raise UserError(f"--label_column {self.label_column!r} is one of the --text_columns; name another")
+
+    @property
+    def model_class(self) -> Any:
+        from transformers import AutoModelForSequenceClassification
+
+        return AutoModelForSequenceClassification
+
+    @property
+    def content_columns(self) -> tuple[str, ...]:
+        return (*self.text_columns, self.label_column)
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, "text_columns": list(self.text_columns), "label_column": self.label_column}
+
+    # --- columns and rows ---
+
+    def for_columns(self, columns: Sequence[str], source: str) -> SequenceClassification:
+        known = self
+        if self.remembered and not set(self.content_columns) <= set(columns):
+            known = type(self)()
+        texts, label = known.text_columns, known.label_column
+        absent = [name for name in (*texts, *([label] if label else [])) if name not in columns]
+        if absent:
+            raise UserError(f"{source} has no column {name_a_few(absent)}; there is {', '.join(columns)}")
+        guessed = []
+        if not texts:
+            taken = {label, "id"}
+            texts = self._guess([guess for guess in self.text_guesses if set(guess) <= set(columns) - taken],
+                                "--text_columns", columns, source)  # fmt: skip
+            guessed.append(f"text from {' and '.join(texts)}")
+        if not label:
+            usual = [guess for guess in self.label_guesses if guess in columns and guess not in texts]
+            label = self._guess([(guess,) for guess in usual], "--label_column", columns, source)[0]
+            guessed.append(f"labels from {label}")
+        if guessed:
+            logger.info(f"{source}: {', '.join(guessed)} (guessed; --text_columns and --label_column name others)")
+        return type(self)(texts, label)
+
+    def _guess(
+        self, found: list[tuple[str, ...]], flag: str, columns: Sequence[str], source: str
+    ) -> tuple[str, ...]:
+        if len(found) == 1:
+            return found[0]
+        problem = "no column with a usual name" if not found else "more than one possibility ("
+        problem += " or ".join("+".join(guess) for guess in found) + ")" * bool(found)
+        raise UserError(f"{source}: {problem} for {flag}; give {flag}: there is {', '.join(columns)}")
+
+    def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
+        import datasets
+
+        labels, names = _class_numbers(data, self.label_column, source)
+        texts = [data[column][:] for column in self.text_columns]
+        for column, values in zip(self.text_columns, texts, strict=True):
+            other = [row for row, value in enumerate(values) if value is not None and not isinstance(value, str)]
+            if other:
+                found = f"{values[other[0]]!r:.40}"
+                raise UserError(f"{source}: column {column} of row {other[0] + 1} holds {found}, which is no text")
+            if not any(value and value.strip() for value in values):
+                raise UserError(f"{source}: column {column} is empty in every row; name another with --text_columns")
+        blank = np.array([not all(value and value.strip() for value in row) for row in zip(*texts, strict=True)])
+        unlabelled = labels < 0
+        for left_out, why in ((unlabelled & ~blank, "without gold label"), (blank, "with an empty text")):
+            if left_out.any():
+                rows = ", ".join(str(row + 1) for row in np.flatnonzero(left_out)[:3])
+                logger.warning(f"{source}: {left_out.sum():,} of {len(data):,} examples {why} are left out "
+                               f"(row{'s' * bool(left_out.sum() > 1)} {rows}{', ...' * bool(left_out.sum() > 3)})")
+        kept = np.flatnonzero(~(unlabelled | blank))
+        if not len(kept):
+            raise UserError(f"{source}: no example has a gold label and a text; it cannot be trained or evaluated on")
+        data = data.remove_columns(self.label_column).select(kept)
+        data = data.add_column(self.label_column, labels[kept].tolist(), feature=datasets.ClassLabel(names=names))
+        first = [*(["id"] if "id" in data.column_names else []), *self.content_columns]
+        return data.select_columns([*first, *(column for column in data.column_names if column not in first)])
+
+    def check_training_data(self, data: datasets.Dataset, source: str) -> None:
+        there = np.unique(data[self.label_column][:])
+        if len(there) < 2:
+            name = data.features[self.label_column].names[there[0]]
+            raise UserError(f"{source}: every example to train on has the label {name!r}; at least two classes are "
+                            "needed (-1 means no gold label)")
+
+    def readable(self, data: datasets.Dataset) -> dict[str, list]:
+        """The text columns, and the labels as they stood in the data."""
+        values = label_values(data.features[self.label_column].names)
+        labels = [values[label] for label in data[self.label_column][:]]
+        return {**{column: data[column][:] for column in self.text_columns}, self.label_column: labels}
+
+    def groups(self, data: datasets.Dataset) -> tuple[str, Sequence[str]]:
+        names = data.features[self.label_column].names
+        return "label", [names[label] for label in data[self.label_column][:]]
+
+    # --- model ---
+
+    def head(self, config: PreTrainedConfig | None, data: datasets.Dataset | None, source: str) -> dict[str, Any]:
+        trained = config is not None and any("SequenceClassification" in each for each in config.architectures or [])
+        if data is None:
+            return {}
+        names = data.features[self.label_column].names
+        if config is not None and trained:
+            if _places(names, config) is not None:
+                return {}
+            logger.warning(f"the model's classes ({name_a_few(config.id2label.values())}) are not those of {source} "
+                           f"({name_a_few(names)}): it gets a new head")
+        return {
+            "num_labels": len(names), "id2label": dict(enumerate(names)),
+            "label2id": {name: place for place, name in enumerate(names)},
+        }  # fmt: skip
+
+    def match_labels(self, data: datasets.Dataset, config: PreTrainedConfig, source: str) -> datasets.Dataset:
+        import datasets
+
+        names = data.features[self.label_column].names
+        places = _places(names, config)
+        model_names = [str(config.id2label[place]) for place in range(config.num_labels)]
+        if places is None:
+            unknown = [name for name in names if name not in model_names]
+            raise UserError(f"{source}: labels {name_a_few(unknown or names)} are not among those the model knows "
+                            f"({name_a_few(model_names, 10)}); give them the same names")
+        if places == list(range(config.num_labels)) == list(range(len(names))):
+            return data
+        shown = list(model_names)  # the names of the data, where the model's are only numbers
+        for name, place in zip(names, places, strict=True):
+            shown[place] = name
+        labels = [places[label] for label in data[self.label_column][:]]
+        place_of_column = data.column_names
+        data = data.remove_columns(self.label_column)
+        data = data.add_column(self.label_column, labels, feature=datasets.ClassLabel(names=shown))
+        return data.select_columns(place_of_column)
+
+    # --- features and predictions ---
+
+    def features(
+        self,
+        data: datasets.Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = 512,
+        doc_stride: int = 0,
+        ablation: str = "none",
+    ) -> datasets.Dataset:
+        """One row per example; all rows count. Of a text or pair that is too long, the longer text is cut at its end.
+
+        ``doc_stride`` and ``ablation`` are for question answering and change nothing.
+        """
+        import datasets
+
+        tokenizer.padding_side = "right"
+        columns = list(self.text_columns)
+        encoded = tokenizer(*(data[column][:] for column in columns), verbose=False)
+        lengths = np.array([len(tokens) for tokens in encoded["input_ids"]])
+        names = [name for name in tokenizer.model_input_names if name in encoded]
+        rows = {name: encoded[name] for name in names}
+        long = np.flatnonzero(lengths > max_length)
+        if len(long):
+            logger.warning(f"{len(long):,} of {len(data):,} texts are longer than {max_length} tokens (up to "
+                           f"{lengths.max():,}) and were cut; --max_length takes more if the model does")
+            cut = tokenizer(*([data[column][row] for row in long.tolist()] for column in columns),
+                            truncation="longest_first", max_length=max_length)  # fmt: skip
+            for name in names:
+                for place, row in enumerate(long):
+                    rows[name][row] = cut[name][place]
+        count = len(data)
+        small = datasets.List(datasets.Value("int8"))
+        integers = datasets.List(datasets.Value("int32"))
+        schema = {name: small if name == "attention_mask" else integers for name in names}
+        numbers = {"example_index": range(count), "row_index": range(count), "labels": data[self.label_column][:],
+                   "length": np.minimum(lengths, max_length).tolist()}  # fmt: skip
+        return datasets.Dataset.from_dict(
+            {**rows, **{name: list(values) for name, values in numbers.items()}, "counts": [True] * count},
+            features=datasets.Features(
+                {**schema, **dict.fromkeys(numbers, datasets.Value("int64")), "counts": datasets.Value("bool")}
+            ),
         )
-        self.predictions = answers.text
-        self.scores = qa_metrics.score_predictions(answers.text, self._golds, self.version_2)
-        return qa_metrics.squad_summary(self.scores)
 
-    def summary(self, among: np.ndarray) -> dict[str, float]:
-        """The metrics of a part of the examples; among: (N,) bool."""
-        columns = (self.scores.exact_match[among], self.scores.f1[among], self.scores.has_answer[among])
-        return qa_metrics.squad_summary(qa_metrics.Scores(*columns, self.version_2))
+    def row_predictions(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The logits, (B, C) float32."""
+        return outputs.logits.float()
 
-    def rows(self) -> list[dict[str, Any]]:
-        """The examples as loaded, each with ``predicted_answer``, ``exact_match`` (0 or 1) and ``f1`` (0..1)."""
-        return [
-            {**nulls_for_nan(example), "predicted_answer": answer, "exact_match": int(exact), "f1": float(overlap)}
-            for example, answer, exact, overlap in zip(
-                self.data, self.predictions, self.scores.exact_match, self.scores.f1, strict=True
-            )
-        ]
+    def evaluation(self, data: datasets.Dataset, features: datasets.Dataset) -> ClassificationEvaluation:
+        return ClassificationEvaluation(data, features, self.label_column, self.text_columns)
+
+    def embedding_rows(
+        self, data: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[datasets.Dataset, np.ndarray, np.ndarray]:
+        cls = tokenizer.cls_token_id
+        places = [tokens.index(cls) if cls in tokens else -1 for tokens in features["input_ids"][:]]
+        return features, np.array(places, dtype=np.int64), np.full((len(features), 2), -1)
 
 
-def _answer_lists(answer: Any, start: Any, where: str) -> dict[str, list]:
-    """One example's answers as two lists, from a mapping of lists or scalars, a list of mappings, or text, start."""
-    if isinstance(answer, str) and answer.lstrip().startswith(("{", "[")) and start is None:
-        try:
-            answer = json.loads(answer)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: answers is not JSON ({error.msg})") from error
-    if answer is None or answer == "":
-        return {"text": [], "answer_start": []}
-    if isinstance(answer, str | int | float):
-        answer = {"text": answer, "answer_start": start}
-    if isinstance(answer, list):
-        if not all(isinstance(item, Mapping) for item in answer):
-            raise UserError(f"{where}: expected answers as objects with text and answer_start, found {answer!r:.60}")
-        answer = {key: [item.get(key) for item in answer] for key in ("text", "answer_start")}
-    texts, starts = answer.get("text"), answer.get("answer_start")
-    texts = [texts] if isinstance(texts, str | int | float) else list(texts if texts is not None else [])
-    texts = [str(text) if isinstance(text, int | float) else text for text in texts]  # a file may hold 42 for "42"
-    starts = [starts] if isinstance(starts, int) else list(starts if starts is not None else [])
-    if len(texts) != len(starts) or not all(isinstance(value, int) for value in starts):
-        raise UserError(f"{where}: {len(texts)} answer texts need as many answer_start offsets, found {starts!r:.60}")
-    kept = [(text, offset) for text, offset in zip(texts, starts, strict=True) if text]
-    return {"text": [text for text, _ in kept], "answer_start": [offset for _, offset in kept]}
+@dataclasses.dataclass(frozen=True)
+class NaturalLanguageInference(SequenceClassification):
+    """Whether a hypothesis follows from a premise: columns id, premise, hypothesis, label (SNLI, MNLI, SICK)."""
+
+    name = "nli"
+    text_guesses = (("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence_A", "sentence_B"),
+                    ("text_a", "text_b"))  # fmt: skip
+    label_guesses = ("label", "labels", "gold_label", "entailment_label", "entailment_judgment")
 
 
-def _qa_windows(
-    examples: dict[str, list],
-    indices: list[int],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    doc_stride: int,
-    question_limit: int,
-    ablation: str,
-) -> dict[str, list]:
-    questions = [question.lstrip() for question in examples["question"]]
-    if ablation == "p_only":
-        questions = [P_ONLY_QUESTION] * len(questions)
-    questions, cut = _cut_questions(questions, tokenizer, question_limit)
-    encoded = tokenizer(
-        questions,
-        examples["context"],
-        truncation="only_second",
-        max_length=max_length,
-        stride=doc_stride,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    rows: dict[str, list] = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
-    made = ("attention_mask", "token_roles", "offset_start", "offset_end", "example_index", "start_positions",
-            "end_positions", "counts", "length", "question_cut")  # fmt: skip
-    rows.update({name: [] for name in made})
-    for window, sample in enumerate(encoded["overflow_to_sample_mapping"]):
-        tokens = encoded["input_ids"][window]
-        in_context = np.array([sequence == 1 for sequence in encoded.sequence_ids(window)])
-        offsets = np.array(encoded["offset_mapping"][window], dtype=np.int32)
-        no_answer = tokens.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in tokens else 0
-        roles = np.where(in_context, CONTEXT, OTHER).astype(np.int8)
-        roles[no_answer] = NO_ANSWER
-        start, end, counts = _answer_tokens(examples["answers"][sample], in_context, offsets, no_answer)
-        rows["attention_mask"].append((~in_context if ablation == "q_only" else np.ones(len(tokens))).astype(np.int8))
-        rows["token_roles"].append(roles)
-        rows["offset_start"].append(offsets[:, 0])
-        rows["offset_end"].append(offsets[:, 1])
-        rows["example_index"].append(indices[sample])
-        rows["start_positions"].append(start)
-        rows["end_positions"].append(end)
-        rows["counts"].append(counts)
-        rows["length"].append(len(tokens))
-        rows["question_cut"].append(cut[sample])
-    return rows
+def _class_numbers(data: datasets.Dataset, column: str, source: str) -> tuple[np.ndarray, list[str]]:
+    """Each row's class number, (N,), -1 without gold label, and the names of the classes in order."""
+    feature, raw = data.features[column], data[column][:]
+    names = getattr(feature, "names", None)
+    if names is not None:
+        numbers = np.array([-1 if value is None else value for value in raw], dtype=np.int64)
+        return numbers, list(names)
+    values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in raw]
+    values = [None if value in NO_GOLD_LABEL or value != value else value for value in values]
+    labelled = [value for value in values if value is not None]
+    if not labelled:
+        raise UserError(f"{source}: no row has a label in column {column}")
+    wrong = next((value for value in labelled if not isinstance(value, str | int)), None)
+    if wrong is not None:
+        raise UserError(f"{source}: column {column} holds {wrong!r:.40}; labels are whole numbers or names")
+    if len({isinstance(value, str) for value in labelled}) > 1:
+        raise UserError(f"{source}: column {column} holds both numbers and names; labels must be of one kind")
+    negative = [value for value in labelled if not isinstance(value, str) and value < 0]
+    if negative:
+        raise UserError(f"{source}: column {column} holds the label {negative[0]}; labels are numbers from 0, names, "
+                        "or -1 for no gold label")
+    classes = sorted(set(labelled))
+    if len(classes) > MAX_CLASSES or (len(classes) == len(labelled) > 10):
+        raise UserError(f"{source}: column {column} has {len(classes):,} different values in {len(labelled):,} rows; "
+                        "is it the label? --label_column names another")
+    place = {value: number for number, value in enumerate(classes)}
+    return np.array([-1 if value is None else place[value] for value in values]), [str(value) for value in classes]
 
 
-def _cut_questions(
-    questions: list[str], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> tuple[list[str], list[bool]]:
-    encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    cut = [len(tokens) > limit for tokens in encoded["input_ids"]]
-    shortened = [
-        question[: offsets[limit - 1][1]] if is_cut else question
-        for question, offsets, is_cut in zip(questions, encoded["offset_mapping"], cut, strict=True)
-    ]
-    return shortened, cut
+def _places(names: Sequence[str], config: PreTrainedConfig) -> list[int] | None:
+    """The model's number of each class of the data, by name; None where the two do not fit.
+
+    A model that calls its classes LABEL_0, LABEL_1, ... has no names: the numbers, else the order, of the data count.
+    """
+    known = [str(config.id2label[place]) for place in range(config.num_labels)]
+    if all(name == f"LABEL_{place}" for place, name in enumerate(known)):
+        numbers = [int(name) if name.isdecimal() else place for place, name in enumerate(names)]
+        return numbers if max(numbers) < len(known) else None
+    lower = [name.lower() for name in known]
+    if not {name.lower() for name in names} <= set(lower):
+        return None
+    return [known.index(name) if name in known else lower.index(name.lower()) for name in names]
 
 
-def _answer_tokens(
-    answers: dict[str, list], in_context: np.ndarray, offsets: np.ndarray, no_answer: int
-) -> tuple[int, int, bool]:
-    """Start and end token of the first gold answer, and whether this window counts for the example."""
-    if not answers["text"]:
-        return no_answer, no_answer, True
-    first = answers["answer_start"][0]
-    last = first + len(answers["text"][0])
-    tokens = np.flatnonzero(in_context)
-    if not len(tokens) or offsets[tokens[0], 0] > first or offsets[tokens[-1], 1] < last:
-        return no_answer, no_answer, False
-    start = tokens[np.searchsorted(offsets[tokens, 0], first, side="right") - 1]
-    end = tokens[np.searchsorted(offsets[tokens, 1], last, side="left")]
-    return int(start), int(max(start, end)), True
+TASKS: dict[str, type[Task]] = {
+    task.name: task for task in (QuestionAnswering, NaturalLanguageInference, SequenceClassification)
+}
 
 
-def _flat(data: datasets.Dataset, column: str) -> np.ndarray:
-    """All values of a list column one after the other."""
-    return data.data.column(column).combine_chunks().flatten().to_numpy()
-
-
-TASKS = {task.name: task for task in (QuestionAnswering(),)}
-
-
-def get_task(name: str) -> QuestionAnswering:
+def get_task(name: str, **settings: Any) -> Task:
+    """The task of that name; settings: the fields of its class, such as text_columns and label_column."""
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}; there is {', '.join(TASKS)}")
-    return TASKS[name]
+    known = {field.name for field in dataclasses.fields(TASKS[name])}  # type: ignore[arg-type]
+    for setting in settings:
+        if setting not in known:
+            raise UserError(f"--{setting} is not for --task {name}")
+    return TASKS[name](**settings)
+
+
+def add_task_flags(group: Any) -> None:
+    """--task, --text_columns, --label_column: not needed where an artifact records them."""
+    group.add_argument("--task", choices=list(TASKS),
+                       help="what the dataset is for (default: as recorded by the earlier stage, else qa)")
+    group.add_list("--text_columns", help="one or two columns with the texts, of nli and classification (default: "
+                   "guessed from the usual names)")
+    group.add_argument("--label_column", metavar="NAME", help="column with the classes (default: guessed)")
+
+
+def task_of(args: argparse.Namespace, recorded: Mapping[str, Any] | None) -> Task:
+    """The task that the flags of ``add_task_flags`` mean, where they are silent the one ``recorded``, else qa."""
+    earlier = dict(recorded or {})
+    name = args.task or earlier.get("name") or QuestionAnswering.name
+    given = {flag: getattr(args, flag) for flag in ("text_columns", "label_column") if getattr(args, flag)}
+    known = {key: value for key, value in earlier.items() if key != "name"} if earlier.get("name") == name else {}
+    return get_task(name, **{**known, **({"remembered": True} if known and not given else {}), **given})

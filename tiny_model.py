@@ -6,22 +6,27 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from helpers import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 4000
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 4
 HIDDEN_SIZE = 128
 NUM_LAYERS = 2
 NUM_HEADS = 4
-INTERMEDIATE_SIZE = 256
+DROPOUT = 0.0
 INITIALIZER_RANGE = 0.1  # the usual 0.02 is for wide models: this one would need twice the steps
 POSITION_SCALE = 0.1  # of that for positions: what a word is matters more here than where it stands
 LEARNING_RATE = 2e-3  # from random weights; the library's default of 5e-5 is for pretrained ones
 
 
-def train_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenizerFast:
+def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece tokenizer with BERT's special tokens: the frequent words of ``texts``, and letters.
+
+    ``vocab_size`` is the most pieces that it may hold (None: 4,000); UserError when no room is left for words.
 
     The library's WordPiece trainer gives another vocabulary in every process (it iterates over hash maps), so that one
     seed would give many models, and the processes of a distributed run different ones. Counting words does not.
@@ -29,12 +34,18 @@ def train_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenize
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
+    size = VOCAB_SIZE if vocab_size is None else vocab_size
+    if size < MIN_VOCAB_SIZE:
+        raise UserError(
+            f"--vocab_size {size}: expected at least {MIN_VOCAB_SIZE}, as {len(SPECIAL_TOKENS)} are special tokens; "
+            "raise it, or leave it out"
+        )
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     letters = sorted({letter for word in counts for letter in word})
     repeated = (word for word, count in counts.items() if count > 1 and len(word) > 1)
     words = sorted(repeated, key=lambda word: (-counts[word], word))
-    pieces = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *words][:VOCAB_SIZE]
+    pieces = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *words][:size]
     tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
@@ -50,23 +61,44 @@ def train_tokenizer(texts: Iterable[str], max_length: int) -> PreTrainedTokenize
     )  # fmt: skip
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast, model_class: Any, max_length: int) -> PreTrainedModel:
-    """An ELECTRA of 2 layers, 128 wide, with random weights (seed torch first) and the head of ``model_class``."""
+def build_model(
+    tokenizer: PreTrainedTokenizerFast,
+    model_class: Any,
+    max_length: int,
+    *,
+    hidden_size: int | None = None,
+    num_layers: int | None = None,
+    dropout: float | None = None,
+    **head: Any,
+) -> PreTrainedModel:
+    """An ELECTRA with random weights (seed torch first) and the head of ``model_class``.
+
+    None means the default: 2 layers, 128 wide, no dropout. ``head`` goes to the configuration (num_labels, id2label,
+    label2id). UserError when the attention heads cannot share ``hidden_size`` evenly.
+    """
     import torch
     from transformers import ElectraConfig
 
+    size = HIDDEN_SIZE if hidden_size is None else hidden_size
+    rate = DROPOUT if dropout is None else dropout
+    if size < NUM_HEADS or size % NUM_HEADS:
+        raise UserError(
+            f"--hidden_size {size}: expected a multiple of {NUM_HEADS}, as --model tiny has {NUM_HEADS} attention "
+            f"heads; take {max(1, round(size / NUM_HEADS)) * NUM_HEADS}"
+        )
     config = ElectraConfig(
         vocab_size=len(tokenizer),
-        embedding_size=HIDDEN_SIZE,
-        hidden_size=HIDDEN_SIZE,
-        num_hidden_layers=NUM_LAYERS,
+        embedding_size=size,
+        hidden_size=size,
+        num_hidden_layers=NUM_LAYERS if num_layers is None else num_layers,
         num_attention_heads=NUM_HEADS,
-        intermediate_size=INTERMEDIATE_SIZE,
+        intermediate_size=2 * size,
         max_position_embeddings=max(512, max_length),
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
+        hidden_dropout_prob=rate,
+        attention_probs_dropout_prob=rate,
         initializer_range=INITIALIZER_RANGE,
         pad_token_id=tokenizer.pad_token_id,
+        **head,
     )
     model = model_class.from_config(config)
     with torch.no_grad():

@@ -16,7 +16,8 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 import training_dynamics
-from tasks import PADDING, QuestionAnswering
+from qa_features import PADDING
+from tasks import Task
 from training_dynamics import CartographyCallback, Heads, heads_of
 
 MAX_SMOOTHING = 0.3
@@ -25,7 +26,9 @@ logger = logging.getLogger(__name__)
 
 
 class CartographyTrainer(Trainer):
-    """A Trainer whose rows (windows) each have a loss, a weight and a smoothing, and whose evaluation stays small.
+    """A Trainer whose rows (windows, or whole texts) each have a loss, a weight and a smoothing.
+
+    What its evaluation keeps of a row is what the task asks for, not the logits of every token.
 
     dynamics: records training dynamics when given. smoothing, weights: (training rows,) float arrays, see
     ``smoothing_of`` and ``weights_of``; None for neither. Evaluation is never smoothed or weighted.
@@ -34,8 +37,7 @@ class CartographyTrainer(Trainer):
     def __init__(
         self,
         *args: Any,
-        task: QuestionAnswering,
-        max_answer_length: int | None = None,
+        task: Task,
         dynamics: CartographyCallback | None = None,
         smoothing: np.ndarray | None = None,
         weights: np.ndarray | None = None,
@@ -45,7 +47,6 @@ class CartographyTrainer(Trainer):
         # Our loss is a mean over the batch, which the Trainer must divide by the accumulation steps.
         self.model_accepts_loss_kwargs = False
         self.task = task
-        self.max_answer_length = max_answer_length
         self.dynamics = dynamics
         self._smoothing, self._weights = (
             None if values is None else torch.as_tensor(values, dtype=torch.float32, device=self.args.device)
@@ -87,7 +88,7 @@ class CartographyTrainer(Trainer):
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             outputs = model(**self._model_inputs(inputs))
-        return None, self.task.window_predictions(outputs, inputs, self.max_answer_length), inputs["row_index"]
+        return None, self.task.row_predictions(outputs, inputs), inputs["row_index"]
 
     def _model_inputs(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         names = self.processing_class.model_input_names  # type: ignore[union-attr]
@@ -126,20 +127,12 @@ class _SetEpoch(TrainerCallback):
         self.sampler.epoch = int(round(state.epoch or 0, 6))  # a resumed epoch begins at a fraction
 
 
-class StatusCallback(TrainerCallback):
-    """One status line per logged step, through logging."""
-
-    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs and state.is_world_process_zero:
-            step = f"{state.global_step}/{state.max_steps}"
-            logger.info(f"epoch {state.epoch:.2f}  step {step}  loss {logs['loss']:.4f}")
-
-
 class PadToLongest:
     """Collate rows of ``task.features``, padded to the longest of the batch (to a multiple of 8 for tensor cores)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, multiple_of: int = 1):
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, multiple_of: int = 1):
         self.multiple_of = multiple_of
+        self.numbers = ("row_index", *task.targets)
         self.fill = {
             "input_ids": tokenizer.pad_token_id or 0,
             "attention_mask": 0,
@@ -157,7 +150,7 @@ class PadToLongest:
                 for place, row in enumerate(rows):
                     padded[place, : len(row[name])] = row[name]
                 batch[name] = torch.from_numpy(padded)
-        for name in ("row_index", "start_positions", "end_positions"):
+        for name in self.numbers:
             batch[name] = torch.tensor([row[name] for row in rows])
         return batch
 

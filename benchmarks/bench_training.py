@@ -71,12 +71,15 @@ class Bench:
         self.args, self.scratch = args, Path(scratch)
         self.task = get_task("qa")
         self.split = load_split(args.dataset, args.split, self.task, args.max_train_samples)
-        data = self.split.data.select(np.flatnonzero(self.task.is_aligned(self.split.data)))
+        data = self.split.data.select(np.flatnonzero(self.task.is_usable(self.split.data)))
         self.ids = data["id"][:]
         self.model, self.tokenizer = load_model(args.model, data)
         self.features = self.task.features(data, self.tokenizer, PADDED_LENGTH)
         self.weights = {name: value.clone() for name, value in self.model.state_dict().items()}
-        self.collators = {False: PadToLongest(self.tokenizer), True: PadToLongest(self.tokenizer, PADDED_LENGTH)}
+        self.collators = {
+            False: PadToLongest(self.tokenizer, self.task),
+            True: PadToLongest(self.tokenizer, self.task, PADDED_LENGTH),
+        }
 
     def train(
         self,

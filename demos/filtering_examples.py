@@ -17,19 +17,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules are one directory up
 
-from artifacts import recorded_dataset  # noqa: E402
+from artifacts import recorded_dataset, recorded_task  # noqa: E402
 from helpers import DEFAULT_SEED, Parser, Split, command_line, load_split, seed_number  # noqa: E402
 
 
-def several_filters(cartography_dir: str, cluster_dir: str | None) -> dict[str, Any]:
-    """A config: the blocks are applied in this order. In a file it is what run.py --filter_config reads."""
+def several_filters(cartography_dir: str, cluster_dir: str | None, rules: bool) -> dict[str, Any]:
+    """A config: the blocks are applied in this order. In a file it is what run.py --filter_config reads.
+
+    rules: add the error rules, which are for question answering.
+    """
     config: dict[str, Any] = {
         "ambiguous": {"metrics_path": cartography_dir, "top_fraction": 0.33},
         "metric": [
             {"metrics_path": cartography_dir, "metric": "confidence", "drop_fraction": 0.05, "drop": "lowest"},
             {"metrics_path": cartography_dir, "metric": "variability", "max": 0.4},
         ],
-        "rules": {"max_error_score": 2},
+        **({"rules": {"max_error_score": 2}} if rules else {}),
         "random": {"enabled": False},
     }
     if cluster_dir:
@@ -48,7 +51,7 @@ def show_report(report: dict[str, Any]) -> None:
 def show(split: Split, cartography_dir: str, cluster_dir: str | None, seed: int) -> None:
     from dataset_filters import CategoryFilter, apply_filters
 
-    config = several_filters(cartography_dir, cluster_dir)
+    config = several_filters(cartography_dir, cluster_dir, split.task.has_error_rules)
     filtered, report = apply_filters(split, config, max_drop_percentage=90, return_report=True)
     print("several filters, in the order of the config:")
     show_report(report)
@@ -60,8 +63,10 @@ def show(split: Split, cartography_dir: str, cluster_dir: str | None, seed: int)
     decision = CategoryFilter(metrics_path=cartography_dir, categories=["hard"], missing="drop").decide(split)
     cuts = ", ".join(f"{name} {cut:.3f}" for name, cut in decision.thresholds.items() if cut is not None)
     print(f"one filter alone: {decision.keep.sum():,} examples are hard (thresholds: {cuts}), such as")
-    for row in split.data.select(decision.keep.nonzero()[0][:3]):
-        print(f"  {row['id']}: {row['question']} -> {'; '.join(row['answers']['text'])}")
+    chosen = split.data.select(decision.keep.nonzero()[0][:3])
+    *texts, last = (values for name, values in split.task.readable(chosen).items() if name != "context")
+    for row, example in enumerate(chosen["id"]):
+        print(f"  {example}: {' | '.join(column[row] for column in texts)} -> {last[row]}")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -83,7 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     load_cartography_metrics(args.cartography_dir)  # says how to make them before a dataset is loaded
     recorded = recorded_dataset(args.cartography_dir) or {}
     name = args.dataset or recorded.get("dataset", "demo:clinical")
-    split = load_split(name, args.split or recorded.get("split", "train"), get_task("qa"))
+    task = get_task(**(recorded_task(args.cartography_dir) or {"name": "qa"}))
+    split = load_split(name, args.split or recorded.get("split", "train"), task)
     show(split, args.cartography_dir, args.cluster_dir, args.seed)
 
 

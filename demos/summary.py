@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
@@ -21,9 +21,9 @@ from helpers import Parser, UserError, command_line
 def findings(directory: Path) -> Iterator[tuple[str, str]]:
     """What each stage found, as (name, text), of the stages that ran."""
     for name, title in (("trainer_output", "evaluation"), ("retrained", "evaluation, retrained")):
-        if (directory / name / "eval_metrics.json").exists():
-            metrics = read_json(artifact_file(directory / name, "eval_metrics.json", "run.py --do_eval"))
-            yield title, f"exact match {metrics['eval_exact_match']:.1f}, F1 {metrics['eval_f1']:.1f}"
+        for file in sorted((directory / name).glob("eval_metrics*.json")):  # several where there are several splits
+            split = file.stem.removeprefix("eval_metrics").replace("_", " ", 1)
+            yield title + split, quality(read_json(artifact_file(file, file.name, "run.py --do_eval")))
     if (directory / "cartography_output").exists():
         from dataset_cartography import CATEGORIES, categorize_examples, load_cartography_metrics
 
@@ -36,7 +36,18 @@ def findings(directory: Path) -> Iterator[tuple[str, str]]:
     if (directory / "unified_export").exists():
         maker = "analyze_dataset.py --export_unified"
         found = read_json(artifact_file(directory / "unified_export", "overlap_summary.json", maker))
-        yield "error rules", f"{found['dataset_errors']['n']:,} of {found['total_examples']:,} break 3 or more"
+        if "dataset_errors" in found:
+            yield "error rules", f"{found['dataset_errors']['n']:,} of {found['total_examples']:,} break 3 or more"
+        else:  # the rules are for question answering
+            both = found["coverage"]["cartography_and_clusters"]["n"]
+            yield "unified table", f"{found['total_examples']:,} examples, {both:,} with metrics and cluster"
+
+
+def quality(metrics: Mapping[str, float]) -> str:
+    if "eval_exact_match" in metrics:
+        return f"exact match {metrics['eval_exact_match']:.1f}, F1 {metrics['eval_f1']:.1f}"
+    baseline = f"majority baseline {metrics['eval_majority_baseline']:.1%}"
+    return f"accuracy {metrics['eval_accuracy']:.1%} ({baseline}), macro F1 {metrics['eval_f1']:.3f}"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -52,7 +63,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; make demo or make map write one")
     for name, text in findings(directory):
-        print(f"{name:<24}{text}")
+        print(f"{name:<23} {text}")
     for title, pattern in (("pictures", "*/*.png"), ("tables", "*/*.csv")):
         print(f"{title}:")
         for file in sorted(directory.glob(pattern)):

@@ -1,7 +1,8 @@
 """Where do annotation errors gather? Pictures and a list of problem examples from the unified table.
 
 Reads unified_analysis.csv (analyze_dataset.py --export_unified). Writes error_rates, rule_distribution and
-flagged_examples as pictures, the first two with their data as CSV, and problem_examples.csv.
+flagged_examples as pictures, the first two with their data as CSV, and problem_examples.csv. The error rules are for
+question answering; of another task's table it makes problem_examples.csv only: hard examples, least confident first.
 
     python demos/unified_analysis_example.py --unified_dir ./unified_export --output_dir ./unified_example
 """
@@ -23,20 +24,28 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OWNS = ("error_rates.*", "rule_distribution.*", "flagged_examples.png", "problem_examples.csv")
-NEEDED = ("id", "question", "answer", "category", "cluster", "confidence", "variability", "dataset_error_score",
-          "is_dataset_error")
+NEEDED = ("id", "category", "cluster", "confidence", "variability")
+SHOWN = ("id", "question", "answer", *NEEDED[1:], "dataset_error_score")  # of a problem example, where rules apply
 MAX_CLUSTERS_DRAWN = 40
+EXAMPLES_PRINTED = 5
 
 
 def load_unified(path: str | Path) -> pd.DataFrame:
-    """The unified table with its own types: cluster Int64, the rules booleans that can be missing."""
+    """The unified table with its own types: cluster Int64, the rules, if any, booleans that can be missing."""
     from error_rules import RULES
 
     file = artifact_file(path, "unified_analysis.csv", "analyze_dataset.py --export_unified")
-    table = read_table(file, columns=(*NEEDED, *RULES), text=("question", "context", "answer"))
+    table = read_table(file, columns=NEEDED, text=("question", "context", "answer"))
     if table.empty:
         raise UserError(f"{file} holds no examples; run analyze_dataset.py --export_unified again")
-    return table.astype({"cluster": "Int64", "is_dataset_error": bool, **dict.fromkeys(RULES, "boolean")})
+    rules = {"is_dataset_error": "bool", **dict.fromkeys(RULES, "boolean")} if has_rules(table) else {}
+    return table.astype({"cluster": "Int64", **rules})
+
+
+def has_rules(df: pd.DataFrame) -> bool:
+    from error_rules import RULES
+
+    return {*SHOWN, *RULES, "is_dataset_error"} <= set(df.columns)
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -68,7 +77,12 @@ def problem_examples(df: pd.DataFrame) -> pd.DataFrame:
     problems = problems.sort_values(["dataset_error_score", "confidence", "id"], ascending=[False, True, True])
     flags = problems[list(RULES)].fillna(False).to_numpy(dtype=bool)
     broken = [";".join(rule for rule, fired in zip(RULES, row, strict=True) if fired) for row in flags]
-    return problems[list(NEEDED[:-1])].assign(rules=broken)
+    return problems[list(SHOWN)].assign(rules=broken)
+
+
+def hard_examples(df: pd.DataFrame) -> pd.DataFrame:
+    """Hard examples with all that is known of them, the least confident first: there wrong labels gather."""
+    return df[df["category"] == "hard"].sort_values(["confidence", "id"])
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -158,12 +172,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     check_not_read(args.output_dir, args.unified_dir)
     df = load_unified(args.unified_dir)
-    rates, rules, problems = error_rates(df), rule_distribution(df), problem_examples(df)
     recorded = recorded_dataset(args.unified_dir)
+    datasets = [recorded] if recorded else []
+    if not has_rules(df):
+        hard = hard_examples(df)
+        with stage(args.output_dir, args, owns=OWNS, inputs={"unified": args.unified_dir}, datasets=datasets) as path:
+            write_csv(path / "problem_examples.csv", hard)
+        mapped = df["category"].notna().sum()
+        print("this table has no error rules (they are for question answering)")
+        print(f"{len(hard):,} of {mapped:,} examples with metrics are hard; the least confident:")
+        for row in hard.head(EXAMPLES_PRINTED).itertuples():
+            print(f"  {row.id}: confidence {row.confidence:.3f}, cluster {row.cluster}")
+        print(f"wrote problem_examples.csv to {path}")
+        return
+    rates, rules, problems = error_rates(df), rule_distribution(df), problem_examples(df)
     name = dataset_label(recorded["dataset"], recorded["split"]) if recorded else args.unified_dir
     in_cells = f"{name}, n = {rates['n'].sum():,} with category and cluster"
     on_map = f"{name}, n = {df['confidence'].notna().sum():,} with metrics"
-    datasets = [recorded] if recorded else []
     with stage(args.output_dir, args, owns=OWNS, inputs={"unified": args.unified_dir}, datasets=datasets) as path:
         write_csv(path / "error_rates.csv", rates)
         write_csv(path / "rule_distribution.csv", rules)

@@ -634,14 +634,14 @@ def recorded_cartography(directory, split):
 
 
 def test_a_split_is_checked_against_the_recorded_one(tmp_path, caplog):
-    split = Split(dataset_of(LETTERS), "letters", "train", "0" * 16, 12)
+    split = Split(dataset_of(LETTERS), "letters", "train", "0" * 16, 12, get_task("qa"))
     path = recorded_cartography(tmp_path / "cartography", split)
     config = {"metric": {"metrics_path": path, "metric": "confidence", "min": 0.35}}
     assert apply_filters(split, config)["id"][:] == list("efghij")
-    other = Split(dataset_of(LETTERS), "others", "train", "1" * 16, 12)
+    other = Split(dataset_of(LETTERS), "others", "train", "1" * 16, 12, get_task("qa"))
     with pytest.raises(UserError, match=r"made from letters \[train\].* of others \[train\] but other content"):
         apply_filters(other, config)
-    unrelated = Split(dataset_of(["x"]), "others", "validation", "1" * 16, 1)
+    unrelated = Split(dataset_of(["x"]), "others", "validation", "1" * 16, 1, get_task("qa"))
     with pytest.raises(UserError, match=r"letters \[train\] and shares no ids with others \[validation\]"):
         apply_filters(unrelated, config)
     write_json(Path(path) / "run_meta.json", {"status": "running"})

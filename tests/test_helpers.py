@@ -277,7 +277,7 @@ def test_every_format_holds_the_same_dataset(tmp_path, name, compressed):
     assert split.data.column_names[:4] == ["id", "question", "context", "answers"]
     assert (split.fingerprint, split.rows) == (reference.fingerprint, len(rows))
     assert re.fullmatch("[0-9a-f]{16}", split.fingerprint)
-    assert TASK.is_aligned(split.data).all()
+    assert TASK.is_usable(split.data).all()
 
 
 def test_directories_of_files_and_of_save_to_disk(tmp_path):
@@ -305,8 +305,9 @@ def test_the_built_in_dataset():
     assert set(split.data["planted_error"][:]) <= {"", None}
     assert split.identity() == {
         "dataset": "demo:clinical", "split": "validation", "fingerprint": split.fingerprint, "rows": split.rows,
+        "task": {"name": "qa"},
     }  # fmt: skip
-    with pytest.raises(UserError, match="'demo:poems' is not built in; there is demo:clinical"):
+    with pytest.raises(UserError, match="'demo:poems' is not built in; there is demo:clinical, "):
         load("demo:poems")
     with pytest.raises(UserError, match="demo:clinical has no split 'test'; it has train, validation"):
         load("demo:clinical", "test")
@@ -473,7 +474,7 @@ def test_answers_that_are_numbers_become_text(tmp_path, name):
     (tmp_path / name).write_text(content)
     data = load(tmp_path / name).data
     assert data["answers"][:] == [{"text": ["42"], "answer_start": [0]}, {"text": ["0"], "answer_start": [6]}]
-    assert TASK.is_aligned(data).all()
+    assert TASK.is_usable(data).all()
 
 
 @pytest.mark.parametrize(

@@ -144,7 +144,7 @@ def test_the_example_of_a_row_can_be_loaded(tmp_path):
     file.write_text(json.dumps(json.loads(text)) + "\n", encoding="utf-8")
     task = get_task("qa")
     split = load_split(str(file), "train", task)
-    assert split.ids == ["7"] and task.is_aligned(split.data).all()
+    assert split.ids == ["7"] and task.is_usable(split.data).all()
 
 
 def test_the_file_tree_is_true():

@@ -314,7 +314,7 @@ def test_drops_answers_that_are_not_at_their_offsets_and_says_so(tiny_model, tmp
     rows[2]["answers"]["answer_start"] = [1]
     call("--do_train", "--max_steps", "1", "--dataset", file_of(tmp_path, *rows), "--model", tiny_model,
          "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
-    assert "1 of 6 answers are not at their answer_start ('ex-002')" in caplog.text
+    assert "1 of 6 examples ('ex-002') are not trained on: answer not at its answer_start" in caplog.text
     report = read(tmp_path / "m/filter_report.json")
     assert report["after"] == 5 and report["filters"][0]["removed"] == {"answer not at its answer_start": ["ex-002"]}
 

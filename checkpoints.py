@@ -1,0 +1,104 @@
+"""Checkpoints: which one a run goes on from, and which epochs it keeps."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from artifacts import model_meta, read_json, write_json
+from helpers import Split, UserError
+
+# What decides which rows are trained on in which order, and what is recorded of them.
+RESUMED_WITH = (
+    "seed", "data_seed", "max_train_samples", "windows", "ablations", "confidence_type", "filters",
+    "train_ids", "per_device_train_batch_size", "gradient_accumulation_steps",
+)  # fmt: skip
+
+logger = logging.getLogger(__name__)
+
+
+def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
+    """The checkpoint that --resume_from_checkpoint means; None for a fresh start, which deletes nothing unasked."""
+    numbered = [path for path in Path(args.output_dir).glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])]
+    found = sorted(numbered, key=lambda path: int(path.name[11:]))
+    meta = model_meta(args.output_dir)
+    if not args.resume_from_checkpoint:
+        if found and not args.overwrite and (meta is None or meta["status"] != "finished"):
+            raise UserError(
+                f"{args.output_dir} holds {found[-1].name} of an unfinished run: go on from it with "
+                "--resume_from_checkpoint, or start again with --overwrite"
+            )
+        return None
+    if args.resume_from_checkpoint == "last":
+        whole = [path for path in found if _is_whole(path, args)]
+        if not whole:
+            raise UserError(f"{args.output_dir} holds no whole checkpoint to resume from; start without the flag")
+        if whole[-1] != found[-1]:
+            logger.warning(f"{found[-1].name} is not whole, it was being written; resuming from {whole[-1].name}")
+        checkpoint = whole[-1]
+    else:
+        checkpoint = Path(args.resume_from_checkpoint)
+        if not _is_whole(checkpoint, args):
+            raise UserError(f"{checkpoint} is not a whole checkpoint of such a run; name another checkpoint-N")
+    for name in RESUMED_WITH:
+        before, now = (meta or {}).get("arguments", {}).get(name), getattr(args, name, None)
+        if meta and before != now:
+            raise UserError(f"{args.output_dir} was trained with {name} {before}, not {now}: resume with the flags it "
+                            "was started with")
+    recorded = [identity["fingerprint"] for identity in (meta or {}).get("datasets", [])]
+    if recorded and train.fingerprint not in recorded:
+        raise UserError(
+            f"{args.output_dir} was trained on other data than {args.dataset} [{args.train_split}]; resume with the "
+            "dataset it was started with"
+        )
+    return str(checkpoint)
+
+
+def _is_whole(checkpoint: Path, args: argparse.Namespace) -> bool:
+    needed = ["trainer_state.json"] + (["training_dynamics.npz"] if args.enable_cartography else [])
+    return all((checkpoint / name).exists() for name in needed)
+
+
+class TopEpochs:
+    """The best epochs of a training: their checkpoints stay in ``output_dir``, ``top_epochs.json`` tells of them.
+
+    metric: name in the metrics of an evaluation, without ``eval_``. An epoch that only equals an earlier one ranks
+    behind it. The newest checkpoint stays too until the training ends, for a resume.
+    """
+
+    FILE = "top_epochs.json"
+
+    def __init__(self, output_dir: str | Path, keep: int, metric: str, greater_is_better: bool):
+        self.output_dir, self.keep, self.metric = Path(output_dir), keep, metric
+        self.sign = 1 if greater_is_better else -1
+        self.entries: list[dict[str, Any]] = []
+
+    def restore(self, step: int) -> None:
+        """Go on from what was written up to ``step``."""
+        file = self.output_dir / self.FILE
+        written = read_json(file) if file.exists() else []
+        self.entries = [entry for entry in written if entry["step"] <= step and self._checkpoint(entry).exists()]
+
+    def add(self, epoch: float, step: int, metrics: dict[str, float], slices: Sequence[dict[str, Any]]) -> None:
+        """Rank an evaluated epoch; ``metrics`` without prefix, ``slices`` the rows of slice_metrics.csv."""
+        entry = {"rank": 0, "epoch": epoch, "step": step, "checkpoint": f"checkpoint-{step}",
+                 "metrics": metrics, "slices": list(slices)}  # fmt: skip
+        known = [other for other in self.entries if other["step"] != step]
+        ranked = sorted([*known, entry], key=lambda one: (-self.sign * one["metrics"][self.metric], one["step"]))
+        self.entries = [{**one, "rank": rank} for rank, one in enumerate(ranked[: self.keep], 1)]
+
+    def save(self, newest_step: int | None) -> None:
+        """Write the list and delete the checkpoints that are not on it; the newest stays unless None."""
+        names = {entry["checkpoint"] for entry in self.entries} | {f"checkpoint-{newest_step}"}
+        for path in self.output_dir.glob("checkpoint-*"):
+            if re.fullmatch(r"checkpoint-\d+", path.name) and path.name not in names:
+                shutil.rmtree(path)
+        write_json(self.output_dir / self.FILE, self.entries)
+
+    def _checkpoint(self, entry: dict[str, Any]) -> Path:
+        return self.output_dir / entry["checkpoint"]

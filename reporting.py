@@ -1,0 +1,149 @@
+"""What a run says of its evaluations: to the console, to files, and under the same names to every tracker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+import slices
+from artifacts import write_csv
+from checkpoints import TopEpochs
+from evaluation import Evaluation
+from helpers import is_main_process
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPEED = ("_runtime", "_per_second", "_model_preparation_time")  # of the metrics of an evaluation: not about the model
+
+logger = logging.getLogger(__name__)
+
+
+def quality(metrics: Mapping[str, float], prefix: str = "eval_") -> dict[str, float]:
+    """The metrics of an evaluation that say something of the model, without ``prefix``."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix) and not name.endswith(SPEED)
+    }
+
+
+def tracked(
+    metrics: Mapping[str, float], table: pd.DataFrame | None, columns: Sequence[str], within: str = ""
+) -> dict[str, float]:
+    """``metrics/<name>`` and ``slices/<column>/<value>/<name>``; ``within`` names the evaluation set, if several."""
+    named = {f"metrics/{name}": value for name, value in metrics.items()}
+    if table is not None:
+        named |= slices.logged(table, columns)
+    if within:
+        named = {key.replace("/", f"/{within}/", 1): value for key, value in named.items()}
+    return named
+
+
+def write_slices(
+    evaluation: Evaluation, values: Mapping[str, list], directory: Path, suffix: str, title: str
+) -> pd.DataFrame:
+    """Write ``slice_metrics`` as CSV and PNG and return the table."""
+    table = slices.slice_table(values, evaluation.slice_statistics)
+    if is_main_process():
+        columns = list(values)
+        write_csv(directory / f"slice_metrics{suffix}.csv", table)
+        caption = f"{title}, n = {len(evaluation.data):,}"
+        name = slices.RATE_LABELS[evaluation.rate].split(" (")[0].capitalize()
+        slices.plot_slices(
+            directory / f"slice_metrics{suffix}.png", table, columns, evaluation.rate,
+            f"{name} by {' and '.join(columns)}", caption,
+        )  # fmt: skip
+    return table
+
+
+class ProgressBar(ProgressCallback):
+    """The library's bar without its dump of every logged number."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class StatusCallback(TrainerCallback):
+    """One status line per logged step, through logging."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs and state.is_world_process_zero:
+            step = f"{state.global_step}/{state.max_steps}"
+            logger.info(f"epoch {state.epoch:.2f}  step {step}  loss {logs['loss']:.4f}")
+
+
+class EvaluationCallback(TrainerCallback):
+    """Reports the evaluations during training: slices, the best so far, and with ``top`` the best few epochs, which it
+    keeps.
+
+    metric: what "best" means, without ``eval_``. slice_values: of the split that is watched, {} for no slices.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        output_dir: str | Path,
+        metric: str,
+        greater_is_better: bool,
+        slice_values: Mapping[str, list],
+        keep: int = 0,
+        title: str = "",
+    ):
+        self.trainer, self.output_dir, self.metric, self.title = trainer, Path(output_dir), metric, title
+        self.slice_values, self.keep = slice_values, keep
+        self.ranking = TopEpochs(output_dir, max(keep, 1), metric, greater_is_better)
+        self.training = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.training = True
+        if self.keep and state.global_step:
+            self.ranking.restore(state.global_step)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        if not self.training:
+            return
+        numbers, epoch = quality(metrics), round(state.epoch, 4)
+        table, rows = None, []
+        if self.slice_values:
+            evaluation = self.trainer.compute_metrics
+            table = write_slices(evaluation, self.slice_values, self.output_dir, "", self.title)  # type: ignore
+            rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        before = self.ranking.entries[0] if self.ranking.entries else None
+        self.ranking.add(epoch, state.global_step, numbers, rows)
+        best = self.ranking.entries[0]
+        extra = f"majority baseline {numbers['majority_baseline']:.4g}" if "majority_baseline" in numbers else ""
+        line = f"epoch {epoch:g}: {self.metric} {numbers[self.metric]:.4g}" + f" ({extra})" * bool(extra)
+        if best["step"] == state.global_step:
+            line += ", a new best" + (f"; before {before['metrics'][self.metric]:.4g}" if before else "")
+        logger.info(line)
+        if table is not None:
+            logger.info(slices.printed(table))
+        logs = tracked(numbers, table, list(self.slice_values))
+        logs |= {f"best/{self.metric}": best["metrics"][self.metric], "best/epoch": best["epoch"]}
+        for entry in self.ranking.entries if self.keep else ():
+            place = f"top_epochs/{entry['rank']}"
+            logs |= {f"{place}/{self.metric}": entry["metrics"][self.metric], f"{place}/epoch": entry["epoch"]}
+        self.trainer.log(logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.keep and state.is_world_process_zero:
+            self.ranking.save(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.training = False
+        if self.keep and state.is_world_process_zero:
+            self.ranking.save(None)
+
+
+def print_metrics(metrics: Mapping[str, float], heading: str = "") -> None:
+    if heading:
+        print(heading)
+    for name, value in metrics.items():
+        if not name.endswith(SPEED):
+            print(f"{name:<34} {value:>10,.4g}" if isinstance(value, float) else f"{name:<34} {value:>10,}")

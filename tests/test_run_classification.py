@@ -1,0 +1,311 @@
+"""run.py on labelled texts through its command line: LSTM and Transformer, slices, splits, top epochs, trackers."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import DATA, write_rows
+
+import run
+from dataset_cartography import categorize_examples, load_cartography_metrics
+
+SMALL = ["--no_cuda", "--max_length", "32", "--per_device_train_batch_size", "8"]
+WORDS = {"good": ("fine", "bright", "warm"), "bad": ("dull", "grey", "cold"), "so-so": ("plain", "usual", "known")}
+
+
+def call(*argv):
+    run.main([str(argument) for argument in argv])
+
+
+def read(path):
+    return json.loads(Path(path).read_text())
+
+
+def review_rows(count: int, seed: int, classes=("good", "bad"), prefix="r") -> list[dict]:
+    """One telling word among others; ``size`` is how many."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        label, size = classes[number % len(classes)], 2 + number // len(classes) % 3
+        words = [str(rng.choice(("the", "film", "was", "and", "we"))) for _ in range(size)]
+        words.insert(int(rng.integers(size + 1)), str(rng.choice(WORDS[label])))
+        rows.append({"id": f"{prefix}{number:03d}", "sentence": " ".join(words), "label": label, "size": size,
+                     "kind": "old" if number % 5 else "new"})  # fmt: skip
+    return rows
+
+
+@pytest.fixture(scope="module")
+def reviews(tmp_path_factory):
+    """train, validation and test splits of two classes; ids unique over all."""
+    directory = tmp_path_factory.mktemp("reviews")
+    for seed, (split, count) in enumerate({"train": 48, "validation": 30, "test": 30}.items()):
+        write_rows(directory / f"{split}.jsonl", review_rows(count, seed, prefix=split))
+    return directory
+
+
+@pytest.fixture(scope="module")
+def trained(reviews, tmp_path_factory):
+    """Both built-in models, trained alike."""
+    out = tmp_path_factory.mktemp("trained")
+    for model in ("lstm", "tiny"):
+        call(
+            "--do_train", "--do_eval", "--task", "classification", "--model", model, "--dataset", reviews,
+            "--hidden_size", "32", "--num_layers", "1", "--num_train_epochs", "4", "--learning_rate", "1e-2",
+            "--enable_cartography", "--cartography_output_dir", out / f"{model}_map", "--output_dir", out / model,
+            "--slice_by", "kind", "size", "--keep_top_epochs", "2", "--report_to", "tensorboard", *SMALL,
+        )  # fmt: skip
+    return out
+
+
+def test_both_models_learn_and_write_every_artifact(trained, reviews):
+    for model in ("lstm", "tiny"):
+        metrics = read(trained / model / "eval_metrics.json")
+        assert metrics["eval_accuracy"] > 0.8 > metrics["eval_majority_baseline"] == 0.5
+        rows = [json.loads(line) for line in (trained / model / "eval_predictions.jsonl").read_text().splitlines()]
+        source = [json.loads(line) for line in (reviews / "validation.jsonl").read_text().splitlines()]
+        assert [{key: row[key] for key in source[0]} for row in rows] == source
+        right = [row["label"] == row["predicted_label"] for row in rows]
+        assert metrics["eval_accuracy"] == pytest.approx(np.mean(right))
+        assert all(max(row["probabilities"], key=row["probabilities"].get) == row["predicted_label"] for row in rows)
+        for name in ("confusion_matrix.csv", "confusion_matrix.png", "misclassified.csv", "slice_metrics.csv",
+                     "slice_metrics.png", "tokenizer.json", "config.json"):  # fmt: skip
+            assert (trained / model / name).stat().st_size > 0
+        table = load_cartography_metrics(trained / f"{model}_map")
+        assert "start_confidence" not in table and set(table["num_epochs"]) == {4}
+        assert (trained / model / "model.safetensors").stat().st_size < 1_000_000  # --hidden_size was heeded
+
+
+def test_slices_are_those_of_the_predictions(trained):
+    predictions = [json.loads(line) for line in (trained / "lstm/eval_predictions.jsonl").read_text().splitlines()]
+    frame = pd.DataFrame(predictions)
+    frame["right"] = frame["label"] == frame["predicted_label"]
+    table = pd.read_csv(trained / "lstm/slice_metrics.csv").set_index("slice")
+    assert table.index[0] == "overall" and table.loc["overall", "n"] == 30
+    assert table.loc["size_3", "accuracy"] == pytest.approx(frame[frame["size"] == 3]["right"].mean())
+    chosen = frame[(frame["kind"] == "old") & (frame["size"] == 4)]
+    assert table.loc["old/size_4", "n"] == len(chosen)
+    assert table.loc["old/size_4", "accuracy"] == pytest.approx(chosen["right"].mean())
+    assert (table["low"] <= table["accuracy"]).all() and (table["accuracy"] <= table["high"]).all()
+    assert table["size"].dropna().tolist() == [2, 3, 4] + [2, 3, 4] * 2
+
+
+def test_the_best_epochs_are_kept(trained):
+    for model in ("lstm", "tiny"):
+        best = read(trained / model / "top_epochs.json")
+        assert [entry["rank"] for entry in best] == [1, 2]
+        assert best[0]["metrics"]["accuracy"] >= best[1]["metrics"]["accuracy"]
+        kept = sorted(path.name for path in (trained / model).glob("checkpoint-*"))
+        assert kept == sorted(entry["checkpoint"] for entry in best)
+        assert best[0]["slices"][0]["slice"] == "overall"
+        assert read(trained / model / "eval_metrics.json")["eval_accuracy"] == best[0]["metrics"]["accuracy"]
+        best_weights = (trained / model / best[0]["checkpoint"] / "model.safetensors").read_bytes()
+        assert (trained / model / "model.safetensors").read_bytes() == best_weights
+
+
+def test_the_best_of_a_training_that_gets_worse(reviews, tmp_path, caplog, monkeypatch):
+    """The epochs' accuracies are made up here: the ranking, the ties and the announcements must follow them."""
+    from evaluation import ClassificationEvaluation
+
+    original, made_up = ClassificationEvaluation.__call__, iter([0.5, 0.9, 0.7, 0.9, 0.6])
+    monkeypatch.setattr(
+        ClassificationEvaluation, "__call__", lambda self, output: original(self, output) | {"accuracy": next(made_up)}
+    )
+    caplog.set_level("INFO")
+    call("--do_train", "--task", "classification", "--model", "lstm", "--dataset", reviews, "--num_train_epochs", "5",
+         "--keep_top_epochs", "3", "--hidden_size", "16", "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
+    best = read(tmp_path / "m/top_epochs.json")
+    assert [(entry["epoch"], entry["metrics"]["accuracy"]) for entry in best] == [(2, 0.9), (4, 0.9), (3, 0.7)]
+    assert len(list((tmp_path / "m").glob("checkpoint-*"))) == 3
+    assert "epoch 1: accuracy 0.5 (majority baseline 0.5), a new best" in caplog.text
+    assert "epoch 2: accuracy 0.9 (majority baseline 0.5), a new best; before 0.5" in caplog.text
+    assert "epoch 4: accuracy 0.9 (majority baseline 0.5)\n" in caplog.text
+    second = (tmp_path / "m" / best[0]["checkpoint"] / "model.safetensors").read_bytes()
+    assert (tmp_path / "m/model.safetensors").read_bytes() == second
+
+
+def test_one_set_of_keys_for_every_model(trained):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    keys = {}
+    for model in ("lstm", "tiny"):
+        keys[model] = set()
+        for file in (trained / model / "runs").rglob("events.*"):
+            events = EventAccumulator(str(file))
+            events.Reload()
+            keys[model] |= set(events.Tags()["scalars"])
+    assert keys["lstm"] == keys["tiny"]
+    wanted = {"metrics/accuracy", "metrics/majority_baseline", "slices/kind/old/accuracy", "slices/size/3/n",
+              "best/accuracy", "best/epoch", "top_epochs/1/accuracy", "top_epochs/2/epoch"}  # fmt: skip
+    assert {f"train/{key}" for key in wanted} <= keys["lstm"]
+    assert "eval/accuracy" in keys["lstm"]
+
+
+def test_nothing_is_logged_unless_asked(reviews, tmp_path):
+    call("--do_train", "--do_eval", "--task", "classification", "--model", "lstm", "--dataset", reviews, "--max_steps",
+         "1", "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
+    assert not (tmp_path / "m/runs").exists()
+
+
+def test_several_splits_get_files_of_their_own(trained, reviews, tmp_path, capsys):
+    """From the model alone: task, columns and dataset are recorded."""
+    call("--do_eval", "--model", trained / "lstm", "--eval_split", "validation", "test", "--slice_by", "size",
+         "--output_dir", tmp_path / "e", "--no_cuda")  # fmt: skip
+    for split in ("validation", "test"):
+        assert read(tmp_path / f"e/eval_metrics_{split}.json")["eval_total"] == 30
+        assert (tmp_path / f"e/eval_predictions_{split}.jsonl").exists()
+        assert (tmp_path / f"e/slice_metrics_{split}.csv").exists()
+    before = read(trained / "lstm/eval_metrics.json")
+    assert read(tmp_path / "e/eval_metrics_validation.json")["eval_accuracy"] == before["eval_accuracy"]
+    table = pd.read_csv(tmp_path / "e/generalization.csv")
+    assert table["split"].unique().tolist() == ["validation", "test"]
+    assert (tmp_path / "e/generalization.png").stat().st_size > 5000
+    assert not (tmp_path / "e/eval_metrics.json").exists()
+    printed = capsys.readouterr().out
+    assert "validation:" in printed and "test:" in printed and "size_3" in printed
+
+
+def test_a_trained_model_is_trained_on(trained, reviews, tmp_path):
+    """Filters and curriculum read the cartography of the first training."""
+    call("--do_train", "--do_eval", "--model", trained / "lstm", "--dataset", reviews, "--filter_categories", "easy",
+         "ambiguous", "--use_label_smoothing", "--use_soft_weighting", "--num_train_epochs", "1",
+         "--cartography_output_dir", trained / "lstm_map", "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
+    metrics = categorize_examples(load_cartography_metrics(trained / "lstm_map"))
+    report = read(tmp_path / "m/filter_report.json")
+    assert report["before"] == 48 and report["after"] == 48 - (metrics["category"] == "hard").sum() < 48
+    assert read(tmp_path / "m/eval_metrics.json")["eval_total"] == 30
+
+
+@pytest.mark.parametrize("classes", [("good", "bad"), ("good", "bad", "so-so")])
+def test_cartography_equals_slow_formulas_on_the_logits_of_training(classes, tmp_path, monkeypatch):
+    """Every logit the training saw is kept here, and the metrics computed from them one by one in float64."""
+    from trainers import CartographyTrainer
+
+    write_rows(tmp_path / "train.jsonl", review_rows(30, 3, classes))
+    seen = []
+    original = CartographyTrainer.row_losses
+
+    def spy(self, heads, smoothing):
+        seen.append((heads.logits[:, 0].detach().double().numpy().copy(), heads.gold[:, 0].numpy().copy()))
+        return original(self, heads, smoothing)
+
+    monkeypatch.setattr(CartographyTrainer, "row_losses", spy)
+    rows_seen = []
+    compute_loss = CartographyTrainer.compute_loss
+
+    def keep_rows(self, model, inputs, *args, **kwargs):
+        rows_seen.append(inputs["row_index"].numpy().copy())
+        return compute_loss(self, model, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(CartographyTrainer, "compute_loss", keep_rows)
+    call("--do_train", "--task", "classification", "--model", "lstm", "--hidden_size", "16", "--num_train_epochs", "4",
+         "--dataset", tmp_path, "--enable_cartography", "--cartography_output_dir", tmp_path / "map",
+         "--learning_rate", "2e-2", "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
+    history = {}
+    for rows, (logits, golds) in zip(rows_seen, seen, strict=True):
+        for row, logit, gold in zip(rows, logits, golds, strict=True):
+            p = np.exp(logit - logit.max())
+            p /= p.sum()
+            one_hot = np.eye(len(classes))[gold]
+            other = max(value for place, value in enumerate(logit) if place != gold)
+            history.setdefault(f"r{row:03d}", []).append(
+                (p[gold], logit.argmax() == gold, -np.log(p[gold]), logit[gold] - other, np.linalg.norm(p - one_hot))
+            )
+    metrics = load_cartography_metrics(tmp_path / "map")
+    assert sorted(metrics.index) == sorted(history) and set(metrics["num_epochs"]) == {4}
+    for example, epochs in history.items():
+        p, right, loss, margin, el2n = (np.array(column, dtype=float) for column in zip(*epochs, strict=True))
+        slow = {
+            "confidence": p.mean(), "variability": np.sqrt(((p - p.mean()) ** 2).mean()), "correctness": right.mean(),
+            "forgetting_events": sum(a and not b for a, b in zip(right, right[1:], strict=False)),
+            "never_learned": not right.any(), "aum": margin.mean(), "el2n": el2n.mean(),
+            "aleatoric": (p * (1 - p)).mean(), "loss": loss.mean(),
+        }  # fmt: skip
+        for name, value in slow.items():
+            assert metrics.loc[example, name] == pytest.approx(value, abs=3e-6), (example, name)
+
+
+def test_the_published_data_map_loads(tmp_path, caplog):
+    file = DATA / "data_maps/winogrande_roberta.jsonl.gz"
+    if not file.exists():
+        pytest.skip("needs shared/data, which is not part of the repository")
+    caplog.set_level("INFO")
+    metrics = categorize_examples(load_cartography_metrics(file))
+    assert len(metrics) == 40398 and metrics.loc["17715", "correctness"] == pytest.approx(5 / 6)
+    assert "correctness is a count, of 6 epochs" in caplog.text
+    assert set(metrics["category"]) == {"easy", "ambiguous", "hard"}
+
+
+# --- mistakes ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "words"),
+    [
+        (["--slice_by", "kinds"], "no column 'kinds'; it has id, sentence, label, size, kind"),
+        (["--slice_by", "sentence"], "values of column 'sentence'"),
+        (["--slice_by", "kind", "kind"], "more than once"),
+        (["--text_columns", "sentences"], "no column 'sentences'"),
+        (["--label_column", "stars"], "no column 'stars'"),
+        (["--eval_split", "validation", "dev"], "no split 'dev'"),
+        (["--task", "qa", "--model", "tiny"], "no column 'context', 'question', 'answers'"),
+        (["--task", "qa"], "--model lstm classifies texts; for --task qa take tiny"),
+        (["--task", "nli"], "give --text_columns"),
+        (["--doc_stride", "3"], "--doc_stride is for --task qa, this is classification"),
+        (["--eval_ablations", "q_only"], "--eval_ablations is for --task qa"),
+        (["--keep_top_epochs", "2", "--eval_strategy", "steps"], "needs --eval_strategy epoch"),
+        (["--keep_top_epochs", "2", "--save_total_limit", "1"], "exclude each other"),
+        (["--hidden_size", "30", "--model", "tiny"], "hidden_size"),
+        (["--hidden_size", "32", "--model", "./nowhere"], "trained from scratch"),
+        (["--dropout", "2"], "0 to 1"),
+    ],
+)
+def test_refuses(refused, reviews, tmp_path, argv, words):
+    given = ["--do_train", "--do_eval", "--task", "classification", "--model", "lstm", "--dataset", reviews,
+             "--output_dir", tmp_path / "out", *SMALL]  # fmt: skip
+    assert words in refused(run.main, *given, *argv)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "words"),
+    [
+        (review_rows(8, 0, classes=("good",)), "every example to train on has the label 'good'"),
+        ([{"sentence": "", "label": 0}, {"sentence": "", "label": 1}], "column sentence is empty in every row"),
+        ([{"sentence": "x", "label": -1}] * 3, "no row has a label"),
+    ],
+)
+def test_refuses_bad_data(refused, tmp_path, rows, words):
+    data = write_rows(tmp_path / "data.jsonl", [{**row, "id": str(number)} for number, row in enumerate(rows)])
+    message = refused(run.main, "--do_train", "--task", "classification", "--model", "lstm", "--dataset", data,
+                      "--output_dir", tmp_path / "out", *SMALL)  # fmt: skip
+    assert words in message and not (tmp_path / "out").exists()
+
+
+def test_a_label_the_model_does_not_know(refused, trained, tmp_path):
+    rows = review_rows(6, 0, classes=("good", "so-so"))
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    message = refused(run.main, "--do_eval", "--model", trained / "lstm", "--dataset", data, "--eval_split", "train",
+                      "--output_dir", tmp_path / "out", *SMALL)  # fmt: skip
+    assert "labels 'so-so' are not among those the model knows ('bad', 'good')" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_filters_that_leave_one_class(refused, reviews, tmp_path):
+    ids = [row["id"] for row in review_rows(48, 0, prefix="train") if row["label"] == "good"]
+    (tmp_path / "selected.csv").write_text("id\n" + "\n".join(ids) + "\n")
+    message = refused(run.main, "--do_train", "--task", "classification", "--model", "lstm", "--dataset", reviews,
+                      "--train_ids", tmp_path / "selected.csv", "--output_dir", tmp_path / "out", *SMALL)  # fmt: skip
+    assert "after filtering: every example to train on has the label 'good'" in message
+
+
+def test_slices_of_question_answering(qa_dir, tiny_model, tmp_path, capsys):
+    call("--do_train", "--do_eval", "--max_steps", "2", "--model", tiny_model, "--dataset", qa_dir, "--slice_by",
+         "source", "--output_dir", tmp_path / "m", *SMALL, "--max_length", "64")  # fmt: skip
+    rows = pd.DataFrame(json.loads(line) for line in (tmp_path / "m/eval_predictions.jsonl").read_text().splitlines())
+    table = pd.read_csv(tmp_path / "m/slice_metrics.csv").set_index("slice")
+    assert list(table.index) == ["overall", "tale", "story"]
+    for name in ("exact_match", "f1"):
+        assert table.loc["tale", name] == pytest.approx(100 * rows[rows["source"] == "tale"][name].mean())
+    assert "tale" in capsys.readouterr().out

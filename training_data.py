@@ -1,0 +1,109 @@
+"""Which examples a run trains on and evaluates on, and why."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts import artifact_file, check_same_dataset, model_meta, read_table
+from dataset_cartography import load_cartography_metrics
+from dataset_filters import apply_filters
+from helpers import Split, UserError, default_eval_split, load_split, name_a_few
+from tasks import Task
+
+logger = logging.getLogger(__name__)
+
+
+def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, dict[str, Any] | None]:
+    """The training split as loaded, the same after dropping and filtering, and the report of what went and why."""
+    loaded = load_split(args.dataset, args.train_split, task, args.max_train_samples)
+    task, data, report = loaded.task, loaded.data, []
+    task.check_training_data(data, args.dataset)
+    usable = task.is_usable(data)
+    if not usable.all():
+        bad = [data["id"][row] for row in np.flatnonzero(~usable)]
+        logger.warning(f"{len(bad):,} of {len(data):,} examples ({name_a_few(bad)}) are not trained on: "
+                       f"{task.unusable}")
+        report.append({"filter": "unusable", "before": len(data), "after": len(data) - len(bad),
+                       "removed": {task.unusable: bad}})  # fmt: skip
+        data = data.select(np.flatnonzero(usable))
+    if args.train_ids:
+        before, data = data, _select_ids(data, args.train_ids, loaded)
+        kept = set(data["id"][:])
+        removed = [example for example in before["id"][:] if example not in kept]
+        report.append({"filter": "train_ids", "before": len(before), "after": len(data),
+                       "removed": {f"not in {args.train_ids}": removed}})  # fmt: skip
+    used = dataclasses.replace(loaded, data=data)
+    filter_report = None
+    if args.filters:
+        used.data, filter_report = apply_filters(
+            used, args.filters, seed=args.seed, max_drop_percentage=args.max_drop_percentage, return_report=True
+        )
+    if not report and filter_report is None:
+        return loaded, used, None
+    task.check_training_data(used.data, f"{args.dataset} after filtering")
+    if len(used.data) < len(loaded.data):
+        logger.info(f"training on {len(used.data):,} of {len(loaded.data):,} examples")
+    filters = (filter_report or {}).get("filters", [])
+    whole = {"before": len(loaded.data), "after": len(used.data)}
+    return loaded, used, {**(filter_report or {}), **whole, "filters": [*report, *filters]}
+
+
+def _select_ids(data: Any, path: str, split: Split) -> Any:
+    wanted = read_table(artifact_file(path, "selected.csv", "select_subset.py"), columns=("id",))["id"].tolist()
+    check_same_dataset(path, wanted, split)
+    place = {example: row for row, example in enumerate(data["id"][:])}
+    known = [place[example] for example in wanted if example in place]
+    if not known:
+        raise UserError(f"{path}: none of its {len(wanted):,} ids are among the examples to train on")
+    if len(known) < len(wanted):
+        absent = [example for example in wanted if example not in place]
+        logger.warning(f"{path}: {len(absent):,} ids ({name_a_few(absent)}) are not among the training examples")
+    return data.select(sorted(known))
+
+
+def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:
+    """The splits to evaluate on; one that is trained on is refused unless --eval_split asks for it."""
+    splits = []
+    for name in args.eval_split or [default_eval_split(args.dataset)]:
+        loaded = load_split(args.dataset, name, task, args.max_eval_samples)
+        if _trained_on(args) == loaded.fingerprint or (args.do_train and name == args.train_split):
+            if not args.eval_split:
+                raise UserError(
+                    f"{args.dataset} [{name}] is what the model trains on, and evaluating on it needs asking: give a "
+                    f"directory with train.* and validation.*, or --eval_split {name}"
+                )
+            logger.warning(f"evaluating on {name!r}, which the model was trained on; that says nothing of other data")
+        unusable = int((~loaded.task.is_usable(loaded.data)).sum())
+        if unusable:
+            logger.warning(f"{unusable:,} evaluation examples: {loaded.task.unusable}; they are scored all the same")
+        splits.append(loaded)
+    return splits
+
+
+def _trained_on(args: argparse.Namespace) -> str | None:
+    path = Path(args.model)
+    if not path.is_dir():
+        return None
+    meta = model_meta(path) or (model_meta(path.parent) if path.name.startswith("checkpoint-") else None)
+    return meta["datasets"][0]["fingerprint"] if meta and meta.get("datasets") else None
+
+
+def known_variability(args: argparse.Namespace, split: Split) -> np.ndarray | None:
+    """Variability of each example for the curriculum, NaN where it has no metrics; None without a curriculum."""
+    if not (args.use_label_smoothing or args.use_soft_weighting):
+        return None
+    metrics = load_cartography_metrics(args.cartography_output_dir)
+    check_same_dataset(args.cartography_output_dir, metrics.index, split)
+    variability = metrics["variability"].reindex(split.ids).to_numpy(dtype=float)
+    unknown = int(np.isnan(variability).sum())
+    if unknown:
+        logger.warning(f"{unknown:,} of {len(variability):,} examples have no metrics: weight 1, no smoothing")
+    if not np.nansum(variability):
+        logger.warning(f"no example of {args.cartography_output_dir} varies: smoothing is 0 and every weight 1")
+    return variability
