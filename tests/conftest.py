@@ -15,6 +15,7 @@ DATA = REPOSITORY.parent / "shared" / "data"
 NAMES = ("Ada", "Bob", "Cleo", "Dan", "Eva", "Finn", "Gus", "Hana")
 PLACES = ("Oslo", "Lima", "Cairo", "Quito", "Delhi", "Rome")
 THINGS = ("a red kite", "two old maps", "the green lamp", "a glass of water")
+OPINIONS = {"good": ("fine", "bright", "warm"), "bad": ("dull", "grey", "cold"), "so-so": ("plain", "usual", "known")}
 FILLERS = ("The road was long and full of dust.", "It rained until late in the evening.", "Nobody said a word.")
 
 
@@ -48,6 +49,19 @@ def qa_rows(count: int, seed: int = 0, sentences: int = 6, prefix: str = "ex") -
     return rows
 
 
+def review_rows(count: int, seed: int, classes=("good", "bad"), prefix="r") -> list[dict]:
+    """One telling word among others; ``size`` is how many."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for number in range(count):
+        label, size = classes[number % len(classes)], 2 + number // len(classes) % 3
+        words = [str(rng.choice(("the", "film", "was", "and", "we"))) for _ in range(size)]
+        words.insert(int(rng.integers(size + 1)), str(rng.choice(OPINIONS[label])))
+        rows.append({"id": f"{prefix}{number:03d}", "sentence": " ".join(words), "label": label, "size": size,
+                     "kind": "old" if number % 5 else "new"})  # fmt: skip
+    return rows
+
+
 def write_rows(path: Path, rows: list[dict]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
@@ -59,6 +73,15 @@ def qa_dir(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("stories")
     write_rows(directory / "train.jsonl", qa_rows(24, seed=1, prefix="train"))
     write_rows(directory / "validation.jsonl", qa_rows(10, seed=2, prefix="valid"))
+    return directory
+
+
+@pytest.fixture(scope="session")
+def reviews(tmp_path_factory):
+    """train, validation and test splits of two classes; ids unique over all."""
+    directory = tmp_path_factory.mktemp("reviews")
+    for seed, (split, count) in enumerate({"train": 48, "validation": 30, "test": 30}.items()):
+        write_rows(directory / f"{split}.jsonl", review_rows(count, seed, prefix=split))
     return directory
 
 

@@ -75,7 +75,7 @@ def pictures():
 @pytest.fixture(autouse=True)
 def empty_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
-        for plot in ("plot_distributions", "plot_correlations", "plot_question_types"):
+        for plot in ("plot_distributions", "plot_correlations", "plot_groups"):
             monkeypatch.setattr(analyze_cartography, plot, lambda path, *rest: path.touch())
         monkeypatch.setattr(dataset_cartography, "plot_data_map", lambda df, path, *rest: path.touch())
 
@@ -312,7 +312,7 @@ def test_unknown_dataset_split_task_and_flag_values(tmp_path, cartography, datas
     output, given = tmp_path / "out", ("--cartography_dir", cartography)
     assert "no such file" in refused(capsys, output, *given, "--dataset", tmp_path / "gone.jsonl")
     assert "only split is 'train'" in refused(capsys, output, *given, "--split", "validation")
-    assert "unknown task 'poems'" in refused(capsys, output, *given, "--task", "poems")
+    assert "invalid choice: 'poems'" in refused(capsys, output, *given, "--task", "poems")
     assert "at least 1" in refused(capsys, output, *given, "--n_examples", "0")
     assert "invalid choice" in refused(capsys, output, *given, "--threshold_method", "mean")
     dataset.unlink()
@@ -354,3 +354,28 @@ def test_bad_dynamics_of_another_trainer(tmp_path, capsys):
     assert "3 classes" in refused(capsys, output, "--training_dynamics", log)
     file.unlink()
     assert "one is missing" in refused(capsys, output, "--training_dynamics", log)
+
+
+def test_a_picture_of_many_groups_shows_the_largest_and_says_so(tmp_path, monkeypatch, pictures):
+    import plotting
+
+    drawn: dict = {}
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, *rest: drawn.update(figure=figure, rest=rest))
+    sizes = [60 - group for group in range(40)]
+    frame = pd.DataFrame(
+        {
+            "confidence": 0.5, "variability": 0.1, "category": "hard",
+            "label": [f"costs $5 or $6, {group} " + "x" * group for group, n in enumerate(sizes) for _ in range(n)],
+        }
+    )  # fmt: skip
+    table = plotting.group_table(frame, "label").sort_values("n", ascending=False)
+    analyze_cartography.plot_groups(tmp_path / "category_by_label.png", table, "label", "n = 1,620")
+    _, title, caption = drawn["rest"]
+    assert title == "Categories by label" and caption == "n = 1,620\nthe 25 largest of 40 labels"
+    drawn["figure"].canvas.draw()  # two dollar signs are no formula
+    names = [tick.get_text() for tick in drawn["figure"].axes[0].get_yticklabels()]
+    assert len(names) == 25 and names[0].endswith(", 0  (n = 60)")
+    assert names[-1].endswith("xxx\N{HORIZONTAL ELLIPSIS} (n = 36)")
+    few = table.head(25)
+    analyze_cartography.plot_groups(tmp_path / "category_by_label.png", few, "label", "n = 1,200")
+    assert drawn["rest"][2] == "n = 1,200"

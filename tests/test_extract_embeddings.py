@@ -266,7 +266,9 @@ def test_other_bad_input(models, dataset, tmp_path, capsys):
     out, model = tmp_path / "out", models["electra"]
     assert "no such file" in refused(capsys, model, tmp_path / "none.jsonl", out)
     assert "only split is 'train'" in refused(capsys, model, dataset, out, "--split", "test")
-    assert "unknown task 'poetry'" in refused(capsys, model, dataset, out, "--task", "poetry")
+    assert "invalid choice: 'poetry'" in refused(capsys, model, dataset, out, "--task", "poetry")
+    message = refused(capsys, model, dataset, out, "--pooling", "mean")
+    assert "--pooling mean is not for --task qa, which has cls_and_answer_mean" in message
     assert "at least 1, found '0'" in refused(capsys, model, dataset, out, "--batch_size", "0")
     assert "leaves no room for a question" in refused(capsys, model, dataset, out, "--max_length", "10")
     assert not out.exists(), "nothing may be written for bad input"

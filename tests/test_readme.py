@@ -30,7 +30,7 @@ NOT_RUN_HERE = (
     r"make map DATASET=my\.jsonl( [A-Z]+=\S+)*",
 )
 SMALL = {
-    "run.py": ["--no_cuda", "--max_length", "128", "--doc_stride", "32", "--per_device_train_batch_size", "8"],
+    "run.py": ["--no_cuda", "--max_length", "128", "--per_device_train_batch_size", "8"],
     "extract_embeddings.py": ["--no_cuda"],
     "cluster_analysis.py": ["--min_cluster_size", "2", "--min_samples", "1", "--visualization_method", "pca"],
 }
@@ -55,16 +55,20 @@ def load_script(name: str):
     return module
 
 
-def with_local(script: str, argv: list[str], dataset: Path, model: Path) -> list[str]:
+def with_local(script: str, argv: list[str], dataset: Path, model: Path, reviews: Path | None = None) -> list[str]:
     """The arguments with local data and a tiny local model in the place of those on the Hub, and small sizes."""
-    argv = [str({HUB_DATASET: dataset, HUB_MODEL: model}.get(word, word)) for word in argv]
+    local = {HUB_DATASET: dataset, HUB_MODEL: model, "stanfordnlp/sst2": reviews, "nyu-mll/glue:mnli": "demo:nli"}
+    argv = [str(local.get(word, word)) for word in argv]
     if script == "run.py":
-        argv += [] if "--dataset" in argv else ["--dataset", str(dataset)]
+        records_its_dataset = "--model" in argv and argv[argv.index("--model") + 1].startswith("./")
+        argv += [] if "--dataset" in argv or records_its_dataset else ["--dataset", str(dataset)]
         argv += [] if "--model" in argv else ["--model", str(model)]
+        argv += ["--max_train_samples", "40", "--max_eval_samples", "40"] if "demo:" in " ".join(argv) else []
+        argv += [] if "--task" in argv or "./stories_lstm" in argv else ["--doc_stride", "32"]
     return argv + SMALL.get(script, [])
 
 
-def run_command(command: str, dataset: Path, model: Path) -> None:
+def run_command(command: str, dataset: Path, model: Path, reviews: Path) -> None:
     if any(re.fullmatch(pattern, command) for pattern in NOT_RUN_HERE):
         return
     program, *words = shlex.split(command)
@@ -72,7 +76,7 @@ def run_command(command: str, dataset: Path, model: Path) -> None:
         words = words[len(TWO_PROCESSES) :]
     assert program == "python" and words[0].endswith(".py"), f"README.md has a command this test cannot run: {command}"
     print(f"\n$ {command}")
-    load_script(words[0]).main(with_local(words[0], words[1:], dataset, model))
+    load_script(words[0]).main(with_local(words[0], words[1:], dataset, model, reviews))
 
 
 def small_trainer(directory: Path):
@@ -92,7 +96,7 @@ def small_trainer(directory: Path):
     return trainer, [f"row{row}" for row in range(12)]
 
 
-def test_the_readme_runs_from_top_to_bottom(qa_dir, tiny_model, tmp_path, monkeypatch):
+def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "example_configs").symlink_to(REPOSITORY / "example_configs")
     trainer, ids = small_trainer(tmp_path / "other")
@@ -100,7 +104,7 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, tiny_model, tmp_path, monkey
     for language, text in blocks():
         if language == "bash":
             for command in commands(text):
-                run_command(command, qa_dir, tiny_model)
+                run_command(command, qa_dir, tiny_model, reviews)
         elif language == "python":
             print(f"\n>>> {text}")
             exec(text.replace(HUB_DATASET, str(qa_dir)), names)
@@ -113,7 +117,9 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, tiny_model, tmp_path, monkey
         "integrated_analysis": "patterns.json", "unified_export": "unified_analysis.csv",
         "unified_example": "problem_examples.csv", "final_model": "model.safetensors",
         "control_model": "filter_report.json", "clustered_model": "filter_report.json",
-        "my_cartography": "cartography_metrics.csv",
+        "my_cartography": "cartography_metrics.csv", "sst2/analysis": "label_analysis.csv",
+        "sst2/unified": "unified_analysis.csv", "sst2/filtered": "filter_report.json",
+        "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png", "stories_lstm": "top_epochs.json", "stories_test": "slice_metrics.csv",
     }.items():  # fmt: skip
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]
@@ -135,16 +141,16 @@ def test_two_processes(qa_dir, tiny_model, tmp_path):
     assert (tmp_path / "cartography_2" / "cartography_map.png").exists()
 
 
-def test_the_example_of_a_row_can_be_loaded(tmp_path):
+def test_the_examples_of_rows_can_be_loaded(tmp_path):
     from helpers import load_split
     from tasks import get_task
 
-    [text] = [text for language, text in blocks() if language == "json"]
-    file = tmp_path / "row.jsonl"
-    file.write_text(json.dumps(json.loads(text)) + "\n", encoding="utf-8")
-    task = get_task("qa")
-    split = load_split(str(file), "train", task)
-    assert split.ids == ["7"] and task.is_usable(split.data).all()
+    texts = [text for language, text in blocks() if language == "json"]
+    for text, task, example in zip(texts, ("qa", "nli"), ("7", "8"), strict=True):
+        file = tmp_path / f"{task}.jsonl"
+        file.write_text(json.dumps(json.loads(text)) + "\n", encoding="utf-8")
+        split = load_split(str(file), "train", get_task(task))
+        assert split.ids == [example] and split.task.is_usable(split.data).all()
 
 
 def test_the_file_tree_is_true():

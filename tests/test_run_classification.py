@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import DATA, write_rows
+from conftest import DATA, review_rows, write_rows
 
 import run
 from dataset_cartography import categorize_examples, load_cartography_metrics
 
 SMALL = ["--no_cuda", "--max_length", "32", "--per_device_train_batch_size", "8"]
-WORDS = {"good": ("fine", "bright", "warm"), "bad": ("dull", "grey", "cold"), "so-so": ("plain", "usual", "known")}
 
 
 def call(*argv):
@@ -21,28 +20,6 @@ def call(*argv):
 
 def read(path):
     return json.loads(Path(path).read_text())
-
-
-def review_rows(count: int, seed: int, classes=("good", "bad"), prefix="r") -> list[dict]:
-    """One telling word among others; ``size`` is how many."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for number in range(count):
-        label, size = classes[number % len(classes)], 2 + number // len(classes) % 3
-        words = [str(rng.choice(("the", "film", "was", "and", "we"))) for _ in range(size)]
-        words.insert(int(rng.integers(size + 1)), str(rng.choice(WORDS[label])))
-        rows.append({"id": f"{prefix}{number:03d}", "sentence": " ".join(words), "label": label, "size": size,
-                     "kind": "old" if number % 5 else "new"})  # fmt: skip
-    return rows
-
-
-@pytest.fixture(scope="module")
-def reviews(tmp_path_factory):
-    """train, validation and test splits of two classes; ids unique over all."""
-    directory = tmp_path_factory.mktemp("reviews")
-    for seed, (split, count) in enumerate({"train": 48, "validation": 30, "test": 30}.items()):
-        write_rows(directory / f"{split}.jsonl", review_rows(count, seed, prefix=split))
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -309,3 +286,53 @@ def test_slices_of_question_answering(qa_dir, tiny_model, tmp_path, capsys):
     for name in ("exact_match", "f1"):
         assert table.loc["tale", name] == pytest.approx(100 * rows[rows["source"] == "tale"][name].mean())
     assert "tale" in capsys.readouterr().out
+
+
+def test_the_best_epochs_survive_an_interruption(reviews, tmp_path, monkeypatch):
+    """Stopped in the third epoch and resumed: the list is that of a training that was never stopped."""
+    from trainers import CartographyTrainer
+
+    argv = ["--do_train", "--task", "classification", "--model", "lstm", "--dataset", reviews, "--hidden_size", "16",
+            "--num_train_epochs", "4", "--keep_top_epochs", "2", "--learning_rate", "1e-2", *SMALL]  # fmt: skip
+    call(*argv, "--output_dir", tmp_path / "whole")
+    original, steps = CartographyTrainer.training_step, []
+
+    def stops(self, *args, **kwargs):
+        steps.append(1)
+        if len(steps) == 15:  # of 6 an epoch
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(CartographyTrainer, "training_step", stops)
+    with pytest.raises(SystemExit) as stopped:
+        call(*argv, "--output_dir", tmp_path / "stopped")
+    assert stopped.value.code == 130
+    call(*argv, "--output_dir", tmp_path / "stopped", "--resume_from_checkpoint")
+    whole, resumed = (read(tmp_path / name / "top_epochs.json") for name in ("whole", "stopped"))
+    assert whole == resumed and len(list((tmp_path / "stopped").glob("checkpoint-*"))) == 2
+
+
+@pytest.mark.slow
+def test_two_processes(reviews, tmp_path):
+    """Every example is recorded once, and evaluated once, though 2 x 7 does not divide them."""
+    import subprocess
+    import sys
+
+    from conftest import REPOSITORY
+
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", REPOSITORY / "run.py",
+        "--do_train", "--do_eval", "--task", "classification", "--model", "lstm", "--dataset", reviews, "--use_cpu",
+        "--num_train_epochs", "3", "--learning_rate", "1e-2", "--hidden_size", "32", "--slice_by", "size", "kind",
+        "--per_device_train_batch_size", "7", "--per_device_eval_batch_size", "4", "--keep_top_epochs", "1",
+        "--enable_cartography", "--cartography_output_dir", tmp_path / "map", "--output_dir", tmp_path / "m",
+    ]  # fmt: skip
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    metrics = load_cartography_metrics(tmp_path / "map")
+    assert len(metrics) == 48 and set(metrics["num_epochs"]) == {3}
+    together = read(tmp_path / "m/eval_metrics.json")
+    call("--do_eval", "--model", tmp_path / "m", "--output_dir", tmp_path / "alone", *SMALL)
+    alone = read(tmp_path / "alone/eval_metrics.json")
+    assert together["eval_total"] == alone["eval_total"] == 30
+    assert together["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-5)
