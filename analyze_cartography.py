@@ -201,7 +201,6 @@ def plot_groups(path: Path, table: pd.DataFrame, by: str, caption: str) -> None:
     # A dollar sign would begin a formula.
     labels = [f"{name} (n = {n:,})".replace("$", r"\$") for name, n in zip(names, shown["n"], strict=True)]
     draw_category_shares(axis, shown, labels)
-    axis.set_ylim(len(shown) - 0.5, -0.5)
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=8)
     save_figure(figure, path, f"Categories by {kind}", caption)
 

@@ -15,7 +15,8 @@ import sys
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from datetime import UTC, date, datetime, time
+from datetime import UTC, date, datetime, time, timedelta
+from decimal import Decimal
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
@@ -68,8 +69,12 @@ def plain(value: Any) -> Any:
         return value.tolist()
     if isinstance(value, Path):
         return str(value)
-    if isinstance(value, date | time):  # of the user's columns
+    if isinstance(value, date | time):  # this and what follows: of the user's columns
         return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
     raise TypeError(f"cannot write {type(value).__name__} as JSON: {value!r}")
 
 
@@ -361,6 +366,9 @@ def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str
 
 def recorded_dataset(path: str | Path) -> dict[str, Any] | None:
     """``{"dataset", "split", "fingerprint", "rows"}`` of the split that an artifact was made from, or None."""
+    path = Path(path)
+    if path.name.startswith("checkpoint-") and not (path / META).exists():
+        path = path.parent
     meta = model_meta(path) or load_meta(path)  # a model stands for what it was trained on
     return meta["datasets"][0] if meta and meta.get("datasets") else None
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import model_meta, read_json, write_json
+from artifacts import model_meta, nulls_for_nan, read_json, write_json
 from helpers import Split, UserError
 
 # What decides which rows are trained on in which order, and what is recorded of them.
@@ -89,8 +89,13 @@ class TopEpochs:
         entry = {"rank": 0, "epoch": epoch, "step": step, "checkpoint": f"checkpoint-{step}",
                  "metrics": metrics, "slices": list(slices)}  # fmt: skip
         known = [other for other in self.entries if other["step"] != step]
-        ranked = sorted([*known, entry], key=lambda one: (-self.sign * one["metrics"][self.metric], one["step"]))
+        ranked = sorted([*known, entry], key=self._order)
         self.entries = [{**one, "rank": rank} for rank, one in enumerate(ranked[: self.keep], 1)]
+
+    def _order(self, entry: dict[str, Any]) -> tuple[bool, float, int]:
+        value = entry["metrics"][self.metric]
+        lost = value is None or value != value  # diverged: behind all others
+        return lost, 0.0 if lost else -self.sign * value, entry["step"]
 
     def save(self, newest_step: int | None) -> None:
         """Write the list and delete the checkpoints that are not on it; the newest stays unless None."""
@@ -98,7 +103,7 @@ class TopEpochs:
         for path in self.output_dir.glob("checkpoint-*"):
             if re.fullmatch(r"checkpoint-\d+", path.name) and path.name not in names:
                 shutil.rmtree(path)
-        write_json(self.output_dir / self.FILE, self.entries)
+        write_json(self.output_dir / self.FILE, nulls_for_nan(self.entries))
 
     def _checkpoint(self, entry: dict[str, Any]) -> Path:
         return self.output_dir / entry["checkpoint"]

@@ -231,9 +231,12 @@ def plot_confusion(path: Path, counts: np.ndarray, names: Sequence[str], title: 
         for row, column in np.ndindex(*counts.shape):
             ink = "white" if shares[row, column] > 60 else "black"
             axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=9, color=ink)
-    wide = max(map(len, names)) > 6
-    axis.set_xticks(range(len(names)), names, rotation=30 if wide else 0, ha="right" if wide else "center")
+    names = [name.replace("$", r"\$") for name in names]  # a bare $ would begin a formula
+    wide, many = max(map(len, names)) > 6, len(names) > MAX_CLASSES_REPORTED
+    axis.set_xticks(range(len(names)), names, rotation=90 if many else 30 if wide else 0,
+                    ha="center" if many or not wide else "right")  # fmt: skip
     axis.set_yticks(range(len(names)), names)
+    axis.tick_params(labelsize=float(np.clip(500 / len(names), 2.5, 10)))
     axis.set_xlabel("predicted label")
     axis.set_ylabel("gold label")
     axis.spines[:].set_visible(False)

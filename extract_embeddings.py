@@ -153,7 +153,8 @@ def load_inputs(args: argparse.Namespace) -> tuple[Split, PreTrainedModel, PreTr
     if split is None:
         raise UserError(f"{args.model_path} does not record the dataset it was trained on; name it with --dataset")
     logger.info(f"embedding {len(split.data):,} examples of {split.name} [{split.split}]")
-    return split, *load_encoder(args.model_path, args.no_cuda)
+    model, tokenizer = load_encoder(args.model_path, args.no_cuda)
+    return split, model, tokenizer
 
 
 def describe(args: argparse.Namespace, split: Split, shape: tuple[int, ...], has_span: np.ndarray) -> dict[str, Any]:

@@ -321,7 +321,7 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
     if len(data) == 0:
         raise UserError(f"{name}: split {split!r} holds no examples")
     task = task.for_columns(data.column_names, name)
-    data = task.normalize(_string_ids(data, name), name)
+    data = task.normalize(_string_ids(data, name), f"{name} [{split}]")
     if "id" not in data.column_names:
         data = data.add_column("id", generate_hash_ids(data, task.content_columns))
     data = data.select_columns(["id", *(column for column in data.column_names if column != "id")])
@@ -388,6 +388,9 @@ def _fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
 
 def _as_text(data: datasets.Dataset, column: str) -> list[str]:
     values = data[column][:]
+    names = getattr(data.features[column], "names", None)
+    if names is not None:  # the number of a class depends on which classes a file holds, its name does not
+        values = [names[value] for value in values]
     return [
         value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False) for value in values
     ]

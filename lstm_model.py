@@ -1,9 +1,10 @@
-"""The built-in model ``lstm``: a classifier of one text, or of a text and a question about it, and its word tokenizer.
+"""The built-in models ``lstm`` and ``lstm_reader``: classifiers of one text, or of a text and a question about it.
 
-Each text has a bidirectional LSTM (Hochreiter and Schmidhuber 1997) of its own. Where there are two, a reader goes
-through the first from its end to its start on behalf of the words of the second, see ``Reader``. The classifier sees
-the reader's last state and the highest value of each LSTM feature over each text (Conneau et al. 2017, arXiv
-1705.02364). Importing this module registers the model with the Auto classes of transformers.
+``lstm``: each text has a bidirectional LSTM (Hochreiter and Schmidhuber 1997) of its own, and the classifier sees the
+state at [CLS] and the highest value of each feature over each text (Conneau et al. 2017, arXiv 1705.02364).
+``lstm_reader`` adds a reader that goes through the first text from its end to its start on behalf of the words of the
+second, see ``Reader``: made for texts in which one thing must be followed, and no plain LSTM. Both have a tokenizer of
+whole words. Importing this module registers them with the Auto classes of transformers.
 """
 
 from __future__ import annotations
@@ -40,7 +41,8 @@ REACH = 8  # words ahead to which the reader can move a query
 
 
 class LSTMConfig(PreTrainedConfig):
-    """Sizes of an LSTM classifier. ``hidden_size`` is even: one half for either reading direction."""
+    """Sizes of an LSTM classifier. ``hidden_size`` is even: one half for either reading direction. ``reader``: whether
+    it is an ``lstm_reader``."""
 
     model_type = "lstm_classifier"
     vocab_size: int = VOCAB_SIZE
@@ -48,6 +50,7 @@ class LSTMConfig(PreTrainedConfig):
     num_hidden_layers: int = NUM_LAYERS
     dropout: float = DROPOUT
     pad_token_id: int | None = 0
+    reader: bool = False
 
 
 class BidirectionalLSTM(nn.Module):
@@ -86,9 +89,9 @@ class Reader(nn.Module):
     - The state v becomes f v + c, as in an LSTM without its output gate; but f lies in -1..1, as a gate in 0..1
       cannot learn to tell odd from even (Grazzi et al. 2025, arXiv 2411.12537), nor "turned round" from "turned
       round twice".
-    - The query moves on to one of the next ``REACH`` words, or stays, with a distribution over the offsets (Shaw et
-      al. 2018, arXiv 1803.02155, keep the same term): after "A follows B" on the way back, who asks about A asks about
-      B. Reducing a query by the facts read is Seo et al. 2017 (query-reduction networks, arXiv 1606.04582).
+    - The query stays or moves on to one of the next ``REACH`` words, with a probability for each: once "A follows B"
+      is read, who asked about A asks about B. Reducing a query by each fact read is from Seo et al. 2017
+      (query-reduction networks, arXiv 1606.04582), attention by distance from Shaw et al. 2018 (arXiv 1803.02155).
 
     It reads backwards because later facts overrule earlier ones.
     """
@@ -103,6 +106,7 @@ class Reader(nn.Module):
 
     def forward(
         self,
+        ids: torch.Tensor,
         words: torch.Tensor,
         inside: torch.Tensor,
         states: torch.Tensor,
@@ -110,24 +114,28 @@ class Reader(nn.Module):
         question_inside: torch.Tensor,
         question_states: torch.Tensor,
     ) -> torch.Tensor:
-        """Embeddings, mask and LSTM states of text (B, L, H) and question (B, K, H) to a state (B, H)."""
+        """Embeddings, mask and LSTM states (0 outside) of text (B, L, H) and question (B, K, H) to a state (B, H).
+
+        ``ids`` (B, L) says which words of the text are the same.
+        """
         # Read from the right up to the next word: what is said of a word must not depend on which word it is.
         behind = pad(states[:, 1:, states.shape[-1] // 2 :], (0, 0, 0, 1))
-        words = normalize(words, dim=-1)
+        number, spelling, used = distinct_words(ids, inside)
         offsets = self.offset(behind).softmax(dim=-1)
-        same = self.similarity(words, words) * (inside[:, :, None] & inside[:, None])
-        ahead = pad(same, (0, 0, 0, REACH)).unfold(1, REACH, 1)[:, 1:]  # (B, L, L, REACH)
-        target = torch.einsum("blsr,blr->bls", ahead, offsets[:, :, 1:]).unbind(dim=1)
         leaves = (1 - offsets[:, :, 0, None, None]).unbind(dim=1)
+        ahead, there = (pad(values, (0, REACH)).unfold(1, REACH, 1)[:, 1:] for values in (number, inside))
+        target = offsets.new_zeros(*number.shape, used.shape[1]).scatter_add(2, ahead, offsets[:, :, 1:] * there)
+        targets = target.unbind(dim=1)
 
-        # followed[b, k, t]: how much query k follows the word at t.
-        followed = self.similarity(normalize(question_words, dim=-1), words)
-        followed = followed * (question_inside[:, :, None] & inside[:, None])
+        # followed[b, k, u]: how much query k follows the u-th distinct word of the text.
+        followed = self.similarity(question_words, take(words, spelling))
+        followed = followed * (question_inside[:, :, None] & used[:, None])
         matches = []
         for place in reversed(range(words.shape[1])):
-            match = followed[:, :, place, None]
+            match = followed.gather(2, number[:, place, None, None].expand(-1, followed.shape[1], 1))
+            match = match.clamp(max=1.0)  # where what it followed comes together; beyond 1 the state would explode
             matches.append(match)
-            followed = followed + match * (target[place][:, None] - leaves[place] * followed)
+            followed = followed + match * (targets[place][:, None] - leaves[place] * followed)
         match = torch.cat(matches[::-1], dim=-1).transpose(1, 2)
 
         asked = match @ question_states
@@ -140,8 +148,25 @@ class Reader(nn.Module):
         return left[:, -1] + (add * left[:, :-1]).sum(dim=1)
 
     def similarity(self, some: torch.Tensor, others: torch.Tensor) -> torch.Tensor:
-        """Unit vectors (B, M, H) and (B, N, H) to (B, M, N), 0..1: near 1 for the same word."""
-        return torch.sigmoid(self.sharpness * (some @ others.transpose(1, 2)) - self.threshold)
+        """Embeddings (B, M, H) and (B, N, H) to (B, M, N), 0..1: near 1 for the same word."""
+        cosine = normalize(some, dim=-1) @ normalize(others, dim=-1).transpose(1, 2)
+        return torch.sigmoid(self.sharpness * cosine - self.threshold)
+
+
+def distinct_words(ids: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Number the distinct words of each text; ``ids`` and ``inside`` are (B, L), U is the most that a text has.
+
+    Returns the number of the word at each place (B, L), 0..U-1, then for each number a place where its word stands
+    (B, U) and whether there is one (B, U).
+    """
+    ordered, order = ids.masked_fill(~inside, -1).sort(dim=1, stable=True)
+    new = pad((ordered[:, 1:] != ordered[:, :-1]).long(), (1, 0))
+    number = torch.empty_like(ids).scatter_(1, order, new.cumsum(dim=1))
+    count = int(number.max()) + 1
+    places = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    spelling = torch.zeros_like(ids[:, :1]).repeat(1, count).scatter_(1, number, places)
+    used = torch.zeros_like(spelling, dtype=torch.bool).scatter_(1, number, inside)
+    return number, spelling, used
 
 
 class LSTMPreTrainedModel(PreTrainedModel):
@@ -165,23 +190,26 @@ class LSTMPreTrainedModel(PreTrainedModel):
         elif isinstance(module, nn.Embedding):
             init.normal_(module.weight)
         elif isinstance(module, Reader):
-            # Words of one spelling follow each other, others do not; forgetting begins near -1 or 1, hardly anything
-            # is added: of the many products of signs that this gives, some carry the answer from the start.
+            # A query follows its own word and no other, and mostly stays with it. Forgetting begins near -1 or 1 and
+            # nearly nothing is added: of so many products of signs some carry the answer from the start. (Nearer to
+            # 0, training settles for forgetting all at a word that sends the query elsewhere, and never learns where.)
             init.constant_(module.sharpness, 12.0)
             init.constant_(module.threshold, 6.0)
-            init.xavier_uniform_(module.forget.weight, gain=4.0)
-            init.constant_(module.admit.bias, -3.0)
+            init.xavier_uniform_(module.offset.weight, gain=0.5)
+            init.constant_(module.offset.bias[:1], 3.0)
+            init.xavier_uniform_(module.forget.weight, gain=12.0)
+            init.constant_(module.admit.bias, -5.0)
 
 
 class LSTMModel(LSTMPreTrainedModel):
-    """The encoder: LSTM states of both texts in the order of ``input_ids``, the reader's state added at [CLS]."""
+    """The encoder: LSTM states of both texts in the order of ``input_ids``, a reader's state added at [CLS]."""
 
     def __init__(self, config: LSTMConfig):
         super().__init__(config)
         sizes = (config.hidden_size, config.num_hidden_layers, config.dropout)
         self.embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
         self.first, self.second = BidirectionalLSTM(*sizes), BidirectionalLSTM(*sizes)
-        self.reader = Reader(config.hidden_size)
+        self.reader = Reader(config.hidden_size) if config.reader else None
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
 
@@ -208,15 +236,17 @@ class LSTMModel(LSTMPreTrainedModel):
             lengths = mask.sum(dim=1)
             places = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, : max(1, int(lengths.max()))]
             inside = torch.arange(places.shape[1], device=mask.device) < lengths[:, None]
-            texts = take(words, places)
-            parts.append((texts, inside, self.dropout(encoder(texts, lengths)), places))
+            text = take(words, places)
+            parts.append((text, inside, self.dropout(encoder(text, lengths)) * inside[:, :, None], places))
         (first_words, first_inside, first, first_places), (second_words, second_inside, second, second_places) = parts
-        state = self.reader(first_words, first_inside, first, second_words, second_inside, second)
-        state = state * second_inside[:, :1]  # no second text, no reader
-        first = torch.cat([first[:, :1] + state[:, None], first[:, 1:]], dim=1)
+        if self.reader is not None:
+            first_ids = input_ids.gather(1, first_places)
+            state = self.reader(first_ids, first_words, first_inside, first, second_words, second_inside, second)
+            state = state * second_inside[:, :1]  # no second text, nothing to read for
+            first = torch.cat([first[:, :1] + state[:, None], first[:, 1:]], dim=1)
         output = torch.zeros_like(words)
-        for states, inside, places in ((first, first_inside, first_places), (second, second_inside, second_places)):
-            output = output.scatter_add(1, places[:, :, None].expand_as(states), states * inside[:, :, None])
+        for states, places in ((first, first_places), (second, second_places)):
+            output = output.scatter_add(1, places[:, :, None].expand_as(states), states)
         return BaseModelOutput(last_hidden_state=output)
 
 
@@ -276,8 +306,10 @@ def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int | Non
     """
     size = VOCAB_SIZE if vocab_size is None else vocab_size
     if size < MIN_VOCAB_SIZE:
-        raise UserError(f"--vocab_size {size}: --model lstm needs at least {MIN_VOCAB_SIZE}, {len(SPECIAL_TOKENS)} of "
-                        "them for special tokens; raise it or leave it out")  # fmt: skip
+        raise UserError(
+            f"--vocab_size {size}: expected at least {MIN_VOCAB_SIZE}, as {len(SPECIAL_TOKENS)} are special tokens; "
+            "raise it, or leave it out"
+        )
     normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
     counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
     words = [*SPECIAL_TOKENS, *sorted(counts, key=lambda word: (-counts[word], word))][:size]
@@ -304,23 +336,29 @@ def build_model(
     hidden_size: int | None = None,
     num_layers: int | None = None,
     dropout: float | None = None,
+    reader: bool = False,
     **head: Any,
 ) -> PreTrainedModel:
     """An LSTM with random weights (seed torch first); ``head`` goes to its configuration (num_labels, id2label, ...).
 
-    None means the default of the model. ``max_length`` bounds nothing: an LSTM reads texts of any length.
+    None means the default of the model; reader: an ``lstm_reader``. ``max_length`` bounds nothing: an LSTM reads texts
+    of any length.
     """
     if model_class.__name__ == "AutoModelForQuestionAnswering":
         raise UserError("--model lstm classifies and cannot mark the answer in a text; for --task qa use --model tiny")
     size = HIDDEN_SIZE if hidden_size is None else hidden_size
     if size < 2 or size % 2:
-        raise UserError(f"--hidden_size {size}: --model lstm needs an even number, one half for either direction")
+        raise UserError(
+            f"--hidden_size {size}: expected an even number, as --model lstm gives one half to either reading "
+            f"direction; take {size + size % 2 or 2}"
+        )
     config = LSTMConfig(
         vocab_size=len(tokenizer),
         hidden_size=size,
         num_hidden_layers=NUM_LAYERS if num_layers is None else num_layers,
         dropout=DROPOUT if dropout is None else dropout,
         pad_token_id=tokenizer.pad_token_id,
+        reader=reader,
         **head,
     )
     return model_class.from_config(config)

@@ -16,15 +16,17 @@ if TYPE_CHECKING:
 
     from tasks import Task
 
-# Built in: name -> module with train_tokenizer, build_model and LEARNING_RATE.
-SCRATCH_MODELS = {"tiny": "tiny_model", "lstm": "lstm_model"}
+# Built in: name -> module with train_tokenizer, build_model and LEARNING_RATE, and settings for build_model.
+SCRATCH_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tiny": ("tiny_model", {}), "lstm": ("lstm_model", {}), "lstm_reader": ("lstm_model", {"reader": True}),
+}  # fmt: skip
 
 logger = logging.getLogger(__name__)
 
 
 def learning_rate_of(name: str) -> float | None:
     """The learning rate that a built-in model is trained with unless another is given."""
-    return importlib.import_module(SCRATCH_MODELS[name]).LEARNING_RATE if name in SCRATCH_MODELS else None
+    return importlib.import_module(SCRATCH_MODELS[name][0]).LEARNING_RATE if name in SCRATCH_MODELS else None
 
 
 def load_model(
@@ -38,12 +40,13 @@ def load_model(
     """
     if name in SCRATCH_MODELS:
         assert train is not None
-        module = importlib.import_module(SCRATCH_MODELS[name])
+        module_name, settings = SCRATCH_MODELS[name]
+        module = importlib.import_module(module_name)
         texts = (text for column in task.text_columns for text in train.data[column][:])
         rest = {size: value for size, value in sizes.items() if size != "vocab_size"}
         head = task.head(None, train.data, train.name)
         tokenizer = module.train_tokenizer(texts, max_length, sizes.get("vocab_size"))
-        return module.build_model(tokenizer, task.model_class, max_length, **rest, **head), tokenizer
+        return module.build_model(tokenizer, task.model_class, max_length, **settings, **rest, **head), tokenizer
     return _load_pretrained(name, task, train)
 
 
@@ -64,6 +67,7 @@ def _quiet_library() -> Iterator[None]:
 def _load_pretrained(
     name: str, task: Task, train: Split | None
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    import torch
     from safetensors import SafetensorError
     from transformers import AutoConfig, AutoTokenizer
 
@@ -76,7 +80,7 @@ def _load_pretrained(
         head = task.head(config, train.data if train else None, train.name if train else "")
         with _quiet_library():
             model, loading = task.model_class.from_pretrained(
-                name, output_loading_info=True, ignore_mismatched_sizes=bool(head), **head
+                name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=bool(head), **head
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
@@ -93,15 +97,23 @@ def _load_pretrained(
     if untrained:
         logger.info(f"{name} brings no {', '.join(sorted({key.split('.')[0] for key in untrained}))} for this task: "
                     "random to begin with")
+    _give_padding(model, tokenizer)
+    return model, tokenizer
+
+
+def _give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     if tokenizer.pad_token is None:  # decoders have none; attention never sees it
         tokenizer.pad_token = tokenizer.eos_token
+    if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
 
 
 def usable_length(asked: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """``--max_length``, or with a warning as much of it as the model has positions for."""
     positions = getattr(model.config, "max_position_embeddings", None) or asked
+    for name, module in model.named_modules():  # RoBERTa and its kin count positions from padding_idx + 1
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions = min(positions, module.num_embeddings - module.padding_idx - 1)
     usable = min(asked, positions, tokenizer.model_max_length)
     if usable < asked:
         logger.warning(f"--max_length lowered from {asked} to {usable}: the model takes no more")
@@ -134,4 +146,5 @@ def load_encoder(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedT
     missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
     if missing:
         raise UserError(f"model {name!r} lacks {len(missing):,} weights of its encoder ({missing[0]}, ...)")
+    _give_padding(model, tokenizer)
     return model.to("cuda" if torch.cuda.is_available() and not no_cuda else "cpu"), tokenizer

@@ -92,6 +92,6 @@ def draw_category_shares(axis: Axes, table: pd.DataFrame, labels: Sequence[str])
         axis.bar_label(bars, texts, label_type="center", fontsize=7, color=ink)
         left = [start + 100 * share for start, share in zip(left, shares, strict=True)]
     axis.set_yticks(range(len(table)), labels, fontsize=8)
-    axis.invert_yaxis()
+    axis.set_ylim(len(table) - 0.5, -0.5)
     axis.set_xlim(0, 100)
     axis.set_xlabel("examples (%)")

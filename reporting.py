@@ -14,7 +14,7 @@ import slices
 from artifacts import write_csv
 from checkpoints import TopEpochs
 from evaluation import Evaluation
-from helpers import is_main_process
+from helpers import UserError, is_main_process
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,19 +104,27 @@ class EvaluationCallback(TrainerCallback):
         self.training = True
         if self.keep and state.global_step:
             self.ranking.restore(state.global_step)
+        elif state.global_step:  # the best so far, of the training that goes on
+            for log in state.log_history:
+                if f"eval_{self.metric}" in log:
+                    self.ranking.add(round(log["epoch"], 4), log["step"], quality(log), [])
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         if not self.training:
             return
         numbers, epoch = quality(metrics), round(state.epoch, 4)
+        if self.metric not in numbers:
+            raise UserError(f"--metric_for_best_model {self.metric}: there is {', '.join(numbers)}")
         table, rows = None, []
         if self.slice_values:
             evaluation = self.trainer.compute_metrics
-            table = write_slices(evaluation, self.slice_values, self.output_dir, "", self.title)  # type: ignore
+            table = slices.slice_table(self.slice_values, evaluation.slice_statistics)  # type: ignore
             rows = table.astype(object).where(table.notna(), None).to_dict("records")
         before = self.ranking.entries[0] if self.ranking.entries else None
         self.ranking.add(epoch, state.global_step, numbers, rows)
         best = self.ranking.entries[0]
+        if self.slice_values and (best["step"] == state.global_step or not args.load_best_model_at_end):
+            write_slices(evaluation, self.slice_values, self.output_dir, "", self.title)  # type: ignore
         extra = f"majority baseline {numbers['majority_baseline']:.4g}" if "majority_baseline" in numbers else ""
         line = f"epoch {epoch:g}: {self.metric} {numbers[self.metric]:.4g}" + f" ({extra})" * bool(extra)
         if best["step"] == state.global_step:

@@ -92,7 +92,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_task_flags(group)
     group.add_argument("--model", default=DEFAULT_MODEL,
                        help="Hub name, directory written by run.py, or one trained from scratch: tiny (a small "
-                            "ELECTRA, any task) or lstm (classification)")
+                            "ELECTRA, any task), lstm or lstm_reader (nli, classification)")
     group.add_argument("--output_dir", default="./trainer_output", help="model, metrics, predictions go here")
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
                        metavar="true|false",
@@ -191,6 +191,8 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
         if getattr(args, flag) != parser.get_default(flag):
             kinds = " or ".join(name for name, each in TASKS.items() if flag in each.flags)
             parser.error(f"--{flag} is for --task {kinds}, this is {args.task}")
+    if args.eval_split and len(set(args.eval_split)) < len(args.eval_split):
+        parser.error(f"--eval_split names a split twice: {', '.join(args.eval_split)}")
     if args.keep_top_epochs:
         _evaluate_and_save_every_epoch(parser, args)
     if args.filter_config and _switched_filters(args):
@@ -219,8 +221,8 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--{flag} does nothing without " + ("a filter" if switch == "filters" else f"--{switch}"))
     if args.model in SCRATCH_MODELS and not args.do_train:
         parser.error(f"--model {args.model} is trained from scratch: add --do_train")
-    if args.model == "lstm" and args.task == "qa":
-        parser.error("--model lstm classifies texts; for --task qa take tiny, or name --task classification or nli")
+    if args.model in ("lstm", "lstm_reader") and args.task == "qa":
+        parser.error(f"--model {args.model} classifies texts; for --task qa take tiny, or name --task classification")
     for size in SIZES:
         if getattr(args, size) is not None and args.model not in SCRATCH_MODELS:
             parser.error(f"--{size} is for models trained from scratch ({', '.join(SCRATCH_MODELS)})")
@@ -285,6 +287,7 @@ def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:
 def training_arguments(args: argparse.Namespace, task: Task) -> TrainingArguments:
     import torch
     from transformers import TrainingArguments
+    from transformers.integrations import get_reporting_integration_callbacks
     from transformers.utils import logging as transformers_logging
 
     given = given_training_flags(vars(args))
@@ -302,11 +305,14 @@ def training_arguments(args: argparse.Namespace, task: Task) -> TrainingArgument
         given.setdefault("disable_tqdm", True)
         transformers_logging.disable_progress_bar()
     try:
-        return TrainingArguments(
+        arguments = TrainingArguments(
             output_dir=args.output_dir, seed=args.seed, do_train=args.do_train, do_eval=args.do_eval,
             remove_unused_columns=False, label_names=["row_index"], **given
         )  # fmt: skip
-    except (ValueError, ImportError) as error:
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):
+            tracker()  # says whether it is installed
+        return arguments
+    except (ValueError, ImportError, RuntimeError) as error:
         raise UserError(f"training arguments: {str(error).strip().splitlines()[0]}") from error
 
 
@@ -411,7 +417,9 @@ def evaluate_split(
         trainer.compute_metrics = evaluation
         own = ablation == args.ablations
         prefix, ending = ("eval", suffix) if own else (f"eval_{ablation}", f"{suffix}_{ablation}")
-        found = trainer.evaluate(evaluation.features, metric_key_prefix=prefix)
+        name = prefix + suffix  # or every set would go into the trackers' one curve eval/accuracy
+        found = trainer.evaluate(evaluation.features, metric_key_prefix=name)
+        found = {key.replace(name, prefix, 1): value for key, value in found.items()}
         found.pop("epoch", None)
         everything = np.ones(len(split.data), dtype=bool)
         rows = pd.DataFrame([{"slice": OVERALL, **evaluation.slice_statistics(everything)}])
@@ -437,14 +445,17 @@ def evaluate_split(
 
 
 def evaluate_model(
-    trainer: CartographyTrainer, args: argparse.Namespace, task: Task, splits: Sequence[Split], kept: set[str] | None
+    trainer: CartographyTrainer,
+    args: argparse.Namespace,
+    task: Task,
+    splits: Sequence[Split],
+    kept: dict[str, set[str]] | None,
 ) -> None:
-    """Evaluate every split; several get files of their own and one picture that compares them."""
-    several = len(splits) > 1
-    tables = {
-        split.split: evaluate_split(trainer, args, task, split, f"_{split.split}" if several else "", kept)
-        for split in splits
-    }
+    """Evaluate every split; several get files of their own and one picture that compares them. kept: by split."""
+    several, tables = len(splits) > 1, {}
+    for split in splits:
+        suffix, inside = f"_{split.split}" if several else "", kept[split.split] if kept is not None else None
+        tables[split.split] = evaluate_split(trainer, args, task, split, suffix, inside)
     if several and is_main_process():
         write_csv(Path(args.output_dir) / "generalization.csv", generalization_table(tables))
         rate = "exact_match" if "exact_match" in next(iter(tables.values())) else "accuracy"
@@ -475,7 +486,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         slice_columns(split.data, args.slice_by or (), f"{args.dataset} [{split.split}]")
     kept = None
     if args.filter_validation:
-        kept = {example for split in splits for example in apply_filters(split, args.filters, seed=args.seed)["id"][:]}
+        kept = {split.split: set(apply_filters(split, args.filters, seed=args.seed)["id"][:]) for split in splits}
     checkpoint = checkpoint_to_resume(args, train) if train is not None else None
 
     from transformers import set_seed

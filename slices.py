@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+NUMBER = re.compile(r"-?(0|[1-9]\d*)\.\d+")
 OVERALL, MISSING = "overall", "missing"
 # Columns of our tables, which a column of the data must not hide.
 RESERVED = (
@@ -83,7 +85,7 @@ def slice_columns(data: datasets.Dataset, columns: Sequence[str], source: str) -
 
 
 def _read_column(data: datasets.Dataset, column: str, source: str) -> list:
-    values = [None if _is_missing(value) else value for value in data[column][:]]
+    values = _numbers_of([None if _is_missing(value) else value for value in data[column][:]])
     odd = next((value for value in values if not isinstance(value, str | int | float | None)), None)
     if odd is not None:
         raise UserError(
@@ -99,6 +101,14 @@ def _read_column(data: datasets.Dataset, column: str, source: str) -> list:
             "examples: name a column whose values repeat"
         )
     return values
+
+
+def _numbers_of(values: list) -> list:
+    """Numbers that stand in a CSV as text (0.5, or 8.0 beside a gap) as numbers; all of a column or none."""
+    known = [value for value in values if value is not None]
+    if not known or not all(isinstance(value, str) and NUMBER.fullmatch(value) for value in known):
+        return values
+    return [None if value is None else float(value) for value in values]
 
 
 def _is_missing(value: Any) -> bool:

@@ -283,8 +283,9 @@ class SequenceClassification(Task):
     pooling = ("cls", "mean")
     # Columns in the order in which the model reads them: what is read first, then what is asked of it.
     text_guesses: ClassVar[tuple[tuple[str, ...], ...]] = (
-        ("story", "question"), ("passage", "question"), ("context", "question"), ("premise", "hypothesis"),
-        ("sentence1", "sentence2"), ("sentence",), ("text",), ("content",), ("review",), ("tweet",),
+        ("story", "question"), ("passage", "question"), ("context", "question"), ("sentence", "question"),
+        ("premise", "hypothesis"), ("sentence1", "sentence2"), ("sentence",), ("text",), ("content",), ("review",),
+        ("tweet",),
     )  # fmt: skip
     label_guesses: ClassVar[tuple[str, ...]] = ("label", "labels", "gold_label", "entailment_label", "class")
 
@@ -294,6 +295,8 @@ class SequenceClassification(Task):
             raise UserError(f"--text_columns takes one or two columns, found {', '.join(self.text_columns)}")
         if len(set(self.text_columns)) < len(self.text_columns):
             raise UserError(f"--text_columns names {self.text_columns[0]!r} twice")
+        if "id" in self.content_columns:
+            raise UserError("column 'id' names the examples; it is neither text nor label")
         if self.label_column in self.text_columns:
             raise UserError(f"--label_column {self.label_column!r} is one of the --text_columns; name another")
 
@@ -319,7 +322,8 @@ class SequenceClassification(Task):
         texts, label = known.text_columns, known.label_column
         absent = [name for name in (*texts, *([label] if label else [])) if name not in columns]
         if absent:
-            raise UserError(f"{source} has no column {name_a_few(absent)}; there is {', '.join(columns)}")
+            blank = "; a name with a blank in it cannot be given: rename it" * any(" " in name for name in columns)
+            raise UserError(f"{source} has no column {name_a_few(absent)}; there is {', '.join(columns)}{blank}")
         guessed = []
         if not texts:
             taken = {label, "id"}
@@ -337,6 +341,7 @@ class SequenceClassification(Task):
     def _guess(
         self, found: list[tuple[str, ...]], flag: str, columns: Sequence[str], source: str
     ) -> tuple[str, ...]:
+        found = [guess for guess in found if not any(set(guess) < set(other) for other in found)]
         if len(found) == 1:
             return found[0]
         problem = "no column with a usual name" if not found else "more than one possibility ("
@@ -395,8 +400,13 @@ class SequenceClassification(Task):
             return {}
         names = data.features[self.label_column].names
         if config is not None and trained:
-            if _places(names, config) is not None:
+            places = _places(names, config)
+            if places is not None and not _nameless(config):
                 return {}
+            if places is not None:  # LABEL_0, ...: from now on the names of the data, so that every split fits by name
+                names = [names[places.index(place)] if place in places else str(place)
+                         for place in range(config.num_labels)]
+                return {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
             logger.warning(f"the model's classes ({name_a_few(config.id2label.values())}) are not those of {source} "
                            f"({name_a_few(names)}): it gets a new head")
         return {
@@ -414,6 +424,9 @@ class SequenceClassification(Task):
             unknown = [name for name in names if name not in model_names]
             raise UserError(f"{source}: labels {name_a_few(unknown or names)} are not among those the model knows "
                             f"({name_a_few(model_names, 10)}); give them the same names")
+        if _nameless(config) and not all(name.isdecimal() for name in names):
+            logger.warning(f"{source}: the model's classes have no names; {model_names[0]} is taken for {names[0]!r}, "
+                           f"{model_names[1]} for {names[1]!r}, and so on")
         if places == list(range(config.num_labels)) == list(range(len(names))):
             return data
         shown = list(model_names)  # the names of the data, where the model's are only numbers
@@ -501,7 +514,7 @@ def _class_numbers(data: datasets.Dataset, column: str, source: str) -> tuple[np
     if names is not None:
         numbers = np.array([-1 if value is None else value for value in raw], dtype=np.int64)
         return numbers, list(names)
-    values = [int(value) if isinstance(value, float) and value.is_integer() else value for value in raw]
+    values = [_whole(value) for value in raw]
     values = [None if value in NO_GOLD_LABEL or value != value else value for value in values]
     labelled = [value for value in values if value is not None]
     if not labelled:
@@ -523,15 +536,28 @@ def _class_numbers(data: datasets.Dataset, column: str, source: str) -> tuple[np
     return np.array([-1 if value is None else place[value] for value in values]), [str(value) for value in classes]
 
 
+def _whole(value: Any) -> Any:
+    """1 for 1.0 and "1.0", which is how pandas writes whole numbers beside a gap."""
+    if isinstance(value, str) and value.endswith(".0") and value[:-2].removeprefix("-").isdecimal():
+        return int(value[:-2])
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _nameless(config: PreTrainedConfig) -> bool:
+    return all(str(config.id2label[place]) == f"LABEL_{place}" for place in range(config.num_labels))
+
+
 def _places(names: Sequence[str], config: PreTrainedConfig) -> list[int] | None:
     """The model's number of each class of the data, by name; None where the two do not fit.
 
     A model that calls its classes LABEL_0, LABEL_1, ... has no names: the numbers, else the order, of the data count.
     """
     known = [str(config.id2label[place]) for place in range(config.num_labels)]
-    if all(name == f"LABEL_{place}" for place, name in enumerate(known)):
-        numbers = [int(name) if name.isdecimal() else place for place, name in enumerate(names)]
-        return numbers if max(numbers) < len(known) else None
+    if _nameless(config):
+        if all(name.isdecimal() for name in names):
+            numbers = [int(name) for name in names]
+            return numbers if max(numbers) < len(known) else None
+        return list(range(len(names))) if len(names) == len(known) else None
     lower = [name.lower() for name in known]
     if not {name.lower() for name in names} <= set(lower):
         return None

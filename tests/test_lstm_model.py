@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -33,9 +34,10 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def build(tokenizer, **sizes):
+def build(tokenizer, **settings):
     torch.manual_seed(0)
-    model = lstm_model.build_model(tokenizer, AutoModelForSequenceClassification, 64, **{**LABELS, **sizes})
+    settings = {"reader": True, **LABELS, **settings}
+    model = lstm_model.build_model(tokenizer, AutoModelForSequenceClassification, 64, **settings)
     return model.eval()
 
 
@@ -44,9 +46,9 @@ def tokenizer():
     return lstm_model.train_tokenizer(TEXTS, max_length=64)
 
 
-@pytest.fixture(scope="module")
-def model(tokenizer):
-    return build(tokenizer, hidden_size=16, num_layers=2)
+@pytest.fixture(scope="module", params=[False, True], ids=["lstm", "lstm_reader"])
+def model(request, tokenizer):
+    return build(tokenizer, hidden_size=16, num_layers=2, reader=request.param)
 
 
 def batch_of(rows: list[tuple[list[int], list[int]]], extra: int = 0) -> dict[str, torch.Tensor]:
@@ -100,7 +102,7 @@ rows = st.tuples(ids, st.just([]) | ids)
 
 
 @given(row=rows, company=st.lists(rows, max_size=3), extra=st.integers(0, 7))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 def test_padding_and_company_change_nothing(model, row, company, extra):
     with torch.inference_mode():
         alone = model(**batch_of([row])).logits[0]
@@ -121,7 +123,7 @@ def test_states_stand_in_the_order_of_the_tokens(model):
             alone = encoder(model.lstm.embeddings(torch.tensor([ids])), torch.tensor([len(ids)]))[0]
             for number, place in enumerate(places):
                 same = torch.allclose(hidden[place], alone[number], atol=1e-6)
-                assert same == (place != 0)
+                assert same == (place != 0 or not model.config.reader)
     assert hidden.shape == (8, model.config.hidden_size)
 
 
@@ -140,8 +142,74 @@ def test_packed_sequences_give_the_same_states():
         torch.testing.assert_close(got[row, :length], expected[row, :length], atol=1e-6, rtol=0)
 
 
-def test_every_weight_gets_a_gradient(tokenizer):
-    model = build(tokenizer, hidden_size=16, num_layers=2)
+def slow_reading(reader, ids, words, states, question_words, question_states) -> torch.Tensor:
+    """The recurrence of the docstring, word by word, for one text and one question without padding."""
+    size = words.shape[1]
+    follows = []  # of each query: how much it follows each spelling
+    for query in question_words:
+        cosine = {number: torch.cosine_similarity(query, word, dim=0) for number, word in zip(ids, words, strict=True)}
+        follows.append({number: torch.sigmoid(reader.sharpness * value - reader.threshold)
+                        for number, value in cosine.items()})  # fmt: skip
+    state = torch.ones(size, dtype=words.dtype)
+    for place in range(len(ids) - 1, -1, -1):
+        last = place == len(ids) - 1
+        behind = torch.zeros(size // 2, dtype=words.dtype) if last else states[place + 1, size // 2 :]
+        offsets = reader.offset(behind).softmax(dim=0)
+        matches = [follow[ids[place]].clamp(max=1.0) for follow in follows]
+        asked = sum(match * query for match, query in zip(matches, question_states, strict=True))
+        seen = torch.cat([behind, asked])
+        forget = torch.tanh(reader.forget(behind))
+        added = torch.sigmoid(reader.admit(seen)) * torch.tanh(reader.candidate(seen))
+        state = state + max(matches) * (forget * state + added - state)
+        for follow, match in zip(follows, matches, strict=True):
+            for number in follow:
+                follow[number] = follow[number] * (1 - match * (1 - offsets[0]))
+            for offset in range(1, len(offsets)):
+                if place + offset < len(ids):
+                    follow[ids[place + offset]] = follow[ids[place + offset]] + match * offsets[offset]
+    return state
+
+
+def test_reader_against_the_slow_way():
+    torch.manual_seed(5)
+    reader = lstm_model.Reader(6).double()
+    torch.nn.init.constant_(reader.sharpness, 3.0)
+    torch.nn.init.constant_(reader.threshold, 1.0)
+    embeddings = torch.randn(9, 6, dtype=torch.float64)
+    ids = torch.tensor([[1, 3, 4, 2, 3, 5, 1, 6, 2, 4, 3, 7], [1, 3, 3, 5, 2, 0, 0, 0, 0, 0, 0, 0]])
+    question = torch.tensor([[3, 8, 4], [3, 2, 0]])
+    lengths, question_lengths = [12, 5], [3, 2]
+    states = torch.randn(2, 12, 6, dtype=torch.float64)
+    question_states = torch.randn(2, 3, 6, dtype=torch.float64)
+    inside = torch.arange(12) < torch.tensor(lengths)[:, None]
+    question_inside = torch.arange(3) < torch.tensor(question_lengths)[:, None]
+    states, question_states = states * inside[:, :, None], question_states * question_inside[:, :, None]
+    with torch.inference_mode():
+        got = reader(ids, embeddings[ids], inside, states, embeddings[question], question_inside, question_states)
+        for row, (length, asked) in enumerate(zip(lengths, question_lengths, strict=True)):
+            expected = slow_reading(
+                reader, ids[row, :length].tolist(), embeddings[ids[row, :length]], states[row],
+                embeddings[question[row, :asked]], question_states[row, :asked],
+            )  # fmt: skip
+            torch.testing.assert_close(got[row], expected)
+
+
+def test_a_long_text_full_of_matches_does_not_explode():
+    torch.manual_seed(6)
+    reader = lstm_model.Reader(6)
+    torch.nn.init.constant_(reader.sharpness, 0.0)
+    torch.nn.init.constant_(reader.threshold, -9.0)  # every word is followed from the start
+    ids = torch.randint(1, 40, (1, 500))
+    inside, asked = torch.ones_like(ids, dtype=torch.bool), torch.ones(1, 4, dtype=torch.bool)
+    with torch.inference_mode():
+        state = reader(ids, torch.randn(1, 500, 6), inside, torch.randn(1, 500, 6), torch.randn(1, 4, 6), asked,
+                       torch.randn(1, 4, 6))  # fmt: skip
+    assert state.abs().max() <= 1 + 500  # begins at 1, and no word adds more than 1
+
+
+@pytest.mark.parametrize("reader", [False, True])
+def test_every_weight_gets_a_gradient(tokenizer, reader):
+    model = build(tokenizer, hidden_size=16, num_layers=2, reader=reader)
     batch = tokenizer(TEXTS[:1], TEXTS[1:2], return_tensors="pt")
     output = model(**batch, labels=torch.tensor([1]))
     torch.testing.assert_close(output.loss, cross_entropy(output.logits, torch.tensor([1])))
@@ -150,9 +218,10 @@ def test_every_weight_gets_a_gradient(tokenizer):
     assert idle == []
 
 
-def test_one_text_leaves_no_weight_out_of_the_graph(tokenizer):
+@pytest.mark.parametrize("reader", [False, True])
+def test_one_text_leaves_no_weight_out_of_the_graph(tokenizer, reader):
     """Distributed training waits for the gradient of every weight, be it 0."""
-    model = build(tokenizer, hidden_size=16)
+    model = build(tokenizer, hidden_size=16, reader=reader)
     model(**tokenizer(TEXTS[:1], return_tensors="pt"), labels=torch.tensor([1])).loss.backward()
     assert [name for name, value in model.named_parameters() if value.grad is None] == []
     assert all(torch.isfinite(value.grad).all() for value in model.parameters())
@@ -208,7 +277,7 @@ def test_refuses_what_it_cannot_be(tokenizer):
 # --- learning ---
 
 
-def train(model, tokenizer, rows: list[tuple[str, ...]], labels: np.ndarray, epochs: int) -> None:
+def train(model, tokenizer, rows: Sequence[tuple[str, ...]], labels: np.ndarray, epochs: int) -> None:
     model.train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
     order = np.random.default_rng(0)
@@ -223,19 +292,20 @@ def train(model, tokenizer, rows: list[tuple[str, ...]], labels: np.ndarray, epo
     model.eval()
 
 
-def accuracy(model, tokenizer, rows: list[tuple[str, ...]], labels: np.ndarray) -> float:
+def accuracy(model, tokenizer, rows: Sequence[tuple[str, ...]], labels: np.ndarray) -> float:
     batch = tokenizer(*map(list, zip(*rows, strict=True)), padding=True, return_tensors="pt")
     with torch.inference_mode():
         return float((model(**batch).logits.argmax(dim=1).numpy() == labels).mean())
 
 
-def test_learns_word_order_in_one_text():
+@pytest.mark.parametrize("reader", [False, True])
+def test_learns_word_order_in_one_text(reader):
     """Was "red" before "blue"? Every text has the same words, so that nothing but their order tells."""
     rng = np.random.default_rng(3)
     texts = [" ".join(rng.permutation("red blue one two three four".split())) for _ in range(300)]
     labels = np.array([text.index("red") < text.index("blue") for text in texts]).astype(np.int64)
     tokenizer = lstm_model.train_tokenizer(texts, 32)
-    model = build(tokenizer, hidden_size=32)
+    model = build(tokenizer, hidden_size=32, reader=reader)
     rows = [(text,) for text in texts]
     train(model, tokenizer, rows[:200], labels[:200], epochs=6)
     assert accuracy(model, tokenizer, rows[200:], labels[200:]) >= 0.9

@@ -119,7 +119,8 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_pat
         "control_model": "filter_report.json", "clustered_model": "filter_report.json",
         "my_cartography": "cartography_metrics.csv", "sst2/analysis": "label_analysis.csv",
         "sst2/unified": "unified_analysis.csv", "sst2/filtered": "filter_report.json",
-        "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png", "stories_lstm": "top_epochs.json", "stories_test": "slice_metrics.csv",
+        "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png",
+        "stories_lstm": "top_epochs.json", "stories_test": "slice_metrics.csv",
     }.items():  # fmt: skip
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]

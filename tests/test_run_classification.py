@@ -26,7 +26,7 @@ def read(path):
 def trained(reviews, tmp_path_factory):
     """Both built-in models, trained alike."""
     out = tmp_path_factory.mktemp("trained")
-    for model in ("lstm", "tiny"):
+    for model in ("lstm", "lstm_reader", "tiny"):
         call(
             "--do_train", "--do_eval", "--task", "classification", "--model", model, "--dataset", reviews,
             "--hidden_size", "32", "--num_layers", "1", "--num_train_epochs", "4", "--learning_rate", "1e-2",
@@ -37,7 +37,7 @@ def trained(reviews, tmp_path_factory):
 
 
 def test_both_models_learn_and_write_every_artifact(trained, reviews):
-    for model in ("lstm", "tiny"):
+    for model in ("lstm", "lstm_reader", "tiny"):
         metrics = read(trained / model / "eval_metrics.json")
         assert metrics["eval_accuracy"] > 0.8 > metrics["eval_majority_baseline"] == 0.5
         rows = [json.loads(line) for line in (trained / model / "eval_predictions.jsonl").read_text().splitlines()]
@@ -226,6 +226,8 @@ def test_the_published_data_map_loads(tmp_path, caplog):
         (["--text_columns", "sentences"], "no column 'sentences'"),
         (["--label_column", "stars"], "no column 'stars'"),
         (["--eval_split", "validation", "dev"], "no split 'dev'"),
+        (["--eval_split", "validation", "validation"], "names a split twice"),
+        (["--report_to", "nothing"], "training arguments: nothing is not supported"),
         (["--task", "qa", "--model", "tiny"], "no column 'context', 'question', 'answers'"),
         (["--task", "qa"], "--model lstm classifies texts; for --task qa take tiny"),
         (["--task", "nli"], "give --text_columns"),
@@ -336,3 +338,61 @@ def test_two_processes(reviews, tmp_path):
     alone = read(tmp_path / "alone/eval_metrics.json")
     assert together["eval_total"] == alone["eval_total"] == 30
     assert together["eval_loss"] == pytest.approx(alone["eval_loss"], abs=1e-5)
+
+
+def test_a_half_precision_checkpoint_is_trained_in_full(reviews, trained, tmp_path):
+    """In bfloat16 small updates round to nothing."""
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    half = tmp_path / "half"
+    shutil.copytree(trained / "tiny", half, ignore=shutil.ignore_patterns("checkpoint-*", "runs"))
+    weights = {name: value.bfloat16() for name, value in load_file(half / "model.safetensors").items()}
+    save_file(weights, half / "model.safetensors", metadata={"format": "pt"})
+    (half / "config.json").write_text(json.dumps({**read(half / "config.json"), "dtype": "bfloat16"}))
+    call("--do_train", "--model", half, "--dataset", reviews, "--max_steps", "2", "--output_dir", tmp_path / "m",
+         *SMALL)  # fmt: skip
+    after = load_file(tmp_path / "m/model.safetensors")
+    assert {value.dtype for value in after.values()} == {torch.float32}
+
+
+def test_a_kept_checkpoint_is_a_model(trained, tmp_path):
+    best = read(trained / "lstm/top_epochs.json")[0]
+    call("--do_eval", "--model", trained / "lstm" / best["checkpoint"], "--output_dir", tmp_path / "e", *SMALL)
+    assert read(tmp_path / "e/eval_metrics.json")["eval_accuracy"] == best["metrics"]["accuracy"]
+
+
+def test_filtered_validation_of_several_splits(qa_dir, tiny_model, tmp_path):
+    """Ids are unique within a split only."""
+    rows = [json.loads(line) for line in (qa_dir / "train.jsonl").read_text().splitlines()]
+    data = tmp_path / "data"
+    data.mkdir()
+    write_rows(data / "train.jsonl", rows[:4])
+    for split, chosen in (("validation", rows[:12]), ("test", rows[12:])):
+        write_rows(data / f"{split}.jsonl", [{**row, "id": str(number)} for number, row in enumerate(chosen)])
+    (tmp_path / "f.json").write_text(json.dumps({"rules": {"max_error_score": 1}}))
+    argv = ["--do_eval", "--model", tiny_model, "--dataset", data, "--filter_config", tmp_path / "f.json",
+            "--filter_validation", *SMALL, "--max_length", "64"]  # fmt: skip
+    call(*argv, "--eval_split", "validation", "test", "--output_dir", tmp_path / "both")
+    totals = []
+    for split in ("validation", "test"):
+        call(*argv, "--eval_split", split, "--output_dir", tmp_path / split)
+        alone = read(tmp_path / split / "eval_metrics.json")
+        both = read(tmp_path / f"both/eval_metrics_{split}.json")
+        assert both["eval_filtered_total"] == alone["eval_filtered_total"]
+        totals.append(alone["eval_filtered_total"])
+    assert min(totals) < 12
+
+
+def test_a_diverged_epoch_ranks_last(tmp_path):
+    from checkpoints import TopEpochs
+
+    top = TopEpochs(tmp_path, 2, "loss", greater_is_better=False)
+    for step, loss in ((1, float("nan")), (2, 0.5), (3, 0.2)):
+        top.add(step, step, {"loss": loss}, [])
+    assert [entry["step"] for entry in top.entries] == [3, 2]
+    top.add(4, 4, {"loss": float("nan")}, [])
+    top.save(None)
+    assert [entry["step"] for entry in read(tmp_path / "top_epochs.json")] == [3, 2]

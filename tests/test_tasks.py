@@ -37,6 +37,7 @@ def names_and_labels(split):
         ("classification", ("sentence", "label"), ("sentence",), "label"),
         ("classification", ("question", "story", "label", "category"), ("story", "question"), "label"),
         ("classification", ("premise", "hypothesis", "gold_label"), ("premise", "hypothesis"), "gold_label"),
+        ("classification", ("question", "sentence", "label"), ("sentence", "question"), "label"),
         ("nli", ("hypothesis", "premise", "label", "text"), ("premise", "hypothesis"), "label"),
         ("nli", ("sentence_A", "sentence_B", "entailment_label"), ("sentence_A", "sentence_B"), "entailment_label"),
     ],
@@ -76,6 +77,7 @@ def test_given_columns_are_taken_in_their_order(tmp_path):
         ({"text_columns": ["a", "b"], "label_column": "label"}, "no column 'label'"),
         ({"text_columns": ["a", "b", "id"], "label_column": "kind"}, "one or two columns"),
         ({"text_columns": ["a", "a"], "label_column": "kind"}, "twice"),
+        ({"text_columns": ["id"], "label_column": "kind"}, "neither text nor label"),
         ({"text_columns": ["a"], "label_column": "a"}, "is one of the --text_columns"),
     ):
         with pytest.raises(UserError, match=words):
@@ -111,6 +113,7 @@ def test_the_recorded_task_fills_what_the_flags_leave_open(tmp_path):
         ([True, False, True, True], ["False", "True"], [1, 0, 1, 1]),
         ([1.0, 0.0, 1.0, 0.0], ["0", "1"], [1, 0, 1, 0]),
         ([10, 9, 10, 9], ["9", "10"], [1, 0, 1, 0]),
+        (["1.0", "0.0", "1.0", "-1.0"], ["0", "1"], [1, 0, 1]),
     ],
 )
 def test_labels_of_every_kind(tmp_path, labels, names, numbers):
@@ -198,6 +201,13 @@ def test_pairs_are_read_in_order_and_the_longer_text_is_cut(tmp_path, caplog):
     assert whole[1]["input_ids"] == features[1]["input_ids"]
 
 
+def test_ids_do_not_depend_on_which_classes_a_file_holds(tmp_path):
+    rows = rows_of(text=TEXTS, label=["a", "b", "c", "b", "c", "a"])
+    (tmp_path / "part").mkdir()
+    whole, part = load(tmp_path, rows), load(tmp_path / "part", [row for row in rows if row["label"] != "a"])
+    assert set(part.ids) <= set(whole.ids) and len(part.ids) == 4
+
+
 # --- the labels of a model ---------------------------------------------------------------------------------------
 
 
@@ -234,6 +244,20 @@ def test_numbers_and_a_model_without_names(tmp_path):
     # Which number stands for which name nobody knows: never guessed.
     with pytest.raises(UserError, match="give them the same names"):
         split.task.match_labels(split.data, Config("contradiction", "entailment", "neutral"), "here")
+
+
+def test_a_model_without_names_gets_those_of_the_training_data(tmp_path, caplog):
+    """Or a split in which a class is missing would be counted from 0 again."""
+    (tmp_path / "v").mkdir()
+    train = classified(tmp_path, ["a", "b", "c"])
+    other = load(tmp_path / "v", rows_of(text=["x", "y"], label=["b", "c"]))
+    model = Config("LABEL_0", "LABEL_1", "LABEL_2")
+    assert train.task.head(model, train.data, "here")["id2label"] == {0: "a", 1: "b", 2: "c"}
+    assert other.task.match_labels(other.data, Config("a", "b", "c"), "here")["label"][:] == [1, 2]
+    with pytest.raises(UserError, match="give them the same names"):
+        other.task.match_labels(other.data, model, "here")
+    train.task.match_labels(train.data, model, "here")
+    assert "the model's classes have no names; LABEL_0 is taken for 'a'" in caplog.text
 
 
 def test_training_on_other_classes_gets_a_new_head(tmp_path, caplog):
