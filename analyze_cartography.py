@@ -275,7 +275,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cuts = dataset_cartography.category_thresholds(metrics, *chosen)
     frame = dataset_cartography.categorize_examples(metrics, *chosen)
     split = recorded_split(source, args.dataset, args.split, task_of(args, recorded_task(source)))
-    name = dataset_label(split.name, split.split) if split else str(source)
+    name = dataset_label(split.name, split.split) if split else source.name
     if split is None:
         logger.info(f"{source} records no dataset and --dataset names none: no texts, no question types or labels")
     else:
@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
     identities = [split.identity()] if split else []
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=identities) as path:
-        if args.training_dynamics:
+        if args.training_dynamics or ".jsonl" in source.suffixes:  # made elsewhere: it has no map yet
             dataset_cartography.write_cartography(path, metrics, name, cuts)
         for category in dataset_cartography.CATEGORIES:
             write_json(path / f"{category}_samples.json", samples(frame, category, args.n_examples, split))

@@ -299,13 +299,14 @@ def plot_difficulty(path: Path, difficulty: pd.DataFrame, overall: Mapping[str, 
     figure, axes = new_figure(8, max(3.2, 1.6 + 0.26 * len(shown)), columns=2, sharey=True)
     for axis, metric in zip(axes, ("confidence", "variability"), strict=True):
         axis.axvline(overall[f"{metric}_mean"], color=GREY, linewidth=1, linestyle="--")
-        axis.hlines(places, shown[f"{metric}_low"], shown[f"{metric}_high"], color="#0072B2", linewidth=1.5)
+        low, high = (shown[f"{metric}_{end}"].where(shown["n"] >= MIN_EXAMPLES) for end in ("low", "high"))
+        axis.hlines(places, low, high, color="#0072B2", linewidth=1.5)
         axis.plot(shown[f"{metric}_mean"], places, "o", color="#0072B2", markersize=5)
         axis.set_xlabel(METRIC_LABELS[metric])
     axes[0].set_yticks(places, labels, fontsize=8)
     axes[0].set_ylabel("cluster")
     axes[0].set_ylim(len(shown) - 0.5, -0.5)
-    text = f"{caption}{note}\ndot and line: mean and its 95% interval; dashed: all examples"
+    text = f"{caption}{note}\ndot and line: mean and its 95% interval (from {MIN_EXAMPLES} examples on); dashed: all"
     save_figure(figure, path, "Difficulty of the clusters", text)
 
 

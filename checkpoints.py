@@ -16,7 +16,8 @@ from helpers import Split, UserError
 # What decides which rows are trained on in which order, and what is recorded of them.
 RESUMED_WITH = (
     "seed", "data_seed", "max_train_samples", "windows", "ablations", "confidence_type", "filters",
-    "train_ids", "per_device_train_batch_size", "gradient_accumulation_steps",
+    "train_ids", "per_device_train_batch_size", "gradient_accumulation_steps", "model", "hidden_size", "num_layers",
+    "vocab_size",
 )  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
         checkpoint = Path(args.resume_from_checkpoint)
         if not _is_whole(checkpoint, args):
             raise UserError(f"{checkpoint} is not a whole checkpoint of such a run; name another checkpoint-N")
-    for name in RESUMED_WITH:
+    # The best so far must have been measured on the same examples.
+    watched = ("eval_split", "max_eval_samples") if args.keep_top_epochs else ()
+    for name in (*RESUMED_WITH, *watched):
         before, now = (meta or {}).get("arguments", {}).get(name), getattr(args, name, None)
         if meta and before != now:
             raise UserError(f"{args.output_dir} was trained with {name} {before}, not {now}: resume with the flags it "
@@ -78,11 +81,16 @@ class TopEpochs:
         self.sign = 1 if greater_is_better else -1
         self.entries: list[dict[str, Any]] = []
 
-    def restore(self, step: int) -> None:
-        """Go on from what was written up to ``step``."""
+    def restore(self, evaluated: Sequence[tuple[float, int, dict[str, float]]], standing: bool) -> None:
+        """Go on after these evaluations (epoch, step, metrics); with ``standing`` only those whose checkpoint stands.
+
+        Killed between checkpoint and list, a run leaves one that the list lacks: its slices are lost, not its rank.
+        """
         file = self.output_dir / self.FILE
-        written = read_json(file) if file.exists() else []
-        self.entries = [entry for entry in written if entry["step"] <= step and self._checkpoint(entry).exists()]
+        written = {entry["step"]: entry["slices"] for entry in (read_json(file) if file.exists() else [])}
+        for epoch, step, metrics in evaluated:
+            if not standing or (self.output_dir / f"checkpoint-{step}").exists():
+                self.add(epoch, step, metrics, written.get(step, []))
 
     def add(self, epoch: float, step: int, metrics: dict[str, float], slices: Sequence[dict[str, Any]]) -> None:
         """Rank an evaluated epoch; ``metrics`` without prefix, ``slices`` the rows of slice_metrics.csv."""
@@ -104,6 +112,3 @@ class TopEpochs:
             if re.fullmatch(r"checkpoint-\d+", path.name) and path.name not in names:
                 shutil.rmtree(path)
         write_json(self.output_dir / self.FILE, nulls_for_nan(self.entries))
-
-    def _checkpoint(self, entry: dict[str, Any]) -> Path:
-        return self.output_dir / entry["checkpoint"]

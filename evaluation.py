@@ -24,11 +24,10 @@ MAX_CLASSES_WITH_NUMBERS = 12  # in the cells of the picture of a confusion matr
 class Evaluation:
     """One evaluation set: ``features`` is what the Trainer evaluates, a call scores what it returns.
 
-    rate: the statistic with a 95 % interval in every slice, as a fraction or (``percent``) 0..100.
+    rate: the statistic that has a 95 % interval in every slice.
     """
 
     rate: str
-    percent: bool
 
     def __init__(self, data: datasets.Dataset, features: datasets.Dataset):
         self.data = data
@@ -51,9 +50,8 @@ class Evaluation:
         """The examples as loaded, each with its prediction and its scores (eval_predictions.jsonl)."""
         raise NotImplementedError
 
-    def write(self, directory: Path, suffix: str, title: str) -> list[str]:
-        """Write what else there is to see into ``directory``; names end in ``suffix``. Returns the file names."""
-        return []
+    def write(self, directory: Path, suffix: str, title: str) -> None:
+        """Write what else there is to see into ``directory``; names end in ``suffix``."""
 
     def _in_order(self, output: EvalPrediction, rows: int) -> np.ndarray:
         table = np.empty((rows, output.predictions.shape[1]))
@@ -68,7 +66,7 @@ class QAEvaluation(Evaluation):
     ``predictions`` holds the answers.
     """
 
-    rate, percent = "exact_match", True
+    rate = "exact_match"
 
     def __init__(self, data: datasets.Dataset, features: datasets.Dataset):
         super().__init__(data, features.remove_columns(["offset_start", "offset_end"]))
@@ -120,7 +118,7 @@ class ClassificationEvaluation(Evaluation):
     After a call: ``probabilities`` (N, C), ``gold``, ``predicted`` (N,) class numbers, ``losses`` (N,).
     """
 
-    rate, percent = "accuracy", False
+    rate = "accuracy"
 
     def __init__(self, data: datasets.Dataset, features: datasets.Dataset, label_column: str, texts: Sequence[str]):
         super().__init__(data, features)
@@ -128,6 +126,7 @@ class ClassificationEvaluation(Evaluation):
         self.names: list[str] = data.features[label_column].names
         self.values = label_values(self.names)
         self.gold = np.asarray(features["labels"][:])
+        self.commonest = int(np.bincount(self.gold).argmax())
 
     def __call__(self, output: EvalPrediction) -> dict[str, float]:
         logits = self._in_order(output, len(self.gold))
@@ -138,7 +137,7 @@ class ClassificationEvaluation(Evaluation):
         return self.summary(np.ones(len(self.gold), dtype=bool))
 
     def summary(self, among: np.ndarray) -> dict[str, float]:
-        """``majority_baseline`` is the accuracy of always giving the commonest label of these very examples.
+        """``majority_baseline`` is the accuracy of always giving the commonest label of the evaluation set.
 
         Precision, recall and F1 are unweighted means over the classes that occur (macro), and one number per class. A
         class that is never predicted has precision 0.
@@ -150,7 +149,7 @@ class ClassificationEvaluation(Evaluation):
         scores = precision_recall_fscore_support(gold, predicted, labels=occurring, zero_division=0)
         metrics = {
             "accuracy": float((gold == predicted).mean()),
-            "majority_baseline": float(np.bincount(gold).max() / len(gold)),
+            "majority_baseline": float((gold == self.commonest).mean()),
             "loss": float(self.losses[among].mean()),
             **{name: float(score.mean()) for name, score in zip(("precision", "recall", "f1"), scores, strict=False)},
             "total": len(gold),
@@ -167,7 +166,7 @@ class ClassificationEvaluation(Evaluation):
         low, high = wilson_interval(right, n)
         return {
             "n": n, "accuracy": right / n, "low": float(low), "high": float(high),
-            "majority_baseline": float(np.bincount(gold).max() / n), "loss": float(self.losses[among].mean()),
+            "majority_baseline": float((gold == self.commonest).mean()), "loss": float(self.losses[among].mean()),
         }  # fmt: skip
 
     def rows(self) -> list[dict[str, Any]]:
@@ -184,7 +183,7 @@ class ClassificationEvaluation(Evaluation):
             )
         ]
 
-    def write(self, directory: Path, suffix: str, title: str) -> list[str]:
+    def write(self, directory: Path, suffix: str, title: str) -> None:
         """``confusion_matrix`` as CSV (label, predicted_label, n) and PNG; ``misclassified.csv``, the most confident
         mistakes first."""
         import pandas as pd
@@ -210,7 +209,6 @@ class ClassificationEvaluation(Evaluation):
         write_csv(directory / f"confusion_matrix{suffix}.csv", table)
         write_csv(directory / f"misclassified{suffix}.csv", mistakes)
         plot_confusion(directory / f"confusion_matrix{suffix}.png", counts, self.names, title)
-        return [f"confusion_matrix{suffix}.csv", f"confusion_matrix{suffix}.png", f"misclassified{suffix}.csv"]
 
 
 def label_values(names: Sequence[str]) -> list[str | int]:

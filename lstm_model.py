@@ -246,7 +246,7 @@ class LSTMModel(LSTMPreTrainedModel):
             first = torch.cat([first[:, :1] + state[:, None], first[:, 1:]], dim=1)
         output = torch.zeros_like(words)
         for states, places in ((first, first_places), (second, second_places)):
-            output = output.scatter_add(1, places[:, :, None].expand_as(states), states)
+            output = output.scatter_add(1, places[:, :, None].expand_as(states), states.to(output.dtype))
         return BaseModelOutput(last_hidden_state=output)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,9 +75,15 @@ def new_figure(
 
 
 def save_figure(figure: Figure, path: str | Path, title: str, caption: str) -> None:
-    """Write a PNG with the title above and the caption (n, what is drawn) below, both left-aligned."""
-    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
-    figure.supxlabel(caption, x=0.01, ha="left", fontsize=8, color="#444444")
+    """Write a PNG with the title above and the caption (n, what is drawn) below, both left-aligned and wrapped.
+
+    About 11 characters of the title and 16 of the caption go into an inch.
+    """
+    width = figure.get_figwidth()
+    title, caption = (text.replace("$", r"\$") for text in (title, caption))  # a bare $ would begin a formula
+    lines = [part for line in caption.split("\n") for part in textwrap.wrap(line, int(16 * width))]
+    figure.suptitle(textwrap.fill(title, int(11 * width)), x=0.01, ha="left", fontsize=11)
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color="#444444")
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=DOTS_PER_INCH)
 

@@ -54,10 +54,9 @@ def write_slices(
         columns = list(values)
         write_csv(directory / f"slice_metrics{suffix}.csv", table)
         caption = f"{title}, n = {len(evaluation.data):,}"
-        name = slices.RATE_LABELS[evaluation.rate].split(" (")[0].capitalize()
         slices.plot_slices(
             directory / f"slice_metrics{suffix}.png", table, columns, evaluation.rate,
-            f"{name} by {' and '.join(columns)}", caption,
+            f"{slices.rate_name(evaluation.rate)} by {' and '.join(columns)}", caption,
         )  # fmt: skip
     return table
 
@@ -102,12 +101,10 @@ class EvaluationCallback(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.training = True
-        if self.keep and state.global_step:
-            self.ranking.restore(state.global_step)
-        elif state.global_step:  # the best so far, of the training that goes on
-            for log in state.log_history:
-                if f"eval_{self.metric}" in log:
-                    self.ranking.add(round(log["epoch"], 4), log["step"], quality(log), [])
+        # Of a training that goes on: the best so far.
+        before = [(round(log["epoch"], 4), log["step"], quality(log)) for log in state.log_history
+                  if f"eval_{self.metric}" in log]  # fmt: skip
+        self.ranking.restore(before, standing=bool(self.keep))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         if not self.training:

@@ -6,14 +6,13 @@ and predictions to --output_dir, and with --enable_cartography the training dyna
     python run.py --do_train --do_eval --enable_cartography --num_train_epochs 5 --output_dir ./trainer_output
     python run.py --do_train --do_eval --enable_cartography --model tiny --dataset demo:clinical --max_length 128 \\
         --doc_stride 32 --num_train_epochs 5 --no_cuda          (a minute on a laptop)
-    python run.py --do_train --do_eval --task classification --model lstm --dataset demo:stories \\
-        --eval_split validation validB test --slice_by category num_actors --no_cuda
+    python run.py --do_train --do_eval --task classification --model lstm_reader --dataset demo:stories \\
+        --num_train_epochs 10 --eval_split validation validB test --slice_by category num_actors --no_cuda
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import logging
 import sys
 from collections.abc import Sequence
@@ -45,8 +44,8 @@ from helpers import (
 from models import SCRATCH_MODELS, learning_rate_of, load_model, usable_length, usable_stride
 from plotting import dataset_label
 from qa_features import ABLATIONS
-from slices import OVERALL, RATE_LABELS, generalization_table, plot_generalization, printed, slice_columns
-from tasks import TASKS, QuestionAnswering, Task, add_task_flags, task_of
+from slices import OVERALL, generalization_table, plot_generalization, printed, rate_name, slice_columns
+from tasks import TASKS, Task, add_task_flags, task_of
 from training_data import evaluation_splits, known_variability, training_split
 from training_flags import add_training_flags, given_training_flags
 
@@ -110,7 +109,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset",
-                       help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:clinical "
+                       help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:NAME "
                             f"(default: what --model was trained on by run.py, else {DEFAULT_DATASET})")
     group.add_argument("--train_split", default="train", help="split to train on")
     group.add_list("--eval_split", help="one or several splits to evaluate on (default: validation, or what stands "
@@ -174,10 +173,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def _task(args: argparse.Namespace) -> Task:
-    task = task_of(args, recorded_task(args.model) if Path(args.model).is_dir() else None)
-    if isinstance(task, QuestionAnswering):
-        task = dataclasses.replace(task, max_answer_length=args.max_answer_length)
-    return task
+    return task_of(args, recorded_task(args.model) if Path(args.model).is_dir() else None)
 
 
 def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
@@ -186,8 +182,7 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
     for flag in ("enable_cartography", "use_label_smoothing", "use_soft_weighting", "resume_from_checkpoint"):
         if getattr(args, flag) and not args.do_train:
             parser.error(f"--{flag} needs --do_train")
-    only = {flag: each.flags for each in TASKS.values() for flag in each.flags if flag not in TASKS[args.task].flags}
-    for flag in only:
+    for flag in sorted({flag for each in TASKS.values() for flag in each.flags} - set(TASKS[args.task].flags)):
         if getattr(args, flag) != parser.get_default(flag):
             kinds = " or ".join(name for name, each in TASKS.items() if flag in each.flags)
             parser.error(f"--{flag} is for --task {kinds}, this is {args.task}")
@@ -221,8 +216,6 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--{flag} does nothing without " + ("a filter" if switch == "filters" else f"--{switch}"))
     if args.model in SCRATCH_MODELS and not args.do_train:
         parser.error(f"--model {args.model} is trained from scratch: add --do_train")
-    if args.model in ("lstm", "lstm_reader") and args.task == "qa":
-        parser.error(f"--model {args.model} classifies texts; for --task qa take tiny, or name --task classification")
     for size in SIZES:
         if getattr(args, size) is not None and args.model not in SCRATCH_MODELS:
             parser.error(f"--{size} is for models trained from scratch ({', '.join(SCRATCH_MODELS)})")
@@ -356,8 +349,8 @@ def build_trainer(
             )  # fmt: skip
     evaluation = None
     if watched is not None:
-        windows = task.features(watched.data, tokenizer, args.max_length, args.doc_stride, args.ablations)
-        evaluation = task.evaluation(watched.data, windows)
+        windows = watched.task.features(watched.data, tokenizer, args.max_length, args.doc_stride, args.ablations)
+        evaluation = watched.task.evaluation(watched.data, windows)
     trainer = CartographyTrainer(
         model=model, args=arguments, train_dataset=features, processing_class=tokenizer,
         eval_dataset=evaluation and evaluation.features, compute_metrics=evaluation,
@@ -397,7 +390,7 @@ def train_model(trainer: CartographyTrainer, args: argparse.Namespace, checkpoin
 
 
 def evaluate_split(
-    trainer: CartographyTrainer, args: argparse.Namespace, task: Task, split: Split, suffix: str, kept: set[str] | None
+    trainer: CartographyTrainer, args: argparse.Namespace, split: Split, suffix: str, kept: set[str] | None
 ) -> pd.DataFrame:
     """Evaluate one split under each ablation: metrics, predictions and slices to files, the console and the trackers.
 
@@ -412,7 +405,8 @@ def evaluate_split(
     metrics: dict[str, float] = {}
     values = slice_columns(split.data, args.slice_by or (), f"{args.dataset} [{split.split}]")
     for ablation in args.eval_ablations or [args.ablations]:
-        features = task.features(split.data, trainer.processing_class, args.max_length, args.doc_stride, ablation)
+        tokenizer, task = trainer.processing_class, split.task
+        features = task.features(split.data, tokenizer, args.max_length, args.doc_stride, ablation)
         evaluation = task.evaluation(split.data, features)
         trainer.compute_metrics = evaluation
         own = ablation == args.ablations
@@ -447,7 +441,6 @@ def evaluate_split(
 def evaluate_model(
     trainer: CartographyTrainer,
     args: argparse.Namespace,
-    task: Task,
     splits: Sequence[Split],
     kept: dict[str, set[str]] | None,
 ) -> None:
@@ -455,14 +448,13 @@ def evaluate_model(
     several, tables = len(splits) > 1, {}
     for split in splits:
         suffix, inside = f"_{split.split}" if several else "", kept[split.split] if kept is not None else None
-        tables[split.split] = evaluate_split(trainer, args, task, split, suffix, inside)
+        tables[split.split] = evaluate_split(trainer, args, split, suffix, inside)
     if several and is_main_process():
         write_csv(Path(args.output_dir) / "generalization.csv", generalization_table(tables))
-        rate = "exact_match" if "exact_match" in next(iter(tables.values())) else "accuracy"
-        name = RATE_LABELS[rate].split(" (")[0].capitalize()
+        rate = trainer.compute_metrics.rate
         plot_generalization(
             Path(args.output_dir) / "generalization.png", tables, args.slice_by or (), rate,
-            f"{name} across the evaluation sets",
+            f"{rate_name(rate)} across the evaluation sets",
             f"{dataset_label(args.dataset, '').removesuffix(' []')}, {Path(args.model).name}",
         )  # fmt: skip
 
@@ -498,9 +490,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sizes = {size: getattr(args, size) for size in SIZES}
     model, tokenizer = load_model(args.model, task, loaded, args.max_length, sizes)
     for split in [*([train] if train else []), *splits]:
-        split.data = task.match_labels(split.data, model.config, f"{args.dataset} [{split.split}]")
+        split.data = split.task.match_labels(split.data, model.config, f"{args.dataset} [{split.split}]")
     args.max_length = usable_length(args.max_length, model, tokenizer)
-    if args.task == "qa":
+    if "doc_stride" in task.flags:
         args.doc_stride = usable_stride(args.doc_stride, args.max_length)  # here once, not at every tokenisation
     watched = splits[0] if watches else None
     trainer = build_trainer(args, task, arguments, model, tokenizer, train, watched, variability, checkpoint)
@@ -523,7 +515,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # A run of its own: when it fails, the model is as whole as before.
         evaluating = {**vars(args), "do_train": False}
         with stage(args.output_dir, evaluating, owns=EVALUATION_FILES, inputs=_inputs(args), datasets=identities):
-            evaluate_model(trainer, args, task, splits, kept)
+            evaluate_model(trainer, args, splits, kept)
     if is_main_process():
         wrote = ["the model"] * args.do_train + ["metrics and predictions (eval_*)"] * args.do_eval
         wrote += ["top_epochs.json"] * bool(args.keep_top_epochs)

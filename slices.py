@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     import datasets
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 NUMBER = re.compile(r"-?(0|[1-9]\d*)\.\d+")
 OVERALL, MISSING = "overall", "missing"
@@ -34,6 +32,10 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P")
 BASELINE_COLOR = "#707070"
 RATE_LABELS = {"accuracy": "accuracy (fraction right)", "exact_match": "exact match (%)"}
+
+
+def rate_name(rate: str) -> str:
+    return rate.replace("_", " ").capitalize()
 
 
 def wilson_interval(successes: Any, n: Any, confidence: float = 0.95) -> tuple[Any, Any]:
@@ -125,7 +127,7 @@ def slice_table(
 
     ``values`` holds N values per column: text, numbers or booleans; None, NaN and "" are the slice ``missing``.
     ``statistics`` gets the (N,) bool mask of a slice, never empty, and returns its numbers by name, the same names
-    for every slice. Numbers are in ascending order, texts in order of first appearance, missing is last.
+    for every slice. Numbers are in ascending order, texts in alphabetical order, missing is last.
 
     Columns: ``slice`` (``overall``; a text value as it is, a number as ``<column>_<value>``, combinations joined
     with "/"; where two slices would get one name, every text value becomes ``<column>=<value>``); one column per
@@ -182,6 +184,8 @@ def _encode(values: Sequence) -> tuple[np.ndarray, list]:
         if all(float(value).is_integer() and abs(value) < 2**53 for value in known):
             plain = [value if value is None else int(value) for value in plain]
         known = sorted({value for value in plain if value is not None})
+    else:  # not in the order of the data: a value must have one place and colour in the pictures of all sets
+        known = sorted(known, key=str)
     levels = known + [None] * (None in plain)
     codes = {level: code for code, level in enumerate(levels)}
     return np.array([codes[value] for value in plain], dtype=np.int64), levels
@@ -268,7 +272,7 @@ def printed(table: pd.DataFrame, limit: int = 40) -> str:
         numbers = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
         lines.append("  ".join([name.ljust(widths[0]), *numbers]))
     if len(table) > limit:
-        lines.append(f"... and {len(table) - limit:,} more in slice_metrics.csv")
+        lines.append(f"... and {len(table) - limit:,} more in slice_metrics*.csv")
     return "\n".join(lines)
 
 
@@ -339,7 +343,7 @@ def plot_generalization(
     """
     import pandas as pd
 
-    from plotting import new_figure
+    from plotting import new_figure, save_figure
 
     numeric = _numeric_column(list(tables.values()), columns)
     if numeric is None:
@@ -364,14 +368,14 @@ def plot_generalization(
     _finish_axis(axis, numeric, rate, distinct)
     in_a_row = max(1, 80 // (6 + max(map(len, labels))))  # characters
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=in_a_row, frameon=False, fontsize=8, borderaxespad=0)
-    _save(figure, path, title, caption + _not_drawn(singles, numeric) + _key(rate, parts[0]))
+    save_figure(figure, path, title, caption + _not_drawn(singles, numeric) + _key(rate, parts[0]))
 
 
 def _plot_panels(
     path: str | Path, panels: Sequence[tuple[str, pd.DataFrame]], numeric: str, rate: str, title: str, caption: str
 ) -> None:
     """One panel per (name, rows against ``numeric``); the line of the first stands in grey in all others."""
-    from plotting import LIGHT_GREY, new_figure
+    from plotting import LIGHT_GREY, new_figure, save_figure
 
     across = {1: 1, 2: 2, 4: 2, 7: 4}.get(len(panels), 3)
     down = -(-len(panels) // across)
@@ -396,7 +400,7 @@ def _plot_panels(
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     grey = "; grey line: all examples" if len(panels) > 1 else ""
-    _save(figure, path, title, caption + _key(rate, pooled) + grey)
+    save_figure(figure, path, title, caption + _key(rate, pooled) + grey)
 
 
 def _plot_points(
@@ -404,7 +408,7 @@ def _plot_points(
     reference: float | None = None,
 ) -> None:  # fmt: skip
     """One horizontal point with its interval per row, the first on top; ``reference`` is a line down all of them."""
-    from plotting import LIGHT_GREY, new_figure
+    from plotting import LIGHT_GREY, new_figure, save_figure
 
     figure, axis = new_figure(6.0, 1.3 + 0.28 * len(rows))
     places = np.arange(len(rows))
@@ -421,7 +425,7 @@ def _plot_points(
     axis.set_xlabel(RATE_LABELS.get(rate, rate), fontsize=9)
     axis.tick_params(labelsize=9)
     grey = "; grey line: all examples" if reference is not None else ""
-    _save(figure, path, title, caption + _key(rate, rows, "point", "grey tick") + grey)
+    save_figure(figure, path, title, caption + _key(rate, rows, "point", "grey tick") + grey)
 
 
 def _numeric_column(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> str | None:
@@ -514,12 +518,3 @@ def _sized(name: str, n: int, length: int = 40, break_after: int = 40) -> str:
 
 def _plain(text: str) -> str:
     return text.replace("$", r"\$")  # a bare $ would begin a formula
-
-
-def _save(figure: Figure, path: str | Path, title: str, caption: str) -> None:
-    """``save_figure`` with title and caption wrapped to the width: about 11 and 16 characters an inch."""
-    from plotting import save_figure
-
-    width = figure.get_figwidth()
-    lines = [part for line in caption.split("\n") for part in textwrap.wrap(line, int(16 * width))]
-    save_figure(figure, path, _plain(textwrap.fill(title, int(11 * width))), _plain("\n".join(lines)))

@@ -1,7 +1,7 @@
 """What a task is: its columns, its features, its predictions and how they are scored.
 
-Adding a task means adding a subclass of ``Task`` here and naming it in ``TASKS``; nothing else knows one task from
-another.
+Adding a task means adding a subclass of ``Task`` here and naming it in ``TASKS``; where its predictions are scored in
+a new way, it brings an ``Evaluation`` of its own (evaluation.py).
 """
 
 from __future__ import annotations
@@ -590,9 +590,16 @@ def add_task_flags(group: Any) -> None:
 
 
 def task_of(args: argparse.Namespace, recorded: Mapping[str, Any] | None) -> Task:
-    """The task that the flags of ``add_task_flags`` mean, where they are silent the one ``recorded``, else qa."""
+    """The task that the flags mean, where they are silent the one ``recorded``, else qa.
+
+    A flag with the name of a field of the task's class is its setting.
+    """
     earlier = dict(recorded or {})
     name = args.task or earlier.get("name") or QuestionAnswering.name
-    given = {flag: getattr(args, flag) for flag in ("text_columns", "label_column") if getattr(args, flag)}
+    fields = {field.name for field in dataclasses.fields(TASKS[name])}  # type: ignore[arg-type]
+    flags = {"text_columns", "label_column"} | fields
+    given = {flag: getattr(args, flag) for flag in sorted(flags) if getattr(args, flag, None)}
     known = {key: value for key, value in earlier.items() if key != "name"} if earlier.get("name") == name else {}
-    return get_task(name, **{**known, **({"remembered": True} if known and not given else {}), **given})
+    if known and not given and "remembered" in fields:
+        known["remembered"] = True
+    return get_task(name, **{**known, **given})

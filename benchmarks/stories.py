@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run  # noqa: E402
 from artifacts import atomic, load_meta, read_table, stage, write_csv  # noqa: E402
-from helpers import Parser, command_line, default_eval_split, positive_int, seed_number  # noqa: E402
+from helpers import Parser, UserError, command_line, default_eval_split, positive_int, seed_number  # noqa: E402
 
 # What each kind of model is trained with; anything that is not built in counts as a pretrained encoder.
 SETTINGS = {
@@ -38,12 +38,19 @@ def run_name(model: str, seed: int) -> str:
 
 
 def train(args: argparse.Namespace, model: str, seed: int, directory: Path) -> None:
-    if (load_meta(directory) or {}).get("status") == "finished" and (directory / "generalization.csv").exists():
-        logger.info(f"{directory} is there already")
-        return
     settings = list(SETTINGS.get(model, SETTINGS["pretrained"]))
     if args.epochs:
         settings[1] = str(args.epochs)
+    meta = load_meta(directory) or {}
+    if meta.get("status") == "finished" and (directory / "generalization.csv").exists():
+        wanted = {"dataset": args.dataset, "model": model, "num_train_epochs": float(settings[1]),
+                  "max_train_samples": args.max_train_samples}  # fmt: skip
+        for name, value in wanted.items():
+            if meta["arguments"].get(name) != value:
+                raise UserError(f"{directory} is of a run with {name} {meta['arguments'].get(name)}, not {value}; "
+                                "name another --output_dir")
+        logger.info(f"{directory} is there already")
+        return
     if args.max_train_samples:
         settings += ["--max_train_samples", str(args.max_train_samples)]
     run.main([

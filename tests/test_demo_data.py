@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+import demo_clinical
 import demo_data
-from demo_data import DEMOS, KINDS, PLANTED_ERRORS, generate, splits
+from demo_clinical import KINDS, PLANTED_ERRORS
+from demo_data import DEMOS, generate, splits
 
 ROOT = Path(demo_data.__file__).parent
 SIZES = {"train": 2500, "validation": 400}
@@ -41,7 +43,7 @@ def asked_kinds(question):
     """Kinds that have a question template which matches."""
     return {
         kind
-        for kind, templates in demo_data.QUESTIONS.items()
+        for kind, templates in demo_clinical.QUESTIONS.items()
         if any(re.fullmatch(pattern_of(template), question) for template in templates)
     }
 
@@ -50,7 +52,7 @@ def stated_kinds(sentence):
     """Kinds that have a sentence template which matches, whatever clause was put before or behind it."""
     return {
         kind
-        for kind, templates in demo_data.SENTENCES.items()
+        for kind, templates in demo_clinical.SENTENCES.items()
         if any(
             re.search(pattern_of(re.sub(r"[\[\]<>]", "", template).removesuffix(".")), sentence, re.IGNORECASE)
             for template in templates

@@ -45,7 +45,9 @@ def parsed(story):
 
 
 def asked(row):
-    return QUESTION.fullmatch(row["question"]).groups()
+    match = QUESTION.fullmatch(row["question"])
+    assert match is not None, row["question"]
+    return match.groups()
 
 
 def answer(row):
@@ -184,7 +186,7 @@ def test_the_first_rows_are_of_every_kind(rows):
 
 def densities(drawn):
     """category -> means of turns per actor, interactions per actor, depth of the deeper asked actor."""
-    found = {category: [] for category in CATEGORIES}
+    found: dict[str, list] = {category: [] for category in CATEGORIES}
     for row in drawn:
         depth, turns, interactions = {}, 0, 0
         for kind, match in parsed(row["story"]):

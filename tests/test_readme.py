@@ -64,7 +64,7 @@ def with_local(script: str, argv: list[str], dataset: Path, model: Path, reviews
         argv += [] if "--dataset" in argv or records_its_dataset else ["--dataset", str(dataset)]
         argv += [] if "--model" in argv else ["--model", str(model)]
         argv += ["--max_train_samples", "40", "--max_eval_samples", "40"] if "demo:" in " ".join(argv) else []
-        argv += [] if "--task" in argv or "./stories_lstm" in argv else ["--doc_stride", "32"]
+        argv += [] if "--task" in argv or "./stories_model" in argv else ["--doc_stride", "32"]
     return argv + SMALL.get(script, [])
 
 
@@ -120,7 +120,7 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_pat
         "my_cartography": "cartography_metrics.csv", "sst2/analysis": "label_analysis.csv",
         "sst2/unified": "unified_analysis.csv", "sst2/filtered": "filter_report.json",
         "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png",
-        "stories_lstm": "top_epochs.json", "stories_test": "slice_metrics.csv",
+        "stories_model": "top_epochs.json", "stories_test": "slice_metrics.csv",
     }.items():  # fmt: skip
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]
@@ -168,7 +168,9 @@ def make(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(["make", *words], cwd=REPOSITORY, capture_output=True, text=True, env=outside)
 
 
-@pytest.mark.parametrize("words", [["demo"], ["map", "MODEL=tiny", "EPOCHS=3"]])
+@pytest.mark.parametrize(
+    "words", [["demo"], ["map", "MODEL=tiny", "EPOCHS=3"], ["map", "MODEL=lstm", "TASK=classification"]]
+)
 def test_the_commands_of_make_parse(words, qa_dir):
     """make --dry-run prints every command of the chain; each script must understand its own."""
     done = make("--dry-run", *words, f"DATASET={qa_dir / 'train.jsonl'}")

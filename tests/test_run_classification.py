@@ -29,7 +29,7 @@ def trained(reviews, tmp_path_factory):
     for model in ("lstm", "lstm_reader", "tiny"):
         call(
             "--do_train", "--do_eval", "--task", "classification", "--model", model, "--dataset", reviews,
-            "--hidden_size", "32", "--num_layers", "1", "--num_train_epochs", "4", "--learning_rate", "1e-2",
+            "--hidden_size", "32", "--num_layers", "1", "--num_train_epochs", "6", "--learning_rate", "1e-2",
             "--enable_cartography", "--cartography_output_dir", out / f"{model}_map", "--output_dir", out / model,
             "--slice_by", "kind", "size", "--keep_top_epochs", "2", "--report_to", "tensorboard", *SMALL,
         )  # fmt: skip
@@ -50,7 +50,7 @@ def test_both_models_learn_and_write_every_artifact(trained, reviews):
                      "slice_metrics.png", "tokenizer.json", "config.json"):  # fmt: skip
             assert (trained / model / name).stat().st_size > 0
         table = load_cartography_metrics(trained / f"{model}_map")
-        assert "start_confidence" not in table and set(table["num_epochs"]) == {4}
+        assert "start_confidence" not in table and set(table["num_epochs"]) == {6}
         assert (trained / model / "model.safetensors").stat().st_size < 1_000_000  # --hidden_size was heeded
 
 
@@ -105,7 +105,7 @@ def test_the_best_of_a_training_that_gets_worse(reviews, tmp_path, caplog, monke
 def test_one_set_of_keys_for_every_model(trained):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    keys = {}
+    keys: dict[str, set[str]] = {}
     for model in ("lstm", "tiny"):
         keys[model] = set()
         for file in (trained / model / "runs").rglob("events.*"):
@@ -179,7 +179,7 @@ def test_cartography_equals_slow_formulas_on_the_logits_of_training(classes, tmp
     call("--do_train", "--task", "classification", "--model", "lstm", "--hidden_size", "16", "--num_train_epochs", "4",
          "--dataset", tmp_path, "--enable_cartography", "--cartography_output_dir", tmp_path / "map",
          "--learning_rate", "2e-2", "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
-    history = {}
+    history: dict[str, list[tuple]] = {}
     for rows, (logits, golds) in zip(rows_seen, seen, strict=True):
         for row, logit, gold in zip(rows, logits, golds, strict=True):
             p = np.exp(logit - logit.max())
@@ -229,7 +229,7 @@ def test_the_published_data_map_loads(tmp_path, caplog):
         (["--eval_split", "validation", "validation"], "names a split twice"),
         (["--report_to", "nothing"], "training arguments: nothing is not supported"),
         (["--task", "qa", "--model", "tiny"], "no column 'context', 'question', 'answers'"),
-        (["--task", "qa"], "--model lstm classifies texts; for --task qa take tiny"),
+        (["--task", "qa", "--dataset", "demo:clinical"], "--model lstm classifies and cannot mark the answer"),
         (["--task", "nli"], "give --text_columns"),
         (["--doc_stride", "3"], "--doc_stride is for --task qa, this is classification"),
         (["--eval_ablations", "q_only"], "--eval_ablations is for --task qa"),
@@ -284,7 +284,7 @@ def test_slices_of_question_answering(qa_dir, tiny_model, tmp_path, capsys):
          "source", "--output_dir", tmp_path / "m", *SMALL, "--max_length", "64")  # fmt: skip
     rows = pd.DataFrame(json.loads(line) for line in (tmp_path / "m/eval_predictions.jsonl").read_text().splitlines())
     table = pd.read_csv(tmp_path / "m/slice_metrics.csv").set_index("slice")
-    assert list(table.index) == ["overall", "tale", "story"]
+    assert list(table.index) == ["overall", "story", "tale"]
     for name in ("exact_match", "f1"):
         assert table.loc["tale", name] == pytest.approx(100 * rows[rows["source"] == "tale"][name].mean())
     assert "tale" in capsys.readouterr().out
@@ -396,3 +396,13 @@ def test_a_diverged_epoch_ranks_last(tmp_path):
     top.add(4, 4, {"loss": float("nan")}, [])
     top.save(None)
     assert [entry["step"] for entry in read(tmp_path / "top_epochs.json")] == [3, 2]
+
+
+@pytest.mark.slow
+def test_the_reader_learns_the_stories(tmp_path):
+    """RESULTS.md says it clears 0.90 on the simple stories; this is that run, shorter."""
+    call("--do_train", "--do_eval", "--task", "classification", "--model", "lstm_reader", "--dataset", "demo:stories",
+         "--num_train_epochs", "8", "--per_device_train_batch_size", "32", "--warmup_steps", "0.1", "--no_cuda",
+         "--slice_by", "category", "--save_strategy", "no", "--output_dir", tmp_path / "m")  # fmt: skip
+    table = pd.read_csv(tmp_path / "m/slice_metrics.csv").set_index("slice")
+    assert table.loc["simple", "n"] == 140 and table.loc["simple", "accuracy"] >= 0.9

@@ -1,5 +1,6 @@
 """Classification data: columns guessed, labels of every kind, features, and what a model's labels mean."""
 
+import argparse
 import json
 import logging
 
@@ -86,19 +87,18 @@ def test_given_columns_are_taken_in_their_order(tmp_path):
         get_task("qa", text_columns=["a"])
 
 
-class Flags:
-    def __init__(self, task=None, text_columns=None, label_column=None):
-        self.task, self.text_columns, self.label_column = task, text_columns, label_column
+def flags(task=None, text_columns=None, label_column=None) -> argparse.Namespace:
+    return argparse.Namespace(task=task, text_columns=text_columns, label_column=label_column)
 
 
 def test_the_recorded_task_fills_what_the_flags_leave_open(tmp_path):
     recorded = {"name": "classification", "text_columns": ["a"], "label_column": "kind"}
-    assert task_of(Flags(), recorded) == get_task("classification", text_columns=["a"], label_column="kind")
-    assert task_of(Flags(), None) == get_task("qa") == task_of(Flags("qa"), recorded)
-    assert task_of(Flags(label_column="other"), recorded).label_column == "other"
+    assert task_of(flags(), recorded) == get_task("classification", text_columns=["a"], label_column="kind")
+    assert task_of(flags(), None) == get_task("qa") == task_of(flags("qa"), recorded)
+    assert task_of(flags(label_column="other"), recorded).settings() == {**recorded, "label_column": "other"}
     # Another dataset need not have the columns of the first.
     data = write_rows(tmp_path / "d.jsonl", rows_of(sentence=["x", "y"], label=[0, 1]))
-    assert load_split(str(data), "train", task_of(Flags(), recorded)).task.text_columns == ("sentence",)
+    assert load_split(str(data), "train", task_of(flags(), recorded)).task.text_columns == ("sentence",)
 
 
 # --- labels ------------------------------------------------------------------------------------------------------
@@ -352,7 +352,10 @@ def test_every_task_is_complete():
         assert task.name == name
         for attribute in ("metric", "targets", "pooling"):
             assert hasattr(task, attribute), (name, attribute)
-        inherited = [key for key, value in vars(Task).items() if callable(value) and getattr(task, key) is value]
+        inherited = [
+            key for key, value in vars(Task).items()
+            if (callable(value) or isinstance(value, property)) and getattr(task, key) is value
+        ]  # fmt: skip
         assert set(inherited) <= {"for_columns", "is_usable", "check_training_data", "brief", "head", "match_labels",
                                   "settings"}  # fmt: skip
     assert json.dumps(get_task("nli").settings())
