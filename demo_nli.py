@@ -1,8 +1,8 @@
 """Built-in natural language inference: made-up scenes, and whether one description of a scene follows from another.
 
-A premise says how many people, how old and where, and one of: what colour, what things, when. It is compared with three
-hypotheses, one for each label. A hypothesis states one or two of the first three details and one of the others. What is
-left open is said in general ("people" for two people, "animals" for dogs) or not at all.
+A premise says how many people, how old and where, and one of: what colour, what things, when. It is compared with
+three hypotheses, one for each label. A hypothesis states one or two of the first three details and one of the others.
+What is left open is said in general ("people" for two people, "animals" for dogs) or not at all.
 
 - entailment: the premise states all of it. "At noon two old people are feeding animals outdoors." - "Old people are
   feeding animals at noon."

@@ -61,7 +61,8 @@ def stated_kinds(sentence):
 
 
 def test_default_sizes_columns_and_unique_ids(rows):
-    assert list(DEMOS) == ["clinical"] and splits("clinical") == ["train", "validation"]
+    assert list(DEMOS) == ["clinical", "nli", "stories", "stories_4dir"]
+    assert splits("clinical") == ["train", "validation"]
     for split, expected in SIZES.items():
         assert len(rows[split]) == expected
         assert rows[split][17]["id"] == f"clinical-{split}-00017"
