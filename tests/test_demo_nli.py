@@ -20,14 +20,15 @@ def rows():
 def details(sentence: str) -> dict[str, str]:
     """What a sentence states, read without the generator: detail -> value; ``thing`` only where it is particular."""
     text = sentence.removesuffix(".").lower()
-    found = {}
-    for detail in ("count", "age"):
-        found |= {detail: value for value in CHANGED[detail] if re.search(rf"\b{value}\b", text)}
+    known = {**{detail: CHANGED[detail] for detail in ("count", "age")}, **ADDED, "thing": tuple(PARTICULAR)}
+    found = {
+        detail: value
+        for detail, values in known.items()
+        for value in values
+        if re.search(rf"\b{value}\b", text)
+    }
     if "outdoors" in text:
         found["where"] = "not outdoors" if "not outdoors" in text else "outdoors"
-    for detail in ("colour", "when"):
-        found |= {detail: value for value in ADDED[detail] if re.search(rf"\b{value}\b", text)}
-    found |= {"thing": thing for thing in PARTICULAR if re.search(rf"\b{thing}\b", text)}
     return found
 
 
