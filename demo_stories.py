@@ -9,8 +9,9 @@ and the turns left, right and around (left of north is west).
 
 The column `category` names how densely the actors depend on each other. The events are turns and interactions
 (follows, opposite); a category sets the share of interactions, and how often an interaction refers to an actor that
-had one before, which makes chains: Kevin follows Helen, who followed Paul. Means over `validB` and `test` of `stories`;
-an actor's depth is 0 without an interaction, else 1 more than that of the actor whom its latest one refers to:
+had one before, which makes chains: Kevin follows Helen, who followed Paul. Means over `validB` and `test` of
+`stories`; an actor's depth is 0 without an interaction, else 1 more than that of the actor whom its latest one refers
+to:
 
 | category | turns per actor | interactions per actor | depth of the deeper asked actor |
 |---|---|---|---|
