@@ -34,12 +34,13 @@ ERROR_SHARE = 0.1
 
 # General word: the things of that kind, and what is done with them.
 THINGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "animals": (("dogs", "cats", "horses"), ("feeding", "washing", "brushing")),
-    "clothes": (("coats", "shirts", "hats"), ("folding", "washing", "ironing")),
-    "pieces of furniture": (("chairs", "tables", "benches"), ("painting", "moving", "cleaning")),
-    "vehicles": (("cars", "vans", "buses"), ("washing", "repairing", "cleaning")),
+    "animals": (("dogs", "cats"), ("feeding", "washing", "brushing")),
+    "clothes": (("coats", "hats"), ("folding", "washing", "ironing")),
+    "pieces of furniture": (("chairs", "tables"), ("painting", "moving", "cleaning")),
+    "vehicles": (("cars", "buses"), ("washing", "repairing", "cleaning")),
 }
-# Details that a contradiction changes. They have few values, so that a small model sees each pair of two often.
+# Details that a contradiction changes. Here and below there are few values of each, so that a small model sees every
+# pair of them often enough to learn from 1,500 examples which two agree.
 CHANGED: dict[str, tuple[str, ...]] = {
     "count": ("two", "three", "four"),
     "age": ("young", "old"),
@@ -47,23 +48,30 @@ CHANGED: dict[str, tuple[str, ...]] = {
 }
 # Details that a neutral hypothesis adds; the things are those of the scene's kind.
 ADDED: dict[str, tuple[str, ...]] = {
-    "colour": ("white", "black", "brown", "grey"),
+    "colour": ("white", "black"),
     "thing": (),
-    "when": ("in the morning", "at noon", "in the evening", "at night"),
+    "when": ("at noon", "at night"),
 }
 FRONTED_SHARE = 0.25  # "At noon two people are ..."
+MAX_MISSES = 1000  # scenes in a row that belong to the other split or are known
 
 
 def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[str, Any]]:
     """Rows `premise, hypothesis, label, planted_error` in random order; no two splits share a premise."""
     pairs: list[tuple[str, str, str]] = []
-    seen: set[str] = set()
+    seen: set[tuple[str, str]] = set()
+    misses = 0
     while len(pairs) < num_examples:
         premise, hypotheses = _scene(rng)
+        texts = {(premise, hypothesis) for hypothesis in hypotheses.values()}
         # The premise alone decides the split, so no two splits share one, whatever their seeds and sizes.
-        if zlib.crc32(premise.encode()) % 2 != (split == "validation") or premise in seen:
+        if zlib.crc32(premise.encode()) % 2 != (split == "validation") or texts & seen:
+            misses += 1
+            if misses == MAX_MISSES:
+                raise ValueError(f"num_examples is {num_examples}; demo:nli cannot make so many different pairs")
             continue
-        seen.add(premise)
+        misses = 0
+        seen |= texts
         pairs += [(premise, hypotheses[label], label) for label in _shuffled(rng, LABELS)]
     pairs = _shuffled(rng, pairs[:num_examples])
     num_wrong = round(num_examples * ERROR_SHARE) if split == "train" else 0

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from helpers import UserError
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 4000
@@ -31,8 +32,7 @@ def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int | Non
     The library's WordPiece trainer gives another vocabulary in every process (it iterates over hash maps), so that one
     seed would give many models, and the processes of a distributed run different ones. Counting words does not.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     size = VOCAB_SIZE if vocab_size is None else vocab_size
     if size < MIN_VOCAB_SIZE:
@@ -48,14 +48,22 @@ def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int | Non
     pieces = [*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters), *words][:size]
     tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
+    return paired(tokenizer, max_length, mask_token="[MASK]")
+
+
+def paired(tokenizer: Tokenizer, max_length: int, **special: str) -> PreTrainedTokenizerFast:
+    """``tokenizer`` for transformers: ``[CLS] a [SEP]`` or ``[CLS] a [SEP] b [SEP]``, token types 0 and 1."""
+    from tokenizers import processors
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, SPECIAL_TOKENS.index(token)) for token in ("[CLS]", "[SEP]")],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", mask_token="[MASK]",
+        pad_token="[PAD]", unk_token="[UNK]", cls_token="[CLS]", sep_token="[SEP]", **special,
         model_max_length=max_length,
         model_input_names=["input_ids", "token_type_ids", "attention_mask"],
     )  # fmt: skip
