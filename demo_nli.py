@@ -61,8 +61,9 @@ def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[
     pairs: list[tuple[str, str, str]] = []
     seen: set[tuple[str, str]] = set()
     misses = 0
+    stated = _pick(rng, tuple(ADDED))
     while len(pairs) < num_examples:
-        premise, hypotheses = _scene(rng)
+        premise, hypotheses = _scene(rng, stated)
         texts = {(premise, hypothesis) for hypothesis in hypotheses.values()}
         # The premise alone decides the split, so no two splits share one, whatever their seeds and sizes.
         if zlib.crc32(premise.encode()) % 2 != (split == "validation") or texts & seen:
@@ -70,6 +71,8 @@ def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[
             if misses == MAX_MISSES:
                 raise ValueError(f"num_examples is {num_examples}; demo:nli cannot make so many different pairs")
             continue
+        # Drawn once for each scene that is kept: another draw after a miss would favour what is said in many ways.
+        stated = _pick(rng, tuple(ADDED))
         misses = 0
         seen |= texts
         pairs += [(premise, hypotheses[label], label) for label in _shuffled(rng, LABELS)]
@@ -86,14 +89,14 @@ def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[
     return rows
 
 
-def _scene(rng: np.random.Generator) -> tuple[str, dict[str, str]]:
-    """A premise, and for each label a hypothesis that has it."""
+def _scene(rng: np.random.Generator, stated: str) -> tuple[str, dict[str, str]]:
+    """A premise that states this of the details in ADDED, and for each label a hypothesis that has it."""
     kind = _pick(rng, tuple(THINGS))
     things, actions = THINGS[kind]
     action = _pick(rng, actions)
     values = CHANGED | ADDED | {"thing": things}
     scene = {detail: _pick(rng, options) for detail, options in values.items()}
-    stated, *unstated = _shuffled(rng, tuple(ADDED))
+    unstated = [detail for detail in ADDED if detail != stated]
     premise = _sentence(rng, {detail: scene[detail] for detail in (*CHANGED, stated)}, kind, action)
     hypotheses = {}
     for label in LABELS:

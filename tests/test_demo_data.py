@@ -1,3 +1,4 @@
+import hashlib
 import json
 import re
 import subprocess
@@ -73,16 +74,31 @@ def test_default_sizes_columns_and_unique_ids(rows):
         assert {row["question_type"] for row in rows[split]} == set(KINDS)
 
 
-def test_same_seed_same_bytes_in_another_process_and_nothing_heavy_imported():
+@pytest.mark.parametrize("name", list(DEMOS))
+def test_same_seed_same_bytes_in_another_process_and_nothing_heavy_imported(name):
     code = (
-        "import sys, json, demo_data; print(json.dumps(demo_data.generate('clinical', 'train', 7, 60)));"
+        f"import sys, json, demo_data; print(json.dumps(demo_data.generate('{name}', 'train', 7, 60)));"
         "assert not {'torch', 'pandas', 'transformers', 'datasets'} & set(sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    here = generate("clinical", "train", 7, 60)
+    here = generate(name, "train", 7, 60)
     assert json.loads(done.stdout) == here
     assert done.stdout.strip() == json.dumps(here)
-    assert generate("clinical", "train", 8, 60) != here
+    assert generate(name, "train", 8, 60) != here
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [
+        ("clinical", "0f9a5db6b303d5ef"),
+        ("nli", "84285df432f63d1e"),
+        ("stories", "ee52f8a8a9e78f84"),
+        ("stories_4dir", "288cfe2701534bba"),
+    ],
+)
+def test_rows_are_those_that_other_machines_and_earlier_versions_make(name, digest):
+    """Published numbers hang on them. A generator that is changed on purpose changes its digest here."""
+    assert hashlib.sha256(json.dumps(generate(name, "validation")).encode()).hexdigest()[:16] == digest
 
 
 @pytest.mark.parametrize("n", [0, 1, 4, 50, 137, 500])
@@ -193,7 +209,7 @@ def test_some_notes_need_a_second_window_and_most_do_not(rows):
 
 
 def test_unknown_names_and_sizes_are_refused():
-    with pytest.raises(ValueError, match="no built-in dataset 'x'; there is clinical"):
+    with pytest.raises(ValueError, match="no built-in dataset 'x'; there is clinical, nli, stories, stories_4dir"):
         generate("x", "train")
     with pytest.raises(ValueError, match="no split 'test'; it has train, validation"):
         generate("clinical", "test")
