@@ -406,3 +406,63 @@ def test_the_reader_learns_the_stories(tmp_path):
          "--slice_by", "category", "--save_strategy", "no", "--output_dir", tmp_path / "m")  # fmt: skip
     table = pd.read_csv(tmp_path / "m/slice_metrics.csv").set_index("slice")
     assert table.loc["simple", "n"] == 140 and table.loc["simple", "accuracy"] >= 0.9
+
+
+def test_the_best_epoch_is_known_without_the_list(tmp_path):
+    """Killed after the checkpoint was written and before the list was: what the checkpoint logged counts."""
+    from checkpoints import TopEpochs
+
+    evaluated = [(1, 10, {"accuracy": 0.5}), (2, 20, {"accuracy": 0.9}), (3, 30, {"accuracy": 0.7})]
+    for step in (20, 30):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+    top = TopEpochs(tmp_path, 1, "accuracy", greater_is_better=True)
+    top.restore(evaluated, standing=True)
+    top.save(30)
+    assert [entry["checkpoint"] for entry in read(tmp_path / "top_epochs.json")] == ["checkpoint-20"]
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-20", "checkpoint-30"]
+
+
+def test_a_resume_keeps_its_model_and_its_evaluation_set(refused, trained, reviews, tmp_path):
+    import shutil
+
+    shutil.copytree(trained / "lstm", tmp_path / "m")
+    given = ["--do_train", "--task", "classification", "--dataset", reviews, "--hidden_size", "32", "--num_layers", 1,
+             "--num_train_epochs", "8", "--resume_from_checkpoint", "--output_dir", tmp_path / "m", "--no_cuda",
+             "--max_length", "32", "--per_device_train_batch_size", "8", "--keep_top_epochs", "2"]  # fmt: skip
+    for extra, words in (
+        (["--model", "tiny"], "was trained with model lstm, not tiny"),
+        (["--model", "lstm", "--hidden_size", "64"], "was trained with hidden_size 32, not 64"),
+        (["--model", "lstm", "--eval_split", "test"], "was trained with eval_split None, not ['test']"),
+    ):
+        assert words in refused(run.main, *given, *extra)
+    assert read(tmp_path / "m/run_meta.json")["status"] == "finished"
+
+
+@pytest.mark.parametrize("model", ["lstm", "lstm_reader"])
+def test_lstms_train_in_bfloat16(model, reviews, tmp_path):
+    call("--do_train", "--do_eval", "--task", "classification", "--model", model, "--dataset", reviews, "--max_steps",
+         "2", "--bf16", "--output_dir", tmp_path / "m", *SMALL)  # fmt: skip
+    assert 0 <= read(tmp_path / "m/eval_metrics.json")["eval_accuracy"] <= 1
+
+
+def test_splits_may_name_their_columns_differently(trained, tmp_path):
+    for split, rename in (("validation", {}), ("test", {"label": "labels"})):
+        rows = review_rows(10, 7, prefix=split)
+        write_rows(tmp_path / f"{split}.jsonl", [{rename.get(name, name): value for name, value in row.items()}
+                                                 for row in rows])  # fmt: skip
+    call("--do_eval", "--model", trained / "lstm", "--dataset", tmp_path, "--eval_split", "validation", "test",
+         "--output_dir", tmp_path / "e", *SMALL)  # fmt: skip
+    assert "labels" in (tmp_path / "e/eval_predictions_test.jsonl").read_text()
+
+
+def test_the_baseline_of_a_slice_is_that_of_the_whole_set(trained, tmp_path):
+    """Always giving one label; the commonest of each slice, known afterwards, would be no baseline."""
+    rows = review_rows(12, 8)
+    rows = rows[::2] + rows[1:4:2]  # 6 good, 2 bad
+    for place, row in enumerate(rows):
+        row["half"] = "first" if place in (0, 6, 7) else "second"
+    data = write_rows(tmp_path / "data.jsonl", rows)
+    call("--do_eval", "--model", trained / "lstm", "--dataset", data, "--eval_split", "train", "--slice_by", "half",
+         "--output_dir", tmp_path / "e", *SMALL)  # fmt: skip
+    table = pd.read_csv(tmp_path / "e/slice_metrics.csv").set_index("slice")
+    assert table["majority_baseline"].tolist() == pytest.approx([6 / 8, 1 / 3, 1.0])
