@@ -476,7 +476,7 @@ def test_metrics_that_are_missing_empty_or_lack_columns_are_refused(map_dir, tmp
 def test_published_metrics_can_be_read(tmp_path):
     source = DATA / "data_maps" / "winogrande_roberta.jsonl.gz"
     if not source.exists():
-        pytest.skip(f"{source} is not there")
+        pytest.skip(f"public data: {source} is not there")
     with gzip.open(source, "rt") as file:
         published = pd.DataFrame([json.loads(line) for line in file])
     table = published.rename(columns={"guid": "id"}).assign(correctness=published["correctness"] / 6)

@@ -92,7 +92,7 @@ def test_a_second_reading_of_the_rules_gives_every_label(rows, variant, split):
 def test_the_rules_are_those_of_the_published_stories():
     folder = DATA / "stories_2dir"
     if not folder.is_dir():
-        pytest.skip(f"the published stories are not at {folder}")
+        pytest.skip(f"public data: {folder} is not there")
     published = []
     for file in sorted(folder.glob("*.jsonl.gz")):
         with gzip_open(file, "rt", encoding="utf-8") as lines:

@@ -206,7 +206,7 @@ def test_cartography_equals_slow_formulas_on_the_logits_of_training(classes, tmp
 def test_the_published_data_map_loads(tmp_path, caplog):
     file = DATA / "data_maps/winogrande_roberta.jsonl.gz"
     if not file.exists():
-        pytest.skip("needs shared/data, which is not part of the repository")
+        pytest.skip(f"public data: {file} is not there")
     caplog.set_level("INFO")
     metrics = categorize_examples(load_cartography_metrics(file))
     assert len(metrics) == 40398 and metrics.loc["17715", "correctness"] == pytest.approx(5 / 6)
