@@ -9,12 +9,11 @@ whole words. Importing this module registers them with the Auto classes of trans
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Tokenizer, models
 from torch import nn
 from torch.nn.functional import cross_entropy, normalize, pad
 from transformers import (
@@ -29,11 +28,10 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from helpers import UserError
-from tiny_model import paired
+from tiny_model import check_vocab_size, count_words, paired
 
 VOCAB_SIZE = 20_000
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
-MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 4
 HIDDEN_SIZE = 128
 NUM_LAYERS = 1
 DROPOUT = 0.1
@@ -306,13 +304,8 @@ def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int | Non
     Words of one count are in alphabetical order, so that every process numbers them alike.
     """
     size = VOCAB_SIZE if vocab_size is None else vocab_size
-    if size < MIN_VOCAB_SIZE:
-        raise UserError(
-            f"--vocab_size {size}: expected at least {MIN_VOCAB_SIZE}, as {len(SPECIAL_TOKENS)} are special tokens; "
-            "raise it, or leave it out"
-        )
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    check_vocab_size(size, len(SPECIAL_TOKENS))
+    normalizer, splitter, counts = count_words(texts)
     words = [*SPECIAL_TOKENS, *sorted(counts, key=lambda word: (-counts[word], word))][:size]
     tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter

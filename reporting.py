@@ -46,19 +46,15 @@ def tracked(
 
 
 def write_slices(
-    evaluation: Evaluation, values: Mapping[str, list], directory: Path, suffix: str, title: str
-) -> pd.DataFrame:
-    """Write ``slice_metrics`` as CSV and PNG and return the table."""
-    table = slices.slice_table(values, evaluation.slice_statistics)
+    table: pd.DataFrame, columns: Sequence[str], rate: str, directory: Path, suffix: str, title: str
+) -> None:
+    """Write the table of slices as ``slice_metrics`` CSV, and PNG of its ``rate``."""
     if is_main_process():
-        columns = list(values)
         write_csv(directory / f"slice_metrics{suffix}.csv", table)
-        caption = f"{title}, n = {len(evaluation.data):,}"
         slices.plot_slices(
-            directory / f"slice_metrics{suffix}.png", table, columns, evaluation.rate,
-            f"{slices.rate_name(evaluation.rate)} by {' and '.join(columns)}", caption,
+            directory / f"slice_metrics{suffix}.png", table, columns, rate,
+            f"{slices.rate_name(rate)} by {' and '.join(columns)}", f"{title}, n = {table['n'].iloc[0]:,}",
         )  # fmt: skip
-    return table
 
 
 class ProgressBar(ProgressCallback):
@@ -78,10 +74,10 @@ class StatusCallback(TrainerCallback):
 
 
 class EvaluationCallback(TrainerCallback):
-    """Reports the evaluations during training: slices, the best so far, and with ``top`` the best few epochs, which it
-    keeps.
+    """Reports the evaluations during training: slices, and the best so far.
 
-    metric: what "best" means, without ``eval_``. slice_values: of the split that is watched, {} for no slices.
+    metric: what "best" means, without ``eval_``. slice_values: of the split that is watched, {} for no slices. keep:
+    of so many best epochs the checkpoints are kept, and listed in top_epochs.json; 0 leaves checkpoints alone.
     """
 
     def __init__(
@@ -112,16 +108,17 @@ class EvaluationCallback(TrainerCallback):
         numbers, epoch = quality(metrics), round(state.epoch, 4)
         if self.metric not in numbers:
             raise UserError(f"--metric_for_best_model {self.metric}: there is {', '.join(numbers)}")
+        evaluation: Evaluation = self.trainer.compute_metrics  # type: ignore[assignment]
         table, rows = None, []
         if self.slice_values:
-            evaluation = self.trainer.compute_metrics
-            table = slices.slice_table(self.slice_values, evaluation.slice_statistics)  # type: ignore
+            table = slices.slice_table(self.slice_values, evaluation.slice_statistics)
             rows = table.astype(object).where(table.notna(), None).to_dict("records")
         before = self.ranking.entries[0] if self.ranking.entries else None
         self.ranking.add(epoch, state.global_step, numbers, rows)
         best = self.ranking.entries[0]
-        if self.slice_values and (best["step"] == state.global_step or not args.load_best_model_at_end):
-            write_slices(evaluation, self.slice_values, self.output_dir, "", self.title)  # type: ignore
+        # The files tell of the model that is left at the end.
+        if table is not None and (best["step"] == state.global_step or not args.load_best_model_at_end):
+            write_slices(table, list(self.slice_values), evaluation.rate, self.output_dir, "", self.title)
         extra = f"majority baseline {numbers['majority_baseline']:.4g}" if "majority_baseline" in numbers else ""
         line = f"epoch {epoch:g}: {self.metric} {numbers[self.metric]:.4g}" + f" ({extra})" * bool(extra)
         if best["step"] == state.global_step:

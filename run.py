@@ -44,7 +44,15 @@ from helpers import (
 from models import SCRATCH_MODELS, learning_rate_of, load_model, usable_length, usable_stride
 from plotting import dataset_label
 from qa_features import ABLATIONS
-from slices import OVERALL, generalization_table, plot_generalization, printed, rate_name, slice_columns
+from slices import (
+    OVERALL,
+    generalization_table,
+    plot_generalization,
+    printed,
+    rate_name,
+    slice_columns,
+    slice_table,
+)
 from tasks import TASKS, Task, add_task_flags, task_of
 from training_data import evaluation_splits, known_variability, training_split
 from training_flags import add_training_flags, given_training_flags
@@ -98,6 +106,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                        help="delete the checkpoints of an unfinished run in --output_dir and start again")
     group.add_argument("--resume_from_checkpoint", nargs="?", const="last", metavar="DIR",
                        help="go on from a checkpoint; without a value from the last whole one in --output_dir")
+    group.add_argument("--keep_top_epochs", type=positive_int, metavar="N",
+                       help="evaluate every epoch, keep the checkpoints of the best N, load the best at the end")
     group.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of weights, shuffling and filters")
     group.add_switch("--no_cuda", help="train on the CPU, the same as --use_cpu")
 
@@ -125,9 +135,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--ablations", choices=ABLATIONS, default="none",
                        help="input for training and evaluation: q_only hides the context, p_only the question")
     group.add_list("--eval_ablations", choices=ABLATIONS, help="evaluate the one model under each of these")
-
-    group.add_argument("--keep_top_epochs", type=positive_int, metavar="N",
-                       help="evaluate every epoch, keep the checkpoints of the best N, load the best at the end")
 
     group = parser.add_argument_group("cartography")
     group.add_switch("--enable_cartography", help="record training dynamics")
@@ -418,7 +425,8 @@ def evaluate_split(
         everything = np.ones(len(split.data), dtype=bool)
         rows = pd.DataFrame([{"slice": OVERALL, **evaluation.slice_statistics(everything)}])
         if values:
-            rows = write_slices(evaluation, values, output, ending, _title(args, split))
+            rows = slice_table(values, evaluation.slice_statistics)
+            write_slices(rows, list(values), evaluation.rate, output, ending, _title(args, split))
         if kept is not None:
             inside = np.array([example in kept for example in split.ids])
             found |= {f"{prefix}_filtered_{name}": value for name, value in evaluation.summary(inside).items()}

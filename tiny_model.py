@@ -10,11 +10,13 @@ from helpers import UserError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
+    from tokenizers.normalizers import Normalizer
+    from tokenizers.pre_tokenizers import PreTokenizer
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 VOCAB_SIZE = 4000
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-MIN_VOCAB_SIZE = len(SPECIAL_TOKENS) + 4
+MIN_WORDS = 4  # that a vocabulary must have room for
 HIDDEN_SIZE = 128
 NUM_LAYERS = 2
 NUM_HEADS = 4
@@ -32,16 +34,11 @@ def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int | Non
     The library's WordPiece trainer gives another vocabulary in every process (it iterates over hash maps), so that one
     seed would give many models, and the processes of a distributed run different ones. Counting words does not.
     """
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import Tokenizer, decoders, models
 
     size = VOCAB_SIZE if vocab_size is None else vocab_size
-    if size < MIN_VOCAB_SIZE:
-        raise UserError(
-            f"--vocab_size {size}: expected at least {MIN_VOCAB_SIZE}, as {len(SPECIAL_TOKENS)} are special tokens; "
-            "raise it, or leave it out"
-        )
-    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
-    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    check_vocab_size(size, len(SPECIAL_TOKENS))
+    normalizer, splitter, counts = count_words(texts)
     letters = sorted({letter for word in counts for letter in word})
     repeated = (word for word, count in counts.items() if count > 1 and len(word) > 1)
     words = sorted(repeated, key=lambda word: (-counts[word], word))
@@ -49,6 +46,23 @@ def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int | Non
     tokenizer = Tokenizer(models.WordPiece({piece: place for place, piece in enumerate(pieces)}, unk_token="[UNK]"))
     tokenizer.normalizer, tokenizer.pre_tokenizer, tokenizer.decoder = normalizer, splitter, decoders.WordPiece()
     return paired(tokenizer, max_length, mask_token="[MASK]")
+
+
+def check_vocab_size(size: int, num_special: int) -> None:
+    if size < num_special + MIN_WORDS:
+        raise UserError(
+            f"--vocab_size {size}: expected at least {num_special + MIN_WORDS}, as {num_special} are special tokens; "
+            "raise it, or leave it out"
+        )
+
+
+def count_words(texts: Iterable[str]) -> tuple[Normalizer, PreTokenizer, Counter[str]]:
+    """How texts are lower-cased and how split into words and punctuation, and how often each word is in ``texts``."""
+    from tokenizers import normalizers, pre_tokenizers
+
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    counts = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    return normalizer, splitter, counts
 
 
 def paired(tokenizer: Tokenizer, max_length: int, **special: str) -> PreTrainedTokenizerFast:

@@ -107,6 +107,17 @@ def tiny_model(tmp_path_factory, qa_dir) -> Path:
     return directory
 
 
+@pytest.fixture(scope="module")
+def one_thread():
+    """Small models only wait for threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 @pytest.fixture
 def refused(capsys):
     """Call a script's main with arguments it must refuse: exit status 2 and one line, which is returned."""

@@ -13,6 +13,8 @@ import transformers
 import extract_embeddings
 from artifacts import read_json
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 HIDDEN = 16
 MAX_LENGTH, DOC_STRIDE = 40, 12
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
@@ -44,15 +46,6 @@ def rows() -> list[dict]:
     ]
     made[-1]["answers"]["answer_start"] = [made[-1]["answers"]["answer_start"][0] + 3]
     return made
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small only wait for threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

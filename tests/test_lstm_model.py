@@ -21,17 +21,10 @@ from transformers import (
 import lstm_model
 from helpers import UserError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TEXTS = ["Ada follows Bob. Bob turns around.", "Is Ada following Bob?", "Cleo walks home, alone."]
 LABELS = {"id2label": {0: "no", 1: "yes"}, "label2id": {"no": 0, "yes": 1}, "num_labels": 2}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small only wait for threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def build(tokenizer, **settings):

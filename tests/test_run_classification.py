@@ -399,16 +399,11 @@ def test_a_diverged_epoch_ranks_last(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_reader_learns_the_stories(tmp_path):
+def test_the_reader_learns_the_stories(tmp_path, one_thread):
     """RESULTS.md says it clears 0.90 on the simple stories; this is that run, evaluated on one set."""
-    import torch
-
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # more would only wait for each other
     call("--do_train", "--do_eval", "--task", "classification", "--model", "lstm_reader", "--dataset", "demo:stories",
          "--num_train_epochs", "10", "--per_device_train_batch_size", "32", "--warmup_steps", "0.1", "--no_cuda",
          "--slice_by", "category", "--save_strategy", "no", "--output_dir", tmp_path / "m")  # fmt: skip
-    torch.set_num_threads(threads)
     table = pd.read_csv(tmp_path / "m/slice_metrics.csv").set_index("slice")
     assert table.loc["simple", "n"] == 140 and table.loc["simple", "accuracy"] >= 0.9
 

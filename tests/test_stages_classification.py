@@ -30,6 +30,8 @@ from helpers import load_split
 from tasks import get_task
 from unified_table import unified_table
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 N = 48
 WIDTH = 16
 GOOD, BAD = ("warm", "funny", "bright", "moving"), ("dull", "slow", "empty", "loud")
@@ -78,15 +80,6 @@ TEXTS = {"sentiment": ["sentence"], "nli": ["premise", "hypothesis"], "stories":
 def gold(case: str) -> list[dict]:
     """The rows that have a gold label."""
     return [row for row in CASES[case][0]() if row["label"] != -1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Models this small only wait for threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
