@@ -25,8 +25,7 @@ logger = logging.getLogger(__name__)
 
 def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
     """The checkpoint that --resume_from_checkpoint means; None for a fresh start, which deletes nothing unasked."""
-    numbered = [path for path in Path(args.output_dir).glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])]
-    found = sorted(numbered, key=lambda path: int(path.name[11:]))
+    found = _checkpoints(args.output_dir)
     meta = model_meta(args.output_dir)
     if not args.resume_from_checkpoint:
         if found and not args.overwrite and (meta is None or meta["status"] != "finished"):
@@ -36,7 +35,7 @@ def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
             )
         return None
     if args.resume_from_checkpoint == "last":
-        whole = [path for path in found if _is_whole(path, args)]
+        whole = whole_checkpoints(args.output_dir, args.enable_cartography)
         if not whole:
             raise UserError(f"{args.output_dir} holds no whole checkpoint to resume from; start without the flag")
         if whole[-1] != found[-1]:
@@ -44,7 +43,7 @@ def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
         checkpoint = whole[-1]
     else:
         checkpoint = Path(args.resume_from_checkpoint)
-        if not _is_whole(checkpoint, args):
+        if not _is_whole(checkpoint, args.enable_cartography):
             raise UserError(f"{checkpoint} is not a whole checkpoint of such a run; name another checkpoint-N")
     # The best so far must have been measured on the same examples.
     watched = ("eval_split", "max_eval_samples") if args.keep_top_epochs else ()
@@ -62,8 +61,18 @@ def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
     return str(checkpoint)
 
 
-def _is_whole(checkpoint: Path, args: argparse.Namespace) -> bool:
-    needed = ["trainer_state.json"] + (["training_dynamics.npz"] if args.enable_cartography else [])
+def whole_checkpoints(output_dir: str | Path, with_dynamics: bool) -> list[Path]:
+    """The checkpoints in a directory that were written to their end, the newest last."""
+    return [path for path in _checkpoints(output_dir) if _is_whole(path, with_dynamics)]
+
+
+def _checkpoints(output_dir: str | Path) -> list[Path]:
+    numbered = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])]
+    return sorted(numbered, key=lambda path: int(path.name[11:]))
+
+
+def _is_whole(checkpoint: Path, with_dynamics: bool) -> bool:
+    needed = ["trainer_state.json"] + (["training_dynamics.npz"] if with_dynamics else [])
     return all((checkpoint / name).exists() for name in needed)
 
 

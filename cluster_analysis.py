@@ -355,7 +355,7 @@ def at_least_two(text: str) -> int:
     return value
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def build_parser() -> Parser:
     parser = Parser("Cluster embeddings with HDBSCAN; see the README for what the files mean.")
     parser.add_argument("--embedding_dir", required=True, help="directory that extract_embeddings.py wrote")
     parser.add_argument("--output_dir", default="./cluster_output", help="where the files go")
@@ -382,7 +382,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="two dimensions for the picture only; umap takes half a minute longer",
     )
     parser.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of sample, reduction and picture")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    return build_parser().parse_args(argv)
 
 
 def check_sizes(args: argparse.Namespace, rows: int) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import json
 import logging
 import math
 import numbers
@@ -34,7 +33,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pandas as pd
 
-from artifacts import artifact_file, check_same_dataset, read_json, read_jsonl, read_table
+from artifacts import artifact_file, check_same_dataset, read_jsonl, read_table
+from configs import read_mapping
 from dataset_cartography import (
     CATEGORIES,
     METRIC_COLUMNS,
@@ -425,17 +425,7 @@ BLOCKS = {kind.block: kind for kind in _KINDS}
 
 def load_filter_config(path: str | Path) -> dict[str, Any]:
     """The filter config in a JSON file, checked as by ``validate_config``."""
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file; give a JSON file of filter blocks")
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if repeated := [name for name in names if names.count(name) > 1]:  # json keeps the last and is silent
-            raise UserError(f"{path}: {repeated[0]!r} occurs twice; for two filters of a kind write one list of both")
-        return dict(pairs)
-
-    read_json(path)  # for its errors
-    config = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=unique)
+    config = read_mapping(path)
     try:
         validate_config(config)
     except UserError as error:
@@ -443,8 +433,11 @@ def load_filter_config(path: str | Path) -> dict[str, Any]:
     return config
 
 
-def validate_config(config: Mapping[str, Any]) -> list[Filter]:
-    """The enabled filters of a config, in its order; UserError for whatever can be wrong without reading a file."""
+def validate_config(config: Mapping[str, Any], is_selection: bool = False) -> list[Filter]:
+    """The enabled filters of a config, in its order; UserError for whatever can be wrong without reading a file.
+
+    is_selection: the examples were chosen before, so that the block ``random`` may stand alone.
+    """
     if not isinstance(config, Mapping):
         raise UserError(f"expected filter blocks by name ({', '.join(BLOCKS)}), found {_shown(config)}")
     filters: list[Filter] = []
@@ -467,7 +460,7 @@ def validate_config(config: Mapping[str, Any]) -> list[Filter]:
     randoms = sum(isinstance(each, RandomFilter) for each in filters)
     if randoms > 1:
         raise UserError("filter random is there twice; it is one draw, as large as what the other blocks keep")
-    if randoms and len(filters) == 1:
+    if randoms and len(filters) == 1 and not is_selection:
         raise UserError("filter random draws as many examples as the other blocks would keep; put them beside it")
     return filters
 
@@ -568,12 +561,14 @@ def apply_filters(
     seed: int = 42,
     max_drop_percentage: float | None = None,
     return_report: bool = False,
+    among: np.ndarray | None = None,
 ) -> Any:
     """The examples of ``dataset`` that the blocks of ``filter_config`` keep, in their order; texts are not copied.
 
     With a ``helpers.Split`` the files are checked to be about this very dataset, with a plain ``datasets.Dataset`` to
     share ids with it. ``seed`` is that of the block ``random``, which keeps a random sample of the size that the
-    other blocks would keep instead of applying them.
+    other blocks would keep instead of applying them. ``among``: (n,) bool, the examples that were chosen before; the
+    filters leave the others out, and ``random`` draws from all.
 
     Raises UserError when the config is wrong, a file cannot be used, nothing is left, or more than
     ``max_drop_percentage`` (0..100, None: no limit) would be dropped.
@@ -587,10 +582,10 @@ def apply_filters(
     """
     if max_drop_percentage is not None and not _is_number(max_drop_percentage, 0, 100):
         raise UserError(f"max_drop_percentage is {_shown(max_drop_percentage)}; expected a number from 0 to 100")
-    filters = validate_config(filter_config)
+    filters = validate_config(filter_config, is_selection=among is not None)
     source = Source(dataset)
     is_control = any(isinstance(each, RandomFilter) for each in filters)
-    keep, records = _apply([each for each in filters if not isinstance(each, RandomFilter)], source)
+    keep, records = _apply([each for each in filters if not isinstance(each, RandomFilter)], source, among)
     size_matched_to = None
     if is_control:
         size_matched_to = records
@@ -615,8 +610,10 @@ def apply_filters(
     return filtered, report
 
 
-def _apply(filters: Iterable[Filter], source: Source) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    keep = np.ones(len(source.ids), bool)
+def _apply(
+    filters: Iterable[Filter], source: Source, among: np.ndarray | None = None
+) -> tuple[np.ndarray, list[dict[str, Any]]]:
+    keep = np.ones(len(source.ids), bool) if among is None else among.copy()
     records: list[dict[str, Any]] = []
     for each in filters:
         decision = each.decide(source, keep)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import datasets
     from transformers import EvalPrediction
 
+SPEED = ("_runtime", "_per_second", "_model_preparation_time")  # of the metrics of an evaluation: not about the model
 MAX_CLASSES_REPORTED = 20  # with more, eval_metrics.json holds the means over the classes only
 MAX_CLASSES_WITH_NUMBERS = 12  # in the cells of the picture of a confusion matrix
 
@@ -170,12 +171,13 @@ class ClassificationEvaluation(Evaluation):
         }  # fmt: skip
 
     def rows(self) -> list[dict[str, Any]]:
-        """Adds ``predicted_label`` and ``probabilities``, one per label."""
+        """Adds ``predicted_label``, ``correct`` (0 or 1) and ``probabilities``, one per label."""
         return [
             {
                 **nulls_for_nan(example),
                 self.label_column: self.values[gold],
                 "predicted_label": self.values[predicted],
+                "correct": int(gold == predicted),
                 "probabilities": dict(zip(self.names, p, strict=True)),
             }
             for example, gold, predicted, p in zip(

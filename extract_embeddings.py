@@ -105,7 +105,7 @@ def embed(
 # --- command line ------------------------------------------------------------------------------------------------
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def build_parser() -> Parser:
     parser = Parser("Turn each example of a dataset into one vector of a trained model.")
     parser.add_argument("--model_path", required=True, help="directory that run.py wrote, or a Hub name")
     parser.add_argument(
@@ -127,7 +127,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch_size", type=positive_int, default=32, help="windows or texts in a batch")
     parser.add_argument("--output_dir", default="./embeddings_output", help="where the files go")
     parser.add_switch("--no_cuda", help="use the CPU even where there is a GPU (on a GPU: bfloat16)")
-    return parser.parse_args(argv)
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    return build_parser().parse_args(argv)
 
 
 def check_task(args: argparse.Namespace, task: Task) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import dataclasses
 import difflib
 import functools
 import gzip
@@ -211,8 +212,9 @@ class Parser(argparse.ArgumentParser, _Flags):
     list values may begin with a minus sign (``--exclude_clusters "-1,3"``). An error is one line and exit status 2.
     """
 
-    def __init__(self, description: str | None = None):
-        script = Path(sys._getframe(1).f_globals["__file__"]).name  # whoever calls main, the messages name the script
+    def __init__(self, description: str | None = None, script: str | None = None):
+        # Whoever calls main, the messages name the script.
+        script = script or Path(sys._getframe(1).f_globals["__file__"]).name
         super().__init__(script, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
 
     def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
@@ -226,15 +228,18 @@ class Parser(argparse.ArgumentParser, _Flags):
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
         values, rest = self.parse_known_args(args, namespace)
         if rest:
-            self.unknown(rest[0])
+            name = rest[0].partition("=")[0]
+            self.error(f"unknown argument {name}{self.nearest(name)}")
         return values
 
-    def unknown(self, flag: str) -> None:
-        """Refuse an unknown flag and name the nearest known one."""
-        name = flag.partition("=")[0]
-        known = list(self._option_string_actions)
-        near = [flag for flag in known if flag.startswith(name)] or difflib.get_close_matches(name, known, n=1)
-        self.error(f"unknown argument {name}" + (f"; did you mean {near[0]}?" if near else ""))
+    @property
+    def flags(self) -> list[str]:
+        return list(self._option_string_actions)
+
+    def nearest(self, flag: str) -> str:
+        """``; did you mean --flag?`` for an unknown flag, or nothing."""
+        near = [each for each in self.flags if each.startswith(flag)] or difflib.get_close_matches(flag, self.flags, 1)
+        return f"; did you mean {near[0]}?" if near else ""
 
     def normalize(self, argv: list[str]) -> list[str]:
         """Underscores in flag names, and the values of a list flag joined to it so that "-1,3" is not a flag."""
@@ -317,6 +322,15 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
     SQuAD-style nesting is flattened), a directory of split files or one written by ``save_to_disk``, or a built-in
     ``demo:...``. ``max_samples`` keeps the first rows. Raises UserError for everything that a user can mend.
     """
+    whole = _load_whole(name, split, task, _stamp(Path(name)))  # type: ignore[arg-type]
+    if max_samples is None or max_samples >= whole.rows:
+        return dataclasses.replace(whole)
+    return dataclasses.replace(whole, data=whole.data.select(range(max_samples)))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
+    """``stamp`` tells a file from its older contents: the runs of a suite load the same splits again and again."""
     data = _read(name, split)
     if len(data) == 0:
         raise UserError(f"{name}: split {split!r} holds no examples")
@@ -325,10 +339,12 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
     if "id" not in data.column_names:
         data = data.add_column("id", generate_hash_ids(data, task.content_columns))
     data = data.select_columns(["id", *(column for column in data.column_names if column != "id")])
-    rows, fingerprint = len(data), _fingerprint(data, task.content_columns)
-    if max_samples is not None and max_samples < rows:
-        data = data.select(range(max_samples))
-    return Split(data, name, split, fingerprint, rows, task)
+    return Split(data, name, split, _fingerprint(data, task.content_columns), len(data), task)
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
+    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    return tuple((str(file), (status := file.stat()).st_mtime_ns, status.st_size) for file in files) or None
 
 
 def default_eval_split(name: str) -> str:

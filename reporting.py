@@ -13,13 +13,13 @@ from transformers.trainer_callback import ProgressCallback
 import slices
 from artifacts import write_csv
 from checkpoints import TopEpochs
-from evaluation import Evaluation
+from evaluation import SPEED, Evaluation
 from helpers import UserError, is_main_process
 
 if TYPE_CHECKING:
     import pandas as pd
 
-SPEED = ("_runtime", "_per_second", "_model_preparation_time")  # of the metrics of an evaluation: not about the model
+
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,19 @@ def tracked(
     if within:
         named = {key.replace("/", f"/{within}/", 1): value for key, value in named.items()}
     return named
+
+
+def training_log(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """What was logged while training: one row per step with step, epoch, loss, learning_rate, eval_*, ..."""
+    import pandas as pd
+
+    steps: dict[int, dict[str, float]] = {}
+    for logged in history:
+        kept = {name: value for name, value in logged.items() if not name.endswith(SPEED) and "/" not in name}
+        if "train_loss" not in kept:  # of the whole training: train_metrics.json
+            steps.setdefault(int(logged["step"]), {}).update(kept)
+    table = pd.DataFrame(list(steps.values()), columns=None if steps else ["step", "epoch"])
+    return table[["step", "epoch", *(name for name in table.columns if name not in ("step", "epoch"))]]
 
 
 def write_slices(

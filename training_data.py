@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import hashlib
 import logging
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +18,10 @@ from dataset_cartography import load_cartography_metrics
 from dataset_filters import apply_filters
 from helpers import Split, UserError, default_eval_split, load_split, name_a_few
 from tasks import Task
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -32,18 +39,21 @@ def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, 
         report.append({"filter": "unusable", "before": len(data), "after": len(data) - len(bad),
                        "removed": {task.unusable: bad}})  # fmt: skip
         data = data.select(np.flatnonzero(usable))
+    used, among, filter_report = dataclasses.replace(loaded, data=data), None, None
     if args.train_ids:
-        before, data = data, _select_ids(data, args.train_ids, loaded)
-        kept = set(data["id"][:])
-        removed = [example for example in before["id"][:] if example not in kept]
-        report.append({"filter": "train_ids", "before": len(before), "after": len(data),
+        among = _is_selected(data, args.train_ids, loaded)
+        removed = [example for example, kept in zip(data["id"][:], among, strict=True) if not kept]
+        report.append({"filter": "train_ids", "before": len(data), "after": int(among.sum()),
                        "removed": {f"not in {args.train_ids}": removed}})  # fmt: skip
-    used = dataclasses.replace(loaded, data=data)
-    filter_report = None
     if args.filters:
         used.data, filter_report = apply_filters(
-            used, args.filters, seed=args.seed, max_drop_percentage=args.max_drop_percentage, return_report=True
-        )
+            used, args.filters, seed=args.seed, max_drop_percentage=args.max_drop_percentage, return_report=True,
+            among=among,
+        )  # fmt: skip
+        if among is not None and filter_report["size_matched_to"] is not None:
+            filter_report["size_matched_to"].insert(0, report.pop())  # it only said how many
+    elif among is not None:
+        used.data = data.select(np.flatnonzero(among))
     if not report and filter_report is None:
         return loaded, used, None
     task.check_training_data(used.data, f"{args.dataset} after filtering")
@@ -54,17 +64,50 @@ def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, 
     return loaded, used, {**(filter_report or {}), **whole, "filters": [*report, *filters]}
 
 
-def _select_ids(data: Any, path: str, split: Split) -> Any:
+def _is_selected(data: Any, path: str, split: Split) -> np.ndarray:
+    """(n,) bool: the examples whose ids the CSV lists."""
     wanted = read_table(artifact_file(path, "selected.csv", "select_subset.py"), columns=("id",))["id"].tolist()
     check_same_dataset(path, wanted, split)
-    place = {example: row for row, example in enumerate(data["id"][:])}
-    known = [place[example] for example in wanted if example in place]
-    if not known:
+    selected = np.isin(data["id"][:], wanted)
+    if not selected.any():
         raise UserError(f"{path}: none of its {len(wanted):,} ids are among the examples to train on")
-    if len(known) < len(wanted):
-        absent = [example for example in wanted if example not in place]
+    if selected.sum() < len(wanted):
+        absent = sorted(set(wanted) - set(data["id"][:]))
         logger.warning(f"{path}: {len(absent):,} ids ({name_a_few(absent)}) are not among the training examples")
-    return data.select(sorted(known))
+    return selected
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What decides the features of a dataset; what is not compared follows from what is."""
+
+    dataset: str
+    tokenizer_hash: str
+    task: Task
+    max_length: int
+    doc_stride: int
+    ablation: str
+    data: datasets.Dataset = dataclasses.field(compare=False)
+    tokenizer: PreTrainedTokenizerBase = dataclasses.field(compare=False)
+
+
+def features_of(
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int, ablation: str
+) -> datasets.Dataset:
+    """``Task.features`` of a split. The last few are kept: runs of a suite that follow each other share them."""
+    state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(id(tokenizer))
+    parts = (state, str(tokenizer.model_input_names))
+    digest = hashlib.blake2b("\x1f".join(parts).encode()).hexdigest()
+    fingerprint = split.data._fingerprint  # of the rows, not of the whole split
+    return _features(
+        _Request(fingerprint, digest, split.task, max_length, doc_stride, ablation, split.data, tokenizer)
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _features(request: _Request) -> datasets.Dataset:
+    asked = (request.max_length, request.doc_stride, request.ablation)
+    return request.task.features(request.data, request.tokenizer, *asked)
 
 
 def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:

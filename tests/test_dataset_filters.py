@@ -657,9 +657,9 @@ def test_load_filter_config(tmp_path):
     for text, message in (
         ('{"rules": {},\n}', "filters.json, line 2: malformed JSON"),
         ("", "filters.json, line 1: malformed JSON"),
-        ("[]", "filters.json: expected filter blocks by name"),
+        ("[]", "filters.json: expected a JSON object"),
         ('{"rules": {"max_error_score": 99}}', "filters.json: filter rules: max_error_score is 99"),
-        ('{"rules": {}, "rules": {}}', "filters.json: 'rules' occurs twice; for two filters of a kind write one list"),
+        ('{"rules": {}, "rules": {}}', "filters.json: 'rules' occurs twice in one object; leave one"),
     ):
         file.write_text(text)
         with pytest.raises(UserError, match=message):

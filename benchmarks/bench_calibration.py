@@ -1,0 +1,378 @@
+"""How often the verdicts of comparison.py are wrong, on simulated seeds whose true difference is known.
+
+Reads nothing; draws experiments and references of several shapes of seed noise, alone and in families of six against
+one reference. Writes bench_calibration.csv and bench_calibration.json and prints a Markdown table.
+
+    python benchmarks/bench_calibration.py
+    python benchmarks/bench_calibration.py --repetitions 200 --seed_counts 3,5 --output_dir /tmp/bench_calibration
+
+All repetitions of a cell are decided at once, and the first few again by ``compare_family``, which must agree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import comparison  # noqa: E402
+from artifacts import stage, write_csv, write_json  # noqa: E402
+from comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison, Resamples  # noqa: E402
+from helpers import DEFAULT_SEED, ListOf, Parser, command_line, positive_int  # noqa: E402
+from slices import wilson_interval  # noqa: E402
+
+SEED_COUNTS = (3, 4, 5, 6, 8, 10)
+FAMILY = 6
+TRUE_DIFFERENCES = (0.5, 1.0, 2.0)  # standard deviations of the difference between seeds
+MARGIN = 2.0  # likewise; the difference that the simulated user cares about
+CHECKED = 4  # repetitions of a cell that compare_family decides again
+EXAMPLES = 200
+TWO_LEVEL_REPETITIONS = 2000  # at most: 2,000 resamples each
+AT_ONCE = 100  # of those
+COVERAGE = (0.93, 0.97)
+
+
+# --- shapes of seed noise ----------------------------------------------------------------------------------------
+
+
+class Shape(NamedTuple):
+    """``draw(rng, size, shift)`` gives values with the true mean moved up by ``shift``; ``sd`` is of a difference."""
+
+    sd: float
+    draw: Callable[[np.random.Generator, tuple[int, ...], float], np.ndarray]
+    draw_reference: Callable[[np.random.Generator, tuple[int, ...], float], np.ndarray] | None = None
+
+
+def normal(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
+    return rng.normal(shift, 1.0, size)
+
+
+def skewed(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
+    return rng.exponential(1.0, size) - 1 + shift
+
+
+def heavy_tailed(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
+    return rng.standard_t(3, size) + shift
+
+
+def failing(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
+    return rng.normal(shift, 1.0, size) - 10.0 * (rng.random(size) < 0.1)
+
+
+def coarse(examples: int) -> Shape:
+    def draw(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
+        return rng.binomial(examples, min(0.8 + shift, 1.0), size) / examples
+
+    return Shape(float(np.sqrt(2 * 0.8 * 0.2 / examples)), draw)
+
+
+SHAPES = {
+    "normal": Shape(2**0.5, normal),
+    "skewed": Shape(2**0.5, skewed),
+    "heavy-tailed (t, 3 df)": Shape(6**0.5, heavy_tailed),
+    "coarse, 50 examples": coarse(50),
+    "coarse, 400 examples": coarse(400),
+    "one seed in ten fails": Shape(20**0.5, failing),
+    "skewed, experiment only": Shape(1.09**0.5, skewed, lambda rng, size, shift: 0.3 * normal(rng, size, shift)),
+}
+
+
+class TwoLevel(NamedTuple):
+    """Scores from logits: of the example, of the method at it (mean 0 over examples), of the seed, and noise."""
+
+    method_sd: float
+    seed_sd: float
+    noise_sd: float
+    binary: bool
+
+    def draw(self, rng: np.random.Generator, repetitions: int, family: int, n: int, shift: float) -> np.ndarray:
+        """(repetitions, family + 1, n, EXAMPLES) float32 scores, the reference first, on examples drawn anew."""
+
+        def noise(*size: int) -> np.ndarray:
+            return rng.standard_normal(size, dtype=np.float32)
+
+        logits = 1.0 + 1.5 * noise(repetitions, 1, 1, EXAMPLES)
+        logits = logits + self.method_sd * noise(repetitions, family + 1, 1, EXAMPLES)
+        logits = logits + self.seed_sd * noise(repetitions, family + 1, n, 1)
+        if self.noise_sd:
+            logits += self.noise_sd * noise(repetitions, family + 1, n, EXAMPLES)
+        logits[:, 1:] += np.float32(shift)
+        scores = 1 / (1 + np.exp(-logits))
+        if self.binary:
+            scores = (rng.random(scores.shape, dtype=np.float32) < scores).astype(np.float32)
+        return scores
+
+    def shift_of(self, difference: float) -> float:
+        """The shift of the logits that moves the population's mean score by ``difference``."""
+        rng = np.random.default_rng(DEFAULT_SEED)
+        spread = np.sqrt(1.5**2 + self.method_sd**2 + self.seed_sd**2 + self.noise_sd**2)
+        logits = 1.0 + spread * rng.normal(size=50_000)
+        low, high = 0.0, 10.0
+        for _ in range(30):
+            middle = (low + high) / 2
+            gain = (1 / (1 + np.exp(-logits - middle)) - 1 / (1 + np.exp(-logits))).mean()
+            low, high = (middle, high) if gain < difference else (low, middle)
+        return low
+
+    def sd(self) -> float:
+        """Standard deviation of a difference at one seed and ``EXAMPLES`` examples, both drawn anew."""
+        scores = self.draw(np.random.default_rng(DEFAULT_SEED), 4000, 1, 1, 0.0).mean(axis=-1)
+        return float((scores[:, 1] - scores[:, 0]).std())
+
+
+TWO_LEVEL = {
+    "two-level, exact match": TwoLevel(method_sd=1.5, seed_sd=0.15, noise_sd=0.0, binary=True),
+    "two-level, F1, noise of the seeds": TwoLevel(method_sd=1.5, seed_sd=0.4, noise_sd=0.3, binary=False),
+    "two-level, F1, noise of the examples": TwoLevel(method_sd=1.5, seed_sd=0.02, noise_sd=0.3, binary=False),
+}
+
+
+# --- decisions, all repetitions at once --------------------------------------------------------------------------
+
+
+class Tests(NamedTuple):
+    """Arrays (repetitions, family)."""
+
+    difference: np.ndarray
+    sd: np.ndarray
+    p: np.ndarray
+    p_t: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    total: np.ndarray  # the spread that the power is computed at
+    bootstrap_low: np.ndarray | None = None
+    bootstrap_high: np.ndarray | None = None
+
+
+def t_tests(values: np.ndarray, reference: np.ndarray) -> Tests:
+    """``values`` (R, family, n) against ``reference`` (R, 1, n)."""
+    from scipy import stats
+
+    n = values.shape[-1]
+    differences = values - reference
+    scale = np.maximum(np.abs(values).max(axis=-1), np.abs(reference).max(axis=-1))
+    differences[np.abs(differences) <= 1e-9 * scale[..., None]] = 0.0
+    difference, sd = differences.mean(axis=-1), differences.std(axis=-1, ddof=1)
+    sd[np.ptp(differences, axis=-1) <= 1e-9 * scale] = 0.0
+    se = sd / np.sqrt(n)
+    p = np.where(sd > 0, 2 * stats.t.sf(np.abs(difference) / np.where(sd > 0, se, 1), n - 1), 1.0)
+    half = stats.t.isf(ALPHA / 2, n - 1) * se
+    return Tests(difference, sd, p, p, difference - half, difference + half, sd)
+
+
+def with_bootstrap(tests: Tests, scores: np.ndarray, resamples: Resamples) -> Tests:
+    """The same, with the multi-bootstrap of the (R, family + 1, n, N) scores, the reference first."""
+    from scipy import stats
+
+    repetitions, _, n, examples = scores.shape
+    counts = np.concatenate(list(resamples.example_counts(examples))).astype(np.float32)
+    seed_counts = resamples.seed_counts(n).astype(np.float32)
+    low, high, variance = (np.empty(tests.difference.shape) for _ in range(3))
+    for row in range(repetitions):
+        differences = scores[row, 1:] - scores[row, :1]
+        by_seed = (counts @ differences.reshape(-1, examples).T).reshape(len(counts), -1, n)
+        means = np.einsum("bfn,bn->fb", by_seed, seed_counts).astype(np.float64) / (n * examples)
+        ordered = np.sort(means, axis=1)
+        low[row], high[row] = np.quantile(ordered, [ALPHA / 2, 1 - ALPHA / 2], axis=1)
+        variance[row] = means.var(axis=1)
+    seed_variance = tests.sd**2 / n
+    variance += seed_variance / n
+    degrees = (n - 1) * np.maximum(variance / np.where(seed_variance > 0, seed_variance, 1e-30), 1)
+    p = np.maximum(tests.p_t, 2 * stats.t.sf(np.abs(tests.difference) / np.sqrt(variance), degrees))
+    total = np.maximum(tests.sd, np.sqrt(variance * n))
+    return tests._replace(p=p, total=total, bootstrap_low=low, bootstrap_high=high)
+
+
+def joined(parts: Sequence[Tests]) -> Tests:
+    columns: list[Any] = [None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)]
+    return Tests(*columns)
+
+
+def first_only(tests: Tests) -> Tests:
+    """The first comparison of each family on its own."""
+    columns: list[Any] = [None if column is None else column[:, :1] for column in tests]
+    return Tests(*columns)
+
+
+def holm_rows(p: np.ndarray) -> np.ndarray:
+    order = np.argsort(p, axis=1)
+    sorted_p = np.take_along_axis(p, order, axis=1) * np.arange(p.shape[1], 0, -1)
+    adjusted = np.minimum(np.maximum.accumulate(sorted_p, axis=1), 1)
+    result = np.empty_like(p)
+    np.put_along_axis(result, order, adjusted, axis=1)
+    return result
+
+
+def verdicts(tests: Tests, n: int, margin: float) -> np.ndarray:
+    """(R, family) words: the rule of comparison.verdict for n >= 3 seeds."""
+    family = tests.p.shape[1]
+    low, high = 0.0, 1000.0  # margin over spread at which the power reaches POWER
+    for _ in range(60):
+        middle = (low + high) / 2
+        power = comparison.power_at(n, 1.0, middle, ALPHA / family)
+        low, high = (middle, high) if power is None or power < POWER else (low, middle)
+    significant = (holm_rows(tests.p) <= ALPHA) & (tests.difference != 0)
+    same_side = np.ones(tests.p.shape, dtype=bool)
+    if tests.bootstrap_low is not None and tests.bootstrap_high is not None:
+        same_side = (tests.bootstrap_low > 0) | (tests.bootstrap_high < 0)
+    words = np.where(tests.total * high <= margin, NO_DIFFERENCE, UNDERPOWERED)
+    words = np.where(significant & ~same_side, UNDERPOWERED, words)
+    words = np.where(significant & same_side, np.where(tests.difference > 0, BETTER, WORSE), words)
+    return np.where((tests.sd == 0) & (tests.difference != 0), UNDERPOWERED, words)
+
+
+# --- one cell ----------------------------------------------------------------------------------------------------
+
+
+def simulate(
+    shape: Shape | TwoLevel, n: int, difference: float, repetitions: int, family: int, margin: float,
+    rng: np.random.Generator, resamples: Resamples,
+) -> Tests:  # fmt: skip
+    """Tests of ``family`` experiments that are truly better by ``difference`` than their one reference."""
+    if isinstance(shape, Shape):
+        values = shape.draw(rng, (repetitions, family, n), difference)
+        reference = (shape.draw_reference or shape.draw)(rng, (repetitions, 1, n), 0.0)
+        tests = t_tests(values, reference)
+        check(tests, values, reference, None, n, margin, resamples)
+        return tests
+    parts: list[Tests] = []
+    shift = shape.shift_of(difference) if difference else 0.0
+    for first in range(0, repetitions, AT_ONCE):
+        scores = shape.draw(rng, min(AT_ONCE, repetitions - first), family, n, shift)
+        means = scores.mean(axis=-1, dtype=np.float64)
+        tests = with_bootstrap(t_tests(means[:, 1:], means[:, :1]), scores, resamples)
+        if not parts:
+            check(tests, means[:, 1:], means[:, :1], scores, n, margin, resamples)
+        parts.append(tests)
+    return joined(parts)
+
+
+def check(
+    tests: Tests, values: np.ndarray, reference: np.ndarray, scores: np.ndarray | None, n: int, margin: float,
+    resamples: Resamples,
+) -> None:  # fmt: skip
+    """Raise AssertionError unless comparison.py decides the first repetitions as the arrays do."""
+    words = verdicts(tests, n, margin)
+    for row in range(min(CHECKED, len(values))):
+        family = [
+            Comparison(
+                range(n), values[row, place], reference[row, 0], margin,
+                scores=None if scores is None else scores[row, place + 1],
+                reference_scores=None if scores is None else scores[row, 0],
+            )
+            for place in range(values.shape[1])
+        ]  # fmt: skip
+        found = comparison.compare_family(family, resamples)
+        for place, one in enumerate(found):
+            assert one["verdict"] == words[row, place], (one, words[row, place])
+            if one["p"] is not None:
+                assert abs(one["p"] - tests.p[row, place]) < 1e-4, (one, tests.p[row, place])
+
+
+def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int, resamples: Resamples) -> dict[str, Any]:
+    """One row of the table."""
+    rng = np.random.default_rng([DEFAULT_SEED, n, *name.encode()])
+    sd = shape.sd if isinstance(shape, Shape) else shape.sd()
+    margin = MARGIN * sd
+
+    def rate(hits: Any) -> float:
+        return float(np.mean(hits))
+
+    tests = simulate(shape, n, 0.0, repetitions, FAMILY, margin, rng, resamples)
+    alone = verdicts(first_only(tests), n, margin)[:, 0]
+    found = np.isin(alone, (BETTER, WORSE))
+    family = np.isin(verdicts(tests, n, margin), (BETTER, WORSE)).any(axis=1)
+    low, high = wilson_interval(int(found.sum()), repetitions)
+    family_low, family_high = wilson_interval(int(family.sum()), repetitions)
+    # No spread gives no interval: such repetitions count neither way.
+    known = tests.sd[:, 0] > 0
+    covered = ((tests.low <= 0) & (tests.high >= 0))[known, 0]
+    row: dict[str, Any] = {
+        "shape": name, "n": n, "repetitions": repetitions, "false_findings": rate(found), "low": low, "high": high,
+        "family_error": rate(family), "family_low": family_low, "family_high": family_high,
+        "t_test_alone": rate((tests.p_t[:, 0] <= ALPHA) & known), "t_coverage": rate(covered),
+        "bootstrap_coverage": None, "no_spread": rate(~known), "no_difference": rate(alone == NO_DIFFERENCE),
+    }  # fmt: skip
+    if tests.bootstrap_low is not None and tests.bootstrap_high is not None:
+        row["bootstrap_coverage"] = rate((tests.bootstrap_low <= 0)[:, 0] & (tests.bootstrap_high >= 0)[:, 0])
+    for difference in TRUE_DIFFERENCES:
+        true = simulate(shape, n, difference * sd, repetitions, 1, margin, rng, resamples)
+        words = verdicts(true, n, margin)[:, 0]
+        row[f"power_{difference:g}"] = rate(words == BETTER)
+        if difference == MARGIN:
+            row["missed"] = rate(words == NO_DIFFERENCE)
+    row["outside"] = ", ".join(outside(row))
+    return row
+
+
+def outside(row: dict[str, Any]) -> list[str]:
+    """The bounds that a row breaks by more than the simulation's own 95% interval."""
+    broken = [name for name, low in (("false findings", row["low"]), ("family", row["family_low"])) if low > ALPHA]
+    for name, key in (("t interval", "t_coverage"), ("bootstrap interval", "bootstrap_coverage")):
+        if row[key] is not None:
+            low, high = wilson_interval(round(row[key] * row["repetitions"]), row["repetitions"])
+            broken += [name] * (high < COVERAGE[0] or low > COVERAGE[1])
+    return broken
+
+
+def markdown(rows: Sequence[dict[str, Any]]) -> str:
+    heads = [
+        "shape", "n", "false findings % (95 % interval)", "of six %", "t test alone %", "t interval covers %",
+        "bootstrap covers %", "power % at 0.5, 1, 2 sd", "missed %", "outside its bounds",
+    ]  # fmt: skip
+
+    def percent(value: float | None) -> str:
+        return "" if value is None else f"{100 * value:.1f}"
+
+    lines = [heads, ["---"] * len(heads)]
+    for row in rows:
+        power = ", ".join(f"{100 * row[f'power_{difference:g}']:.0f}" for difference in TRUE_DIFFERENCES)
+        lines.append([
+            row["shape"], str(row["n"]),
+            f"{percent(row['false_findings'])} ({percent(row['low'])} to {percent(row['high'])})",
+            percent(row["family_error"]), percent(row["t_test_alone"]), percent(row["t_coverage"]),
+            percent(row["bootstrap_coverage"]), power, percent(row["missed"]), row["outside"],
+        ])  # fmt: skip
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser("How often the verdicts of comparison.py are wrong, on simulated seeds.")
+    parser.add_argument("--repetitions", type=positive_int, default=10_000,
+                        help=f"of each cell; with per-example scores at most {TWO_LEVEL_REPETITIONS}")  # fmt: skip
+    parser.add_argument("--seed_counts", type=ListOf(positive_int), default=list(SEED_COUNTS), help="each 3 or more")
+    parser.add_argument("--output_dir", default="./bench_calibration", help="where the table goes")
+    args = parser.parse_args(argv)
+    if min(args.seed_counts) < comparison.MIN_SEEDS:
+        parser.error(f"--seed_counts: expected {comparison.MIN_SEEDS} or more, found {min(args.seed_counts)}")
+    return args
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    import pandas as pd
+
+    began = time.perf_counter()
+    resamples = Resamples()
+    rows = []
+    shapes: dict[str, Shape | TwoLevel] = {**SHAPES, **TWO_LEVEL}
+    for name, shape in shapes.items():
+        most = args.repetitions if isinstance(shape, Shape) else TWO_LEVEL_REPETITIONS
+        rows += [cell(name, shape, n, min(args.repetitions, most), resamples) for n in args.seed_counts]
+    print(markdown(rows))
+    with stage(args.output_dir, args, owns=("bench_calibration.csv", "bench_calibration.json")) as path:
+        write_csv(path / "bench_calibration.csv", pd.DataFrame(rows))
+        write_json(path / "bench_calibration.json", {"seconds": time.perf_counter() - began, "rows": rows})
+    print(f"wrote bench_calibration.csv and bench_calibration.json to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()

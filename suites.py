@@ -1,0 +1,283 @@
+"""Suites of experiments: JSON tables of run.py configurations, and what each of their runs is.
+
+    {"name": "filtering", "description": "...", "baseline": "baseline",
+     "prerequisites": {"cartography": {"num_train_epochs": 5}},
+     "base": {"dataset": "demo:clinical", "do_train": true, "do_eval": true},
+     "experiments": [
+        {"name": "baseline", "description": "all of the data", "args": {}},
+        {"name": "no_hard", "description": "...", "why": "...", "args": {"filter_categories": ["easy", "ambiguous"]}}]}
+
+Keys of ``base`` and ``args`` are flags of run.py, nothing is translated; ``args`` win over flags of the command line,
+and these over ``base``. An experiment that trains on other examples than the baseline gets a size-matched control
+unless it says ``"control": false``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import shlex
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from artifacts import META, load_meta, plain
+from configs import flags_to_argv, read_mapping
+from helpers import Parser, UserError, default_eval_split, load_split, name_a_few
+from run_arguments import inputs_of, parse_args, task_of_run
+
+SUITES = Path(__file__).resolve().parent / "example_configs" / "suites"
+PLAN = "suite.json"  # in the directory of a suite: what there is to run and to compare
+SUITE_KEYS = {"name", "description", "baseline", "prerequisites", "base", "experiments"}
+EXPERIMENT_KEYS = {"name", "description", "why", "args", "control"}
+PREREQUISITES = ("cartography", "embeddings", "clusters")  # in the order of their making
+CONTROL = "_control"
+# The suite decides these, run by run.
+TAKEN = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "config", "help_all")
+# Where things are, not what they are; what is read is part of a run's identity by its content.
+PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "config", "overwrite",
+          "resume_from_checkpoint", "seed", "filters", "filter_config", "train_ids")  # fmt: skip
+
+
+@dataclass
+class Experiment:
+    """One row of a suite. ``argv``: its flags, all but those of TAKEN; ``arguments``: what run.py makes of them."""
+
+    name: str
+    description: str
+    why: str
+    argv: list[str]
+    control_of: str | None = None
+    arguments: argparse.Namespace = dataclasses.field(default_factory=argparse.Namespace)
+    settings_hash: str = ""  # of all but the seed
+
+
+
+@dataclass
+class Suite:
+    name: str
+    description: str
+    baseline: str
+    prerequisites: dict[str, list[str]]  # its flags, as argv of the script that makes it
+    base: list[str]
+    experiments: list[Experiment]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training or evaluation of a suite, in a directory of its own. ``config``: what its config.json says."""
+
+    experiment: str
+    seed: int
+    identity: str
+    directory: Path
+    argv: tuple[str, ...]
+    config: dict[str, Any] = dataclasses.field(compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.experiment}, seed {self.seed}"
+
+
+def suite_file(name: str) -> Path:
+    """The file of a built-in suite, or the path itself."""
+    if Path(name).suffix == ".json" or Path(name).exists():
+        return Path(name)
+    built_in = sorted(path.stem for path in SUITES.glob("*.json"))
+    if name not in built_in:
+        raise UserError(f"--suite {name}: expected the path of a suite's JSON file, or one of {', '.join(built_in)}")
+    return SUITES / f"{name}.json"
+
+
+def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], controls: bool) -> Suite:
+    """The suite in a file, with ``extra`` flags of run.py over its base; UserError for whatever is wrong with it.
+
+    parsers: of the scripts that make the prerequisites; that of ``cartography`` is the one of run.py. The arguments of
+    the experiments are still to be resolved, when its prerequisites have their places.
+    """
+    table = read_mapping(path)
+    _check_keys(table, SUITE_KEYS, f"{path}")
+    experiments = table.get("experiments")
+    if not isinstance(experiments, list) or not experiments:
+        raise UserError(f"{path}: expected a list of experiments, found {experiments!r:.60}")
+    parser = parsers["cartography"]
+    base = [*_argv(parser, table.get("base", {}), f"{path}, base"), *extra]
+    found: list[Experiment] = []
+    for number, each in enumerate(experiments, 1):
+        where = f"{path}, experiment {number}"
+        if not isinstance(each, dict) or not isinstance(each.get("name"), str) or not each["name"]:
+            raise UserError(f"{where}: expected an object with a name, found {each!r:.60}")
+        where = f"{path}, experiment {each['name']}"
+        _check_keys(each, EXPERIMENT_KEYS, where)
+        if set(each["name"]) & set("/\\ ") or each["name"].endswith(CONTROL):
+            raise UserError(f"{where}: the name is that of a directory: no slash, no blank, no {CONTROL} at its end")
+        own = _argv(parser, each.get("args", {}), f"{where}, args")
+        one = Experiment(each["name"], each.get("description", ""), each.get("why", ""), [*base, *own])
+        found.append(one)
+        wanted = each.get("control", True)
+        if not isinstance(wanted, bool):
+            raise UserError(f"{where}: control is {wanted!r}; expected true or false")
+        if controls and wanted:
+            found.append(
+                Experiment(one.name + CONTROL, f"as many examples as {one.name}, drawn at random", "",
+                           [*one.argv, "--filter_random=true"], control_of=one.name)  # fmt: skip
+            )
+    names = [one.name for one in found]
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"{path}: two experiments are called {name_a_few(repeated)}")
+    baseline = table.get("baseline", "baseline" if "baseline" in names else names[0])
+    if baseline not in names:
+        raise UserError(f"{path}: the baseline {baseline!r} is no experiment; there is {', '.join(names)}")
+    named = table.get("prerequisites", {})
+    _check_keys(named, set(PREREQUISITES), f"{path}, prerequisites")
+    prerequisites = {
+        name: _argv(parsers[name], flags, f"{path}, prerequisites, {name}") for name, flags in named.items()
+    }
+    name = table.get("name", path.stem)
+    if not isinstance(name, str) or set(name) & set("/\\ "):
+        raise UserError(f"{path}: the name {name!r} is that of a directory: no slash, no blank")
+    return Suite(name, table.get("description", ""), baseline, prerequisites, base, found)
+
+
+def _check_keys(table: Any, known: set[str], where: str) -> None:
+    if not isinstance(table, dict):
+        raise UserError(f"{where}: expected an object, found {table!r:.60}")
+    if unknown := sorted(set(table) - known):
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; there is {', '.join(sorted(known))}")
+
+
+def _argv(parser: Parser, flags: Any, where: str) -> list[str]:
+    if not isinstance(flags, dict):
+        raise UserError(f"{where}: expected flags and their values, found {flags!r:.60}")
+    for name in flags:
+        if name.replace("-", "_") in TAKEN:
+            raise UserError(f"{where}: {name} is decided by the suite, run by run; leave it out")
+    return flags_to_argv(parser, flags, where)
+
+
+# --- what a run is ------------------------------------------------------------------------------------------------
+
+
+def parse_quietly(parse: Callable[[Sequence[str]], argparse.Namespace], argv: Sequence[str], where: str) -> Any:
+    """``parse(argv)``, whose one line of complaint becomes a UserError that begins with ``where``."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return parse(argv)
+    except SystemExit:
+        complaint = said.getvalue().strip().splitlines()[-1].partition("error: ")[2].partition(" (run.py --help")[0]
+        raise UserError(f"{where}: {complaint}") from None
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+
+
+def resolve(suite: Suite, places: Sequence[str], made: Mapping[str, str]) -> None:
+    """Fill in the arguments and hashes of the experiments, and drop the controls of those that change no data.
+
+    places: flags that say where the prerequisites are. made: directory of a prerequisite -> its identity, for those
+    that the suite makes itself.
+    """
+    for each in suite.experiments:
+        each.argv = [*places, *each.argv]
+    plain_ones = [each for each in suite.experiments if each.control_of is None]
+    for each in plain_ones:
+        each.arguments = parse_quietly(parse_args, each.argv, f"suite {suite.name}, experiment {each.name}")
+        where = f"suite {suite.name}, experiment {each.name}"
+        if not each.arguments.do_eval:
+            raise UserError(f"{where}: it evaluates nothing; add do_eval to base")
+        if each.arguments.filter_random:
+            raise UserError(f"{where}: the suite adds size-matched controls itself; leave filter_random out")
+    by_name = {each.name: each for each in plain_ones}
+    baseline = by_name[suite.baseline].arguments
+    kept = []
+    for each in suite.experiments:
+        if each.control_of is not None:
+            treated = by_name[each.control_of].arguments
+            if (treated.filters, treated.train_ids) == (baseline.filters, baseline.train_ids):
+                continue
+            each.arguments = parse_quietly(parse_args, each.argv, f"suite {suite.name}, experiment {each.name}")
+        kept.append(each)
+    suite.experiments = kept
+    for each in kept:
+        each.settings_hash = settings_hash(each.arguments, inputs_of(each.arguments), made)
+    seen: dict[str, str] = {}
+    for each in kept:
+        if (other := seen.setdefault(each.settings_hash, each.name)) != each.name:
+            raise UserError(f"suite {suite.name}: {other} and {each.name} come to the same arguments; to compare them "
+                            "would say nothing")
+
+
+def settings_hash(
+    arguments: argparse.Namespace, inputs: Mapping[str, str | None], made: Mapping[str, str]
+) -> str:
+    """16 hex digits over the arguments (without the seed and without places), what is read, and the data."""
+    settings = {name: value for name, value in vars(arguments).items() if name not in PLACES}
+    if arguments.filter_config:
+        settings["filters"] = _without_paths(arguments.filters)
+    read = {label: made.get(str(path)) or content_key(path) for label, path in inputs.items() if path is not None}
+    return _digest([settings, read, fingerprints(arguments)])
+
+
+def _without_paths(filters: Any) -> Any:
+    if isinstance(filters, dict):
+        return {name: _without_paths(value) for name, value in filters.items() if not name.endswith("_path")}
+    return [_without_paths(value) for value in filters] if isinstance(filters, list) else filters
+
+
+def fingerprints(arguments: argparse.Namespace) -> dict[str, str]:
+    """``{"train": fingerprint, ...}`` of the splits that a run reads."""
+    task = task_of_run(arguments)
+    splits = [arguments.train_split] if arguments.do_train else []
+    splits += arguments.eval_split or [default_eval_split(arguments.dataset)]
+    return {split: load_split(arguments.dataset, split, task).fingerprint for split in splits}
+
+
+def content_key(path: str | Path) -> str:
+    """What tells an artifact from one that was made again in the same place."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory, and a run of the suite reads it")
+    if path.is_file() and not (path.parent / META).exists():
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    meta = load_meta(path)
+    if meta is not None:
+        return _digest([meta.get("started"), meta.get("arguments"), meta.get("outputs")])
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return _digest([[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(value, sort_keys=True, default=plain)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def identity_of(settings: str, seed: int) -> str:
+    """16 hex digits: equal for two runs exactly when they train and evaluate the same on the same data."""
+    return _digest([settings, seed])
+
+
+def run_name(experiment: str, seed: int, identity: str) -> str:
+    return f"{experiment}-seed{seed}-{identity[:8]}"
+
+
+def runs_of(suite: Suite, seeds: Sequence[int], directory: Path) -> list[Run]:
+    """Every run of the suite, experiment by experiment: the seeds of one share what was read and tokenised."""
+    runs = []
+    for each in suite.experiments:
+        for seed in seeds:
+            identity = identity_of(each.settings_hash, seed)
+            place = directory / run_name(each.name, seed, identity)
+            argv = [*each.argv, f"--seed={seed}", f"--output_dir={place}"]
+            if each.arguments.enable_cartography:
+                argv.append(f"--cartography_output_dir={place / 'cartography_output'}")
+            config = {
+                "suite": suite.name, "experiment": each.name, "seed": seed, "identity": identity,
+                "settings_hash": each.settings_hash, "control_of": each.control_of,
+                "command": shlex.join(["python", "run.py", *argv]),
+            }  # fmt: skip
+            runs.append(Run(each.name, seed, identity, place, tuple(argv), config))
+    return runs
