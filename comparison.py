@@ -151,13 +151,13 @@ def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray, resamples:
     N examples in the same order. Seeds and examples are resampled with replacement, both arms alike (the
     Multi-Bootstrap, Sellam et al. 2021, arXiv 2106.16163). Keys:
 
-    ``bootstrap_low``, ``bootstrap_high``: 95% percentile interval of the mean difference. With few seeds it is too
-    narrow where the seeds differ more than the examples: in benchmarks/bench_calibration.py 84% at 3 seeds.
     ``bootstrap_se``: standard error of the mean difference. A resample of S seeds has (S - 1) / S of their
     variance; what is missing is added back here.
-    ``p_bootstrap``: two-sided p of a t test with that standard error and (S - 1) / w degrees of freedom, w the share
-    of the seeds in the variance. Satterthwaite's (S - 1) / w**2 is liberal for an estimated w: with 5 seeds and a
-    quarter of the variance from the examples 5.7% false findings, this one 4.5%.
+    ``bootstrap_low``, ``bootstrap_high``, ``p_bootstrap``: 95% interval of the mean difference and two-sided p, of t
+    with that standard error and (S - 1) / w degrees of freedom, w the share of the seeds in the variance.
+    Satterthwaite's (S - 1) / w**2 is liberal for an estimated w: with 5 seeds and a quarter of the variance from the
+    examples 5.7% false findings, this one 4.5%. Percentiles of the resamples would be too narrow with few seeds, as
+    every bootstrap of few values is: 84% coverage at 3 seeds.
 
     Raises ValueError for other shapes, NaN or infinity.
     """
@@ -168,18 +168,18 @@ def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray, resamples:
     if n < 2:
         raise ValueError("expected the scores of at least 2 seeds; single_seed_statistics compares one")
     means = _bootstrap_means(differences, resamples)
-    low, high = _percentile_interval(means)
     by_seed = differences.mean(axis=1)
     seed_variance = float(by_seed.var(ddof=1)) / n
     variance = float(means.var()) + seed_variance / n
     mean, se = float(by_seed.mean()), math.sqrt(variance)
     if se <= 1e-9 * np.abs(differences).max(initial=0.0):
         p = 1.0 if mean == 0 else 0.0  # no spread at all; verdict() does not rest on it
-        se = 0.0
+        se = half = 0.0
     else:
         degrees = (n - 1) * max(variance / seed_variance, 1.0) if seed_variance > 0 else math.inf
         p = float(2 * stats.t.sf(abs(mean) / se, degrees))
-    return {"bootstrap_low": low, "bootstrap_high": high, "bootstrap_se": se, "p_bootstrap": p}
+        half = float(stats.t.isf(ALPHA / 2, degrees)) * se
+    return {"bootstrap_low": mean - half, "bootstrap_high": mean + half, "bootstrap_se": se, "p_bootstrap": p}
 
 
 def single_seed_statistics(
@@ -310,13 +310,15 @@ def verdict(
     per-example scores, ``p_holm`` is the Holm-adjusted p of the comparison (of ``compare_family``), ``margin`` the
     smallest difference that matters, in the metric's unit, above 0.
 
-    From 3 seeds on: better or worse where p_holm <= 0.05 and the multi-bootstrap interval, if any, excludes 0 on the
-    same side; else no detectable difference where a true difference of ``margin`` would be found with a power of
-    at least 0.8; else underpowered. The power is that at the spread observed (of the seeds, or of seeds and examples
-    where that is larger) and at 0.05 / family_size, so that |difference| < margin wherever no difference is detected.
+    From 3 seeds on: better or worse where p_holm <= 0.05; else no detectable difference where a true difference of
+    ``margin`` would be found with a power of at least 0.8; else underpowered. The power is that at the spread observed
+    (of the seeds, or of seeds and examples where that is larger) and at 0.05 / family_size, so that
+    |difference| < margin wherever no difference is detected.
     Two seeds are always underpowered. One seed gives better, worse or underpowered, of this checkpoint only.
     """
     n, difference, spread = statistics["n"], statistics["difference"], statistics["difference_sd"]
+    if n == 0:
+        return UNDERPOWERED, "no seed at which both runs are finished"
     found = BETTER if (difference > 0) == higher_is_better else WORSE
     significant = p_holm is not None and p_holm <= ALPHA and difference != 0
     if n == 1:
@@ -328,9 +330,7 @@ def verdict(
     if spread == 0 and difference != 0:
         return UNDERPOWERED, "the same difference at every seed: the metric is too coarse to estimate the spread"
     if significant:
-        if bootstrap is None or bootstrap["bootstrap_low"] > 0 or bootstrap["bootstrap_high"] < 0:
-            return found, None
-        return UNDERPOWERED, "more evaluation examples needed"
+        return found, None
     total = _spread(statistics, bootstrap)
     if total == 0:
         return NO_DIFFERENCE, "no difference at any seed"
@@ -405,6 +405,8 @@ def _test(comparison: Comparison, resamples: Resamples) -> dict[str, Any]:
     if not comparison.margin > 0:
         raise ValueError(f"expected a margin above 0, got {comparison.margin}")
     row: dict[str, Any] = dict.fromkeys(ROW)
+    if not seeds:  # planned, but nothing came of it: it counts in the family
+        return row | {"n": 0, "margin": comparison.margin, "scope": "method"}
     row |= paired_statistics(
         np.asarray(comparison.values), np.asarray(comparison.reference), comparison.higher_is_better
     )

@@ -70,8 +70,10 @@ def _matching_map(directory: Path, arguments: Any) -> Path | None:
     if meta is None or meta["status"] != "finished" or not meta.get("datasets"):
         return None
     before = meta["arguments"]
-    same = all(before.get(name) == getattr(arguments, name) for name in ("model", "max_train_samples"))
-    whole = not before.get("filters") and not before.get("train_ids")
+    same = before.get("model") == arguments.model
+    rows, asked = meta["datasets"][0]["rows"], arguments.max_train_samples
+    covers = (before.get("max_train_samples") or rows) >= min(asked or rows, rows)
+    whole = covers and not before.get("filters") and not before.get("train_ids")
     known = meta["datasets"][0]["fingerprint"] == fingerprints(arguments)[arguments.train_split]
     if same and whole and known:
         return directory

@@ -54,8 +54,10 @@ def training_log(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
         kept = {name: value for name, value in logged.items() if not name.endswith(SPEED) and "/" not in name}
         if "train_loss" not in kept:  # of the whole training: train_metrics.json
             steps.setdefault(int(logged["step"]), {}).update(kept)
-    table = pd.DataFrame(list(steps.values()), columns=None if steps else ["step", "epoch"])
-    return table[["step", "epoch", *(name for name in table.columns if name not in ("step", "epoch"))]]
+    first = ["step", "epoch", "loss"]
+    # Sorted: a checkpoint, from which a resumed run has its history, keeps no order.
+    others = sorted({name for logged in steps.values() for name in logged} - set(first))
+    return pd.DataFrame(list(steps.values()), columns=[*first, *others])
 
 
 def write_slices(

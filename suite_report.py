@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from artifacts import load_meta, model_meta, plain, read_json, read_table, write_csv, write_json
-from comparison import ROW, Comparison, Resamples, compare_family
+from comparison import ROW, UNDERPOWERED, Comparison, Resamples, compare_family
 from evaluation import SPEED
 from helpers import UserError, name_a_few
 from qa_features import ABLATIONS
@@ -34,10 +34,10 @@ SUBJECT = ("experiment", "reference", "against", "metric", "train_examples", *CO
 HEADINGS = ("experiment", "against", "training examples", "n", "mean ± SD", "difference", "95 % interval", "wins", "p",
             "p (Holm) of family", "p (sign flip; smallest possible)", "d", "verdict")  # fmt: skip
 METHODS = (
-    "Differences are paired by seed. The interval is the t interval of the mean difference over seeds (with one seed: "
-    "a paired bootstrap over examples). A difference counts as better or worse when the larger p of the paired t test "
-    "and of the multi-bootstrap over seeds and examples (Sellam et al. 2021) is at most 0.05 after Holm's correction "
-    "over the comparisons of a metric with the same kind of reference, and the multi-bootstrap interval excludes 0."
+    "Differences are paired by seed. The interval is that of the mean difference over seeds and evaluation examples "
+    "resampled together (Sellam et al. 2021), or the paired t interval over seeds where that is wider; with one seed, "
+    "a paired bootstrap over examples. A difference counts as better or worse when the p that belongs to the interval "
+    "is at most 0.05 after Holm's correction over the comparisons of a metric with the same kind of reference."
 )
 
 logger = logging.getLogger(__name__)
@@ -189,8 +189,8 @@ def compare(
                 subject, one = _comparison(results, experiment, reference, against, metric, smallest, scores)
                 subjects.append(subject)
                 comparisons.append(one)
-            rows += [subject | row for subject, row in
-                     zip(subjects, compare_family(comparisons, resamples), strict=True)]  # fmt: skip
+            compared = compare_family(comparisons, resamples)
+            rows += [subject | row | _shown_interval(row) for subject, row in zip(subjects, compared, strict=True)]
     return metrics, rows
 
 
@@ -318,7 +318,7 @@ def write_report(directory: Path, margin: float | None) -> str:
     table = results_table(results, plan)
     write_csv(directory / "results.csv", table)
     metrics, rows = compare(results, plan, margin)
-    columns = [*SUBJECT, *ROW]
+    columns = [*SUBJECT, *ROW, "shown_low", "shown_high"]
     flat = pd.DataFrame(
         [{name: json.dumps(row[name]) if name in LISTS else row[name] for name in columns} for row in rows],
         columns=columns,
@@ -372,14 +372,25 @@ def shown(value: float | None, metric: Metric, signed: bool = False) -> str:
 
 
 def interval(row: Mapping[str, Any], metric: Metric) -> str:
-    """``[low, high]`` over seeds; of a single seed that over examples."""
-    low, high = (row["low"], row["high"]) if row["n"] > 1 else (row["bootstrap_low"], row["bootstrap_high"])
+    """``[low, high]`` of ``shown_low`` and ``shown_high``."""
+    low, high = row["shown_low"], row["shown_high"]
     return "-" if low is None else f"[{shown(low, metric, True)}, {shown(high, metric, True)}]"
 
 
+def _shown_interval(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """The interval that goes with the verdict: over seeds and examples where there are scores of the examples, and it
+    is the wider one; else over seeds."""
+    pairs = [(row["low"], row["high"]), (row["bootstrap_low"], row["bootstrap_high"])]
+    known = [pair for pair in pairs if pair[0] is not None]
+    low, high = max(known, key=lambda pair: pair[1] - pair[0]) if known else (None, None)
+    return {"shown_low": low, "shown_high": high}
+
+
 def verdict_of(row: Mapping[str, Any]) -> str:
-    scope = "" if row["scope"] == "method" or row["n"] != 1 else " (this checkpoint, not the method)"
-    return row["verdict"] + scope
+    if row["n"] == 1:
+        return f"{row['verdict']} ({row['scope']})"
+    needed = row["seeds_needed"] if row["verdict"] == UNDERPOWERED else None
+    return row["verdict"] + (f" (about {needed:,} seeds needed)" if needed and needed > row["n"] else "")
 
 
 def console(

@@ -116,6 +116,8 @@ def execute(run: Run, retry: bool, keep_model: bool) -> Outcome:
         return Outcome(FINISHED, time.monotonic() - began)
     except (Exception, SystemExit) as error:
         reason = f"{type(error).__name__}: {error}"
+        if reason == "SystemExit: 130":  # what run.py makes of Ctrl-C
+            raise KeyboardInterrupt from None
         if reason.startswith(STOPPED):
             raise
         if isinstance(error, SystemExit):  # what it had to say stands in the log

@@ -174,20 +174,21 @@ def with_bootstrap(tests: Tests, scores: np.ndarray, resamples: Resamples) -> Te
     repetitions, _, n, examples = scores.shape
     counts = np.concatenate(list(resamples.example_counts(examples))).astype(np.float32)
     seed_counts = resamples.seed_counts(n).astype(np.float32)
-    low, high, variance = (np.empty(tests.difference.shape) for _ in range(3))
+    variance = np.empty(tests.difference.shape)
     for row in range(repetitions):
         differences = scores[row, 1:] - scores[row, :1]
         by_seed = (counts @ differences.reshape(-1, examples).T).reshape(len(counts), -1, n)
         means = np.einsum("bfn,bn->fb", by_seed, seed_counts).astype(np.float64) / (n * examples)
-        ordered = np.sort(means, axis=1)
-        low[row], high[row] = np.quantile(ordered, [ALPHA / 2, 1 - ALPHA / 2], axis=1)
         variance[row] = means.var(axis=1)
     seed_variance = tests.sd**2 / n
     variance += seed_variance / n
     degrees = (n - 1) * np.maximum(variance / np.where(seed_variance > 0, seed_variance, 1e-30), 1)
     p = np.maximum(tests.p_t, 2 * stats.t.sf(np.abs(tests.difference) / np.sqrt(variance), degrees))
     total = np.maximum(tests.sd, np.sqrt(variance * n))
-    return tests._replace(p=p, total=total, bootstrap_low=low, bootstrap_high=high)
+    half = stats.t.isf(ALPHA / 2, degrees) * np.sqrt(variance)
+    return tests._replace(
+        p=p, total=total, bootstrap_low=tests.difference - half, bootstrap_high=tests.difference + half
+    )
 
 
 def joined(parts: Sequence[Tests]) -> Tests:
@@ -219,12 +220,8 @@ def verdicts(tests: Tests, n: int, margin: float) -> np.ndarray:
         power = comparison.power_at(n, 1.0, middle, ALPHA / family)
         low, high = (middle, high) if power is None or power < POWER else (low, middle)
     significant = (holm_rows(tests.p) <= ALPHA) & (tests.difference != 0)
-    same_side = np.ones(tests.p.shape, dtype=bool)
-    if tests.bootstrap_low is not None and tests.bootstrap_high is not None:
-        same_side = (tests.bootstrap_low > 0) | (tests.bootstrap_high < 0)
     words = np.where(tests.total * high <= margin, NO_DIFFERENCE, UNDERPOWERED)
-    words = np.where(significant & ~same_side, UNDERPOWERED, words)
-    words = np.where(significant & same_side, np.where(tests.difference > 0, BETTER, WORSE), words)
+    words = np.where(significant, np.where(tests.difference > 0, BETTER, WORSE), words)
     return np.where((tests.sd == 0) & (tests.difference != 0), UNDERPOWERED, words)
 
 

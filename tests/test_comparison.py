@@ -228,8 +228,6 @@ def test_multi_bootstrap_against_loops():
         rows = [row for row in range(4) for _ in range(int(seeds[row]))]
         columns = [column for column in range(30) for _ in range(int(counts[column]))]
         means.append(np.mean([scores[row, column] - reference[row, column] for row in rows for column in columns]))
-    low, high = np.quantile(means, [0.025, 0.975])
-    assert (found["bootstrap_low"], found["bootstrap_high"]) == pytest.approx((low, high), abs=1e-6)
     by_seed = (scores - reference).mean(axis=1)
     seeds_part = by_seed.var(ddof=1) / 4
     variance = np.var(means) + seeds_part / 4
@@ -238,6 +236,8 @@ def test_multi_bootstrap_against_loops():
 
     degrees = 3 / (seeds_part / variance)
     assert found["p_bootstrap"] == pytest.approx(2 * stats.t.sf(by_seed.mean() / math.sqrt(variance), degrees))
+    low, high = by_seed.mean() + np.array([-1, 1]) * stats.t.isf(0.025, degrees) * math.sqrt(variance)
+    assert (found["bootstrap_low"], found["bootstrap_high"]) == pytest.approx((low, high), rel=1e-4)
 
 
 def test_multi_bootstrap_has_the_variance_of_seeds_and_examples():
@@ -472,12 +472,17 @@ def test_a_difference_beyond_seeds_and_examples():
     assert "seeds needed" in note and note.endswith("more evaluation examples help too")
 
 
-def test_interval_vetoes_on_its_own():
-    statistics = paired_statistics(np.array([2.0, 2.1, 1.9]), np.zeros(3))
-    bootstrap = {"bootstrap_low": -0.1, "bootstrap_high": 4.0, "bootstrap_se": 0.5}
-    assert verdict(statistics, 0.01, 1.0, bootstrap=bootstrap) == (UNDERPOWERED, "more evaluation examples needed")
-    assert verdict(statistics, 0.01, 1.0, bootstrap=bootstrap | {"bootstrap_low": 0.1}) == (BETTER, None)
-    assert verdict(statistics, 0.01, 1.0) == (BETTER, None)
+def test_the_interval_excludes_0_where_p_is_small():
+    for difference in (0.01, 0.05, 0.1, 0.2):
+        row = scored(*two_level(5, 100, seed_sd=0.02, example_sd=0.2, difference=difference), margin=0.02)
+        assert (row["bootstrap_low"] > 0) == (row["p_bootstrap"] < 0.05)
+
+
+def test_nothing_finished_is_underpowered_and_counts_in_the_family():
+    done = Comparison([1, 2, 3], [0.5, 0.6, 0.71], [0.4, 0.5, 0.6], 0.01)
+    none, some = compare_family([Comparison([], [], [], 0.01), done])
+    assert (none["n"], none["verdict"], none["difference"]) == (0, UNDERPOWERED, None)
+    assert some["family_size"] == 2 and some["p_holm"] == pytest.approx(2 * some["p"])
 
 
 def test_equal_means_on_different_examples():
