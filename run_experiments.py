@@ -195,7 +195,7 @@ def announce(suite: Suite, needed: Sequence[Prerequisite], states: dict[Run, str
         logger.info(f"{each.name}: {each.directory}" + ("" if there else ", to be made first"))
     counted = Counter(states.values())
     others = [f"{counted[state]:,} {state}" for state in (FINISHED, RUNNING, "interrupted", FAILED) if counted[state]]
-    logger.info(f"suite {suite.name}: {len(suite.experiments):,} experiments x {len(seeds):,} seeds = "
+    logger.info(f"suite {suite.name}: {len(suite.experiments):,} experiments, seeds {', '.join(map(str, seeds))}: "
                 f"{len(states):,} runs" + (f", of which {', '.join(others)}" if others else ""))  # fmt: skip
 
 
@@ -280,7 +280,7 @@ def report_failures(failed: Sequence[Run]) -> None:
         for line in tail(run.directory / suite_runner.LOG, 5):
             print(f"  | {line}", file=sys.stderr)
     if failed:
-        print(f"\n{len(failed)} runs failed; --retry_failed runs them again", file=sys.stderr)
+        print(f"\n{len(failed)} failed; --retry_failed runs them again", file=sys.stderr)
 
 
 # --- Slurm --------------------------------------------------------------------------------------------------------

@@ -346,7 +346,8 @@ def learning_curves(results: Sequence[RunResult]) -> pd.DataFrame:
         file = each.directory / "training_log.csv"
         if each.state == FINISHED and file.exists():
             log = read_table(file)
-            parts.append(log.assign(experiment=each.experiment, seed=each.seed))
+            if len(log):  # else nothing was logged, and its columns have no type
+                parts.append(log.assign(experiment=each.experiment, seed=each.seed))
     if not parts:
         return pd.DataFrame()
     table = pd.concat(parts, ignore_index=True)
@@ -402,7 +403,7 @@ def console(
         own = [row for row in rows if row["metric"] == metric.name and row["against"] != "baseline (controls)"]
         values, text = _mean_sd(results, plan["baseline"], metric)
         unit = "percent" if metric.scale == 100 else "0..1"
-        lines += ["", f"{metric.name} ({unit}), {plan['baseline']}: {text}, {len(values)} seeds"]
+        lines += ["", f"{metric.name} ({unit}), {plan['baseline']}: {text}, {len(values)} seed{'s' * (len(values) != 1)}"]
         table = [("experiment", "against", "n", "difference", "95% interval", "verdict")]
         for row in own:
             table.append((row["experiment"], row["reference"], str(row["n"]),
@@ -427,7 +428,8 @@ def markdown(
     plan: Mapping[str, Any], results: Sequence[RunResult], metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]
 ) -> str:
     """comparison.md: what an appendix needs to say of the suite."""
-    lines = [f"## Suite {plan['name']}", "", plan["description"], "", _counts(plan, results) + ".", ""]
+    lines = [f"## Suite {plan['name']}", "", *([plan["description"] + ".", ""] if plan["description"] else [])]
+    lines += [_counts(plan, results) + ".", ""]
     lines += ["| experiment | what | runs finished / failed / missing |", "|---|---|---|"]
     for each in plan["experiments"]:
         states = Counter(result.state for result in results if result.experiment == each["name"])

@@ -155,7 +155,7 @@ def _said_to(log: Path, argv: Sequence[str]) -> Iterator[None]:
         sys.argv = ["run.py", *argv]  # what run_meta.json records
         try:
             yield
-        except BaseException:
+        except Exception:
             traceback.print_exc(file=file)
             raise
         finally:
@@ -183,8 +183,8 @@ def _tidy(run: Run, artifacts: Sequence[str], keep_model: bool) -> None:
 
 
 def _last_line(file: Path) -> str:
-    lines = [line for line in tail(file) if not line.startswith(("Traceback", " ", "SystemExit", "During handling"))]
-    return lines[-1] if lines else "it stopped without a word"
+    lines = tail(file, 1)
+    return lines[0] if lines else "it stopped without a word"
 
 
 def tail(file: Path, lines: int = 20) -> list[str]:

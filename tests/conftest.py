@@ -2,6 +2,7 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -116,6 +117,23 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory):
+    """A Slurm that runs while the tests of a module do."""
+    pytest.importorskip("submitit", reason="slurm tests need submitit")
+    cluster, folder = Path(__file__).with_name("slurm_cluster.sh"), tmp_path_factory.mktemp("slurm")
+    started = subprocess.run([cluster, "start", folder], capture_output=True, text=True, check=False)
+    if started.returncode == 3:
+        pytest.skip(started.stderr.strip())
+    assert started.returncode == 0, started.stderr
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
+            yield
+    finally:
+        subprocess.run([cluster, "stop", folder], check=True)
 
 
 @pytest.fixture

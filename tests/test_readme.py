@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 HUB_DATASET, HUB_MODEL = "Eladio/emrqa-msquad", "google/electra-small-discriminator"
-TWO_PROCESSES = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+LAUNCHERS = ("-m torch.distributed.run ", "launch --multi_gpu ")  # of two processes
 # These need a fresh clone or minutes: .ci/run goes through them, and below it is checked that make knows the targets.
 NOT_RUN_HERE = (
     r"git clone \S+ cartography && cd cartography",
@@ -65,6 +65,11 @@ def with_local(script: str, argv: list[str], dataset: Path, model: Path, reviews
         argv += [] if "--model" in argv else ["--model", str(model)]
         argv += ["--max_train_samples", "40", "--max_eval_samples", "40"] if "demo:" in " ".join(argv) else []
         argv += [] if "--task" in argv or "./stories_model" in argv else ["--doc_stride", "32"]
+    if script == "run_experiments.py" and "run" in argv:
+        seeds = argv.index("--seeds")
+        argv = [*argv[: seeds + 2], *(word for word in argv[seeds + 2 :] if not word.isdecimal() or word == "2")]
+        argv += ["--max_train_samples", "40", "--max_eval_samples", "20", "--num_train_epochs", "1"]
+        argv += ["--dataset", str(dataset), "--model", str(model)] if "demo" not in argv else []
     return argv + SMALL.get(script, [])
 
 
@@ -72,11 +77,15 @@ def run_command(command: str, dataset: Path, model: Path, reviews: Path) -> None
     if any(re.fullmatch(pattern, command) for pattern in NOT_RUN_HERE):
         return
     program, *words = shlex.split(command)
-    if words[: len(TWO_PROCESSES)] == TWO_PROCESSES:  # here in one process; test_two_processes takes it as it is
-        words = words[len(TWO_PROCESSES) :]
+    if any(launcher in command for launcher in LAUNCHERS):  # here in one process; test_two_processes launches them
+        program, words = "python", words[words.index("run.py") :]
     assert program == "python" and words[0].endswith(".py"), f"README.md has a command this test cannot run: {command}"
     print(f"\n$ {command}")
-    load_script(words[0]).main(with_local(words[0], words[1:], dataset, model, reviews))
+    script = load_script(words[0])
+    if "slurm" in words or command.endswith("--mode status --suite sample"):  # run by test_suite_slurm.py
+        script.parse_args(words[1:])
+        return
+    script.main(with_local(words[0], words[1:], dataset, model, reviews))
 
 
 def small_trainer(directory: Path):
@@ -121,6 +130,7 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_pat
         "sst2/unified": "unified_analysis.csv", "sst2/filtered": "filter_report.json",
         "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png",
         "stories_model": "top_epochs.json", "stories_test": "slice_metrics.csv",
+        "experiments/demo": "comparison.md", "config_demo": "eval_metrics.json",
     }.items():  # fmt: skip
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]
@@ -129,17 +139,22 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_pat
 
 
 @pytest.mark.slow
-def test_two_processes(qa_dir, tiny_model, tmp_path):
-    """The command with a launcher, really launched."""
+@pytest.mark.parametrize(
+    "launcher, artifact",
+    [(LAUNCHERS[0], "cartography_2/cartography_map.png"), (LAUNCHERS[1], "model_of_two/model.safetensors")],
+)
+def test_two_processes(launcher, artifact, qa_dir, tiny_model, tmp_path):
+    """The commands with a launcher, really launched, on two CPU processes."""
     [command] = [command for language, text in blocks() if language == "bash"
-                 for command in commands(text) if "torch.distributed.run" in command]  # fmt: skip
-    words = shlex.split(command)[1:]
+                 for command in commands(text) if launcher in command]  # fmt: skip
+    program, *words = shlex.split(command)
     script = words.index("run.py")
     argv = with_local("run.py", words[script + 1 :], qa_dir, tiny_model)
-    line = [sys.executable, *words[:script], str(REPOSITORY / "run.py"), *argv]
+    start = [sys.executable] if program == "python" else [str(Path(sys.executable).with_name(program))]
+    line = [*start, *words[:script], str(REPOSITORY / "run.py"), *argv]
     done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert (tmp_path / "cartography_2" / "cartography_map.png").exists()
+    assert (tmp_path / artifact).exists()
 
 
 def test_the_examples_of_rows_can_be_loaded(tmp_path):

@@ -15,7 +15,6 @@ import pytest
 import slurm_launcher
 from helpers import UserError
 
-CLUSTER = Path(__file__).with_name("slurm_cluster.sh")
 OPTIONS: dict[str, Any] = {
     "name": "test", "time_minutes": 2, "partition": None, "gpus": 0, "cpus": 1, "parallel": None, "after": None,
 }  # fmt: skip
@@ -105,23 +104,6 @@ def test_squeue_that_fails(tmp_path, monkeypatch):
 
 
 # --- on a cluster ------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory) -> Iterator[None]:
-    """A Slurm that runs while the tests of this module do."""
-    pytest.importorskip("submitit", reason="slurm tests need submitit")
-    folder = tmp_path_factory.mktemp("slurm")
-    started = subprocess.run([CLUSTER, "start", folder], capture_output=True, text=True, check=False)
-    if started.returncode == 3:
-        pytest.skip(started.stderr.strip())
-    assert started.returncode == 0, started.stderr
-    try:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-            yield
-    finally:
-        subprocess.run([CLUSTER, "stop", folder], check=True)
 
 
 @pytest.fixture

@@ -294,12 +294,16 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
     directory = places[1] / "experiments" / "killed"
     finished: dict[Path, bytes] = {}
     moments = []
-    for _ in range(KILLS):
+    for number in range(KILLS):
+        before = {path for path in (places[1] / "experiments").rglob("checkpoint-*")}
         started = subprocess.Popen(command, cwd=places[1], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    env=environment, start_new_session=True)  # fmt: skip
+        began = time.monotonic()
         try:
-            moments.append(rng.uniform(1, 16))
-            time.sleep(moments[-1])
+            if number % 2:  # soon after something was achieved; else at any moment, also while it imports
+                wait_for(lambda seen=before: set((places[1] / "experiments").rglob("checkpoint-*")) - seen)
+            time.sleep(rng.uniform(0.2, 5) if number % 2 else rng.uniform(1, 16))
+            moments.append(time.monotonic() - began)
         finally:
             os.killpg(started.pid, signal.SIGKILL)
             started.wait()
@@ -309,6 +313,7 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
             if state_of(file.parent) == FINISHED:
                 finished.setdefault(file, file.read_bytes())
     print(f"killed after {', '.join(f'{moment:.1f}' for moment in moments)} s; {len(finished)} runs finished by then")
+    assert finished, "no kill came after a run was finished"
     last = subprocess.run(command, cwd=places[1], capture_output=True, text=True, env=environment)
     assert last.returncode == 0, last.stderr
     runs = sorted(path.parent.name for path in directory.glob("*/run_meta.json"))

@@ -1,0 +1,249 @@
+"""What running and comparing a suite costs beyond the training: overhead of a run, resuming, analysing.
+
+Reads nothing; runs a small suite on demo:clinical and makes the directories of finished runs for the rest, all in a
+temporary directory. Prints a Markdown table, and writes bench_suites.json.
+
+    OMP_NUM_THREADS=1 python benchmarks/bench_suites.py
+    OMP_NUM_THREADS=1 python benchmarks/bench_suites.py --only analyze --experiments 3 --predictions 500
+
+Overhead: seconds of a run minus those of its training and evaluation (train_runtime, eval_runtime), for runs of one
+worker as run_experiments.py has them, and for a process of run.py alone; a process after every run, in turn. Seconds
+of a worker's run are those from handing it out to hearing of its end, the first with the start of the worker.
+Resume: the whole process of run_experiments.py --mode run on 200 finished runs; it compares them at its end, so the
+seconds of planning (--dry_run) and of comparing (--mode analyze) alone stand beside it. Analyze: seconds and peak
+memory of the process of --mode analyze; the files were written just before, so they come from the page cache. CPU
+seconds tell what of the time is due to other work of the machine. Peak memory is read from /proc, so on Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(REPOSITORY))
+
+import demo_data  # noqa: E402
+import run_experiments  # noqa: E402
+from artifacts import META, read_json, stage, write_csv, write_json  # noqa: E402
+from helpers import DEFAULT_SEED, Parser, UserError, command_line, load_split, positive_int  # noqa: E402
+from run import EVALUATION_FILES, TRAINING_FILES  # noqa: E402
+from suite_runner import CONFIG, FINISHED, LOCK, Outcome, run_locally  # noqa: E402
+from suites import Run, Suite  # noqa: E402
+from tasks import get_task  # noqa: E402
+
+OVERHEAD_BOUND, RESUME_BOUND, ANALYZE_BOUND, MEMORY_BOUND = "1.5 s", "5 s", "60 s", "4 GB"
+RESUME_EXPERIMENTS, RESUME_SEEDS, RESUME_PREDICTIONS, RESUME_ROUNDS, ANALYZE_SEEDS = 20, 10, 400, 3, 6
+BASE = {
+    "dataset": "demo:clinical", "model": "tiny", "max_train_samples": 400, "max_length": 128, "doc_stride": 32,
+    "num_train_epochs": 1, "per_device_train_batch_size": 16, "warmup_steps": 0.1, "save_strategy": "epoch",
+    "save_total_limit": 1, "logging_steps": 50, "no_cuda": True, "do_train": True, "do_eval": True,
+}  # fmt: skip
+# The script given first, then a line with its peak memory: what the parent is told counts the parent's own.
+MEASURED = """
+import atexit, runpy, sys
+atexit.register(lambda: print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+def plan(directory: Path, experiments: int, seeds: Sequence[int]) -> tuple[Suite, list[Run], list[str]]:
+    """A suite whose experiments differ in their learning rate, its runs, and the flags that name it."""
+    rates = [{"name": f"rate{number:02}" if number else "baseline", "args": {"learning_rate": 2e-3 + 1e-5 * number}}
+             for number in range(experiments)]  # fmt: skip
+    directory.mkdir(parents=True, exist_ok=True)
+    write_json(directory / "bench.json", {"name": "bench", "base": BASE, "experiments": rates})
+    flags = ["--suite", str(directory / "bench.json"), "--experiments_dir", str(directory)]
+    suite, _, runs = run_experiments.plan_suite(run_experiments.parse_args([*flags, "--seeds", *map(str, seeds)]))
+    run_experiments.write_plan(suite, seeds, directory / suite.name)
+    return suite, runs, flags
+
+
+def measure_overhead(directory: Path, rounds: int) -> dict[str, Any]:
+    _, runs, _ = plan(directory, 1, range(1, rounds + 1))
+    warm, cold, began = list[dict[str, float]](), list[dict[str, float]](), 0.0
+
+    def done(run: Run, outcome: Outcome) -> None:
+        nonlocal began
+        seconds = time.perf_counter() - began
+        if outcome.state != FINISHED:
+            raise UserError(f"{run} is {outcome.state}: {outcome.error}")
+        warm.append(parts(run.directory, seconds) | {"in_the_worker": outcome.seconds})
+        place = directory / f"cold-{run.seed}"
+        script = [sys.executable, "run.py", *run.argv, f"--output_dir={place}"]
+        began = time.perf_counter()
+        subprocess.run(script, cwd=REPOSITORY, check=True, capture_output=True)
+        cold.append(parts(place, time.perf_counter() - began))
+        began = time.perf_counter()  # the worker gets its next run when this returns
+
+    began = time.perf_counter()
+    run_locally(runs, workers=1, retry=False, keep_models=False, stop_on_error=True, done=done)
+    return {"runs_of_worker": warm, "cold_processes": cold}
+
+
+def parts(directory: Path, seconds: float) -> dict[str, float]:
+    train = read_json(directory / "train_metrics.json")["train_runtime"]
+    evaluation = read_json(directory / "eval_metrics.json")["eval_runtime"]
+    return {"seconds": seconds, "training": train, "evaluation": evaluation, "overhead": seconds - train - evaluation}
+
+
+def finish(suite: Suite, runs: Sequence[Run], scratch: Path, predictions: int) -> None:
+    """Leave in every run's directory what a finished run leaves."""
+    by_name = {each.name: each for each in suite.experiments}
+    lines, f1 = prediction_lines(predictions)
+    rng = np.random.default_rng(DEFAULT_SEED)
+    ease = rng.normal(0.5, 1.0, predictions)
+    effects = dict(zip(by_name, rng.normal(0, 0.05, len(by_name)), strict=True))
+    template = template_meta(suite, scratch)
+    for run in runs:
+        run.directory.mkdir(parents=True)
+        settings = {**vars(by_name[run.experiment].arguments), "seed": run.seed, "output_dir": str(run.directory)}
+        trained = {**template["history"][0], "arguments": settings, "seed": run.seed}
+        evaluated = {**template, "arguments": {**settings, "do_train": False}, "seed": run.seed, "history": [trained]}
+        levels = np.searchsorted([-0.5, 0.0], ease + effects[run.experiment] + rng.normal(0, 0.3, predictions))
+        scores = {"eval_exact_match": 100 * float((levels == 2).mean()), "eval_f1": 100 * float(f1[levels].mean())}
+        chosen = [row[level] for row, level in zip(lines, levels.tolist(), strict=True)]
+        (run.directory / "eval_predictions.jsonl").write_bytes(b"".join(chosen))
+        write_json(run.directory / "eval_metrics.json", {**scores, "eval_total": predictions, "eval_runtime": 1.5})
+        write_json(run.directory / "train_metrics.json", {"train_runtime": 12.5, "train_loss": 2.5, "epoch": 4.0})
+        shutil.copy(scratch / "training_log.csv", run.directory)
+        write_json(run.directory / CONFIG, run.config)
+        write_json(run.directory / META, evaluated)
+        (run.directory / LOCK).touch()
+        (run.directory / "log.txt").write_text("training on 1,500 examples\n" * 60)
+
+
+def prediction_lines(number: int) -> tuple[list[list[bytes]], np.ndarray]:
+    """Rows of eval_predictions.jsonl, each in three versions: wrong, half right, right; and their F1, (3,)."""
+    f1 = np.array([0.0, 0.4, 1.0])
+    rows = demo_data.generate("clinical", "validation", num_examples=number)
+    lines = []
+    for row, after in zip(rows, [*rows[1:], rows[0]], strict=True):
+        row = {**row, "context": f"{row['context']} {after['context']}"[:600]}
+        answers = ("none of it", "a part of it", row["answers"]["text"][0] if row["answers"]["text"] else "")
+        versions = [{**row, "predicted_answer": answer, "exact_match": int(overlap == 1), "f1": overlap}
+                    for answer, overlap in zip(answers, f1.tolist(), strict=True)]  # fmt: skip
+        lines.append([(json.dumps(each, ensure_ascii=False) + "\n").encode() for each in versions])
+    return lines, f1
+
+
+def template_meta(suite: Suite, scratch: Path) -> dict[str, Any]:
+    """run_meta.json as a training and the evaluation behind it leave it; and a training_log.csv."""
+    import pandas as pd
+
+    settings = vars(suite.experiments[0].arguments)
+    splits = [load_split("demo:clinical", split, get_task("qa")).identity() for split in ("train", "validation")]
+    with stage(scratch, settings, owns=TRAINING_FILES, datasets=splits):
+        steps = np.arange(50, 400, 50)
+        log = {"step": steps, "epoch": steps / 94, "loss": 4 - steps / 200, "grad_norm": 1.5, "learning_rate": 1e-3}
+        write_csv(scratch / "training_log.csv", pd.DataFrame(log))
+    with stage(scratch, {**settings, "do_train": False}, owns=EVALUATION_FILES, datasets=splits[1:]):
+        pass  # its files are made once for every run
+    return read_json(scratch / META)
+
+
+def run_suite_script(flags: Sequence[str]) -> dict[str, float]:
+    """Seconds, CPU seconds and peak memory of a process of run_experiments.py."""
+    script = [sys.executable, "-c", MEASURED, str(REPOSITORY / "run_experiments.py"), *flags]
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(script, cwd=REPOSITORY, capture_output=True, text=True)
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    if done.returncode:
+        raise UserError(f"run_experiments.py {' '.join(flags)} failed: {done.stderr.strip().splitlines()[-1:]}")
+    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": int(done.stdout.split()[-2]) * 1024 / 1e9}
+
+
+def measure_resume(directory: Path) -> dict[str, Any]:
+    seeds = range(1, RESUME_SEEDS + 1)
+    suite, runs, flags = plan(directory, RESUME_EXPERIMENTS, seeds)
+    finish(suite, runs, directory / "template", RESUME_PREDICTIONS)
+    run = ["--mode", "run", *flags, "--seeds", *map(str, seeds)]
+    rounds = [run_suite_script(run) for _ in range(RESUME_ROUNDS)]
+    return {
+        "runs": len(runs), "predictions": RESUME_PREDICTIONS,
+        **{name: float(np.median([each[name] for each in rounds])) for name in rounds[0]}, "rounds": rounds,
+        "planning": run_suite_script([*run, "--dry_run"]),
+        "comparing": run_suite_script(["--mode", "analyze", *flags]),
+    }  # fmt: skip
+
+
+def measure_analyze(directory: Path, experiments: int, predictions: int) -> dict[str, Any]:
+    suite, runs, flags = plan(directory, experiments, range(1, ANALYZE_SEEDS + 1))
+    needed, free = 1000 * predictions * len(runs), shutil.disk_usage(directory).free
+    if free < 2 * needed:
+        raise UserError(f"{directory}: {free / 1e9:.1f} GB free, expected {2 * needed / 1e9:.1f}; set TMPDIR")
+    finish(suite, runs, directory / "template", predictions)
+    return {"runs": len(runs), "predictions": predictions, **run_suite_script(["--mode", "analyze", *flags])}
+
+
+def table(found: dict[str, Any]) -> str:
+    rows: list[tuple[str, str, str]] = [("", "measured", "bound"), ("---",) * 3]
+    if one := found.get("overhead"):
+        first, *later = (each["overhead"] for each in one["runs_of_worker"])
+        cold = [each["overhead"] for each in one["cold_processes"]]
+        rows += [("a worker's first run, beyond its training", f"{first:.2f} s", ""),
+                 (f"its {len(later)} later runs, median", spread(later), OVERHEAD_BOUND),
+                 (f"{len(cold)} processes of run.py, median", spread(cold), "")]  # fmt: skip
+    if one := found.get("resume"):
+        rows += [(f"resuming {one['runs']} finished runs, with the comparing", shown(one), RESUME_BOUND),
+                 ("planning them alone (--dry_run)", shown(one["planning"]), ""),
+                 ("comparing them alone (--mode analyze)", shown(one["comparing"]), "")]  # fmt: skip
+    if one := found.get("analyze"):
+        rows += [(f"analysing {one['runs']} runs of {one['predictions']:,} predictions", shown(one), ANALYZE_BOUND),
+                 ("its peak memory", f"{one['peak_gb']:.2f} GB", MEMORY_BOUND)]  # fmt: skip
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def shown(one: dict[str, Any]) -> str:
+    return f"{one['seconds']:.2f} s ({one['cpu_seconds']:.2f} of CPU)"
+
+
+def spread(seconds: Sequence[float]) -> str:
+    return f"{np.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser((__doc__ or "").split("\n")[0])
+    parser.add_argument("--only", choices=("overhead", "resume", "analyze"), help="one of the three (default: all)")
+    parser.add_argument("--rounds", type=positive_int, default=6, help="runs and processes in turn, overhead")
+    parser.add_argument("--experiments", type=positive_int, default=83, help=f"by {ANALYZE_SEEDS} seeds, analyze")
+    parser.add_argument("--predictions", type=positive_int, default=5000, help="of each run, analyze")
+    parser.add_argument("--output_dir", default="./bench_suites", help="where bench_suites.json goes")
+    args = parser.parse_args(argv)
+    if args.rounds < 2:
+        parser.error("--rounds must be at least 2: the first run of a worker stands apart")
+    return args
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with stage(args.output_dir, args, owns=("bench_suites.json",)) as path, tempfile.TemporaryDirectory() as scratch:
+        found: dict[str, Any] = {"cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")}
+        if args.only in (None, "overhead"):
+            found["overhead"] = measure_overhead(Path(scratch, "overhead"), args.rounds)
+        if args.only in (None, "resume"):
+            found["resume"] = measure_resume(Path(scratch, "resume"))
+        if args.only in (None, "analyze"):
+            found["analyze"] = measure_analyze(Path(scratch, "analyze"), args.experiments, args.predictions)
+        print(table(found))
+        write_json(path / "bench_suites.json", found)
+    print(f"wrote bench_suites.json to {args.output_dir}")
+
+
+if __name__ == "__main__":
+    main()
