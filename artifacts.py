@@ -13,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from decimal import Decimal
@@ -308,11 +308,11 @@ def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
     return file
 
 
-def read_json(path: str | Path) -> Any:
+def read_json(path: str | Path, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     path = Path(path)
     try:
         with _open_text(path) as file:
-            return json.load(file)
+            return json.load(file, object_pairs_hook=object_pairs_hook)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg}); is the file whole?") from error
 

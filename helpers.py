@@ -236,6 +236,9 @@ class Parser(argparse.ArgumentParser, _Flags):
     def flags(self) -> list[str]:
         return list(self._option_string_actions)
 
+    def action(self, flag: str) -> argparse.Action:
+        return self._option_string_actions[flag]
+
     def nearest(self, flag: str) -> str:
         """``; did you mean --flag?`` for an unknown flag, or nothing."""
         near = [each for each in self.flags if each.startswith(flag)] or difflib.get_close_matches(flag, self.flags, 1)

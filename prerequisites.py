@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import shlex
 import subprocess
@@ -16,11 +17,20 @@ from filelock import FileLock
 from artifacts import load_meta
 from checkpoints import whole_checkpoints
 from helpers import DEFAULT_SEED, UserError
-from run_arguments import parse_args
-from suites import Suite, fingerprints, parse_quietly, settings_hash
+from run_arguments import inputs_of, parse_args
+from suites import Suite, content_key, digest, fingerprints, parse_quietly, settings_hash
 from tasks import TASKS
 
 SCRIPTS = {"embeddings": "extract_embeddings.py", "clusters": "cluster_analysis.py"}
+# What makes a run read a map; the run that makes one does without.
+READERS = (
+    "filter_cartography", "ambiguous_top_fraction", "filter_categories", "filter_clusters", "exclude_clusters",
+    "min_cluster_probability", "cluster_assignments_path", "filter_config", "filter_validation", "train_ids",
+    "max_drop_percentage", "use_label_smoothing", "smoothing_factor", "use_soft_weighting", "weight_clip_min",
+    "weight_clip_max",
+)  # fmt: skip
+# What a map depends on, beside the data and the number of rows.
+MADE_WITH = ("model", "ablations", "confidence_type", "hidden_size", "num_layers", "dropout", "vocab_size")
 HERE = Path(__file__).resolve().parent
 
 logger = logging.getLogger(__name__)
@@ -44,18 +54,20 @@ def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
     """The prerequisites that the suite names, those that they need themselves first."""
     if not suite.prerequisites:
         return []
-    where = f"suite {suite.name}, prerequisites"
+    where = f"{suite.file}, prerequisites"
     flags = {name: suite.prerequisites.get(name, []) for name in ("cartography", "embeddings", "clusters")}
-    argv = [*suite.base, *flags["cartography"], "--do_train=true", "--enable_cartography=true",
-            f"--seed={DEFAULT_SEED}"]  # fmt: skip
+    base = [word for word in suite.base if word.partition("=")[0].removeprefix("--") not in READERS]
+    argv = [*base, *flags["cartography"], "--do_train=true", "--enable_cartography=true", f"--seed={DEFAULT_SEED}"]
     arguments = parse_quietly(parse_args, argv, where)
-    identity = settings_hash(arguments, {}, {}) + f"-{arguments.seed}"
+    identity = settings_hash(arguments, inputs_of(arguments), {}) + f"-{arguments.seed}"
     home = experiments_dir / "shared" / f"cartography-{identity[:8]}"
     found = _matching_map(Path(arguments.cartography_output_dir), arguments)
     given = any(word.startswith("--cartography_output_dir") for word in suite.base)
     if given and found is None:
         raise UserError(f"{where}: {arguments.cartography_output_dir} is no finished map of {arguments.dataset} "
                         f"[{arguments.train_split}]; leave --cartography_output_dir out to have one made")  # fmt: skip
+    if not given and is_made(Prerequisite("cartography", home / "cartography_output", None, None)):
+        found = None  # the runs that are there have read it
     places = [f"--cartography_output_dir={home / 'cartography_output'}", f"--output_dir={home / 'trainer_output'}"]
     made = Prerequisite("cartography", home / "cartography_output", ["run.py", *argv, *places], identity)
     needed = [made if found is None else Prerequisite("cartography", found, None, None)]
@@ -64,36 +76,56 @@ def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
     return needed
 
 
-def _matching_map(directory: Path, arguments: Any) -> Path | None:
+def _matching_map(directory: Path, arguments: argparse.Namespace) -> Path | None:
     """The directory when it holds a finished map of what the baseline trains on, by the same model."""
     meta = load_meta(directory) if directory.is_dir() else None
-    if meta is None or meta["status"] != "finished" or not meta.get("datasets"):
-        return None
-    before = meta["arguments"]
-    same = before.get("model") == arguments.model
-    rows, asked = meta["datasets"][0]["rows"], arguments.max_train_samples
-    covers = (before.get("max_train_samples") or rows) >= min(asked or rows, rows)
-    whole = covers and not before.get("filters") and not before.get("train_ids")
-    known = meta["datasets"][0]["fingerprint"] == fingerprints(arguments)[arguments.train_split]
-    if same and whole and known:
+    if (reason := _why_not(meta, arguments)) is None:
         return directory
-    logger.info(f"{directory} is no map of all of {arguments.dataset} [{arguments.train_split}] by {arguments.model}: "
-                "not used")  # fmt: skip
+    if directory.exists():
+        logger.info(f"{directory} is no map of all of {arguments.dataset} [{arguments.train_split}] by "
+                    f"{arguments.model} ({reason}): not used")  # fmt: skip
+    return None
+
+
+def _why_not(meta: dict[str, Any] | None, arguments: argparse.Namespace) -> str | None:
+    """What keeps the map with this run_meta.json from standing for one of these arguments; None when it does."""
+    if meta is None:
+        return "it holds no run_meta.json"
+    if meta["status"] != "finished":
+        return f"it is marked {meta['status']}"
+    if not meta.get("datasets"):
+        return "it names no dataset"
+    before = meta["arguments"]
+    for name in MADE_WITH:
+        if before.get(name) != getattr(arguments, name):
+            return f"its {name} is {before.get(name)}"
+    rows, asked = meta["datasets"][0]["rows"], arguments.max_train_samples
+    if (before.get("max_train_samples") or rows) < min(asked or rows, rows):
+        return f"its max_train_samples is {before['max_train_samples']}"
+    if before.get("filters") or before.get("train_ids"):
+        return "it was made with filters or train_ids"
+    if meta["datasets"][0]["fingerprint"] != fingerprints(arguments)[arguments.train_split]:
+        return f"it is of {meta['datasets'][0]['dataset']}"
     return None
 
 
 def _clusters(
-    suite: Suite, flags: dict[str, list[str]], arguments: Any, cartography: Prerequisite, home: Path
+    suite: Suite, flags: dict[str, list[str]], arguments: argparse.Namespace, cartography: Prerequisite, home: Path
 ) -> list[Prerequisite]:
     existing = Path(arguments.cluster_assignments_path)
     meta = load_meta(existing) if existing.is_dir() else None
     fingerprint = fingerprints(arguments)[arguments.train_split]
-    if meta and meta["status"] == "finished" and meta.get("datasets", [{}])[0].get("fingerprint") == fingerprint:
+    recorded = (meta or {}).get("datasets") or [{}]
+    if meta and meta["status"] == "finished" and recorded[0].get("fingerprint") == fingerprint:
         return [Prerequisite("clusters", existing, None, None)]
+    if existing.exists():
+        logger.info(f"{existing} holds no finished clusters of {arguments.dataset}: not used")
     model = home / "trainer_output"
     if cartography.command is None:
         model = Path((load_meta(cartography.directory) or {})["arguments"]["output_dir"])
-        home = home.with_name(home.name.replace("cartography", "clusters"))
+    origin = cartography.identity or content_key(cartography.directory)
+    identity = digest([origin, flags["embeddings"], flags["clusters"]])
+    home = home.with_name(f"clusters-{identity[:8]}")
     lengths = ["max_length", *(["doc_stride"] if "doc_stride" in TASKS[arguments.task].flags else [])]
     sizes = [f"--{name}={getattr(arguments, name)}" for name in lengths]
     if arguments.max_train_samples:
@@ -107,7 +139,7 @@ def _clusters(
     needed = []
     for name in ("embeddings", "clusters"):
         argv = [*places[name], *flags[name]]
-        identity = "-".join([str(cartography.identity or cartography.directory), *flags["embeddings"], *flags[name]])
+        parse_quietly(suite.parsers[name].parse_args, argv, f"{suite.file}, prerequisites, {name}")
         needed.append(Prerequisite(name, Path(places[name][-1].partition("=")[2]), [SCRIPTS[name], *argv], identity))
     return needed
 

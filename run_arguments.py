@@ -33,7 +33,7 @@ SIZES = ("hidden_size", "num_layers", "dropout", "vocab_size")
 # A flag and the switch without which it does nothing.
 NEEDS = {
     "exclude_clusters": "filter_clusters", "min_cluster_probability": "filter_clusters",
-    "cluster_assignments_path": "filter_clusters", "ambiguous_top_fraction": "filter_cartography",
+    "ambiguous_top_fraction": "filter_cartography",
     "smoothing_factor": "use_label_smoothing", "weight_clip_min": "use_soft_weighting",
     "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
     "max_drop_percentage": "filters",
@@ -254,8 +254,9 @@ def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:
     inputs = {"model": args.model if Path(args.model).is_dir() else None, "train_ids": args.train_ids}
     if args.use_label_smoothing or args.use_soft_weighting:
         inputs["curriculum"] = args.cartography_output_dir
-    for each in validate_config(args.filters, is_selection=bool(args.train_ids)) if args.filters else ():
+    filters = validate_config(args.filters, is_selection=bool(args.train_ids)) if args.filters else ()
+    for place, each in enumerate(filters):
         for setting in ("metrics_path", "cluster_path", "predictions_path"):
             if path := getattr(each, setting, None):
-                inputs[f"{each.block}.{setting}"] = str(path)
+                inputs[f"{place}.{each.block}.{setting}"] = str(path)
     return inputs

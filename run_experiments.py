@@ -22,14 +22,26 @@ from typing import Any
 
 import prerequisites
 import suite_runner
-from artifacts import check_writable, load_meta, read_json, write_json
-from configs import read_mapping
+from artifacts import check_writable, load_meta, model_meta, read_json, write_json
+from configs import joined, read_mapping
 from helpers import DEFAULT_SEED, Parser, UserError, command_line, number, positive_int, seed_number
 from prerequisites import Prerequisite, PrerequisiteFailed
 from run_arguments import build_parser as build_run_parser
 from suite_report import read_plan, write_report
 from suite_runner import FAILED, FINISHED, PENDING, RUNNING, Outcome, state_of, tail
-from suites import PLAN, Experiment, Run, Suite, identity_of, load_suite, resolve, run_name, runs_of, suite_file
+from suites import (
+    PLAN,
+    TAKEN,
+    Experiment,
+    Run,
+    Suite,
+    identity_of,
+    load_suite,
+    resolve,
+    run_name,
+    runs_of,
+    suite_file,
+)
 
 SLURM_JOBS = "slurm.json"
 MODES = ("run", "status", "analyze")
@@ -70,6 +82,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     known.extra = _flags_of_run(parser, rest)
     if known.mode == "run" and not known.suite:
         parser.error("--mode run needs --suite")
+    if known.mode != "run" and known.dry_run:
+        parser.error(f"--dry_run does nothing with --mode {known.mode}")
     if known.mode != "run" and known.extra:
         parser.error(f"{known.extra[0].partition('=')[0]} does nothing with --mode {known.mode}")
     if len(set(known.seeds)) < len(known.seeds):
@@ -87,7 +101,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def _flags_of_run(parser: Parser, rest: Sequence[str]) -> list[str]:
     """What is left of the command line, which must be flags of run.py with their values."""
     run_parser = build_run_parser()
-    words = run_parser.normalize(list(rest))
+    words = joined(run_parser, rest)
     for word in words:
         flag = word.partition("=")[0]
         if not word.startswith("--"):
@@ -97,7 +111,7 @@ def _flags_of_run(parser: Parser, rest: Sequence[str]) -> list[str]:
         if flag not in run_parser.flags:
             near = parser.nearest(flag) or run_parser.nearest(flag)
             parser.error(f"unknown argument {flag}{near}")
-        if flag in ("--output_dir", "--config", "--resume_from_checkpoint", "--overwrite", "--help_all"):
+        if flag.removeprefix("--") in TAKEN:
             parser.error(f"{flag} is decided by the suite, run by run; leave it out")
     if words and not words[0].startswith("--"):
         parser.error(f"unknown argument {words[0]}")
@@ -164,20 +178,21 @@ def _work(arguments: dict[str, Any], rows: int) -> float:
 def estimate(runs: Sequence[Run], experiments: dict[str, Experiment], needed: Sequence[Prerequisite],
              workers: int, directory: Path) -> str:  # fmt: skip
     """A sentence about the time that ``runs`` will take, going by one that is there; filters make them shorter."""
-    metas = [(path, load_meta(path.parent)) for path in sorted(directory.glob("*/run_meta.json"))]
-    if needed and (meta := load_meta(needed[0].directory)):
-        metas.append((needed[0].directory, meta))
+    trained = [(path.parent, model_meta(path.parent), load_meta(path.parent))
+               for path in sorted(directory.glob("*/run_meta.json"))]  # fmt: skip
+    trained += [(each.directory, load_meta(each.directory), load_meta(each.directory)) for each in needed[:1]]
     speeds = []
-    for path, meta in metas:
-        seconds = seconds_of(meta) if meta and meta["status"] == "finished" and meta.get("datasets") else None
-        if meta and seconds:
-            speeds.append((seconds / max(1.0, _work(meta["arguments"], meta["datasets"][0]["rows"])), path, meta))
+    for found, training, last in trained:
+        if training and training.get("datasets") and last and last["status"] == "finished" and (
+            seconds := seconds_of(last)
+        ):
+            rows = training["datasets"][0]["rows"]
+            speeds.append((seconds / max(1.0, _work(training["arguments"], rows)), str(found), rows))
     if not speeds:
         return "how long they take will be known when the first is finished"
-    speed, path, meta = sorted(speeds, key=lambda each: each[0])[len(speeds) // 2]
-    rows = meta["datasets"][0]["rows"]
+    speed, place, rows = sorted(speeds)[len(speeds) // 2]
     total = sum(speed * _work(vars(experiments[run.experiment].arguments), rows) for run in runs) / workers
-    return f"about {_duration(total)} with {workers} at a time, going by {path.parent if path.is_file() else path}"
+    return f"about {_duration(total)} with {workers} at a time, going by {place}"
 
 
 def _duration(seconds: float) -> str:

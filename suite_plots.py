@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 # Colours of Okabe and Ito (2008), told apart by the colour-blind.
 VERDICT_COLORS = {BETTER: "#009e73", WORSE: "#d55e00", NO_DIFFERENCE: "#0072b2", UNDERPOWERED: GREY}
 LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LEGEND_LINE = 0.2  # inches
 STYLES = ("-", "--", ":", "-.")
 
 
@@ -39,7 +40,8 @@ def write_plots(
             plot_differences(directory / f"comparison_{metric.name}.png", title, metric, drawn, plan["baseline"])
         sized = results[results["train_examples"].notna() & results[metric.name].notna()]
         if sized["train_examples"].nunique() > 1:
-            plot_sizes(directory / f"training_size_{metric.name}.png", title, metric, sized)
+            own = [each["name"] for each in plan["experiments"] if each["control_of"] is None]
+            plot_sizes(directory / f"training_size_{metric.name}.png", title, metric, sized, own)
     logged = [name for name in curves.columns if name in ("loss", *(f"eval_{metric.name}" for metric in metrics))]
     if logged:
         plot_curves(directory / "learning_curves.png", title, curves, logged)
@@ -79,12 +81,11 @@ def plot_differences(
     save_figure(figure, path, title, caption)
 
 
-def plot_sizes(path: Path, title: str, metric: Metric, results: pd.DataFrame) -> None:
-    """The metric of every run against the number of examples it was trained on; controls are hollow."""
-    figure, axis = new_figure(8, 4.2)
+def plot_sizes(path: Path, title: str, metric: Metric, results: pd.DataFrame, own: Sequence[str]) -> None:
+    """The metric of every run against the number of examples it was trained on; controls (not in own) are hollow."""
     names = list(dict.fromkeys(results["experiment"]))
+    figure, axis = new_figure(8, max(4.2, LEGEND_LINE * len(names)))
     treated = {name: results.loc[results["experiment"] == name, "control_of"].iloc[0] for name in names}
-    own = [name for name in names if not isinstance(treated[name], str)]
     step = 0.006 * (results["train_examples"].max() - results["train_examples"].min())
     for number, name in enumerate(names):  # a little apart, where several have one size
         part = results[results["experiment"] == name]
@@ -105,7 +106,8 @@ def plot_sizes(path: Path, title: str, metric: Metric, results: pd.DataFrame) ->
 
 def plot_curves(path: Path, title: str, curves: pd.DataFrame, logged: Sequence[str]) -> None:
     """What was logged while training, mean over seeds, with the range of the seeds behind it."""
-    figure, axes = new_figure(8, 3.4 * len(logged), rows=len(logged), squeeze=False)
+    height = max(3.4 * len(logged), LEGEND_LINE * curves["experiment"].nunique())
+    figure, axes = new_figure(8, height, rows=len(logged), squeeze=False)
     for axis, column in zip(axes[:, 0], logged, strict=True):
         for number, (name, part) in enumerate(curves.groupby("experiment", sort=False)):
             by_epoch = part.dropna(subset=[column]).groupby("epoch")[column]

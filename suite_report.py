@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import load_meta, model_meta, plain, read_json, read_table, write_csv, write_json
+from artifacts import load_meta, model_meta, plain, read_json, write_csv, write_json
 from comparison import ROW, UNDERPOWERED, Comparison, Resamples, compare_family
 from evaluation import SPEED
 from helpers import UserError, name_a_few
@@ -176,12 +176,11 @@ def compare(
     experiments with their controls another; those of controls with the baseline a third. margin: None for one
     percentage point.
     """
-    metrics, resamples = compared_metrics(results), Resamples()
+    metrics, resamples, scores = compared_metrics(results), Resamples(), _Scores()
     pairs = _pairs(plan)
     rows = []
     for metric in metrics:
         smallest = margin if margin is not None else metric.scale / 100
-        scores = _Scores(metric)
         for against in ("baseline", "control", "baseline (controls)"):
             family = [pair for pair in pairs if pair[2] == against]
             subjects, comparisons = [], []
@@ -230,7 +229,7 @@ def _comparison(
         "seeds": seeds, "values": values, "reference_values": reference_values,
         "warnings": _differences([by_seed[seed] for seed in seeds], [theirs[seed] for seed in seeds]),
     }  # fmt: skip
-    pair = scores.of([by_seed[seed].directory for seed in seeds], [theirs[seed].directory for seed in seeds])
+    pair = scores.of(metric, [by_seed[seed].directory for seed in seeds], [theirs[seed].directory for seed in seeds])
     return subject, Comparison(
         seeds, values, reference_values, margin, binary=metric.score in BINARY,
         scores=None if pair is None else pair[0], reference_scores=None if pair is None else pair[1],
@@ -253,55 +252,61 @@ def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> list
 
 
 class _Scores:
-    """Per-example scores from eval_predictions files, each read once; of a mean that is none over examples, none."""
+    """Per-example scores from the eval_predictions files of a suite, each file read once.
 
-    def __init__(self, metric: Metric):
-        self.metric = metric
-        self.column = {"accuracy": "correct"}.get(metric.score, metric.score)
-        self.readable = metric.score != "f1" or metric.scale == 100  # F1 of classes is no mean over examples
-        self._read: dict[Path, tuple[np.ndarray, np.ndarray] | None] = {}
+    All files of one name list the same examples: their ids are kept once, and scores in their order.
+    """
 
-    def of(self, ours: Sequence[Path], theirs: Sequence[Path]) -> tuple[np.ndarray, np.ndarray] | None:
-        """(S, N) scores of either arm in one order of the examples; None where they are not there, or not the same."""
-        read = [self._one(place) for place in [*ours, *theirs]] if self.readable and ours else []
-        if not read or any(each is None for each in read):
+    def __init__(self) -> None:
+        self._ids: dict[str, np.ndarray] = {}  # name of the file -> (N,) ids
+        self._read: dict[Path, dict[str, np.ndarray] | None] = {}
+
+    def of(
+        self, metric: Metric, ours: Sequence[Path], theirs: Sequence[Path]
+    ) -> tuple[np.ndarray, np.ndarray] | None:
+        """(S, N) scores of either arm in one order of the examples; None where they are not there, or not the same.
+
+        F1 over classes is no mean over examples and has none.
+        """
+        if not ours or (metric.score == "f1" and metric.scale == 1):
             return None
-        ids = read[0][0]  # type: ignore[index]
-        aligned = []
-        for each in read:
-            own, scores = each  # type: ignore[misc]
-            if len(own) != len(ids):
-                return None
-            if not np.array_equal(own, ids):
-                order = np.argsort(own)
-                places = order[np.searchsorted(own, ids, sorter=order).clip(max=len(own) - 1)]
-                if not np.array_equal(own[places], ids):
-                    return None
-                scores = scores[places]
-            aligned.append(scores)
-        return np.stack(aligned[: len(ours)]), np.stack(aligned[len(ours) :])
+        column = {"accuracy": "correct"}.get(metric.score, metric.score)
+        name = f"eval_predictions{metric.ending}.jsonl"
+        read = [self._one(place / name, [column] if metric.scale == 1 else ["exact_match", "f1"])
+                for place in [*ours, *theirs]]  # fmt: skip
+        if any(each is None for each in read):
+            return None
+        scores = metric.scale * np.stack([each[column] for each in read if each is not None])
+        return scores[: len(ours)], scores[len(ours) :]
 
-    def _one(self, place: Path) -> tuple[np.ndarray, np.ndarray] | None:
-        if place not in self._read:
-            file = place / f"eval_predictions{self.metric.ending}.jsonl"
-            self._read[place] = _read_scores(file, self.column, self.metric.scale) if file.exists() else None
-        return self._read[place]
+    def _one(self, file: Path, columns: Sequence[str]) -> dict[str, np.ndarray] | None:
+        if file not in self._read:
+            self._read[file] = self._aligned(file, columns) if file.exists() else None
+        return self._read[file]
 
+    def _aligned(self, file: Path, columns: Sequence[str]) -> dict[str, np.ndarray] | None:
+        """(N,) float32 of each column; only these and the ids are parsed."""
+        import pyarrow as pa
+        import pyarrow.json
 
-def _read_scores(file: Path, column: str, scale: float) -> tuple[np.ndarray, np.ndarray] | None:
-    """ids and scores (N,) float32 of a predictions file; only these columns are parsed."""
-    import pyarrow as pa
-    import pyarrow.json
-
-    schema = pa.schema([("id", pa.string()), (column, pa.float64())])
-    table = pa.json.read_json(
-        file,
-        parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-        read_options=pa.json.ReadOptions(block_size=max(1 << 20, min(file.stat().st_size, 1 << 30))),
-    )
-    if table[column].null_count or table["id"].null_count:
-        return None  # written before scores stood there, or elsewhere
-    return table["id"].to_numpy().astype(str), scale * table[column].to_numpy()
+        schema = pa.schema([("id", pa.string()), *((column, pa.float64()) for column in columns)])
+        table = pa.json.read_json(
+            file,
+            parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+            read_options=pa.json.ReadOptions(block_size=max(1 << 20, min(file.stat().st_size, 1 << 30))),
+        )
+        if any(table[name].null_count for name in table.column_names):
+            return None  # written before scores stood there, or elsewhere
+        own = table["id"].to_numpy().astype(str)
+        ids = self._ids.setdefault(file.name, own)
+        scores = {column: table[column].to_numpy().astype(np.float32) for column in columns}
+        if np.array_equal(own, ids):
+            return scores
+        order = np.argsort(own)
+        places = order[np.searchsorted(own, ids, sorter=order).clip(max=len(own) - 1)]
+        if len(own) != len(ids) or not np.array_equal(own[places], ids):
+            return None  # other examples
+        return {column: values[places] for column, values in scores.items()}
 
 
 # --- writing ------------------------------------------------------------------------------------------------------
@@ -340,12 +345,14 @@ def write_report(directory: Path, margin: float | None) -> str:
 def learning_curves(results: Sequence[RunResult]) -> pd.DataFrame:
     """What finished runs logged while training: experiment, seed, step, epoch, loss, eval_*."""
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.csv
 
     parts = []
     for each in results:
         file = each.directory / "training_log.csv"
         if each.state == FINISHED and file.exists():
-            log = read_table(file)
+            log = pa.csv.read_csv(file).to_pandas()  # of the logs of hundreds of runs
             if len(log):  # else nothing was logged, and its columns have no type
                 parts.append(log.assign(experiment=each.experiment, seed=each.seed))
     if not parts:
@@ -403,7 +410,8 @@ def console(
         own = [row for row in rows if row["metric"] == metric.name and row["against"] != "baseline (controls)"]
         values, text = _mean_sd(results, plan["baseline"], metric)
         unit = "percent" if metric.scale == 100 else "0..1"
-        lines += ["", f"{metric.name} ({unit}), {plan['baseline']}: {text}, {len(values)} seed{'s' * (len(values) != 1)}"]
+        seeds = f"{len(values)} seed" + "s" * (len(values) != 1)
+        lines += ["", f"{metric.name} ({unit}), {plan['baseline']}: {text}, {seeds}"]
         table = [("experiment", "against", "n", "difference", "95% interval", "verdict")]
         for row in own:
             table.append((row["experiment"], row["reference"], str(row["n"]),

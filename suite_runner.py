@@ -37,6 +37,7 @@ from suites import Run
 PENDING, RUNNING, FINISHED, FAILED, INTERRUPTED = "pending", "running", "finished", "failed", "interrupted"
 STOPPED = ("KeyboardInterrupt", "SystemExit: -1")  # Ctrl-C; Slurm's time limit, by way of submitit
 CONFIG, LOG, LOCK = "config.json", "log.txt", ".lock"
+LOCK_SECONDS = 2.0  # longer than state_of holds a lock to see whether it is free
 POLL_SECONDS = 1.0  # between two looks at a run that another process carries out
 STOP_SECONDS = 10.0  # that a worker has to go after it was told to
 
@@ -65,7 +66,11 @@ def _left(directory: Path) -> str:
         return PENDING
     if meta["status"] == "failed":
         return INTERRUPTED if meta.get("error", "").startswith(STOPPED) else FAILED
-    return FINISHED if _is_evaluated(meta) and "identity" in read_json(directory / CONFIG) else INTERRUPTED
+    return FINISHED if _is_evaluated(meta) and _is_tidy(directory) else INTERRUPTED
+
+
+def _is_tidy(directory: Path) -> bool:
+    return (directory / CONFIG).exists() and "identity" in read_json(directory / CONFIG)
 
 
 def _is_evaluated(meta: dict[str, Any]) -> bool:
@@ -94,7 +99,7 @@ def execute(run: Run, retry: bool, keep_model: bool) -> Outcome:
     import run as script
 
     run.directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run.directory / LOCK, timeout=0)
+    lock = FileLock(run.directory / LOCK, timeout=LOCK_SECONDS)
     try:
         lock.acquire()
     except Timeout:
@@ -168,17 +173,18 @@ def _said_to(log: Path, argv: Sequence[str]) -> Iterator[None]:
 
 def _tidy(run: Run, artifacts: Sequence[str], keep_model: bool) -> None:
     """Leave the artifacts, and the model only if asked; its config.json makes room for the run's."""
-    for checkpoint in run.directory.glob("checkpoint-[0-9]*"):
-        if not keep_model:
-            shutil.rmtree(checkpoint)
-    known = (*artifacts, META, LOG, ".*")
-    for file in [path for path in run.directory.iterdir() if path.is_file()]:
-        if not any(fnmatch(file.name, pattern) for pattern in known):
-            if keep_model:
-                (run.directory / "model").mkdir(exist_ok=True)
-                file.rename(run.directory / "model" / file.name)
-            else:
-                file.unlink()
+    known = [*(each for each in artifacts if not each.startswith("checkpoint-")), META, LOG, ".*"]
+    found = [path for path in run.directory.iterdir() if path.is_file() or path.name.startswith("checkpoint-")]
+    for path in found:
+        if any(fnmatch(path.name, pattern) for pattern in known) or _is_tidy(path.parent) and path.name == CONFIG:
+            continue
+        if keep_model:
+            (run.directory / "model").mkdir(exist_ok=True)
+            path.rename(run.directory / "model" / path.name)
+        elif path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
     write_json(run.directory / CONFIG, run.config)
 
 
@@ -245,12 +251,16 @@ class _Worker:
 
 def _work(pipe: connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    is_first = True
     while True:
         try:
             run, retry, keep_model = pipe.recv()
         except EOFError:  # whoever started us has gone, or has nothing left
             return
         outcome = execute(run, retry, keep_model)
+        if is_first:  # half a million objects of the libraries, which need not be looked through after every run
+            gc.freeze()
+            is_first = False
         try:
             pipe.send(outcome)
         except BrokenPipeError:

@@ -8,8 +8,9 @@
         {"name": "no_hard", "description": "...", "why": "...", "args": {"filter_categories": ["easy", "ambiguous"]}}]}
 
 Keys of ``base`` and ``args`` are flags of run.py, nothing is translated; ``args`` win over flags of the command line,
-and these over ``base``. An experiment that trains on other examples than the baseline gets a size-matched control
-unless it says ``"control": false``.
+and these over ``base``; null is run.py's default. An experiment whose filters or ``train_ids`` differ from those of
+the baseline gets a size-matched control unless it says ``"control": false``. (``max_train_samples`` is a size and has
+none.)
 """
 
 from __future__ import annotations
@@ -21,12 +22,13 @@ import hashlib
 import io
 import json
 import shlex
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts import META, load_meta, plain
+from artifacts import load_meta, plain
 from configs import flags_to_argv, read_mapping
 from helpers import Parser, UserError, default_eval_split, load_split, name_a_few
 from run_arguments import inputs_of, parse_args, task_of_run
@@ -38,7 +40,7 @@ EXPERIMENT_KEYS = {"name", "description", "why", "args", "control"}
 PREREQUISITES = ("cartography", "embeddings", "clusters")  # in the order of their making
 CONTROL = "_control"
 # The suite decides these, run by run.
-TAKEN = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "config", "help_all")
+TAKEN = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "overwrite_output_dir", "config", "help_all")
 # Where things are, not what they are; what is read is part of a run's identity by its content.
 PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "config", "overwrite",
           "resume_from_checkpoint", "seed", "filters", "filter_config", "train_ids")  # fmt: skip
@@ -60,10 +62,12 @@ class Experiment:
 
 @dataclass
 class Suite:
+    file: Path
     name: str
     description: str
     baseline: str
-    prerequisites: dict[str, list[str]]  # its flags, as argv of the script that makes it
+    prerequisites: dict[str, list[str]]  # their flags, as argv of the scripts that make them
+    parsers: Mapping[str, Parser]  # of these scripts
     base: list[str]
     experiments: list[Experiment]
 
@@ -85,7 +89,7 @@ class Run:
 
 def suite_file(name: str) -> Path:
     """The file of a built-in suite, or the path itself."""
-    if Path(name).suffix == ".json" or Path(name).exists():
+    if Path(name).suffix == ".json" or Path(name).is_file():
         return Path(name)
     built_in = sorted(path.stem for path in SUITES.glob("*.json"))
     if name not in built_in:
@@ -113,10 +117,16 @@ def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], 
             raise UserError(f"{where}: expected an object with a name, found {each!r:.60}")
         where = f"{path}, experiment {each['name']}"
         _check_keys(each, EXPERIMENT_KEYS, where)
-        if set(each["name"]) & set("/\\ ") or each["name"].endswith(CONTROL):
+        if not _is_word(each["name"]) or each["name"].endswith(CONTROL):
             raise UserError(f"{where}: the name is that of a directory: no slash, no blank, no {CONTROL} at its end")
-        own = _argv(parser, each.get("args", {}), f"{where}, args")
-        one = Experiment(each["name"], each.get("description", ""), each.get("why", ""), [*base, *own])
+        for key in ("description", "why"):
+            if not isinstance(each.get(key, ""), str):
+                raise UserError(f"{where}: {key} is {each[key]!r:.60}; expected a text")
+        args = each.get("args", {})
+        own = _argv(parser, args, f"{where}, args")
+        unset = {"--" + key.replace("-", "_") for key, value in args.items() if value is None}  # null: the default
+        inherited = [word for word in base if word.partition("=")[0] not in unset]
+        one = Experiment(each["name"], each.get("description", ""), each.get("why", ""), [*inherited, *own])
         found.append(one)
         wanted = each.get("control", True)
         if not isinstance(wanted, bool):
@@ -126,8 +136,8 @@ def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], 
                 Experiment(one.name + CONTROL, f"as many examples as {one.name}, drawn at random", "",
                            [*one.argv, "--filter_random=true"], control_of=one.name)  # fmt: skip
             )
-    names = [one.name for one in found]
-    if repeated := {name for name in names if names.count(name) > 1}:
+    names = [one.name for one in found if one.control_of is None]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{path}: two experiments are called {name_a_few(repeated)}")
     baseline = table.get("baseline", "baseline" if "baseline" in names else names[0])
     if baseline not in names:
@@ -138,9 +148,14 @@ def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], 
         name: _argv(parsers[name], flags, f"{path}, prerequisites, {name}") for name, flags in named.items()
     }
     name = table.get("name", path.stem)
-    if not isinstance(name, str) or set(name) & set("/\\ "):
+    if not isinstance(name, str) or not _is_word(name) or name == "shared":
         raise UserError(f"{path}: the name {name!r} is that of a directory: no slash, no blank")
-    return Suite(name, table.get("description", ""), baseline, prerequisites, base, found)
+    return Suite(path, name, table.get("description", ""), baseline, prerequisites, parsers, base, found)
+
+
+def _is_word(name: str) -> bool:
+    """Whether a directory can be called so."""
+    return name.isprintable() and not set(name) & set("/\\ ") and name.strip(".") != ""
 
 
 def _check_keys(table: Any, known: set[str], where: str) -> None:
@@ -167,7 +182,10 @@ def parse_quietly(parse: Callable[[Sequence[str]], argparse.Namespace], argv: Se
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return parse(argv)
+            parsed = parse(argv)
+        if said.getvalue():
+            print(said.getvalue(), end="", file=sys.stderr)
+        return parsed
     except SystemExit:
         complaint = said.getvalue().strip().splitlines()[-1].partition("error: ")[2].partition(" (run.py --help")[0]
         raise UserError(f"{where}: {complaint}") from None
@@ -185,11 +203,11 @@ def resolve(suite: Suite, places: Sequence[str], made: Mapping[str, str]) -> Non
         each.argv = [*places, *each.argv]
     plain_ones = [each for each in suite.experiments if each.control_of is None]
     for each in plain_ones:
-        each.arguments = parse_quietly(parse_args, each.argv, f"suite {suite.name}, experiment {each.name}")
-        where = f"suite {suite.name}, experiment {each.name}"
+        where = f"{suite.file}, experiment {each.name}"
+        each.arguments = parse_quietly(parse_args, each.argv, where)
         if not each.arguments.do_eval:
             raise UserError(f"{where}: it evaluates nothing; add do_eval to base")
-        if each.arguments.filter_random:
+        if "random" in each.arguments.filters:
             raise UserError(f"{where}: the suite adds size-matched controls itself; leave filter_random out")
     by_name = {each.name: each for each in plain_ones}
     baseline = by_name[suite.baseline].arguments
@@ -197,13 +215,17 @@ def resolve(suite: Suite, places: Sequence[str], made: Mapping[str, str]) -> Non
     for each in suite.experiments:
         if each.control_of is not None:
             treated = by_name[each.control_of].arguments
-            if (treated.filters, treated.train_ids) == (baseline.filters, baseline.train_ids):
+            same = (treated.filters, treated.train_ids) == (baseline.filters, baseline.train_ids)
+            if same or not treated.do_train or not (treated.filters or treated.train_ids):
                 continue
-            each.arguments = parse_quietly(parse_args, each.argv, f"suite {suite.name}, experiment {each.name}")
+            each.arguments = parse_quietly(parse_args, each.argv, f"{suite.file}, experiment {each.name}")
         kept.append(each)
     suite.experiments = kept
     for each in kept:
-        each.settings_hash = settings_hash(each.arguments, inputs_of(each.arguments), made)
+        try:
+            each.settings_hash = settings_hash(each.arguments, inputs_of(each.arguments), made)
+        except UserError as error:
+            raise UserError(f"{suite.file}, experiment {each.name}: {error}") from None
     seen: dict[str, str] = {}
     for each in kept:
         if (other := seen.setdefault(each.settings_hash, each.name)) != each.name:
@@ -217,9 +239,9 @@ def settings_hash(
     """16 hex digits over the arguments (without the seed and without places), what is read, and the data."""
     settings = {name: value for name, value in vars(arguments).items() if name not in PLACES}
     if arguments.filter_config:
-        settings["filters"] = _without_paths(arguments.filters)
+        settings["filters"] = list(_without_paths(arguments.filters).items())  # their order counts
     read = {label: made.get(str(path)) or content_key(path) for label, path in inputs.items() if path is not None}
-    return _digest([settings, read, fingerprints(arguments)])
+    return digest([settings, read, fingerprints(arguments)])
 
 
 def _without_paths(filters: Any) -> Any:
@@ -241,23 +263,24 @@ def content_key(path: str | Path) -> str:
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory, and a run of the suite reads it")
-    if path.is_file() and not (path.parent / META).exists():
+    if path.is_file():
         return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
     meta = load_meta(path)
     if meta is not None:
-        return _digest([meta.get("started"), meta.get("arguments"), meta.get("outputs")])
+        return digest([meta.get("started"), meta.get("arguments"), meta.get("outputs")])
     files = sorted(file for file in path.rglob("*") if file.is_file())
-    return _digest([[str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns] for file in files])
+    return digest([[str(file.relative_to(path)), hashlib.blake2b(file.read_bytes()).hexdigest()] for file in files])
 
 
-def _digest(value: Any) -> str:
+def digest(value: Any) -> str:
+    """16 hex digits over a JSON value."""
     text = json.dumps(value, sort_keys=True, default=plain)
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def identity_of(settings: str, seed: int) -> str:
     """16 hex digits: equal for two runs exactly when they train and evaluate the same on the same data."""
-    return _digest([settings, seed])
+    return digest([settings, seed])
 
 
 def run_name(experiment: str, seed: int, identity: str) -> str:

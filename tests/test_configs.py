@@ -224,7 +224,6 @@ def test_nothing_is_written_when_the_file_is_wrong(refused, config, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.xfail(strict=True, reason="the parser that looks for --config prints its usage too")
 def test_config_without_a_value_is_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         run.main(["--do_train", "--config"])
@@ -233,7 +232,6 @@ def test_config_without_a_value_is_one_line(capsys):
     assert line.startswith("run.py: error: ") and "--config" in line
 
 
-@pytest.mark.xfail(strict=True, reason="a flag in both of its spellings: the last wins in silence")
 @pytest.mark.parametrize(
     "flags",
     [
@@ -246,13 +244,11 @@ def test_one_flag_in_two_spellings_is_there_twice(refused, config, flags):
     assert "flags.json" in refused(run.main, "--do_train", "--config", config({"dataset": "demo:nothing", **flags}))
 
 
-@pytest.mark.xfail(strict=True, reason="null within a list becomes the text 'None'")
 def test_a_null_within_a_list_is_refused():
     with pytest.raises(UserError, match="here: eval_split is"):
         flags_to_argv(build_parser(), {"eval_split": ["validation", None]}, "here")
 
 
-@pytest.mark.xfail(strict=True, reason="an item with a blank or a comma falls apart into two")
 @pytest.mark.parametrize("item", ["answer type", "answer,type"])
 def test_an_item_of_a_list_stays_one_item_or_is_refused(item):
     parser = build_parser()
@@ -264,19 +260,16 @@ def test_an_item_of_a_list_stays_one_item_or_is_refused(item):
     assert parser.parse_args(argv).slice_by == ["source", item]
 
 
-@pytest.mark.xfail(strict=True, reason="a list for a flag that takes one value is joined with commas")
 def test_a_list_for_a_flag_of_one_value_is_refused():
     with pytest.raises(UserError, match="here: model is"):
         flags_to_argv(build_parser(), {"model": ["tiny", "lstm"]}, "here")
 
 
-@pytest.mark.xfail(strict=True, reason="true for a flag that takes a text becomes the text 'true'")
 def test_true_for_a_flag_that_takes_a_text_is_refused():
     with pytest.raises(UserError, match="here: model is"):
         flags_to_argv(build_parser(), {"model": True}, "here")
 
 
-@pytest.mark.xfail(strict=True, raises=UnicodeDecodeError, reason="checked unpacked, then read packed")
 def test_a_packed_file_is_read_or_refused(tmp_path):
     file = tmp_path / "flags.json.gz"
     file.write_bytes(gzip.compress(b'{"seed": 7}'))

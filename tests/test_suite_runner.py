@@ -17,6 +17,7 @@ import run_experiments
 import suite_runner
 from artifacts import load_meta, read_json
 from suite_runner import FAILED, FINISHED, INTERRUPTED, PENDING, RUNNING, Outcome, execute, run_locally, state_of, tail
+from suites import Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS = [1, 2]
@@ -45,6 +46,12 @@ def runs_of(suite: Path, *extra: str, seeds=SEEDS):
     return run_experiments.plan_suite(args)[2]
 
 
+def meta_of(directory: Path) -> dict:
+    meta = load_meta(directory)
+    assert meta is not None
+    return meta
+
+
 def everything(directory: Path) -> set[str]:
     return {path.name for path in directory.iterdir()}
 
@@ -62,7 +69,7 @@ def test_a_run_and_what_it_leaves(suite):
     assert (config["experiment"], config["seed"], config["identity"]) == ("baseline", 1, run.identity)
     log = (run.directory / "log.txt").read_text(encoding="utf-8")
     assert "python run.py" in log.splitlines()[0] and "eval_exact_match" in log
-    meta = load_meta(run.directory)
+    meta = meta_of(run.directory)
     assert meta["command"].startswith("run.py --dataset") and meta["arguments"]["seed"] == 1
     # Again: nothing is touched.
     before = (run.directory / "run_meta.json").read_bytes()
@@ -74,7 +81,7 @@ def test_the_model_stays_when_asked(suite):
     run = runs_of(suite)[0]
     execute(run, retry=False, keep_model=True)
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= everything(run.directory / "model")
-    assert "checkpoint-6" in everything(run.directory)
+    assert "checkpoint-6" in everything(run.directory / "model") - everything(run.directory)
     assert "identity" in read_json(run.directory / "config.json")
     assert "architectures" in read_json(run.directory / "model" / "config.json")
 
@@ -94,7 +101,7 @@ def test_a_failure_is_told_and_kept(suite, qa_dir):
     run = runs_of(suite, "--max_length", "20")[0]  # too short for a question beside a context
     outcome = execute(run, retry=False, keep_model=False)
     assert outcome.state == FAILED == state_of(run.directory)
-    assert "leaves no room for a question" in outcome.error == load_meta(run.directory)["error"]
+    assert "leaves no room for a question" in outcome.error == meta_of(run.directory)["error"]
     assert "leaves no room" in "".join(tail(run.directory / "log.txt"))
     before = (run.directory / "log.txt").read_text(encoding="utf-8")
     assert execute(run, retry=False, keep_model=False).state == FAILED
@@ -180,7 +187,7 @@ def test_a_finished_training_without_its_evaluation_is_half_a_run(tmp_path):
 
 
 def local(runs, **settings):
-    outcomes = {}
+    outcomes: dict[Run, Outcome] = {}
     settings = {"workers": 1, "retry": False, "keep_models": False, "stop_on_error": False, **settings}
     run_locally(runs, done=lambda run, outcome: outcomes.setdefault(run, outcome), **settings)
     return outcomes
@@ -201,7 +208,7 @@ def test_a_worker_that_dies_costs_only_its_run(suite, tmp_path, monkeypatch):
     states = [state_of(run.directory) for run in runs]
     assert states.count(FAILED) == 1 and states.count(FINISHED) == 3, states
     failed = runs[states.index(FAILED)]
-    assert "killed by SIGKILL (out of memory?)" in load_meta(failed.directory)["error"]
+    assert "killed by SIGKILL (out of memory?)" in meta_of(failed.directory)["error"]
     assert f"failed: {failed}" in said and "--retry_failed" in said
     again = subprocess.run([*command, "--retry_failed"], cwd=tmp_path, capture_output=True, text=True)
     assert again.returncode == 0 and [state_of(run.directory) for run in runs] == [FINISHED] * 4
@@ -321,21 +328,21 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
     assert len(runs) == 8
     for name in runs:
         place, reference = directory / name, places[0] / "experiments/killed" / name
-        meta = load_meta(place)
+        meta = meta_of(place)
         ends = [each for each in [meta, *meta["history"]]
                 if each["status"] == "finished" and not each["arguments"]["do_train"]]  # fmt: skip
         assert len(ends) == 1, f"{name} was evaluated {len(ends)} times"
         files = ["eval_metrics.json", "eval_predictions.jsonl", "training_log.csv"]
         if "watched" in name:
             files += ["cartography_output/cartography_metrics.csv"]
-        for file in files:
-            if file == "eval_metrics.json":
-                values = [{key: value for key, value in read_json(where / file).items() if "second" not in key
+        for artifact in files:
+            if artifact == "eval_metrics.json":
+                values = [{key: value for key, value in read_json(where / artifact).items() if "second" not in key
                            and "runtime" not in key} for where in (place, reference)]  # fmt: skip
                 assert values[0] == values[1], name
-            elif file == "training_log.csv":
-                assert [line.split(",")[:3] for line in text(place / file).splitlines()] == [
-                    line.split(",")[:3] for line in text(reference / file).splitlines()
+            elif artifact == "training_log.csv":
+                assert [line.split(",")[:3] for line in text(place / artifact).splitlines()] == [
+                    line.split(",")[:3] for line in text(reference / artifact).splitlines()
                 ], name
             else:
-                assert (place / file).read_bytes() == (reference / file).read_bytes(), f"{name}/{file}"
+                assert (place / artifact).read_bytes() == (reference / artifact).read_bytes(), f"{name}/{artifact}"
