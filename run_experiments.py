@@ -11,6 +11,7 @@ EXPERIMENTS_DIR/SUITE/RUN/, and results.csv, comparison.csv, comparison.json, co
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import signal
 import sys
@@ -22,12 +23,12 @@ from typing import Any
 
 import prerequisites
 import suite_runner
-from artifacts import check_writable, load_meta, model_meta, read_json, write_json
+from artifacts import META, check_writable, load_meta, model_meta, plain, read_json, write_json
 from configs import joined, read_mapping
 from helpers import DEFAULT_SEED, Parser, UserError, command_line, number, positive_int, seed_number
 from prerequisites import Prerequisite, PrerequisiteFailed
 from run_arguments import build_parser as build_run_parser
-from suite_report import read_plan, write_report
+from suite_report import REPORT, read_plan, write_report
 from suite_runner import FAILED, FINISHED, PENDING, RUNNING, Outcome, state_of, tail
 from suites import (
     PLAN,
@@ -155,9 +156,11 @@ def write_plan(suite: Suite, seeds: Sequence[int], directory: Path) -> None:
         }
         for each in suite.experiments
     ]
+    plan = {"name": suite.name, "description": suite.description, "baseline": suite.baseline,
+            "experiments": experiments}  # fmt: skip
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"name": suite.name, "description": suite.description, "baseline": suite.baseline,
-                      "experiments": experiments})  # fmt: skip
+    if not file.exists() or read_json(file) != json.loads(json.dumps(plan, default=plain)):
+        write_json(file, plan)
 
 
 def seconds_of(meta: dict[str, Any]) -> float | None:
@@ -244,8 +247,20 @@ def run_suite(args: argparse.Namespace) -> int:
         logger.info(f"{len(todo):,} to do: {estimate(todo, experiments, needed, args.workers, directory)}")
         failed = ([] if args.retry_failed else failed) + run_all(args, todo)
     report_failures(failed)
-    analyze(args, [directory])
+    if todo or args.margin is not None or not is_compared(directory, runs):
+        analyze(args, [directory])
+    else:
+        print(f"nothing to do: {directory / REPORT} is there already; --mode analyze makes it again")
     return 1 if failed else 0
+
+
+def is_compared(directory: Path, runs: Sequence[Run]) -> bool:
+    """Whether the comparison is younger than every run, and than the plan."""
+    report = directory / REPORT
+    files = [directory / PLAN, *(run.directory / META for run in runs)]
+    return report.exists() and all(
+        file.stat().st_mtime_ns <= report.stat().st_mtime_ns for file in files if file.exists()
+    )
 
 
 def run_all(args: argparse.Namespace, todo: Sequence[Run]) -> list[Run]:

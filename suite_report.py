@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import load_meta, model_meta, plain, read_json, write_csv, write_json
+from artifacts import atomic, load_meta, model_meta, plain, read_json, write_csv, write_json
 from comparison import ROW, UNDERPOWERED, Comparison, Resamples, compare_family
 from evaluation import SPEED
 from helpers import UserError, name_a_few
@@ -24,6 +24,7 @@ from suites import PLAN, identity_of, run_name
 if TYPE_CHECKING:
     import pandas as pd
 
+REPORT = "comparison.md"  # written when all else is
 SCORES = ("exact_match", "accuracy", "f1")  # what is compared
 BINARY = ("exact_match", "accuracy")
 LISTS = ("seeds", "values", "reference_values", "warnings")
@@ -333,12 +334,12 @@ def write_report(directory: Path, margin: float | None) -> str:
         "suite": plan["name"], "description": plan["description"], "baseline": plan["baseline"],
         "comparisons": [{name: row[name] for name in columns} for row in rows],
     })  # fmt: skip
-    text = markdown(plan, results, metrics, rows)
-    (directory / "comparison.md").write_text(text, encoding="utf-8")
     curves = learning_curves(results)
     if len(curves):
         write_csv(directory / "learning_curves.csv", curves)
     suite_plots.write_plots(directory, plan, table, metrics, rows, curves)
+    with atomic(directory / REPORT) as temporary:
+        temporary.write_text(markdown(plan, results, metrics, rows), encoding="utf-8")
     return console(plan, results, metrics, rows)
 
 

@@ -199,9 +199,9 @@ def table(found: dict[str, Any]) -> str:
                  (f"its {len(later)} later runs, median", spread(later), OVERHEAD_BOUND),
                  (f"{len(cold)} processes of run.py, median", spread(cold), "")]  # fmt: skip
     if one := found.get("resume"):
-        rows += [(f"resuming {one['runs']} finished runs, with the comparing", shown(one), RESUME_BOUND),
-                 ("planning them alone (--dry_run)", shown(one["planning"]), ""),
-                 ("comparing them alone (--mode analyze)", shown(one["comparing"]), "")]  # fmt: skip
+        rows += [(f"resuming {one['runs']} finished runs", shown(one), RESUME_BOUND),
+                 ("planning them (--dry_run)", shown(one["planning"]), ""),
+                 ("comparing them anew (--mode analyze)", shown(one["comparing"]), "")]  # fmt: skip
     if one := found.get("analyze"):
         rows += [(f"analysing {one['runs']} runs of {one['predictions']:,} predictions", shown(one), ANALYZE_BOUND),
                  ("its peak memory", f"{one['peak_gb']:.2f} GB", MEMORY_BOUND)]  # fmt: skip

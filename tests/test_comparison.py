@@ -474,7 +474,8 @@ def test_a_difference_beyond_seeds_and_examples():
 
 def test_the_interval_excludes_0_where_p_is_small():
     for difference in (0.01, 0.05, 0.1, 0.2):
-        row = scored(*two_level(5, 100, seed_sd=0.02, example_sd=0.2, difference=difference), margin=0.02)
+        scores, reference = two_level(5, 100, seed_sd=0.02, example_sd=0.2, difference=difference)
+        row = scored(scores, reference, margin=0.02)
         assert (row["bootstrap_low"] > 0) == (row["p_bootstrap"] < 0.05)
 
 

@@ -189,7 +189,7 @@ def test_a_finished_training_without_its_evaluation_is_half_a_run(tmp_path):
 def local(runs, **settings):
     outcomes: dict[Run, Outcome] = {}
     settings = {"workers": 1, "retry": False, "keep_models": False, "stop_on_error": False, **settings}
-    run_locally(runs, done=lambda run, outcome: outcomes.setdefault(run, outcome), **settings)
+    run_locally(runs, done=outcomes.__setitem__, **settings)
     return outcomes
 
 
