@@ -9,8 +9,8 @@ temporary directory. Prints a Markdown table, and writes bench_suites.json.
 Overhead: seconds of a run minus those of its training and evaluation (train_runtime, eval_runtime), for runs of one
 worker as run_experiments.py has them, and for a process of run.py alone; a process after every run, in turn. Seconds
 of a worker's run are those from handing it out to hearing of its end, the first with the start of the worker.
-Resume: the whole process of run_experiments.py --mode run on 200 finished runs; it compares them at its end, so the
-seconds of planning (--dry_run) and of comparing (--mode analyze) alone stand beside it. Analyze: seconds and peak
+Resume: the whole process of run_experiments.py --mode run on 200 finished and compared runs; beside it the seconds of
+--dry_run, and of comparing them anew (--mode analyze). Analyze: seconds and peak
 memory of the process of --mode analyze; the files were written just before, so they come from the page cache. CPU
 seconds tell what of the time is due to other work of the machine. Peak memory is read from /proc, so on Linux only.
 """
