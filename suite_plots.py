@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,11 @@ def _unit(metric: Metric, points: str) -> str:
     return f"{metric.name.replace('_', ' ')} ({points if metric.scale == 100 else '0..1'})"
 
 
+def _range(counts: Collection[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
 def plot_differences(
     path: Path, title: str, metric: Metric, rows: Sequence[Mapping[str, Any]], baseline: str
 ) -> None:
@@ -66,7 +71,7 @@ def plot_differences(
         low, high = row["shown_low"], row["shown_high"]
         if low is not None:
             axis.plot([low, high], [place, place], color=color, lw=2.2, solid_capstyle="butt")
-        axis.plot(differences, [place] * len(differences), "o", ms=4, mfc="none", mec=color, alpha=0.8)
+        axis.plot(differences, [place] * len(differences), "o", ms=4.5, mfc="white", mec=color)
         axis.plot(row["difference"], place, "D", color=color, ms=6)
         axis.annotate(row["verdict"], (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8,
                       color=color)  # fmt: skip
@@ -74,8 +79,7 @@ def plot_differences(
     axis.set_yticks(range(len(rows)), labels, fontsize=8)
     axis.set_ylim(len(rows) - 0.5, -0.5)
     axis.set_xlabel(f"difference in {_unit(metric, 'percentage points')}")
-    seeds = sorted({row["n"] for row in rows})
-    count = f"{seeds[0]}" if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    count = _range([row["n"] for row in rows])
     caption = (f"Diamonds: mean difference, paired by seed; bars: its 95 % interval; circles: the {count} seeds. Grey "
                f"band: differences smaller than {margin:g}, which do not matter.")  # fmt: skip
     save_figure(figure, path, title, caption)
@@ -110,14 +114,15 @@ def plot_curves(path: Path, title: str, curves: pd.DataFrame, logged: Sequence[s
     figure, axes = new_figure(8, height, rows=len(logged), squeeze=False)
     for axis, column in zip(axes[:, 0], logged, strict=True):
         for number, (name, part) in enumerate(curves.groupby("experiment", sort=False)):
-            by_epoch = part.dropna(subset=[column]).groupby("epoch")[column]
-            mean = by_epoch.mean()
+            part = part.dropna(subset=[column])
+            # Where seeds train on other examples, the k-th log comes at slightly other epochs.
+            logs = part.groupby(part.groupby("seed").cumcount())
+            epoch, values = logs["epoch"].mean(), logs[column]
             color, style = LINES[number % len(LINES)], STYLES[number // len(LINES) % len(STYLES)]
-            axis.plot(mean.index, mean, style, color=color, lw=1.4, label=str(name))
-            axis.fill_between(mean.index, by_epoch.min(), by_epoch.max(), color=color, alpha=0.12, lw=0)
+            axis.plot(epoch, values.mean(), style, color=color, lw=1.4, label=str(name))
+            axis.fill_between(epoch, values.min(), values.max(), color=color, alpha=0.12, lw=0)
         axis.set_xlabel("epoch")
         axis.set_ylabel("training loss (nats)" if column == "loss" else column.replace("_", " "))
     axes[0, 0].legend(fontsize=8, frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
-    seeds = curves.groupby("experiment")["seed"].nunique()
-    save_figure(figure, path, title, f"Lines: mean of {seeds.min()} to {seeds.max()} seeds; bands: from the lowest to "
-                "the highest.")  # fmt: skip
+    count = _range(curves.groupby("experiment")["seed"].nunique())
+    save_figure(figure, path, title, f"Lines: mean of {count} seeds; bands: from the lowest to the highest.")
