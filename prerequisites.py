@@ -14,7 +14,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from artifacts import load_meta
+from artifacts import load_meta, model_meta
 from checkpoints import whole_checkpoints
 from helpers import DEFAULT_SEED, UserError
 from run_arguments import inputs_of, parse_args
@@ -66,10 +66,10 @@ def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
     if given and found is None:
         raise UserError(f"{where}: {arguments.cartography_output_dir} is no finished map of {arguments.dataset} "
                         f"[{arguments.train_split}]; leave --cartography_output_dir out to have one made")  # fmt: skip
-    if not given and is_made(Prerequisite("cartography", home / "cartography_output", None, None)):
-        found = None  # the runs that are there have read it
     places = [f"--cartography_output_dir={home / 'cartography_output'}", f"--output_dir={home / 'trainer_output'}"]
     made = Prerequisite("cartography", home / "cartography_output", ["run.py", *argv, *places], identity)
+    if not given and is_made(made):
+        found = None  # the runs that are there have read it
     needed = [made if found is None else Prerequisite("cartography", found, None, None)]
     if "embeddings" in suite.prerequisites or "clusters" in suite.prerequisites:
         needed += _clusters(suite, flags, arguments, needed[0], home)
@@ -113,13 +113,11 @@ def _clusters(
     suite: Suite, flags: dict[str, list[str]], arguments: argparse.Namespace, cartography: Prerequisite, home: Path
 ) -> list[Prerequisite]:
     existing = Path(arguments.cluster_assignments_path)
-    meta = load_meta(existing) if existing.is_dir() else None
-    fingerprint = fingerprints(arguments)[arguments.train_split]
-    recorded = (meta or {}).get("datasets") or [{}]
-    if meta and meta["status"] == "finished" and recorded[0].get("fingerprint") == fingerprint:
+    if _are_clusters_of(existing, arguments):
         return [Prerequisite("clusters", existing, None, None)]
     if existing.exists():
-        logger.info(f"{existing} holds no finished clusters of {arguments.dataset}: not used")
+        logger.info(f"{existing} holds no finished clusters of all of {arguments.dataset} "
+                    f"[{arguments.train_split}]: not used")  # fmt: skip
     model = home / "trainer_output"
     if cartography.command is None:
         model = Path((load_meta(cartography.directory) or {})["arguments"]["output_dir"])
@@ -144,8 +142,23 @@ def _clusters(
     return needed
 
 
+def _are_clusters_of(directory: Path, arguments: argparse.Namespace) -> bool:
+    meta, file = load_meta(directory) if directory.is_dir() else None, directory / "cluster_assignments.csv"
+    if meta is None or meta["status"] != "finished" or not meta.get("datasets") or not file.exists():
+        return False
+    recorded = meta["datasets"][0]
+    rows = sum(1 for _ in file.open("rb")) - 1
+    asked = min(arguments.max_train_samples or recorded["rows"], recorded["rows"])
+    return recorded["fingerprint"] == fingerprints(arguments)[arguments.train_split] and rows >= asked
+
+
 def is_made(each: Prerequisite) -> bool:
     meta = load_meta(each.directory) if each.directory.is_dir() else None
+    model = each.directory.parent / "trainer_output"
+    if each.name == "cartography" and each.command is not None and model.is_dir():
+        trained = model_meta(model)  # killed between the two, the map is whole and its model is not
+        if trained is None or trained["status"] != "finished":
+            return False
     return meta is not None and meta["status"] == "finished"
 
 

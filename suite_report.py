@@ -437,7 +437,8 @@ def markdown(
     plan: Mapping[str, Any], results: Sequence[RunResult], metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]
 ) -> str:
     """comparison.md: what an appendix needs to say of the suite."""
-    lines = [f"## Suite {plan['name']}", "", *([plan["description"] + ".", ""] if plan["description"] else [])]
+    described = plan["description"].rstrip(".") + "."
+    lines = [f"## Suite {plan['name']}", "", *([described, ""] if plan["description"] else [])]
     lines += [_counts(plan, results) + ".", ""]
     lines += ["| experiment | what | runs finished / failed / missing |", "|---|---|---|"]
     for each in plan["experiments"]:

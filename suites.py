@@ -21,6 +21,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -187,7 +188,8 @@ def parse_quietly(parse: Callable[[Sequence[str]], argparse.Namespace], argv: Se
             print(said.getvalue(), end="", file=sys.stderr)
         return parsed
     except SystemExit:
-        complaint = said.getvalue().strip().splitlines()[-1].partition("error: ")[2].partition(" (run.py --help")[0]
+        complaint = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        complaint = re.sub(r" \(\S+ --help lists the flags\)$", "", complaint)
         raise UserError(f"{where}: {complaint}") from None
     except UserError as error:
         raise UserError(f"{where}: {error}") from None

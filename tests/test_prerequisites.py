@@ -392,6 +392,12 @@ def test_a_found_map_lends_its_model_to_the_embeddings(commands, here, qa_dir):
 
 def test_finished_clusters_of_the_same_data_are_used(planned, here, qa_dir):
     finished(here / "cluster_output", qa_dir)
+    lines = [f"train-{row:03d},{row % 2},1.0" for row in range(24)]
+    assigned = here / "cluster_output" / "cluster_assignments.csv"
+    assigned.write_text("\n".join(["id,cluster,cluster_probability", *lines[:-1], ""]))
+    needed, _ = planned({"cartography": {}, **CLUSTERS}, args={"filter_clusters": True})
+    assert needed[2].command is not None, "one example is missing"
+    assigned.write_text("\n".join(["id,cluster,cluster_probability", *lines, ""]))
     needed, runs = planned({"cartography": {}, **CLUSTERS}, args={"filter_clusters": True})
     assert [(each.name, each.command is None) for each in needed] == [("cartography", False), ("clusters", True)]
     assert Path(parse_args(runs[0].argv).cluster_assignments_path) == Path("cluster_output")
