@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from artifacts import check_same_dataset, recorded_split, recorded_task, stage, write_csv, write_json
-from helpers import Parser, Split, UserError, command_line, number, positive_int
+from flags import Parser, number, positive_int
+from helpers import Split, UserError, command_line
 from tasks import add_task_flags, task_of
 
 if TYPE_CHECKING:

@@ -30,7 +30,8 @@ from artifacts import (
     write_csv,
     write_json,
 )
-from helpers import Parser, Split, UserError, command_line, name_a_few
+from flags import Parser
+from helpers import Split, UserError, command_line, name_a_few
 from tasks import add_task_flags, task_of
 
 if TYPE_CHECKING:

@@ -24,15 +24,8 @@ import pandas as pd
 
 import plotting
 from artifacts import artifact_file, check_not_read, read_json, recorded_dataset, stage, write_csv, write_json
-from helpers import (
-    DEFAULT_SEED,
-    Parser,
-    UserError,
-    command_line,
-    name_a_few,
-    positive_int,
-    seed_number,
-)
+from flags import Parser, positive_int, seed_number
+from helpers import DEFAULT_SEED, UserError, command_line, name_a_few
 
 MADE_BY = "extract_embeddings.py"
 OWNS = (

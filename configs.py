@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import read_json
-from helpers import ListOf, Parser, UserError, boolean
+from flags import ListOf, Parser, boolean
+from helpers import UserError
 
 
 def with_config(parser: Parser, argv: Sequence[str]) -> list[str]:

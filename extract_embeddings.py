@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from artifacts import atomic, check_not_read, check_whole_model, recorded_split, recorded_task, stage, write_json
-from helpers import Parser, Split, UserError, command_line, name_a_few, positive_int
+from flags import Parser, positive_int
+from helpers import Split, UserError, command_line, name_a_few
 from models import load_encoder, usable_length, usable_stride
 from tasks import TASKS, Task, add_task_flags, task_of
 

@@ -12,17 +12,8 @@ from typing import Any
 from artifacts import recorded_dataset, recorded_task
 from configs import with_config
 from dataset_filters import load_filter_config, validate_config
-from helpers import (
-    DEFAULT_DATASET,
-    DEFAULT_MODEL,
-    DEFAULT_SEED,
-    Parser,
-    boolean,
-    fraction,
-    number,
-    positive_int,
-    seed_number,
-)
+from flags import Parser, boolean, fraction, number, positive_int, seed_number
+from helpers import DEFAULT_DATASET, DEFAULT_MODEL, DEFAULT_SEED
 from models import SCRATCH_MODELS
 from qa_features import ABLATIONS
 from tasks import TASKS, Task, add_task_flags, task_of

@@ -25,7 +25,8 @@ import prerequisites
 import suite_runner
 from artifacts import META, check_writable, load_meta, model_meta, plain, read_json, write_json
 from configs import joined, read_mapping
-from helpers import DEFAULT_SEED, Parser, UserError, command_line, number, positive_int, seed_number
+from flags import Parser, number, positive_int, seed_number
+from helpers import DEFAULT_SEED, UserError, command_line
 from prerequisites import Prerequisite, PrerequisiteFailed
 from run_arguments import build_parser as build_run_parser
 from suite_report import REPORT, read_plan, write_report
@@ -183,7 +184,8 @@ def estimate(runs: Sequence[Run], experiments: dict[str, Experiment], needed: Se
     """A sentence about the time that ``runs`` will take, going by one that is there; filters make them shorter."""
     trained = [(path.parent, model_meta(path.parent), load_meta(path.parent))
                for path in sorted(directory.glob("*/run_meta.json"))]  # fmt: skip
-    trained += [(each.directory, load_meta(each.directory), load_meta(each.directory)) for each in needed[:1]]
+    if not any(last and last["status"] == "finished" for _, _, last in trained):
+        trained = [(each.directory, load_meta(each.directory), load_meta(each.directory)) for each in needed[:1]]
     speeds = []
     for found, training, last in trained:
         if training and training.get("datasets") and last and last["status"] == "finished" and (

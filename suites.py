@@ -31,7 +31,8 @@ from typing import Any
 
 from artifacts import load_meta, plain
 from configs import flags_to_argv, read_mapping
-from helpers import Parser, UserError, default_eval_split, load_split, name_a_few
+from flags import Parser
+from helpers import UserError, default_eval_split, load_split, name_a_few
 from run_arguments import inputs_of, parse_args, task_of_run
 
 SUITES = Path(__file__).resolve().parent / "example_configs" / "suites"

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from helpers import ListOf, Parser, boolean, number
+from flags import ListOf, Parser, boolean, number
 
 # Flags that scripts define themselves, or whose meaning our Trainer takes over.
 TAKEN = {

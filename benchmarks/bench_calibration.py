@@ -25,7 +25,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import comparison  # noqa: E402
 from artifacts import stage, write_csv, write_json  # noqa: E402
 from comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison, Resamples  # noqa: E402
-from helpers import DEFAULT_SEED, ListOf, Parser, command_line, positive_int  # noqa: E402
+from flags import ListOf, Parser, positive_int  # noqa: E402
+from helpers import DEFAULT_SEED, command_line  # noqa: E402
 from slices import wilson_interval  # noqa: E402
 
 SEED_COUNTS = (3, 4, 5, 6, 8, 10)

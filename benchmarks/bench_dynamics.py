@@ -27,7 +27,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from artifacts import check_writable, write_json  # noqa: E402
-from helpers import DEFAULT_SEED, Parser, command_line, positive_int  # noqa: E402
+from flags import Parser, positive_int  # noqa: E402
+from helpers import DEFAULT_SEED, command_line  # noqa: E402
 
 SECONDS_BOUND = 60.0  # for 1,000,000 examples over 10 epochs, read -> metrics -> files
 MEMORY_BOUND = 3e9  # bytes, peak resident memory of the reading process

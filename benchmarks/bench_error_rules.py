@@ -14,7 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from helpers import DEFAULT_SEED, Parser, command_line, positive_int  # noqa: E402
+from flags import Parser, positive_int  # noqa: E402
+from helpers import DEFAULT_SEED, command_line  # noqa: E402
 
 BOUND = 15.0  # seconds for 100,000 examples, one process
 CONTEXT_WORDS = 150

@@ -19,7 +19,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from artifacts import stage, write_json  # noqa: E402
-from helpers import DEFAULT_SEED, Parser, Split, command_line, load_split, positive_int  # noqa: E402
+from flags import Parser, positive_int  # noqa: E402
+from helpers import DEFAULT_SEED, Split, command_line, load_split  # noqa: E402
 from tasks import get_task  # noqa: E402
 
 MODELS = ("tiny", "lstm", "lstm_reader")

@@ -38,7 +38,8 @@ sys.path.insert(0, str(REPOSITORY))
 import demo_data  # noqa: E402
 import run_experiments  # noqa: E402
 from artifacts import META, read_json, stage, write_csv, write_json  # noqa: E402
-from helpers import DEFAULT_SEED, Parser, UserError, command_line, load_split, positive_int  # noqa: E402
+from flags import Parser, positive_int  # noqa: E402
+from helpers import DEFAULT_SEED, UserError, command_line, load_split  # noqa: E402
 from run import EVALUATION_FILES, TRAINING_FILES  # noqa: E402
 from suite_runner import CONFIG, FINISHED, LOCK, Outcome, run_locally  # noqa: E402
 from suites import Run, Suite  # noqa: E402

@@ -31,7 +31,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
 from artifacts import check_writable, write_json  # noqa: E402
-from helpers import DEFAULT_SEED, Parser, UserError, command_line, load_split, positive_int  # noqa: E402
+from flags import Parser, positive_int  # noqa: E402
+from helpers import DEFAULT_SEED, UserError, command_line, load_split  # noqa: E402
 from tasks import get_task  # noqa: E402
 
 if TYPE_CHECKING:

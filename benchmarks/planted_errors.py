@@ -22,7 +22,8 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from artifacts import check_not_read, check_same_dataset, stage, write_csv, write_json  # noqa: E402
-from helpers import Parser, UserError, command_line, load_split  # noqa: E402
+from flags import Parser  # noqa: E402
+from helpers import UserError, command_line, load_split  # noqa: E402
 from tasks import TASKS, get_task  # noqa: E402
 
 if TYPE_CHECKING:

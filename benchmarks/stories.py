@@ -19,7 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run  # noqa: E402
 from artifacts import atomic, load_meta, read_table, stage, write_csv  # noqa: E402
-from helpers import Parser, UserError, command_line, default_eval_split, positive_int, seed_number  # noqa: E402
+from flags import Parser, positive_int, seed_number  # noqa: E402
+from helpers import UserError, command_line, default_eval_split  # noqa: E402
 
 # What each kind of model is trained with; anything that is not built in counts as a pretrained encoder.
 SETTINGS = {

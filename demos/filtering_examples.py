@@ -18,7 +18,8 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules are one directory up
 
 from artifacts import recorded_dataset, recorded_task  # noqa: E402
-from helpers import DEFAULT_SEED, Parser, Split, command_line, load_split, seed_number  # noqa: E402
+from flags import Parser, seed_number  # noqa: E402
+from helpers import DEFAULT_SEED, Split, command_line, load_split  # noqa: E402
 
 
 def several_filters(cartography_dir: str, cluster_dir: str | None, rules: bool) -> dict[str, Any]:

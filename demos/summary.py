@@ -15,7 +15,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
 
 from artifacts import artifact_file, read_json
-from helpers import Parser, UserError, command_line
+from flags import Parser
+from helpers import UserError, command_line
 
 
 def findings(directory: Path) -> Iterator[tuple[str, str]]:

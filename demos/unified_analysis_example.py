@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
 
 from artifacts import artifact_file, check_not_read, read_table, recorded_dataset, stage, write_csv
-from helpers import Parser, UserError, command_line
+from flags import Parser
+from helpers import UserError, command_line
 
 if TYPE_CHECKING:
     import pandas as pd

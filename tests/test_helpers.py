@@ -14,18 +14,8 @@ from conftest import qa_rows, write_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from helpers import (
-    Parser,
-    UserError,
-    boolean,
-    command_line,
-    fraction,
-    generate_hash_ids,
-    load_split,
-    name_a_few,
-    number,
-    positive_int,
-)
+from flags import Parser, boolean, fraction, number, positive_int
+from helpers import UserError, command_line, generate_hash_ids, load_split, name_a_few
 from tasks import QuestionAnswering
 
 TASK = QuestionAnswering()

@@ -287,8 +287,8 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
     places = [tmp_path / name for name in ("undisturbed", "killed")]
     for place in places:
         place.mkdir()
-        suite = write_suite(place / "killed.json", qa_dir, tiny_model, experiments, num_train_epochs=12,
-                            save_strategy="steps", save_steps=5, save_total_limit=2)  # fmt: skip
+        suite = write_suite(place / "killed.json", qa_dir, tiny_model, experiments, num_train_epochs=40,
+                            save_strategy="steps", save_steps=10, save_total_limit=2)  # fmt: skip
         table = json.loads(suite.read_text())
         suite.write_text(json.dumps({**table, "prerequisites": {"cartography": {"num_train_epochs": 3}}}))
     command = [sys.executable, str(REPOSITORY / "run_experiments.py"), "--suite", "killed.json", "--seeds", "1", "2",
@@ -300,19 +300,22 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
     rng = random.Random(0)
     directory = places[1] / "experiments" / "killed"
     finished: dict[Path, bytes] = {}
-    moments = []
+    moments, hits = [], 0
     for number in range(KILLS):
-        before = {path for path in (places[1] / "experiments").rglob("checkpoint-*")}
+        before = set((places[1] / "experiments").rglob("checkpoint-*"))
         started = subprocess.Popen(command, cwd=places[1], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    env=environment, start_new_session=True)  # fmt: skip
         began = time.monotonic()
         try:
             if number % 2:  # soon after something was achieved; else at any moment, also while it imports
-                wait_for(lambda seen=before: set((places[1] / "experiments").rglob("checkpoint-*")) - seen)
+                wait_for(lambda seen=before, process=started: process.poll() is not None
+                         or set((places[1] / "experiments").rglob("checkpoint-*")) - seen)  # fmt: skip
             time.sleep(rng.uniform(0.2, 5) if number % 2 else rng.uniform(1, 16))
             moments.append(time.monotonic() - began)
         finally:
-            os.killpg(started.pid, signal.SIGKILL)
+            if started.poll() is None:
+                hits += 1
+                os.killpg(started.pid, signal.SIGKILL)
             started.wait()
         for file, content in finished.items():
             assert file.read_bytes() == content, f"{file.parent.name} was finished and was touched again"
@@ -320,7 +323,7 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
             if state_of(file.parent) == FINISHED:
                 finished.setdefault(file, file.read_bytes())
     print(f"killed after {', '.join(f'{moment:.1f}' for moment in moments)} s; {len(finished)} runs finished by then")
-    assert finished, "no kill came after a run was finished"
+    assert finished and hits == KILLS, f"{hits} of {KILLS} kills hit the suite, {len(finished)} runs were finished"
     last = subprocess.run(command, cwd=places[1], capture_output=True, text=True, env=environment)
     assert last.returncode == 0, last.stderr
     runs = sorted(path.parent.name for path in directory.glob("*/run_meta.json"))
