@@ -29,7 +29,8 @@ from flags import Parser, number, positive_int, seed_number
 from helpers import DEFAULT_SEED, UserError, command_line
 from prerequisites import Prerequisite, PrerequisiteFailed
 from run_arguments import build_parser as build_run_parser
-from suite_report import REPORT, read_plan, write_report
+from suite_report import REPORT, write_report
+from suite_results import read_plan
 from suite_runner import FAILED, FINISHED, PENDING, RUNNING, Outcome, state_of, tail
 from suites import (
     PLAN,
@@ -86,6 +87,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--mode run needs --suite")
     if known.mode != "run" and known.dry_run:
         parser.error(f"--dry_run does nothing with --mode {known.mode}")
+    if known.margin == 0:
+        parser.error("--margin must be above 0")
+    for mode, flags in (("status", ("margin", "retry_failed")), ("analyze", ("retry_failed",))):
+        for flag in flags:
+            if known.mode == mode and getattr(known, flag) != parser.get_default(flag):
+                parser.error(f"--{flag} does nothing with --mode {mode}")
     if known.mode != "run" and known.extra:
         parser.error(f"{known.extra[0].partition('=')[0]} does nothing with --mode {known.mode}")
     if len(set(known.seeds)) < len(known.seeds):
@@ -176,7 +183,10 @@ def seconds_of(meta: dict[str, Any]) -> float | None:
 
 def _work(arguments: dict[str, Any], rows: int) -> float:
     """Examples times epochs: what the time of a run grows with."""
-    return min(rows, arguments.get("max_train_samples") or rows) * (arguments.get("num_train_epochs") or 3)
+    if (steps := arguments.get("max_steps") or 0) > 0:
+        return steps * (arguments.get("per_device_train_batch_size") or 8)
+    epochs = arguments.get("num_train_epochs")
+    return min(rows, arguments.get("max_train_samples") or rows) * (3 if epochs is None else epochs)
 
 
 def estimate(runs: Sequence[Run], experiments: dict[str, Experiment], needed: Sequence[Prerequisite],
@@ -196,7 +206,8 @@ def estimate(runs: Sequence[Run], experiments: dict[str, Experiment], needed: Se
     if not speeds:
         return "how long they take will be known when the first is finished"
     speed, place, rows = sorted(speeds)[len(speeds) // 2]
-    total = sum(speed * _work(vars(experiments[run.experiment].arguments), rows) for run in runs) / workers
+    total = sum(speed * _work(vars(experiments[run.experiment].arguments), rows) for run in runs)
+    total /= min(workers, len(runs))
     return f"about {_duration(total)} with {workers} at a time, going by {place}"
 
 
@@ -249,17 +260,19 @@ def run_suite(args: argparse.Namespace) -> int:
         logger.info(f"{len(todo):,} to do: {estimate(todo, experiments, needed, args.workers, directory)}")
         failed = ([] if args.retry_failed else failed) + run_all(args, todo)
     report_failures(failed)
-    if todo or args.margin is not None or not is_compared(directory, runs):
+    if todo or args.margin is not None or not is_compared(directory):
         analyze(args, [directory])
     else:
         print(f"nothing to do: {directory / REPORT} is there already; --mode analyze makes it again")
     return 1 if failed else 0
 
 
-def is_compared(directory: Path, runs: Sequence[Run]) -> bool:
+def is_compared(directory: Path) -> bool:
     """Whether the comparison is younger than every run, and than the plan."""
     report = directory / REPORT
-    files = [directory / PLAN, *(run.directory / META for run in runs)]
+    names = [run_name(each["name"], seed, identity_of(each["settings_hash"], seed))
+             for each in read_plan(directory)["experiments"] for seed in each["seeds"]]  # fmt: skip
+    files = [directory / PLAN, *(directory / name / META for name in names)]
     return report.exists() and all(
         file.stat().st_mtime_ns <= report.stat().st_mtime_ns for file in files if file.exists()
     )
@@ -396,7 +409,7 @@ def show_status(args: argparse.Namespace) -> None:
                     state += f" (Slurm: {queued[name].lower()})"
                 meta = load_meta(directory / name) if state != PENDING else None
                 seconds = seconds_of(meta) if meta else None
-                told = meta.get("error", "") if meta and state == FAILED else ""
+                told = " ".join(meta.get("error", "").split()) if meta and state == FAILED else ""
                 lines.append(f"  {each['name']:<28} seed {seed:<10} {state:<24} "
                              f"{_duration(seconds) if seconds else '':>8}  {told}".rstrip())  # fmt: skip
         print(f"{plan['name']}: " + ", ".join(f"{count} {state}" for state, count in counted.items()))
@@ -404,9 +417,16 @@ def show_status(args: argparse.Namespace) -> None:
 
 
 def analyze(args: argparse.Namespace, directories: Sequence[Path]) -> None:
-    for directory in directories:
-        print(write_report(directory, args.margin))
+    broken: list[str] = []
+    for place, directory in enumerate(directories):
+        try:
+            print("\n" * bool(place) + write_report(directory, args.margin))
+        except UserError as error:  # the other suites are as whole as before
+            broken.append(str(error))
+            continue
         print(f"wrote results.csv, comparison.csv, .json and .md, and plots to {directory}")
+    if broken:
+        raise UserError("; ".join(broken))
 
 
 @command_line
