@@ -23,14 +23,18 @@ from tasks import TASKS
 
 SCRIPTS = {"embeddings": "extract_embeddings.py", "clusters": "cluster_analysis.py"}
 # What makes a run read a map; the run that makes one does without.
-READERS = (
-    "filter_cartography", "ambiguous_top_fraction", "filter_categories", "filter_clusters", "exclude_clusters",
-    "min_cluster_probability", "cluster_assignments_path", "filter_config", "filter_validation", "train_ids",
-    "max_drop_percentage", "use_label_smoothing", "smoothing_factor", "use_soft_weighting", "weight_clip_min",
-    "weight_clip_max",
+LEFT_OUT = (
+    "filter_random", "filter_cartography", "ambiguous_top_fraction", "filter_categories", "filter_clusters",
+    "exclude_clusters", "min_cluster_probability", "cluster_assignments_path", "filter_config", "filter_validation",
+    "train_ids", "max_drop_percentage", "use_label_smoothing", "smoothing_factor", "use_soft_weighting",
+    "weight_clip_min", "weight_clip_max",
+    # Nor does it evaluate: suites that differ in how they do share a map.
+    "do_eval", "eval_split", "eval_strategy", "eval_steps", "eval_ablations", "max_eval_samples", "slice_by",
+    "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "max_answer_length",
 )  # fmt: skip
 # What a map depends on, beside the data and the number of rows.
 MADE_WITH = ("model", "ablations", "confidence_type", "hidden_size", "num_layers", "dropout", "vocab_size")
+METRICS_FILE = "cartography_metrics.csv"
 HERE = Path(__file__).resolve().parent
 
 logger = logging.getLogger(__name__)
@@ -56,12 +60,13 @@ def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
         return []
     where = f"{suite.file}, prerequisites"
     flags = {name: suite.prerequisites.get(name, []) for name in ("cartography", "embeddings", "clusters")}
-    base = [word for word in suite.base if word.partition("=")[0].removeprefix("--") not in READERS]
+    base = [word for word in suite.base if word.partition("=")[0].removeprefix("--") not in LEFT_OUT]
     argv = [*base, *flags["cartography"], "--do_train=true", "--enable_cartography=true", f"--seed={DEFAULT_SEED}"]
     arguments = parse_quietly(parse_args, argv, where)
     identity = settings_hash(arguments, inputs_of(arguments), {}) + f"-{arguments.seed}"
     home = experiments_dir / "shared" / f"cartography-{identity[:8]}"
-    found = _matching_map(Path(arguments.cartography_output_dir), arguments)
+    asked = [word.partition("=")[0].removeprefix("--") for word in flags["cartography"]]
+    found = _matching_map(Path(arguments.cartography_output_dir), arguments, asked)
     given = any(word.startswith("--cartography_output_dir") for word in suite.base)
     if given and found is None:
         raise UserError(f"{where}: {arguments.cartography_output_dir} is no finished map of {arguments.dataset} "
@@ -76,10 +81,16 @@ def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
     return needed
 
 
-def _matching_map(directory: Path, arguments: argparse.Namespace) -> Path | None:
-    """The directory when it holds a finished map of what the baseline trains on, by the same model."""
+def _matching_map(directory: Path, arguments: argparse.Namespace, asked: Sequence[str]) -> Path | None:
+    """The directory when it holds a finished map of what the baseline trains on, by the same model.
+
+    asked: names of the flags that the suite itself gives for its map.
+    """
     meta = load_meta(directory) if directory.is_dir() else None
-    if (reason := _why_not(meta, arguments)) is None:
+    reason = _why_not(meta, arguments, asked)
+    if reason is None and not (directory / METRICS_FILE).exists():
+        reason = f"it holds no {METRICS_FILE}"
+    if reason is None:
         return directory
     if directory.exists():
         logger.info(f"{directory} is no map of all of {arguments.dataset} [{arguments.train_split}] by "
@@ -87,7 +98,7 @@ def _matching_map(directory: Path, arguments: argparse.Namespace) -> Path | None
     return None
 
 
-def _why_not(meta: dict[str, Any] | None, arguments: argparse.Namespace) -> str | None:
+def _why_not(meta: dict[str, Any] | None, arguments: argparse.Namespace, asked: Sequence[str]) -> str | None:
     """What keeps the map with this run_meta.json from standing for one of these arguments; None when it does."""
     if meta is None:
         return "it holds no run_meta.json"
@@ -96,9 +107,9 @@ def _why_not(meta: dict[str, Any] | None, arguments: argparse.Namespace) -> str 
     if not meta.get("datasets"):
         return "it names no dataset"
     before = meta["arguments"]
-    for name in MADE_WITH:
+    for name in dict.fromkeys((*MADE_WITH, *asked)):
         if before.get(name) != getattr(arguments, name):
-            return f"its {name} is {before.get(name)}"
+            return f"its {name} is {before.get(name)}, not {getattr(arguments, name)}"
     rows, asked = meta["datasets"][0]["rows"], arguments.max_train_samples
     if (before.get("max_train_samples") or rows) < min(asked or rows, rows):
         return f"its max_train_samples is {before['max_train_samples']}"
@@ -121,6 +132,9 @@ def _clusters(
     model = home / "trainer_output"
     if cartography.command is None:
         model = Path((load_meta(cartography.directory) or {})["arguments"]["output_dir"])
+        if not (model / "config.json").exists():
+            raise UserError(f"{suite.file}, prerequisites: clusters need the model of {cartography.directory}, and "
+                            f"{model} holds none; move the map away to have both made")  # fmt: skip
     origin = cartography.identity or content_key(cartography.directory)
     identity = digest([origin, flags["embeddings"], flags["clusters"]])
     home = home.with_name(f"clusters-{identity[:8]}")
@@ -178,7 +192,7 @@ def make(needed: Sequence[Prerequisite]) -> None:
             continue
         home = each.directory.parent
         home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / ".lock"):
+        with FileLock(home / ".lock") as lock:
             if is_made(each):
                 continue
             script, *argv = each.command
@@ -188,7 +202,9 @@ def make(needed: Sequence[Prerequisite]) -> None:
             logger.info(f"making {each.directory}: {shlex.join(['python', script, *argv])}")
             log = home / "log.txt"
             with log.open("a", encoding="utf-8") as file:
-                done = subprocess.run([sys.executable, str(HERE / script), *argv], stdout=file, stderr=file)
+                # The child holds the lock too: when this process is killed, the next one waits for it.
+                done = subprocess.run([sys.executable, str(HERE / script), *argv], stdout=file, stderr=file,
+                                      pass_fds=[lock._context.lock_file_fd or 0])  # fmt: skip
             if done.returncode:
                 last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
                 raise PrerequisiteFailed("\n".join([f"{each.name} could not be made ({log}):", *last]))

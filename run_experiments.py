@@ -26,12 +26,12 @@ import suite_runner
 from artifacts import META, check_writable, load_meta, model_meta, plain, read_json, write_json
 from configs import joined, read_mapping
 from flags import Parser, number, positive_int, seed_number
-from helpers import DEFAULT_SEED, UserError, command_line
+from helpers import DEFAULT_SEED, UserError, command_line, name_a_few
 from prerequisites import Prerequisite, PrerequisiteFailed
 from run_arguments import build_parser as build_run_parser
 from suite_report import REPORT, write_report
 from suite_results import read_plan
-from suite_runner import FAILED, FINISHED, PENDING, RUNNING, Outcome, state_of, tail
+from suite_runner import FAILED, FINISHED, PENDING, RUNNING, Outcome, meta_of, state_of, tail
 from suites import (
     PLAN,
     TAKEN,
@@ -47,6 +47,7 @@ from suites import (
 )
 
 SLURM_JOBS = "slurm.json"
+DEFAULT_MARGIN = 1.0  # percentage points
 MODES = ("run", "status", "analyze")
 SLURM_FLAGS = ("slurm_time", "slurm_partition", "slurm_gpus", "slurm_cpus", "slurm_parallel")
 
@@ -79,7 +80,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--slurm_parallel", type=positive_int, metavar="N", help="runs at a time (default: no limit)")
     group = parser.add_argument_group("comparing")
     group.add_argument("--margin", type=lambda text: number(text, 0), metavar="D",
-                       help="the smallest difference that matters, in the metric's unit (default: 1 percentage point)")
+                       help="the smallest difference that matters, in percentage points (default: 1)")
 
     known, rest = parser.parse_known_args(argv)
     known.extra = _flags_of_run(parser, rest)
@@ -88,7 +89,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if known.mode != "run" and known.dry_run:
         parser.error(f"--dry_run does nothing with --mode {known.mode}")
     if known.margin == 0:
-        parser.error("--margin must be above 0")
+        parser.error("--margin must be above 0, found 0")
     for mode, flags in (("status", ("margin", "retry_failed")), ("analyze", ("retry_failed",))):
         for flag in flags:
             if known.mode == mode and getattr(known, flag) != parser.get_default(flag):
@@ -149,9 +150,13 @@ def plan_suite(args: argparse.Namespace) -> tuple[Suite, list[Prerequisite], lis
 def write_plan(suite: Suite, seeds: Sequence[int], directory: Path) -> None:
     """``suite.json``: what there is to compare; seeds of an earlier plan stay when the settings are the same."""
     file = directory / PLAN
-    earlier = {}
+    earlier: dict[tuple[str, str], list[int]] = {}
     if file.exists():
-        earlier = {each["settings_hash"]: each["seeds"] for each in read_json(file)["experiments"]}
+        known = read_json(file)["experiments"]
+        earlier = {(each["name"], each["settings_hash"]): each["seeds"] for each in known}
+        gone = [each["name"] for each in known if each["name"] not in {one.name for one in suite.experiments}]
+        if gone:
+            logger.warning(f"{file} planned {name_a_few(gone)} too, which {suite.file} does not: no longer compared")
     experiments = [
         {
             "name": each.name,
@@ -159,7 +164,7 @@ def write_plan(suite: Suite, seeds: Sequence[int], directory: Path) -> None:
             "why": each.why,
             "control_of": each.control_of,
             "settings_hash": each.settings_hash,
-            "seeds": sorted({*seeds, *earlier.get(each.settings_hash, [])}),
+            "seeds": sorted({*seeds, *earlier.get((each.name, each.settings_hash), [])}),
             "arguments": vars(each.arguments),
         }
         for each in suite.experiments
@@ -292,8 +297,9 @@ def run_all(args: argparse.Namespace, todo: Sequence[Run]) -> list[Run]:
         if outcome.state == FAILED:
             failed.append(run)
         bar.set_postfix_str(f"{len(failed)} failed" if failed else "")
-        took = f" in {outcome.seconds:.0f} s" if outcome.seconds else ", by another process"
-        word = f"{outcome.state}{took}" + (f": {outcome.error}" if outcome.error else "")
+        took = f" in {outcome.seconds:.0f} s" if outcome.seconds else ""
+        by = f": {outcome.error}" if outcome.error else "" if took else ", by another process"
+        word = outcome.state + took + by
         left = (time.monotonic() - began) / count * (len(todo) - count)
         bar.clear()
         remaining = f"; {_duration(left)} left" if left and not sys.stderr.isatty() else ""  # the bar says it too
@@ -385,7 +391,7 @@ def suites_in(args: argparse.Namespace) -> list[Path]:
     if args.suite:
         name = Path(args.suite)
         if name.suffix == ".json" or not (root / name).is_dir():
-            name = Path(read_mapping(suite_file(args.suite)).get("name", suite_file(args.suite).stem))
+            name = Path(str(read_mapping(suite_file(args.suite)).get("name", suite_file(args.suite).stem)))
         if not (root / name / PLAN).exists():
             raise UserError(f"{root / name} holds no {PLAN}; --mode run --suite {args.suite} writes it")
         return [root / name]
@@ -407,7 +413,7 @@ def show_status(args: argparse.Namespace) -> None:
                 counted[state] += 1
                 if state != FINISHED and name in queued:
                     state += f" (Slurm: {queued[name].lower()})"
-                meta = load_meta(directory / name) if state != PENDING else None
+                meta = meta_of(directory / name) if state != PENDING else None
                 seconds = seconds_of(meta) if meta else None
                 told = " ".join(meta.get("error", "").split()) if meta and state == FAILED else ""
                 lines.append(f"  {each['name']:<28} seed {seed:<10} {state:<24} "
@@ -419,8 +425,9 @@ def show_status(args: argparse.Namespace) -> None:
 def analyze(args: argparse.Namespace, directories: Sequence[Path]) -> None:
     broken: list[str] = []
     for place, directory in enumerate(directories):
+        check_writable(directory)
         try:
-            print("\n" * bool(place) + write_report(directory, args.margin))
+            print("\n" * bool(place) + write_report(directory, args.margin or DEFAULT_MARGIN))
         except UserError as error:  # the other suites are as whole as before
             broken.append(str(error))
             continue

@@ -12,7 +12,7 @@ import numpy as np
 
 import suite_plots
 from artifacts import atomic, write_csv, write_json
-from comparison import ALPHA, ROW, UNDERPOWERED
+from comparison import ALPHA, MIN_SEEDS, ROW, UNDERPOWERED
 from qa_features import ABLATIONS
 from suite_results import (
     CONTROLS,
@@ -35,11 +35,13 @@ METHODS = (
     "Differences are paired by seed. The interval is that of the mean difference over seeds and evaluation examples "
     "resampled together (Sellam et al. 2021), or the paired t interval over seeds where that is wider; with one seed, "
     "a paired bootstrap over examples. A difference counts as better or worse when the p that belongs to the interval "
-    "is at most 0.05 after Holm's correction over the comparisons of a metric with the same kind of reference."
+    "is at most 0.05 after Holm's correction over the comparisons of a metric with the same kind of reference. No "
+    "detectable difference: one of {margin:g} percentage point(s) would have been found with a power of 0.8; "
+    "underpowered: it would not."
 )
 
 
-def write_report(directory: Path, margin: float | None) -> str:
+def write_report(directory: Path, margin: float) -> str:
     """Analyse one suite: write its tables and plots, return what the console shows."""
     import pandas as pd
 
@@ -66,7 +68,7 @@ def write_report(directory: Path, margin: float | None) -> str:
         write_csv(directory / "learning_curves.csv", curves)
     suite_plots.write_plots(directory, plan, table, metrics, rows, curves)
     with atomic(directory / REPORT) as temporary:
-        temporary.write_text(markdown(plan, results, metrics, rows), encoding="utf-8")
+        temporary.write_text(markdown(plan, results, metrics, rows, margin), encoding="utf-8")
     return console(plan, results, metrics, rows)
 
 
@@ -97,8 +99,10 @@ def interval(row: Mapping[str, Any], metric: Metric) -> str:
 def verdict_of(row: Mapping[str, Any]) -> str:
     if row["n"] == 1:
         return f"{row['verdict']} ({row['scope']})"
-    if row["verdict"] != UNDERPOWERED or row["p"] is None:
+    if row["verdict"] != UNDERPOWERED:
         return row["verdict"]
+    if row["p"] is None or row["n"] < MIN_SEEDS:
+        return row["verdict"] + (f" ({row['note']})" if row["note"] else "")
     if row["p"] <= ALPHA:
         return f"{row['verdict']} (p {row['p']:.2g} alone, {row['p_holm']:.2g} as one of {row['family_size']})"
     needed = row["seeds_needed"]
@@ -138,7 +142,11 @@ def _counts(plan: Mapping[str, Any], results: Sequence[RunResult]) -> str:
 
 
 def markdown(
-    plan: Mapping[str, Any], results: Sequence[RunResult], metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]
+    plan: Mapping[str, Any],
+    results: Sequence[RunResult],
+    metrics: Sequence[Metric],
+    rows: Sequence[Mapping[str, Any]],
+    margin: float,
 ) -> str:
     """comparison.md: what an appendix needs to say of the suite."""
     described = plan["description"].rstrip(".") + "."
@@ -171,7 +179,7 @@ def markdown(
                 ]  # fmt: skip
                 lines.append(f"| {' | '.join(map(_cell, cells))} |")
     lines += _ablation_table(plan, results, metrics)
-    lines += ["", METHODS, ""]
+    lines += ["", METHODS.format(margin=margin), ""]
     for warning in sorted({warning for row in rows for warning in row["warnings"]}):
         lines += [f"Warning: {warning}.", ""]
     return "\n".join(lines).rstrip() + "\n"

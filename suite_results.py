@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import load_meta, model_meta, plain, read_json
+from artifacts import model_meta, plain, read_json
 from comparison import Comparison, Resamples, compare_family
 from evaluation import SPEED
 from helpers import UserError, name_a_few
 from qa_features import ABLATIONS
-from suite_runner import FAILED, FINISHED, state_of
+from suite_runner import FAILED, FINISHED, meta_of, state_of
 from suites import PLAN, identity_of, run_name
 
 if TYPE_CHECKING:
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 SCORES = ("exact_match", "accuracy", "f1")  # what is compared
 BINARY = ("exact_match", "accuracy")
 LISTS = ("seeds", "values", "reference_values", "warnings")
-COUNTS = ("planned", "finished", "failed", "missing")  # runs of an experiment
+EVALUATED_WITH = ("eval_split", "max_eval_samples", "ablations", "max_answer_length")
+COUNTS = ("planned", "finished", "failed", "missing", "reference_failed", "reference_missing")  # runs of an experiment
 # The columns of comparison.csv that say what is compared; ROW of comparison.py follows.
 SUBJECT = ("experiment", "reference", "against", "metric", "train_examples", *COUNTS, *LISTS)
 CONTROLS = "baseline (controls)"  # a control against the baseline: what the size alone does
@@ -91,7 +92,7 @@ def collect(directory: Path, plan: Mapping[str, Any]) -> list[RunResult]:
     for each in plan["experiments"]:
         for seed in each["seeds"]:
             place = directory / run_name(each["name"], seed, identity_of(each["settings_hash"], seed))
-            result = RunResult(each["name"], seed, state_of(place), place, load_meta(place) or {})
+            result = RunResult(each["name"], seed, state_of(place), place, meta_of(place) or {})
             if result.state == FINISHED:
                 result.metrics = _metrics(place)
                 result.train_examples = _train_examples(place)
@@ -99,7 +100,7 @@ def collect(directory: Path, plan: Mapping[str, Any]) -> list[RunResult]:
     known = {result.directory.name for result in results}
     others = [path.parent.name for path in directory.glob("*/run_meta.json") if path.parent.name not in known]
     if others:
-        logger.info(f"{len(others):,} runs of {directory} are of other settings than {PLAN} and are left out "
+        logger.info(f"{len(others):,} runs of {directory} are not in the present plan ({PLAN}) and are left out "
                     f"({name_a_few(sorted(others))})")  # fmt: skip
     return results
 
@@ -170,19 +171,19 @@ def results_table(results: Sequence[RunResult], plan: Mapping[str, Any]) -> pd.D
 
 
 def compare(
-    results: Sequence[RunResult], plan: Mapping[str, Any], margin: float | None
+    results: Sequence[RunResult], plan: Mapping[str, Any], margin: float
 ) -> tuple[list[Metric], list[dict[str, Any]]]:
     """The metrics, and one row per (experiment, metric) against the baseline and against its control.
 
     The comparisons of experiments with the baseline on one metric are a family for Holm's correction; those of
-    experiments with their controls another; those of controls with the baseline a third. margin: None for one
-    percentage point.
+    experiments with their controls another; those of controls with the baseline a third. margin: in percentage
+    points.
     """
     metrics, resamples, scores = compared_metrics(results), Resamples(), _Scores()
     pairs = _pairs(plan)
     rows = []
     for metric in metrics:
-        smallest = margin if margin is not None else metric.scale / 100
+        smallest = margin * metric.scale / 100
         for against in ("baseline", "control", CONTROLS):
             family = [pair for pair in pairs if pair[2] == against]
             subjects, comparisons = [], []
@@ -220,6 +221,7 @@ def _comparison(
     theirs = {each.seed: each for each in results if each.experiment == reference and metric.name in each.metrics}
     seeds = sorted(set(by_seed) & set(theirs))
     states = Counter(each.state for each in ours)
+    other = Counter(each.state for each in results if each.experiment == reference)
     values = [by_seed[seed].metrics[metric.name] for seed in seeds]
     reference_values = [theirs[seed].metrics[metric.name] for seed in seeds]
     sizes = [each.train_examples for each in ours if each.train_examples is not None]
@@ -228,6 +230,7 @@ def _comparison(
         "train_examples": float(np.mean(sizes)) if sizes else None,
         "planned": len(ours), "finished": states[FINISHED], "failed": states[FAILED],
         "missing": len(ours) - states[FINISHED] - states[FAILED],
+        "reference_failed": other[FAILED], "reference_missing": sum(other.values()) - other[FINISHED] - other[FAILED],
         "seeds": seeds, "values": values, "reference_values": reference_values,
         "warnings": _differences([by_seed[seed] for seed in seeds], [theirs[seed] for seed in seeds]),
     }  # fmt: skip
@@ -262,6 +265,9 @@ def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> list
     }:
         warnings.append("the data differ (fingerprints)")
     stages = [stage for each in [*ours, *theirs] for stage in (each.meta, *each.meta.get("history", []))]
+    for name in EVALUATED_WITH:
+        if len({json.dumps(stage["arguments"].get(name)) for stage in stages if stage.get("arguments")}) > 1:
+            warnings.append(f"{name} differs: the arms were not evaluated alike")
     commits = {stage.get("git_commit") for stage in stages}
     if len(commits) > 1:
         warnings.append(f"the code differs ({len(commits)} commits)")
@@ -348,7 +354,10 @@ def learning_curves(results: Sequence[RunResult]) -> pd.DataFrame:
     for each in results:
         file = each.directory / "training_log.csv"
         if each.state == FINISHED and file.exists():
-            log = pa.csv.read_csv(file).to_pandas()  # of the logs of hundreds of runs
+            try:
+                log = pa.csv.read_csv(file).to_pandas()  # of the logs of hundreds of runs
+            except pa.ArrowInvalid as error:
+                raise UserError(f"{file} cannot be read ({error}); remove it to do without its curve") from error
             if len(log):  # else nothing was logged, and its columns have no type
                 parts.append(log.apply(pd.to_numeric).assign(experiment=each.experiment, seed=each.seed))
     if not parts:

@@ -19,7 +19,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatch
@@ -31,10 +31,12 @@ from filelock import FileLock, Timeout
 
 from artifacts import META, load_meta, mark_failed, read_json, write_json
 from checkpoints import whole_checkpoints
-from helpers import setup_logging
+from helpers import UserError, setup_logging
 from suites import Run
 
 PENDING, RUNNING, FINISHED, FAILED, INTERRUPTED = "pending", "running", "finished", "failed", "interrupted"
+DAMAGED = "damaged"  # status of a run_meta.json that cannot be read
+PLACE_FLAGS = ("--output_dir", "--cartography_output_dir", "--cluster_assignments_path")
 STOPPED = ("KeyboardInterrupt", "SystemExit: -1")  # Ctrl-C; Slurm's time limit, by way of submitit
 CONFIG, LOG, LOCK = "config.json", "log.txt", ".lock"
 LOCK_SECONDS = 2.0  # longer than state_of holds a lock to see whether it is free
@@ -50,7 +52,7 @@ logger = logging.getLogger(__name__)
 def state_of(directory: Path) -> str:
     """The state of a run, from its directory alone."""
     state = _left(directory)
-    if state != FINISHED and (directory / LOCK).exists():
+    if state != FINISHED and (directory / LOCK).exists() and os.access(directory / LOCK, os.W_OK):
         try:
             with FileLock(directory / LOCK, timeout=0):
                 pass
@@ -59,23 +61,52 @@ def state_of(directory: Path) -> str:
     return state
 
 
+def meta_of(directory: Path) -> dict[str, Any] | None:
+    """The run_meta.json of a run; with the status ``damaged`` where it cannot be read, None where there is none."""
+    try:
+        meta = load_meta(directory) if directory.is_dir() else None
+    except UserError as error:
+        logger.warning(f"{error}: the run counts as interrupted")
+        return {"status": DAMAGED, "arguments": {}}
+    if meta is None or (isinstance(meta, dict) and "status" in meta):
+        return meta
+    logger.warning(f"{directory / META} says nothing of a run, which counts as interrupted")
+    return {"status": DAMAGED, "arguments": {}}
+
+
 def _left(directory: Path) -> str:
     """How a run was left that nobody is at."""
-    meta = load_meta(directory) if directory.is_dir() else None
+    meta = meta_of(directory)
     if meta is None:
         return PENDING
     if meta["status"] == "failed":
         return INTERRUPTED if meta.get("error", "").startswith(STOPPED) else FAILED
-    return FINISHED if _is_evaluated(meta) and _is_tidy(directory) else INTERRUPTED
+    return FINISHED if _is_evaluated(directory, meta) and _is_tidy(directory) else INTERRUPTED
 
 
 def _is_tidy(directory: Path) -> bool:
-    return (directory / CONFIG).exists() and "identity" in read_json(directory / CONFIG)
+    try:
+        return (directory / CONFIG).exists() and "identity" in read_json(directory / CONFIG)
+    except UserError:
+        return False
 
 
-def _is_evaluated(meta: dict[str, Any]) -> bool:
-    # Evaluation is a stage of its own behind the training: a finished training is half a run.
-    return meta["status"] == "finished" and not meta["arguments"].get("do_train")
+def _is_evaluated(directory: Path, meta: dict[str, Any]) -> bool:
+    """Whether the evaluation is finished, a stage of its own behind the training, and what it wrote is there."""
+    if meta["status"] != "finished" or meta.get("arguments", {}).get("do_train"):
+        return False
+    files = [(directory / name, size) for name, size in meta.get("outputs", {}).items()]
+    return all(file.exists() and file.stat().st_size >= size for file, size in files)
+
+
+def _is_of(run: Run, meta: dict[str, Any]) -> bool:
+    """Whether it was this run that left its directory so, not a command typed by hand with other flags."""
+
+    def said(words: Sequence[str]) -> list[str]:
+        attempt = ("--overwrite", "--resume_from_checkpoint")
+        return [word for word in words if word not in attempt and word.partition("=")[0] not in PLACE_FLAGS]
+
+    return said(shlex.split(meta.get("command", ""))) == said(["run.py", *run.argv])
 
 
 # --- one run ------------------------------------------------------------------------------------------------------
@@ -98,22 +129,27 @@ def execute(run: Run, retry: bool, keep_model: bool) -> Outcome:
     """
     import run as script
 
-    run.directory.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run.directory / LOCK, timeout=LOCK_SECONDS)
     try:
+        run.directory.mkdir(parents=True, exist_ok=True)
         lock.acquire()
     except Timeout:
         return Outcome(RUNNING)
+    except OSError as error:
+        return Outcome(FAILED, error=f"{run.directory} is not writable ({error.strerror})")
     began = time.monotonic()
     try:
         state = _left(run.directory)
         if state == FINISHED or (state == FAILED and not retry):
             return Outcome(state)
         argv = [*run.argv, "--overwrite"]
-        if state == INTERRUPTED and whole_checkpoints(run.directory, "--enable_cartography=true" in run.argv):
+        meta = meta_of(run.directory)
+        if meta and meta["status"] == DAMAGED:
+            (run.directory / META).unlink()
+        ours = meta is not None and _is_of(run, meta)
+        if state == INTERRUPTED and ours and whole_checkpoints(run.directory, run.records):
             argv = [*run.argv, "--resume_from_checkpoint"]
-        meta = load_meta(run.directory)
-        if not (meta and _is_evaluated(meta)):  # else it was killed when only the tidying was left
+        if not (meta and ours and _is_evaluated(run.directory, meta)):  # else it was killed before it was tidied
             write_json(run.directory / CONFIG, run.config)
             with _said_to(run.directory / LOG, argv):
                 script.main(argv)
@@ -127,8 +163,9 @@ def execute(run: Run, retry: bool, keep_model: bool) -> Outcome:
             raise
         if isinstance(error, SystemExit):  # what it had to say stands in the log
             reason = _last_line(run.directory / LOG)
-        mark_failed(run.directory, reason)
-        write_json(run.directory / CONFIG, run.config)
+        with suppress(OSError):  # of a full disk, say
+            mark_failed(run.directory, reason)
+            write_json(run.directory / CONFIG, run.config)
         return Outcome(FAILED, time.monotonic() - began, reason)
     finally:
         lock.release()
@@ -237,7 +274,9 @@ class _Worker:
 
     def begin(self, run: Run, retry: bool, keep_model: bool) -> None:
         self.run = run
-        self.pipe.send((run, retry, keep_model))
+        # Where it has died meanwhile, the end of the pipe tells, as for one that dies at work.
+        with suppress(BrokenPipeError):
+            self.pipe.send((run, retry, keep_model))
 
     def stop(self) -> None:
         if self.run is not None:
@@ -333,8 +372,7 @@ def run_locally(
                     outcome = worker.pipe.recv()
                 except (EOFError, ConnectionResetError):  # it died, and its end of the pipe with it
                     worker.stop()
-                    outcome = Outcome(FAILED, error=f"its process died: {_cause(worker.process.exitcode)}")
-                    mark_failed(run.directory, outcome.error)
+                    outcome = _of_the_dead(run, worker)
                     crew[crew.index(worker)] = hire(worker.number)
                 if outcome.state == RUNNING:
                     elsewhere.append(run)
@@ -343,6 +381,16 @@ def run_locally(
     finally:
         for worker in crew:
             worker.stop()
+
+
+def _of_the_dead(run: Run, worker: _Worker) -> Outcome:
+    """What became of the run at which a worker died; it may have ended just before."""
+    if state_of(run.directory) == FINISHED:
+        return Outcome(FINISHED)
+    reason = f"its process died: {_cause(worker.process.exitcode)}"
+    with suppress(OSError):  # a full disk must not take the other runs along
+        mark_failed(run.directory, reason)
+    return Outcome(FAILED, error=reason)
 
 
 def _cause(exitcode: int | None) -> str:

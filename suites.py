@@ -41,6 +41,7 @@ SUITE_KEYS = {"name", "description", "baseline", "prerequisites", "base", "exper
 EXPERIMENT_KEYS = {"name", "description", "why", "args", "control"}
 PREREQUISITES = ("cartography", "embeddings", "clusters")  # in the order of their making
 CONTROL = "_control"
+MAX_NAME = 100  # letters
 # The suite decides these, run by run.
 TAKEN = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "overwrite_output_dir", "config", "help_all")
 # Where things are, not what they are; what is read is part of a run's identity by its content.
@@ -84,6 +85,7 @@ class Run:
     directory: Path
     argv: tuple[str, ...]
     config: dict[str, Any] = dataclasses.field(compare=False)
+    records: bool = False  # training dynamics, which its checkpoints must hold too
 
     def __str__(self) -> str:
         return f"{self.experiment}, seed {self.seed}"
@@ -120,7 +122,8 @@ def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], 
         where = f"{path}, experiment {each['name']}"
         _check_keys(each, EXPERIMENT_KEYS, where)
         if not _is_word(each["name"]) or each["name"].endswith(CONTROL):
-            raise UserError(f"{where}: the name is that of a directory: no slash, no blank, no {CONTROL} at its end")
+            raise UserError(f"{where}: the name is that of a directory: no slash, no blank, at most "
+                            f"{MAX_NAME} letters, no {CONTROL} at its end")  # fmt: skip
         for key in ("description", "why"):
             if not isinstance(each.get(key, ""), str):
                 raise UserError(f"{where}: {key} is {each[key]!r:.60}; expected a text")
@@ -151,13 +154,16 @@ def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], 
     }
     name = table.get("name", path.stem)
     if not isinstance(name, str) or not _is_word(name) or name == "shared":
-        raise UserError(f"{path}: the name {name!r} is that of a directory: no slash, no blank")
-    return Suite(path, name, table.get("description", ""), baseline, prerequisites, parsers, base, found)
+        raise UserError(f"{path}: the name {name!r:.60} is that of a directory: no slash, no blank")
+    description = table.get("description", "")
+    if not isinstance(description, str):
+        raise UserError(f"{path}: description is {description!r:.60}; expected a text")
+    return Suite(path, name, description, baseline, prerequisites, parsers, base, found)
 
 
 def _is_word(name: str) -> bool:
     """Whether a directory can be called so."""
-    return name.isprintable() and not set(name) & set("/\\ ") and name.strip(".") != ""
+    return len(name) <= MAX_NAME and name.isprintable() and not set(name) & set("/\\ ") and name.strip(".") != ""
 
 
 def _check_keys(table: Any, known: set[str], where: str) -> None:
@@ -257,7 +263,7 @@ def fingerprints(arguments: argparse.Namespace) -> dict[str, str]:
     """``{"train": fingerprint, ...}`` of the splits that a run reads."""
     task = task_of_run(arguments)
     splits = [arguments.train_split] if arguments.do_train else []
-    splits += arguments.eval_split or [default_eval_split(arguments.dataset)]
+    splits += (arguments.eval_split or [default_eval_split(arguments.dataset)]) if arguments.do_eval else []
     return {split: load_split(arguments.dataset, split, task).fingerprint for split in splits}
 
 
@@ -305,5 +311,5 @@ def runs_of(suite: Suite, seeds: Sequence[int], directory: Path) -> list[Run]:
                 "settings_hash": each.settings_hash, "control_of": each.control_of,
                 "command": shlex.join(["python", "run.py", *argv]),
             }  # fmt: skip
-            runs.append(Run(each.name, seed, identity, place, tuple(argv), config))
+            runs.append(Run(each.name, seed, identity, place, tuple(argv), config, each.arguments.enable_cartography))
     return runs

@@ -385,9 +385,27 @@ def test_classification_has_no_doc_stride(commands, reviews):
 
 def test_a_found_map_lends_its_model_to_the_embeddings(commands, here, qa_dir):
     finished(here / "cartography_output", qa_dir, "--output_dir", "initial_model")
+    with pytest.raises(UserError, match="clusters need the model of cartography_output, and initial_model holds none"):
+        commands()
+    write_json(finished(here / "initial_model", qa_dir) / "config.json", {})
     found = commands()
     assert found.needed[0].command is None
     assert found.embeddings.model_path == "initial_model"
+
+
+def test_a_map_of_other_epochs_than_the_suite_asks_for_is_not_used(planned, here, qa_dir, caplog):
+    finished(here / "cartography_output", qa_dir, "--num_train_epochs", "1")
+    caplog.set_level("INFO")
+    [made], _ = planned({"cartography": {"num_train_epochs": 5}}, args={"use_soft_weighting": True})
+    assert made.command is not None and "its num_train_epochs is 1" in caplog.text
+    [found], _ = planned({"cartography": {}}, args={"use_soft_weighting": True})
+    assert found.command is None, "the suite leaves the epochs open"
+
+
+def test_how_a_suite_evaluates_does_not_change_its_map(planned, here):
+    [one], _ = planned({"cartography": {}}, base={"eval_split": ["validation"]}, args={"use_soft_weighting": True})
+    [other], _ = planned({"cartography": {}}, base={"max_eval_samples": 5}, args={"use_soft_weighting": True})
+    assert one.directory == other.directory
 
 
 def test_finished_clusters_of_the_same_data_are_used(planned, here, qa_dir):
@@ -435,6 +453,7 @@ def test_clusters_made_with_other_flags_lie_elsewhere(commands, change):
 
 def test_clusters_of_a_map_that_was_made_again_are_others(commands, here, qa_dir):
     found = []
+    write_json(finished(here / "trainer_output", qa_dir) / "config.json", {})
     for seed in ("1", "2"):
         finished(here / "cartography_output", qa_dir, "--seed", seed)
         found.append(commands())
@@ -469,7 +488,7 @@ def calls(monkeypatch):
     """Instead of running commands: each leaves a finished directory, or fails."""
     state = SimpleNamespace(made=[], fails=False)
 
-    def pretend(command, stdout, stderr):
+    def pretend(command, stdout, stderr, pass_fds):
         assert command[0] == sys.executable
         state.made.append([Path(command[1]).name, *command[2:]])
         stdout.write("ValueError: no luck\n" if state.fails else "well\n")

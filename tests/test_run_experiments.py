@@ -282,11 +282,13 @@ def test_an_error_of_several_lines_is_one_line_of_the_status(here, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_a_broken_file_of_one_run_is_one_line(here, refused):
+@pytest.mark.parametrize("text", ['{"status": "fin', "{}", "[]"])
+def test_a_run_whose_meta_is_damaged_is_to_be_done_again(here, caplog, capsys, text):
     directory = everything(planned(here / "experiments", FEW))
-    (place_of(directory, "other", 1) / META).write_text('{"status": "fin')
-    for mode in ("status", "analyze"):
-        assert "run_meta.json, line 1: malformed JSON" in refused(main, "--mode", mode)
+    (place_of(directory, "other", 1) / META).write_text(text)
+    for mode, word in (("status", "1 interrupted"), ("analyze", "1 missing")):
+        main(["--mode", mode])
+        assert word in capsys.readouterr().out and "run_meta.json" in caplog.text
 
 
 @pytest.mark.parametrize("file", ["eval_predictions.jsonl", "eval_metrics.json"])

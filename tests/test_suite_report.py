@@ -198,7 +198,7 @@ def test_one_row_per_planned_run_whatever_its_state(tmp_path):
     fail(directory, "small", 1)
     place_of(directory, "small", 2).mkdir()
     write_json(place_of(directory, "small", 2) / META, metas("failed", error="KeyboardInterrupt: "))
-    write_report(directory, None)
+    write_report(directory, 1.0)
     found = table(directory, "results.csv")
     assert list(zip(found["experiment"], found["seed"], strict=True)) == [(e, s) for e in CONTROLLED for s in SEEDS]
     state = found.set_index(["experiment", "seed"])["state"]
@@ -212,7 +212,7 @@ def test_error_of_a_failed_run_and_of_no_other(tmp_path):
     directory = everything(planned(tmp_path, FEW), skip={("other", 1)})
     fail(directory, "other", 1, error='ValueError: a, "b"\nand c')
     finish(directory, "other", 2, error="KeyboardInterrupt: ")  # of an earlier attempt
-    write_report(directory, None)
+    write_report(directory, 1.0)
     with (directory / "results.csv").open(newline="") as file:
         errors = [row["error"] for row in csv.DictReader(file)]
     assert errors == ["", "", "", 'ValueError: a, "b"\nand c', "", ""]
@@ -220,7 +220,7 @@ def test_error_of_a_failed_run_and_of_no_other(tmp_path):
 
 def test_all_metrics_of_the_evaluation_and_no_speed(tmp_path):
     directory = everything(planned(tmp_path, FEW))
-    write_report(directory, None)
+    write_report(directory, 1.0)
     found = table(directory, "results.csv")
     assert {"exact_match", "f1", "total"} <= set(found.columns)
     assert not [name for name in found.columns if "runtime" in name or "second" in name]
@@ -232,7 +232,7 @@ def test_all_settings_also_of_runs_that_are_not_there(tmp_path):
     more = {"rate": 0.5, "columns": ["a", "b"], "filters": {"random": {}}, "flag": True, "text": "x, y", "none": None}
     directory = planned(tmp_path, {"baseline": {}, "other": {"args": more}})
     finish(directory, "baseline", 1)
-    write_report(directory, None)
+    write_report(directory, 1.0)
     found = table(directory, "results.csv")
     assert {name for name in found if name.startswith("args.")} == {
         f"args.{name}" for name in ("dataset", *more)
@@ -246,7 +246,7 @@ def test_all_settings_also_of_runs_that_are_not_there(tmp_path):
 @pytest.mark.parametrize("values", [[1, 0.5], [1, None], [True, None], ["a", None]])
 def test_settings_of_experiments_may_be_missing(tmp_path, values):
     directory = planned(tmp_path, {f"e{place}": {"args": {"flag": one}} for place, one in enumerate(values)}, [1])
-    write_report(directory, None)
+    write_report(directory, 1.0)
     found = table(directory, "results.csv")["args.flag"]
     assert [None if pd.isna(value) else value for value in found] == values
 
@@ -261,7 +261,7 @@ def test_number_of_training_examples(tmp_path):
         history[0]["arguments"]["max_train_samples"] = limit
         finish(directory, name, 1, history=history)
     finish(directory, "untrained", 1, history=[])
-    write_report(directory, None)
+    write_report(directory, 1.0)
     found = table(directory, "results.csv").set_index("experiment")["train_examples"]
     assert found.loc[list(names[:4])].tolist() == [100, 33, 60, 100] and pd.isna(found["untrained"])
     assert row_of(directory, experiment="filtered")["train_examples"] == 33
@@ -274,7 +274,7 @@ def test_runs_of_other_settings_are_left_out_and_named(tmp_path, caplog):
     finish(directory, "other", 1).rename(other)
     finish(directory, "other", 1)
     with caplog.at_level(logging.INFO):
-        write_report(directory, None)
+        write_report(directory, 1.0)
     assert "1 runs" in caplog.text and "other-seed1-00000000" in caplog.text
     assert len(table(directory, "results.csv")) == 6
 
@@ -283,7 +283,7 @@ def test_seeds_of_a_later_start_are_included(tmp_path):
     directory = everything(planned(tmp_path, FEW, [1, 2]))
     assert planned(tmp_path, FEW, [3, 4]) == directory
     everything(directory)
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert row_of(directory, experiment="other")["seeds"] == [1, 2, 3, 4]
     assert len(table(directory, "results.csv")) == 8
 
@@ -293,7 +293,7 @@ def test_seeds_of_a_later_start_are_included(tmp_path):
 
 def test_every_column_is_there_and_json_is_strict(tmp_path):
     directory = everything(planned(tmp_path, CONTROLLED), skip={("small", 1)})
-    write_report(directory, None)
+    write_report(directory, 1.0)
     columns = [*SUBJECT, *ROW, "shown_low", "shown_high"]
     assert list(table(directory).columns) == columns
 
@@ -307,7 +307,7 @@ def test_every_column_is_there_and_json_is_strict(tmp_path):
 
 def test_csv_and_json_say_the_same(tmp_path):
     directory = everything(planned(tmp_path, CONTROLLED), skip={("small", 1), ("fast", 1), ("fast", 2), ("fast", 3)})
-    write_report(directory, None)
+    write_report(directory, 1.0)
     for read, (_, line) in zip(rows_of(directory), table(directory).iterrows(), strict=True):
         for name, value in read.items():
             if name in LISTS:
@@ -320,7 +320,7 @@ def test_csv_and_json_say_the_same(tmp_path):
 
 def test_one_row_per_experiment_and_metric_against_the_baseline_and_its_control(tmp_path):
     directory = everything(planned(tmp_path, CONTROLLED))
-    write_report(directory, None)
+    write_report(directory, 1.0)
     expected = [("small", "baseline", "baseline"), ("fast", "baseline", "baseline"),
                 ("small", "small_control", "control"),
                 ("small_control", "baseline", "baseline (controls)")]  # fmt: skip
@@ -334,7 +334,7 @@ def test_one_row_per_experiment_and_metric_against_the_baseline_and_its_control(
 def test_a_comparison_that_could_not_be_made_counts_in_the_family(tmp_path):
     names: dict[str, dict] = {"baseline": {}, "a": {}, "b": {}, "c": {}}
     directory = everything(planned(tmp_path, names), skip={("c", seed) for seed in SEEDS}, effects={"a": 3.0})
-    write_report(directory, None)
+    write_report(directory, 1.0)
     rows = rows_of(directory, metric="f1")
     assert [row["family_size"] for row in rows] == [3, 3, 3]
     assert rows[0]["p_holm"] == pytest.approx(min(1, 3 * rows[0]["p"]))
@@ -348,7 +348,7 @@ def test_values_are_paired_by_seed(tmp_path):
             place = bare(directory, experiment, seed)
             score = seed * 10 + (experiment == "other") * seed / 4
             write_json(place / "eval_metrics.json", {"eval_exact_match": score, "eval_f1": score})
-    write_report(directory, None)
+    write_report(directory, 1.0)
     row = row_of(directory, experiment="other")
     assert row["seeds"] == [1, 2, 4] and row["values"] == [10.25, 20.5, 41] and row["reference_values"] == [10, 20, 40]
     assert row["difference"] == pytest.approx((0.25 + 0.5 + 1) / 3) and (row["n"], row["wins"]) == (3, 3)
@@ -364,7 +364,7 @@ def test_failed_missing_and_interrupted_runs_are_counted(tmp_path):
     fail(directory, "fast", 1)
     place_of(directory, "fast", 2).mkdir()
     write_json(place_of(directory, "fast", 2) / META, {**metas(), "status": "running"})
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert text.splitlines()[0] == "suite study: 12 runs, 9 finished, 1 failed, 2 missing"
     row = row_of(directory, experiment="fast")
     assert [row[name] for name in ("planned", "finished", "failed", "missing", "n")] == [3, 0, 1, 2, 0]
@@ -376,7 +376,7 @@ def test_failed_missing_and_interrupted_runs_are_counted(tmp_path):
 
 def test_an_experiment_without_a_finished_run_has_its_row_everywhere(tmp_path):
     directory = everything(planned(tmp_path, {**FEW, "gone": {}}), skip={("gone", seed) for seed in SEEDS})
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert [row["verdict"] for row in rows_of(directory, experiment="gone")] == ["underpowered"] * 2
     assert [line.split()[:4] for line in text.splitlines() if " gone " in line] == [["gone", "baseline", "0", "-"]] * 2
     told = [row for each in markdown_tables((directory / "comparison.md").read_text()) for row in each]
@@ -388,7 +388,7 @@ def test_an_experiment_without_a_finished_run_has_its_row_everywhere(tmp_path):
 @pytest.mark.parametrize("gone", ["small", "small_control"])
 def test_an_experiment_or_its_control_only(tmp_path, gone):
     directory = everything(planned(tmp_path, CONTROLLED), skip={(gone, seed) for seed in SEEDS})
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert row_of(directory, against="control", experiment="small")["n"] == 0
     other = {"small": "baseline (controls)", "small_control": "baseline"}[gone]
     assert [row["n"] for row in rows_of(directory, metric="f1", against=other)] == ([3] if gone == "small" else [3, 3])
@@ -397,7 +397,7 @@ def test_an_experiment_or_its_control_only(tmp_path, gone):
 def test_nothing_is_finished(tmp_path):
     directory = planned(tmp_path, CONTROLLED)
     fail(directory, "baseline", 1)
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert text.startswith("suite study: 12 runs, 0 finished, 1 failed, 11 missing")
     assert len(table(directory, "results.csv")) == 12
     assert (directory / "comparison.csv").read_text().strip().count("\n") == 0
@@ -408,7 +408,7 @@ def test_nothing_is_finished(tmp_path):
 
 def test_a_baseline_without_finished_runs(tmp_path):
     directory = everything(planned(tmp_path, CONTROLLED), skip={("baseline", seed) for seed in SEEDS})
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert "baseline: -, 0 seeds" in text
     assert {row["n"] for row in rows_of(directory) if row["reference"] == "baseline"} == {0}
     assert [row["n"] for row in rows_of(directory, against="control")] == [3, 3]
@@ -420,7 +420,7 @@ def test_a_baseline_without_finished_runs(tmp_path):
 
 def test_a_single_seed_is_this_checkpoint_not_the_method(tmp_path):
     directory = everything(planned(tmp_path, FEW, [7]), effects={"other": 3.0})
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     row = row_of(directory, "exact_match", experiment="other")
     ours, theirs = scores_of("other", 7, 3.0) == 1, scores_of("baseline", 7) == 1
     assert row["only_experiment_right"] == (ours & ~theirs).sum() >= 6
@@ -436,7 +436,7 @@ def test_a_single_seed_is_this_checkpoint_not_the_method(tmp_path):
 
 def test_two_seeds_are_never_a_finding(tmp_path):
     directory = everything(planned(tmp_path, FEW, [1, 2]), effects={"other": 9.0})
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert {row["verdict"] for row in rows_of(directory)} == {"underpowered"}
     assert row_of(directory)["note"] == "2 seeds; train at least 3" and row_of(directory)["low"] is not None
     assert "underpowered" in text
@@ -451,7 +451,7 @@ def test_identical_runs(tmp_path, seeds, predictions):
             place = finish(directory, experiment, seed, scores_of("same", seed))
             if not predictions:
                 (place / "eval_predictions.jsonl").unlink()
-    write_report(directory, None)
+    write_report(directory, 1.0)
     for row in rows_of(directory):
         assert row["difference"] == 0 and row["verdict"] not in ("better", "worse")
         assert row["shown_low"] in (None, 0) and row["wins"] in (None, 0)
@@ -466,7 +466,7 @@ def test_metrics_of_classification(tmp_path):
     right = {(name, seed): scores_of(name, seed) == 1 for name in FEW for seed in SEEDS}
     for place, ((name, seed), correct) in enumerate(right.items()):
         classified(directory, name, seed, correct, 0.4 + 0.01 * place**2)
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert [row["metric"] for row in rows_of(directory)] == ["accuracy", "f1"]
     accuracy, f1 = row_of(directory, "accuracy"), row_of(directory, "f1")
     assert accuracy["margin"] == f1["margin"] == 0.01
@@ -484,7 +484,7 @@ def test_a_single_seed_of_classification(tmp_path):
     directory = planned(tmp_path, FEW, [1])
     for name in FEW:
         classified(directory, name, 1, scores_of(name, 1) == 1, 0.5)
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert row_of(directory, "accuracy")["p"] == row_of(directory, "accuracy")["p_mcnemar"]
     row = row_of(directory, "f1")
     assert (row["p"], row["verdict"], row["shown_low"]) == (None, "underpowered", None)
@@ -498,7 +498,7 @@ def test_several_evaluation_sets(tmp_path):
             for suffix in ("_validation", "_test"):
                 correct = scores_of(name + suffix, seed) == 1
                 classified(directory, name, seed, correct, 0.5 + 0.01 * place * seed, suffix)
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     found = [row["metric"] for row in rows_of(directory)]
     assert sorted(found) == ["accuracy_test", "accuracy_validation", "f1_test", "f1_validation"]
     row = row_of(directory, "accuracy_test")
@@ -527,7 +527,7 @@ def test_ablations_make_a_table_of_two_by_three(tmp_path):
     for name in ("not_fine_tuned", "trained"):
         for seed in SEEDS:
             ablated(directory, name, seed)
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert {row["metric"] for row in rows_of(directory)} == {
         f"{prefix}{score}" for prefix in ("", "q_only_", "p_only_") for score in ("exact_match", "f1")
     }  # fmt: skip
@@ -547,7 +547,7 @@ def test_ablations_of_several_evaluation_sets(tmp_path):
     for name in ("not_fine_tuned", "trained"):
         for suffix in ("_validation", "_test"):
             ablated(directory, name, 1, suffix)
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert row_of(directory, "q_only_f1_test")["p_bootstrap"] is not None
     shown = [each for each in markdown_tables((directory / "comparison.md").read_text()) if "p_only" in each[0]]
     assert shown and "- / -" not in str(shown)
@@ -560,7 +560,7 @@ def test_what_a_model_that_never_saw_passages_makes_of_them_stands_under_its_hea
     write_json(place / "eval_metrics.json", {
         key: value for prefix, scores in found.items() for key, value in qa_metrics(scores, f"eval_{prefix}").items()
     })  # fmt: skip
-    write_report(directory, None)
+    write_report(directory, 1.0)
     shown = markdown_tables((directory / "comparison.md").read_text())[-1]
     cell = dict(zip(shown[0], shown[2], strict=True)).get("question and passage")
     assert cell is not None and cell.endswith(f"{100 * found['none_'].mean():.2f}")
@@ -572,7 +572,7 @@ def test_what_a_model_that_never_saw_passages_makes_of_them_stands_under_its_hea
 def test_without_predictions_the_seeds_alone_decide(tmp_path):
     directory = everything(planned(tmp_path, FEW))
     (place_of(directory, "other", 2) / "eval_predictions.jsonl").unlink()
-    write_report(directory, None)
+    write_report(directory, 1.0)
     for row in rows_of(directory):
         assert row["p_bootstrap"] is None and row["p"] == row["p_t"]
         assert (row["shown_low"], row["shown_high"]) == (row["low"], row["high"])
@@ -585,7 +585,7 @@ def test_predictions_of_a_single_seed_are_aligned_by_id(tmp_path):
     finish(directory, "other", 1, ours)
     place = finish(directory, "baseline", 1, theirs)
     write_jsonl(place / "eval_predictions.jsonl", [qa_rows(theirs)[index] for index in (5, 3, 1, 4, 0, 2)])
-    write_report(directory, None)
+    write_report(directory, 1.0)
     row = row_of(directory, "exact_match")
     assert (row["only_experiment_right"], row["only_reference_right"], row["p"]) == (2, 1, 1.0)
     assert row["difference"] == pytest.approx(100 / 6)
@@ -593,7 +593,7 @@ def test_predictions_of_a_single_seed_are_aligned_by_id(tmp_path):
 
 def test_predictions_in_another_order_change_nothing(tmp_path):
     directory = everything(planned(tmp_path, CONTROLLED), effects={"small": 0.3})
-    write_report(directory, None)
+    write_report(directory, 1.0)
     before = rows_of(directory)
     ours, theirs = (np.stack([100 * scores_of(name, seed, effect) for seed in SEEDS])
                     for name, effect in (("small", 0.3), ("baseline", 0.0)))  # fmt: skip
@@ -605,7 +605,7 @@ def test_predictions_in_another_order_change_nothing(tmp_path):
         lines = file.read_text().splitlines()
         order = np.random.default_rng(number).permutation(len(lines))
         file.write_text("\n".join(lines[place] for place in order) + "\n")
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert rows_of(directory) == before
 
 
@@ -614,10 +614,10 @@ def test_predictions_of_other_examples_are_not_compared(tmp_path):
     scores = scores_of("other", 2)
     place = place_of(directory, "other", 2)
     write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores, [f"w{number}" for number in range(40)]))
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert {row["p_bootstrap"] for row in rows_of(directory)} == {None}
     write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores)[:-1])
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert {row["p_bootstrap"] for row in rows_of(directory)} == {None}
 
 
@@ -625,7 +625,7 @@ def test_one_run_on_other_examples_spoils_its_own_comparison_only(tmp_path):
     directory = everything(planned(tmp_path, {"baseline": {}, "odd": {}, "a": {}, "b": {}}))
     rows = qa_rows(scores_of("odd", 1), [f"w{number}" for number in range(40)])
     write_jsonl(place_of(directory, "odd", 1) / "eval_predictions.jsonl", rows)
-    write_report(directory, None)
+    write_report(directory, 1.0)
     known = {row["experiment"]: row["p_bootstrap"] is not None for row in rows_of(directory, metric="f1")}
     assert known == {"odd": False, "a": True, "b": True}
 
@@ -634,7 +634,7 @@ def test_predictions_of_older_runs_without_scores(tmp_path):
     directory = everything(planned(tmp_path, FEW))
     place = place_of(directory, "baseline", 3)
     write_jsonl(place / "eval_predictions.jsonl", [{"id": key, "predicted_answer": "a"} for key in IDS])
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert {row["p_bootstrap"] for row in rows_of(directory)} == {None}
 
 
@@ -646,7 +646,7 @@ def test_predictions_that_cannot_be_read_are_told_in_one_line(tmp_path, damage):
     file.write_text({"cut": text[:-30], "empty": "", "word": text + "oops\n",
                      "number": text.replace('"f1": 1.0', '"f1": "all"')}[damage])  # fmt: skip
     with pytest.raises(UserError) as told:
-        write_report(directory, None)
+        write_report(directory, 1.0)
     assert "\n" not in str(told.value) and str(file) in str(told.value)
 
 
@@ -657,7 +657,7 @@ def test_scores_that_do_not_fit_the_metric_are_no_traceback(tmp_path, seeds):
     file = place_of(directory, "baseline", 1) / "eval_metrics.json"
     write_json(file, {"eval_exact_match": 99.0, "eval_f1": 99.0})
     with pytest.raises(UserError, match="baseline-seed1.*|eval_predictions") as told:
-        write_report(directory, None)
+        write_report(directory, 1.0)
     assert "\n" not in str(told.value)
 
 
@@ -666,7 +666,7 @@ def test_metrics_that_cannot_be_read_are_told_in_one_line(tmp_path):
     file = place_of(directory, "baseline", 1) / "eval_metrics.json"
     file.write_text('{"eval_f1": 5')
     with pytest.raises(UserError, match="eval_metrics.json, line 1: malformed JSON"):
-        write_report(directory, None)
+        write_report(directory, 1.0)
 
 
 # --- warnings ----------------------------------------------------------------------------------------------------
@@ -674,7 +674,7 @@ def test_metrics_that_cannot_be_read_are_told_in_one_line(tmp_path):
 
 def test_no_warning_where_nothing_differs(tmp_path):
     directory = everything(planned(tmp_path, FEW))
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert {tuple(row["warnings"]) for row in rows_of(directory)} == {()}
     assert "arning" not in text and "arning" not in (directory / "comparison.md").read_text()
 
@@ -690,7 +690,7 @@ def test_no_warning_where_nothing_differs(tmp_path):
 def test_what_differs_beside_the_experiment_is_told_everywhere(tmp_path, meta, words):
     directory = everything(planned(tmp_path, {**FEW, "third": {}}))
     finish(directory, "other", 2, **meta)
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert {row["experiment"]: row["warnings"] for row in rows_of(directory)} == {"other": [words], "third": []}
     assert f"warning: {words}" in text and f"Warning: {words}." in (directory / "comparison.md").read_text()
 
@@ -702,14 +702,14 @@ def test_the_code_of_the_training_counts_too(tmp_path, key, value):
     history = metas()["history"]
     history[0][key] = value
     finish(directory, "other", 2, history=history)
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert row_of(directory)["warnings"]
 
 
 def test_a_difference_of_seeds_that_are_not_compared_is_no_warning(tmp_path):
     directory = everything(planned(tmp_path, FEW), skip={("baseline", 3)})
     finish(directory, "other", 3, git_commit="0ddba11")
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert row_of(directory)["warnings"] == []
 
 
@@ -724,7 +724,7 @@ def test_interval_and_verdict_go_together(tmp_path, seeds, predictions):
     if not predictions:
         for file in directory.glob("*/eval_predictions.jsonl"):
             file.unlink()
-    write_report(directory, None)
+    write_report(directory, 1.0)
     rows = rows_of(directory)
     assert len(rows) == 12
     for row in rows:
@@ -748,7 +748,7 @@ def test_interval_and_verdict_go_together(tmp_path, seeds, predictions):
 
 def test_margin_reaches_the_comparison(tmp_path):
     directory = everything(planned(tmp_path, FEW))
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert {row["margin"] for row in rows_of(directory)} == {1.0}
     needed = row_of(directory)["seeds_needed"]
     write_report(directory, 25.0)
@@ -776,7 +776,7 @@ def expected_cells(row: dict) -> dict[str, str]:
 
 def test_numbers_of_markdown_and_console_are_those_of_the_table(tmp_path):
     directory = everything(planned(tmp_path, CONTROLLED), effects={"small": 0.4, "fast": -0.5}, rows=12_345)
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     told = [each for each in markdown_tables((directory / "comparison.md").read_text()) if each[0] == list(HEADINGS)]
     assert len(told) == 2
     for metric, each in zip(("exact_match", "f1"), told, strict=True):
@@ -799,7 +799,7 @@ def test_numbers_of_markdown_and_console_are_those_of_the_table(tmp_path):
 
 def test_the_mean_beside_n_is_of_these_n_seeds(tmp_path):
     directory = everything(planned(tmp_path, FEW), skip={("baseline", 3)})
-    write_report(directory, None)
+    write_report(directory, 1.0)
     (told,) = [each for each in markdown_tables((directory / "comparison.md").read_text())
                if each[0] == list(HEADINGS)][1:]  # fmt: skip
     row, found = row_of(directory), dict(zip(told[0], told[2], strict=True))
@@ -816,7 +816,7 @@ def test_every_row_has_as_many_cells_as_the_heading(tmp_path):
         root = tmp_path / str(len(seeds))
         root.mkdir()
         directory = everything(planned(root, CONTROLLED, seeds), skip={("fast", 1)})
-        write_report(directory, None)
+        write_report(directory, 1.0)
         text = (directory / "comparison.md").read_text()
         assert same_width(text)
         assert [len(each[0]) for each in markdown_tables(text)] == [3, len(HEADINGS), len(HEADINGS)]
@@ -828,7 +828,7 @@ def test_every_row_has_as_many_cells_as_the_heading(tmp_path):
 )  # fmt: skip
 def test_a_description_breaks_no_table(tmp_path, changes):
     directory = everything(planned(tmp_path, {"baseline": {}, "other": changes}, [1]))
-    write_report(directory, None)
+    write_report(directory, 1.0)
     text = (directory / "comparison.md").read_text()
     assert same_width(text)
     assert [row[0] for row in markdown_tables(text)[0]] == ["experiment", "---", "baseline", "other"]
@@ -836,13 +836,13 @@ def test_a_description_breaks_no_table(tmp_path, changes):
 
 def test_a_name_breaks_no_table(tmp_path):
     directory = everything(planned(tmp_path, {"baseline": {}, "a|b": {}}, [1]))
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert same_width((directory / "comparison.md").read_text())
 
 
 def test_a_description_that_ends_with_a_dot(tmp_path):
     directory = everything(planned(tmp_path, FEW, [1], description="A study."))
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert "A study." in (told := (directory / "comparison.md").read_text()) and ".." not in told
 
 
@@ -851,7 +851,7 @@ def test_no_minus_before_zero(tmp_path):
     for seed, score in zip(SEEDS, (50.001, 49.99, 50.0), strict=True):
         for name, value in (("baseline", 50.0), ("other", score)):
             write_json(bare(directory, name, seed) / "eval_metrics.json", {"eval_exact_match": 50.0, "eval_f1": value})
-    assert "-0.00 " not in write_report(directory, None)
+    assert "-0.00 " not in write_report(directory, 1.0)
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -899,7 +899,7 @@ def test_pictures_of_every_metric(tmp_path, figures):
             rows = [{"step": step, "epoch": step / 2, "loss": 1 / step + seed} for step in (1, 2, 3)]
             log_losses(place_of(directory, name, seed), rows)
             losses[name, seed] = [each["loss"] for each in rows]
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert drawn(directory) == set(figures) == {
         "comparison_exact_match.png", "comparison_f1.png", "training_size_exact_match.png", "training_size_f1.png",
         "learning_curves.png",
@@ -935,7 +935,7 @@ def test_thirty_experiments(tmp_path, figures):
     for place in directory.glob("*-seed1-*"):
         log_losses(place, [{"step": 1, "epoch": 0.5, "loss": 2.0}, {"step": 2, "epoch": 1.0, "loss": 1.0}])
     one_metric(directory)
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert drawn(directory) == {"comparison_exact_match.png", "training_size_exact_match.png", "learning_curves.png"}
     for name in drawn(directory):
         figure = figures[name][0]
@@ -953,7 +953,7 @@ def test_every_experiment_of_many_looks_different(tmp_path, figures):
     names = [f"experiment_{number}" for number in range(10)]
     directory = everything(planned(tmp_path, {name: {} for name in names}, [1]))
     grown(one_metric(directory), {name: 30 + number for number, name in enumerate(names)})
-    write_report(directory, None)
+    write_report(directory, 1.0)
     handles = figures["training_size_exact_match.png"][0].axes[0].get_legend().legend_handles
     looks = {(line.get_marker(), line.get_markeredgecolor(), line.get_markerfacecolor()) for line in handles}
     assert len(looks) == len(names)
@@ -976,7 +976,7 @@ def check_names(tmp_path, figures, name):
         place = place_of(directory, name, seed)
         write_json(place / "filter_report.json", {"after": 7})
         log_losses(place, [{"step": step, "epoch": step, "loss": 1 / step} for step in (1, 2)])
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert len(drawn(directory)) == 3
     labels = [*legend_of(figures["training_size_exact_match.png"][0]), *legend_of(figures["learning_curves.png"][0])]
     labels += [label.get_text() for label in figures["comparison_exact_match.png"][0].axes[0].get_yticklabels()]
@@ -989,7 +989,7 @@ def test_long_names_leave_room_for_the_data(tmp_path, figures):
     names: dict[str, dict] = {"baseline": {}}
     names |= {("a_rather_long_name_of_an_experiment_" * 3)[:100] + str(n): {} for n in range(2)}
     directory = grown(one_metric(everything(planned(tmp_path, names, [1, 2]))), {"a_*": 20})
-    write_report(directory, None)
+    write_report(directory, 1.0)
     for figure, _, _ in figures.values():
         assert figure.axes[0].get_window_extent().width > 0.2 * figure.bbox.width
 
@@ -997,7 +997,7 @@ def test_long_names_leave_room_for_the_data(tmp_path, figures):
 def test_one_experiment_only(tmp_path, figures):
     directory = everything(planned(tmp_path, {"baseline": {}}))
     log_losses(place_of(directory, "baseline", 1), [{"step": step, "epoch": step, "loss": 1.0} for step in (1, 2)])
-    text = write_report(directory, None)
+    text = write_report(directory, 1.0)
     assert rows_of(directory) == [] and "exact_match (percent), baseline: " in text
     assert drawn(directory) == {"learning_curves.png"}
     assert same_width((directory / "comparison.md").read_text())
@@ -1005,13 +1005,13 @@ def test_one_experiment_only(tmp_path, figures):
 
 def test_nothing_to_draw(tmp_path, figures):
     directory = planned(tmp_path, CONTROLLED)
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert drawn(directory) == set() and not (directory / "learning_curves.csv").exists()
 
 
 def test_training_sets_of_one_size_make_no_picture_of_sizes(tmp_path, figures):
     directory = one_metric(everything(planned(tmp_path, FEW)))
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert drawn(directory) == {"comparison_exact_match.png"}
 
 
@@ -1020,7 +1020,7 @@ def test_seeds_that_log_at_other_epochs_have_one_curve(tmp_path, figures):
     for seed, epochs in ((1, (0.5, 1.0)), (2, (0.6, 1.2))):
         rows = [{"step": 1, "epoch": epoch, "loss": seed * loss} for epoch, loss in zip(epochs, (4, 2), strict=True)]
         log_losses(place_of(directory, "baseline", seed), rows)
-    write_report(directory, None)
+    write_report(directory, 1.0)
     (line,) = figures["learning_curves.png"][0].axes[0].lines
     assert line.get_xdata() == pytest.approx([0.55, 1.1]) and line.get_ydata() == pytest.approx([6, 3])
 
@@ -1030,7 +1030,7 @@ def test_a_log_of_evaluations_only(tmp_path, figures):
     directory = one_metric(everything(planned(tmp_path, FEW, [1, 2])))
     for file in directory.glob("*/run_meta.json"):
         (file.parent / "training_log.csv").write_text("step,epoch,loss,eval_exact_match\n6,1.0,,40.0\n12,2.0,,50.0\n")
-    write_report(directory, None)
+    write_report(directory, 1.0)
     figure = figures["learning_curves.png"][0]
     assert [axis.get_ylabel() for axis in figure.axes] == ["eval exact match"]
     assert legend_of(figure) == ["baseline", "other"]
@@ -1041,18 +1041,18 @@ def test_nothing_was_logged(tmp_path, figures):
     directory = one_metric(everything(planned(tmp_path, FEW, [1])))
     for file in directory.glob("*/run_meta.json"):
         (file.parent / "training_log.csv").write_text("step,epoch,loss\n")
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert "learning_curves.png" not in drawn(directory) and not (directory / "learning_curves.csv").exists()
 
 
 def test_nothing_stays_of_an_earlier_report(tmp_path, figures):
     directory = grown(one_metric(everything(planned(tmp_path, FEW, [1]))), {"other": 5})
     log_losses(place_of(directory, "other", 1), [{"step": step, "epoch": step, "loss": 1.0} for step in (1, 2)])
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert len(drawn(directory)) == 3
     for name in FEW:
         (place_of(directory, name, 1) / META).unlink()
-    write_report(directory, None)
+    write_report(directory, 1.0)
     assert drawn(directory) == set() and not (directory / "learning_curves.csv").exists()
 
 
@@ -1060,7 +1060,7 @@ def test_a_curve_of_one_point_can_be_seen(tmp_path, figures):
     directory = one_metric(everything(planned(tmp_path, FEW, [1])))
     for name in FEW:
         log_losses(place_of(directory, name, 1), [{"step": 500, "epoch": 1.0, "loss": 0.7}])
-    write_report(directory, None)
+    write_report(directory, 1.0)
     lines = figures["learning_curves.png"][0].axes[0].lines
     assert all(len(line.get_xdata()) > 1 or line.get_marker() not in ("None", "", None) for line in lines)
 
@@ -1068,6 +1068,6 @@ def test_a_curve_of_one_point_can_be_seen(tmp_path, figures):
 def test_captions_count_right(tmp_path, figures):
     directory = one_metric(everything(planned(tmp_path, FEW, [1])))
     log_losses(place_of(directory, "other", 1), [{"step": step, "epoch": step, "loss": 1.0} for step in (1, 2)])
-    write_report(directory, None)
+    write_report(directory, 1.0)
     told = [caption for _, _, caption in figures.values()]
     assert not any("1 seeds" in caption or "1 to 1" in caption for caption in told)

@@ -77,6 +77,49 @@ def test_a_run_and_what_it_leaves(suite):
     assert (run.directory / "run_meta.json").read_bytes() == before
 
 
+def test_what_another_command_left_there_is_not_taken_for_the_run(suite, monkeypatch):
+    """Somebody tries a variation of a printed command, and forgets to change its --output_dir."""
+    import run as script
+
+    def typed(argv):
+        monkeypatch.setattr(sys, "argv", ["run.py", *argv])
+        script.main(argv)
+
+    run = runs_of(suite)[0]
+    typed([*run.argv, "--num_train_epochs=1"])
+    assert state_of(run.directory) == INTERRUPTED
+    execute(run, retry=False, keep_model=False)
+    assert meta_of(run.directory)["arguments"]["num_train_epochs"] == 2
+    # The command as it was printed is the run.
+    other = runs_of(suite)[1]
+    typed(list(other.argv))
+    trained = (other.directory / "train_metrics.json").stat().st_mtime_ns
+    assert execute(other, retry=False, keep_model=False).state == FINISHED
+    assert (other.directory / "train_metrics.json").stat().st_mtime_ns == trained
+
+
+@pytest.mark.parametrize("damage", ["eval_metrics.json", "eval_predictions.jsonl", "run_meta.json"])
+def test_a_run_that_lost_a_file_is_done_again(suite, damage):
+    run = runs_of(suite)[0]
+    execute(run, retry=False, keep_model=False)
+    whole = (run.directory / damage).read_bytes()
+    (run.directory / damage).write_bytes(whole[: len(whole) // 2])
+    assert state_of(run.directory) == INTERRUPTED
+    assert execute(run, retry=False, keep_model=False).state == FINISHED == state_of(run.directory)
+    (run.directory / "eval_metrics.json").unlink()
+    assert state_of(run.directory) == INTERRUPTED
+
+
+def test_a_directory_that_cannot_be_written_fails_its_run_alone(suite, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise PermissionError(13, "Permission denied")
+
+    run = runs_of(suite)[0]
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    outcome = execute(run, retry=False, keep_model=False)
+    assert outcome.state == FAILED and "not writable (Permission denied)" in outcome.error
+
+
 def test_the_model_stays_when_asked(suite):
     run = runs_of(suite)[0]
     execute(run, retry=False, keep_model=True)
