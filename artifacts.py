@@ -362,7 +362,7 @@ def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str
     )  # fmt: skip
     missing = [column for column in columns if column not in frame.columns]
     if missing:
-        raise UserError(f"{path} has no column {name_a_few(missing)}; it has {', '.join(map(str, frame.columns))}")
+        raise UserError(f"{path} has no column {name_a_few(missing)}; it has {name_a_few(frame.columns, 12)}")
     if "id" in frame.columns:
         if frame["id"].isna().any():
             row = int(frame["id"].isna().to_numpy().argmax())

@@ -91,6 +91,9 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)
             raise SystemExit(130) from None
+        except BrokenPipeError:  # of ``| head``, which has read enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(1) from None
 
     return wrapper
 

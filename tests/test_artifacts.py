@@ -358,7 +358,7 @@ def test_malformed_json_lines_are_refused_with_their_line(tmp_path, second, mess
         ("id,x\na,1,2\n", "line 2"),
         ("id,x,y\na,1,2\nb,3\n", "line 3"),
         ('id,x\na,1\nb,"2\n', "malformed CSV"),
-        ("x,y\n1,2\n", r"has no column 'id'; it has x, y"),
+        ("x,y\n1,2\n", r"has no column 'id'; it has 'x', 'y'"),
         ("id,x\na,1\n,2\n", r"line 3: no id"),
         ("id,x\na,1\nb,2\na,3\n", "1 ids occur more than once .'a'."),
     ],
