@@ -197,15 +197,14 @@ def _work(arguments: dict[str, Any], rows: int) -> float:
 def estimate(runs: Sequence[Run], experiments: dict[str, Experiment], needed: Sequence[Prerequisite],
              workers: int, directory: Path) -> str:  # fmt: skip
     """A sentence about the time that ``runs`` will take, going by one that is there; filters make them shorter."""
-    trained = [(path.parent, model_meta(path.parent), load_meta(path.parent))
-               for path in sorted(directory.glob("*/run_meta.json"))]  # fmt: skip
-    if not any(last and last["status"] == "finished" for _, _, last in trained):
-        trained = [(each.directory, load_meta(each.directory), load_meta(each.directory)) for each in needed[:1]]
+    places = [path.parent for path in sorted(directory.glob(f"*/{META}"))]
+    ended = [(place, meta) for place in places if (meta := meta_of(place)) and meta["status"] == "finished"]
+    if not ended:
+        ended = [(each.directory, meta) for each in needed[:1] if (meta := load_meta(each.directory))]
     speeds = []
-    for found, training, last in trained:
-        if training and training.get("datasets") and last and last["status"] == "finished" and (
-            seconds := seconds_of(last)
-        ):
+    for found, last in ended:
+        training = model_meta(found)
+        if training and training.get("datasets") and (seconds := seconds_of(last)):
             rows = training["datasets"][0]["rows"]
             speeds.append((seconds / max(1.0, _work(training["arguments"], rows)), str(found), rows))
     if not speeds:
@@ -255,7 +254,7 @@ def run_suite(args: argparse.Namespace) -> int:
     if finished:
         logger.info(f"{len(finished):,} finished runs are left as they are")
     if failed and not args.retry_failed:
-        logger.warning(f"{len(failed):,} runs failed before and are left as they are; --retry_failed runs them again")
+        logger.warning(f"{len(failed):,} failed before and stay so; --retry_failed runs them again")
     todo = [run for run in runs if states[run] != FINISHED and (args.retry_failed or states[run] != FAILED)]
     if args.launcher == "slurm":
         return submit(args, suite, needed, todo, directory)
@@ -326,7 +325,7 @@ def run_all(args: argparse.Namespace, todo: Sequence[Run]) -> list[Run]:
 
 def report_failures(failed: Sequence[Run]) -> None:
     for run in failed:
-        meta = load_meta(run.directory) or {}
+        meta = meta_of(run.directory) or {}
         print(f"\nfailed: {run}: {meta.get('error', '')}\n  {run.directory / suite_runner.LOG}", file=sys.stderr)
         for line in tail(run.directory / suite_runner.LOG, 5):
             print(f"  | {line}", file=sys.stderr)

@@ -290,6 +290,7 @@ class _Worker:
 
 def _work(pipe: connection.Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    setup_logging()
     is_first = True
     while True:
         try:
