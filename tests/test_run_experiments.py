@@ -137,7 +137,7 @@ def test_failed_runs_end_in_status_1_with_their_names_and_logs(small, runner, ca
     assert status_of(lambda: run(small)) == 1
     out, err = capsys.readouterr()
     assert runner["begun"] == [] and "failed: long, seed 2" in err and "nothing to do" in out
-    assert "1 runs failed before and are left as they are; --retry_failed" in err
+    assert "1 failed before and stay so; --retry_failed" in err
     # And again, with success.
     del runner["long", 2]
     run(small, "--retry_failed")
