@@ -157,7 +157,11 @@ def mark_failed(directory: str | Path, error: str) -> None:
     """Mark the run in a directory as failed from outside, also one that failed before its stage began."""
     path = Path(directory)
     path.mkdir(parents=True, exist_ok=True)
-    meta = load_meta(path) or {"arguments": {}, "started": None, "history": []}
+    try:
+        meta = load_meta(path)
+    except UserError:  # damaged
+        meta = None
+    meta = meta or {"arguments": {}, "started": None, "history": []}
     finished = datetime.now(UTC).isoformat(timespec="seconds")
     write_json(path / META, {**meta, "status": "failed", "finished": finished, "error": error[:500]})
 

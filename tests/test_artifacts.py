@@ -472,3 +472,14 @@ def test_another_stage_in_the_directory_does_not_make_a_killed_one_whole(tmp_pat
     assert artifact_file(tmp_path, "samples.json", "samples.py").exists()
     with pytest.raises(UserError, match="is not whole: the run that writes it failed"):
         artifact_file(tmp_path, "clusters.csv", "clusters.py")
+
+
+@pytest.mark.parametrize("before", [None, '{"sta', '{"status": "running", "arguments": {"seed": 3}, "history": []}'])
+def test_mark_failed_from_outside(tmp_path, before):
+    if before is not None:
+        (tmp_path / "run").mkdir()
+        (tmp_path / "run" / "run_meta.json").write_text(before)
+    artifacts.mark_failed(tmp_path / "run", "x" * 600)
+    meta = load_meta(tmp_path / "run")
+    assert meta is not None and meta["status"] == "failed" and meta["error"] == "x" * 500 and meta["finished"]
+    assert meta["arguments"] == ({"seed": 3} if before and "seed" in before else {})
