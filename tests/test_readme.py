@@ -161,12 +161,24 @@ def test_the_examples_of_rows_can_be_loaded(tmp_path):
     from helpers import load_split
     from tasks import get_task
 
-    texts = [text for language, text in blocks() if language == "json"]
+    texts = [text for language, text in blocks() if language == "json" and '"experiments"' not in text]
     for text, task, example in zip(texts, ("qa", "nli"), ("7", "8"), strict=True):
         file = tmp_path / f"{task}.jsonl"
         file.write_text(json.dumps(json.loads(text)) + "\n", encoding="utf-8")
         split = load_split(str(file), "train", get_task(task))
         assert split.ids == [example] and split.task.is_usable(split.data).all()
+
+
+def test_the_example_of_a_suite_can_be_planned(qa_dir, tmp_path, monkeypatch):
+    import run_experiments
+
+    monkeypatch.chdir(tmp_path)
+    [text] = [text for language, text in blocks() if language == "json" and '"experiments"' in text]
+    (tmp_path / "mine.json").write_text(text)
+    (tmp_path / "my_data").symlink_to(qa_dir)
+    _, needed, runs = run_experiments.plan_suite(run_experiments.parse_args(["--suite", "mine.json"]))
+    assert [each.name for each in needed] == ["cartography"]
+    assert [run.experiment for run in runs] == ["baseline", "no_hard", "no_hard_control"]
 
 
 def test_the_file_tree_is_true():
