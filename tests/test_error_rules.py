@@ -599,7 +599,7 @@ def test_rule_9_question_word(question, fires):
 def test_real_questions_rarely_mismatch():
     path = ROOT.parent / "shared" / "data" / "squad_xquad_en" / "xquad.en.json"
     if not path.exists():
-        pytest.skip(f"{path} is not here")
+        pytest.skip(f"public data: {path} is not here")
     rows = [
         (question["question"], paragraph["context"], question["answers"][0]["text"])
         for article in json.loads(path.read_text(encoding="utf-8"))["data"]

@@ -330,21 +330,24 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
     places = [tmp_path / name for name in ("undisturbed", "killed")]
     for place in places:
         place.mkdir()
-        suite = write_suite(place / "killed.json", qa_dir, tiny_model, experiments, num_train_epochs=40,
+        suite = write_suite(place / "killed.json", qa_dir, tiny_model, experiments, num_train_epochs=80,
                             save_strategy="steps", save_steps=10, save_total_limit=2)  # fmt: skip
         table = json.loads(suite.read_text())
         suite.write_text(json.dumps({**table, "prerequisites": {"cartography": {"num_train_epochs": 3}}}))
     command = [sys.executable, str(REPOSITORY / "run_experiments.py"), "--suite", "killed.json", "--seeds", "1", "2",
                "--workers", "2"]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    began = time.monotonic()
     done = subprocess.run(command, cwd=places[0], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+    whole = time.monotonic() - began  # kills are timed by it, so that the suite outlives them on any machine
 
     rng = random.Random(0)
     directory = places[1] / "experiments" / "killed"
     finished: dict[Path, bytes] = {}
     moments, hits = [], 0
-    for number in range(KILLS):
+    while hits < KILLS or not finished:
+        number = hits
         before = set((places[1] / "experiments").rglob("checkpoint-*"))
         started = subprocess.Popen(command, cwd=places[1], stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
                                    env=environment, start_new_session=True)  # fmt: skip
@@ -353,12 +356,12 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
             if number % 2:  # soon after something was achieved; else at any moment, also while it imports
                 wait_for(lambda seen=before, process=started: process.poll() is not None
                          or set((places[1] / "experiments").rglob("checkpoint-*")) - seen)  # fmt: skip
-            time.sleep(rng.uniform(0.2, 5) if number % 2 else rng.uniform(1, 16))
+            time.sleep(rng.uniform(0, whole / 12) if number % 2 else rng.uniform(0, whole / 5))
             moments.append(time.monotonic() - began)
         finally:
-            if started.poll() is None:
-                hits += 1
-                os.killpg(started.pid, signal.SIGKILL)
+            assert started.poll() is None, f"the suite was over before kill {hits + 1}"
+            hits += 1
+            os.killpg(started.pid, signal.SIGKILL)
             started.wait()
         for file, content in finished.items():
             assert file.read_bytes() == content, f"{file.parent.name} was finished and was touched again"
@@ -366,7 +369,6 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
             if state_of(file.parent) == FINISHED:
                 finished.setdefault(file, file.read_bytes())
     print(f"killed after {', '.join(f'{moment:.1f}' for moment in moments)} s; {len(finished)} runs finished by then")
-    assert finished and hits == KILLS, f"{hits} of {KILLS} kills hit the suite, {len(finished)} runs were finished"
     last = subprocess.run(command, cwd=places[1], capture_output=True, text=True, env=environment)
     assert last.returncode == 0, last.stderr
     runs = sorted(path.parent.name for path in directory.glob("*/run_meta.json"))
