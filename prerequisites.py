@@ -110,8 +110,8 @@ def _why_not(meta: dict[str, Any] | None, arguments: argparse.Namespace, asked: 
     for name in dict.fromkeys((*MADE_WITH, *asked)):
         if before.get(name) != getattr(arguments, name):
             return f"its {name} is {before.get(name)}, not {getattr(arguments, name)}"
-    rows, asked = meta["datasets"][0]["rows"], arguments.max_train_samples
-    if (before.get("max_train_samples") or rows) < min(asked or rows, rows):
+    rows = meta["datasets"][0]["rows"]
+    if (before.get("max_train_samples") or rows) < min(arguments.max_train_samples or rows, rows):
         return f"its max_train_samples is {before['max_train_samples']}"
     if before.get("filters") or before.get("train_ids"):
         return "it was made with filters or train_ids"
@@ -201,10 +201,12 @@ def make(needed: Sequence[Prerequisite]) -> None:
                 argv.append("--resume_from_checkpoint" if whole else "--overwrite")
             logger.info(f"making {each.directory}: {shlex.join(['python', script, *argv])}")
             log = home / "log.txt"
+            descriptor = lock._context.lock_file_fd
+            assert descriptor is not None
             with log.open("a", encoding="utf-8") as file:
                 # The child holds the lock too: when this process is killed, the next one waits for it.
                 done = subprocess.run([sys.executable, str(HERE / script), *argv], stdout=file, stderr=file,
-                                      pass_fds=[lock._context.lock_file_fd or 0])  # fmt: skip
+                                      pass_fds=[descriptor])  # fmt: skip
             if done.returncode:
                 last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
                 raise PrerequisiteFailed("\n".join([f"{each.name} could not be made ({log}):", *last]))

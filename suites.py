@@ -62,7 +62,6 @@ class Experiment:
     settings_hash: str = ""  # of all but the seed
 
 
-
 @dataclass
 class Suite:
     file: Path
