@@ -151,8 +151,9 @@ def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray, resamples:
     N examples in the same order. Seeds and examples are resampled with replacement, both arms alike (the
     Multi-Bootstrap, Sellam et al. 2021, arXiv 2106.16163). Keys:
 
-    ``bootstrap_se``: standard error of the mean difference. A resample of S seeds has (S - 1) / S of their
-    variance; what is missing is added back here.
+    ``bootstrap_se``: standard error of the mean difference. A resample of S seeds has (S - 1) / S of their variance;
+    what is missing is added back here. And it counts the noise of single answers almost three times (Owen 2007,
+    The pigeonhole bootstrap, arXiv 0712.1111): the residual mean square of seeds x examples takes it off again.
     ``bootstrap_low``, ``bootstrap_high``, ``p_bootstrap``: 95% interval of the mean difference and two-sided p, of t
     with that standard error and (S - 1) / w degrees of freedom, w the share of the seeds in the variance.
     Satterthwaite's (S - 1) / w**2 is liberal for an estimated w: with 5 seeds and a quarter of the variance from the
@@ -170,7 +171,11 @@ def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray, resamples:
     means = _bootstrap_means(differences, resamples)
     by_seed = differences.mean(axis=1)
     seed_variance = float(by_seed.var(ddof=1)) / n
-    variance = float(means.var()) + seed_variance / n
+    residuals = differences - by_seed[:, None] - differences.mean(axis=0) + by_seed.mean()
+    examples = differences.shape[1]
+    noise = float((residuals**2).sum()) / max(1, (n - 1) * (examples - 1)) / (n * examples)
+    variance = float(means.var()) + seed_variance / n - (2 - 1 / n) * noise
+    variance = max(variance, seed_variance)
     mean, se = float(by_seed.mean()), math.sqrt(variance)
     if se <= 1e-9 * np.abs(differences).max(initial=0.0):
         p = 1.0 if mean == 0 else 0.0  # no spread at all; verdict() does not rest on it

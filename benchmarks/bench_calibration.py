@@ -175,14 +175,17 @@ def with_bootstrap(tests: Tests, scores: np.ndarray, resamples: Resamples) -> Te
     repetitions, _, n, examples = scores.shape
     counts = np.concatenate(list(resamples.example_counts(examples))).astype(np.float32)
     seed_counts = resamples.seed_counts(n).astype(np.float32)
-    variance = np.empty(tests.difference.shape)
+    variance, noise = (np.empty(tests.difference.shape) for _ in range(2))
     for row in range(repetitions):
         differences = scores[row, 1:] - scores[row, :1]
         by_seed = (counts @ differences.reshape(-1, examples).T).reshape(len(counts), -1, n)
         means = np.einsum("bfn,bn->fb", by_seed, seed_counts).astype(np.float64) / (n * examples)
         variance[row] = means.var(axis=1)
+        centred = differences - differences.mean(axis=1, keepdims=True)
+        centred -= centred.mean(axis=2, keepdims=True)
+        noise[row] = (centred**2).sum(axis=(1, 2)) / ((n - 1) * (examples - 1)) / (n * examples)
     seed_variance = tests.sd**2 / n
-    variance += seed_variance / n
+    variance = np.maximum(variance + seed_variance / n - (2 - 1 / n) * noise, seed_variance)
     degrees = (n - 1) * np.maximum(variance / np.where(seed_variance > 0, seed_variance, 1e-30), 1)
     p = np.maximum(tests.p_t, 2 * stats.t.sf(np.abs(tests.difference) / np.sqrt(variance), degrees))
     total = np.maximum(tests.sd, np.sqrt(variance * n))

@@ -230,7 +230,11 @@ def test_multi_bootstrap_against_loops():
         means.append(np.mean([scores[row, column] - reference[row, column] for row in rows for column in columns]))
     by_seed = (scores - reference).mean(axis=1)
     seeds_part = by_seed.var(ddof=1) / 4
-    variance = np.var(means) + seeds_part / 4
+    differences = scores - reference
+    rows, columns = differences.mean(axis=1), differences.mean(axis=0)
+    residuals = [differences[i, j] - rows[i] - columns[j] + rows.mean() for i in range(4) for j in range(30)]
+    noise = sum(each**2 for each in residuals) / (3 * 29) / (4 * 30)
+    variance = max(np.var(means) + seeds_part / 4 - 1.75 * noise, seeds_part)
     assert found["bootstrap_se"] == pytest.approx(math.sqrt(variance), rel=1e-4)
     from scipy import stats
 
