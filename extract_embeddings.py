@@ -15,7 +15,6 @@ the mean over all tokens of the text or pair, special tokens included.
 from __future__ import annotations
 
 import argparse
-import inspect
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,82 +24,18 @@ import numpy as np
 
 from artifacts import atomic, check_not_read, check_whole_model, recorded_split, recorded_task, stage, write_json
 from flags import Parser, positive_int
-from helpers import Split, UserError, command_line, name_a_few
+from helpers import Split, UserError, command_line
 from models import load_encoder, usable_length, usable_stride
 from tasks import TASKS, Task, add_task_flags, task_of
+from text_features import embedder, embedding_spans
 
 if TYPE_CHECKING:
-    import datasets
-    import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OWNS = ("embeddings.npy", "embeddings_metadata.json")
 POOLINGS = tuple(dict.fromkeys(pooling for task in TASKS.values() for pooling in task.pooling))
 
 logger = logging.getLogger(__name__)
-
-
-def pooled_spans(pooling: str, cls: np.ndarray, answers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """(N, P, 2): first and last token of the P spans whose mean vectors, one after the other, make an embedding.
-
-    cls (N,): position of the [CLS] token. answers (N, 2): first and last token of the answer, -1 where there is none:
-    there the [CLS] token stands for it. lengths (N,): tokens without padding.
-    """
-    if pooling == "mean":
-        return np.stack([np.zeros_like(lengths), lengths - 1], axis=1)[:, None]
-    alone = np.stack([cls, cls], axis=1)
-    if pooling == "cls":
-        return alone[:, None]
-    return np.stack([alone, np.where(answers < 0, alone, answers)], axis=1)
-
-
-def pool(hidden: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
-    """(B, L, H) last hidden states to (B, P H) float32: the mean vector of each span, one after the other.
-
-    spans (B, P, 2): first and last position, both included. Padding lies outside every span and so has no weight.
-    """
-    import torch
-
-    hidden = hidden.float()
-    position = torch.arange(hidden.shape[1], device=hidden.device)
-    inside = ((position >= spans[:, :, :1]) & (position <= spans[:, :, 1:])).float()
-    means = torch.einsum("bpl,blh->bph", inside, hidden) / inside.sum(dim=2, keepdim=True)
-    return means.flatten(start_dim=1)
-
-
-def embed(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: datasets.Dataset,
-    spans: np.ndarray,
-    out: np.ndarray,
-    batch_size: int,
-) -> None:
-    """Fill ``out`` (N, P H) with the vectors of N rows of features, one per example, on the device of ``model``.
-
-    spans: (N, P, 2), see ``pooled_spans``. Batches go from long to short, so that little is padded and memory runs
-    out at once or never.
-    """
-    import torch
-    from tqdm.auto import tqdm
-
-    accepted = inspect.signature(model.forward).parameters
-    names = [name for name in tokenizer.model_input_names if name in rows.column_names and name in accepted]
-    order = np.argsort(-np.asarray(rows["length"][:]), kind="stable")
-    device = model.device
-    model.eval()
-    batches = range(0, len(order), batch_size)
-    with torch.inference_mode():
-        for first in tqdm(batches, desc="embedding", unit="batch", disable=None):
-            places = order[first : first + batch_size]
-            chosen = rows[places]
-            batch = tokenizer.pad({name: chosen[name] for name in names}, return_tensors="pt").to(device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                hidden = model(**batch).last_hidden_state
-            vectors = pool(hidden, torch.from_numpy(spans[places]).to(device)).cpu().numpy()
-            if not np.isfinite(vectors).all():
-                raise UserError("the model gives NaN or infinite vectors: its training diverged; train it again")
-            out[places] = vectors
 
 
 # --- command line ------------------------------------------------------------------------------------------------
@@ -197,22 +132,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.max_length = usable_length(args.max_length, model, tokenizer)
     args.doc_stride = usable_stride(args.doc_stride, args.max_length) if "doc_stride" in task.flags else None
     features = task.features(split.data, tokenizer, max_length=args.max_length, doc_stride=args.doc_stride or 0)
-    rows, cls, answers = task.embedding_rows(split.data, features, tokenizer)
-    if args.pooling != "mean" and (cls < 0).any():
-        example = name_a_few(np.asarray(split.ids)[cls < 0].tolist(), 1)
-        raise UserError(
-            f"--pooling {args.pooling} needs a [CLS] token, which {type(tokenizer).__name__} does not put into every "
-            f"text (example {example}); give --pooling mean"
-        )
-    spans = pooled_spans(args.pooling, cls, answers, np.asarray(rows["length"][:]))
-
+    rows, spans, has_span = embedding_spans(split, features, tokenizer, args.pooling)
     shape = (len(rows), spans.shape[1] * model.config.hidden_size)
-    description = describe(args, split, shape, answers[:, 0] >= 0)
+    description = describe(args, split, shape, has_span)
     inputs = {"model": args.model_path} if Path(args.model_path).exists() else {}
+    from tqdm.auto import tqdm
+
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split.identity()]) as path:
         with atomic(path / "embeddings.npy") as temporary:
             out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-            embed(model, tokenizer, rows, spans, out, args.batch_size)
+            order, embed = embedder(model, tokenizer, rows, spans, args.batch_size)
+            for first in tqdm(range(0, len(order), args.batch_size), desc="embedding", unit="batch", disable=None):
+                places = order[first : first + args.batch_size]
+                out[places] = embed(places)
             out.flush()
         write_json(
             path / "embeddings_metadata.json", {**description, "ids": split.ids, "texts": task.brief(split.data)}

@@ -14,11 +14,11 @@ from typing import Any
 
 from filelock import FileLock
 
-from artifacts import load_meta, model_meta
+from artifacts import content_key, digest, load_meta, model_meta
 from checkpoints import whole_checkpoints
 from helpers import DEFAULT_SEED, UserError
 from run_arguments import inputs_of, parse_args
-from suites import Suite, content_key, digest, fingerprints, parse_quietly, settings_hash
+from suites import Suite, fingerprints, parse_quietly, settings_hash
 from tasks import TASKS
 
 SCRIPTS = {"embeddings": "extract_embeddings.py", "clusters": "cluster_analysis.py"}

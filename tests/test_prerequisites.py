@@ -1,6 +1,7 @@
 """What a suite's experiments read: an existing directory that matches is used and named, a missing one made once."""
 
 import json
+import logging
 import shlex
 import shutil
 import sys
@@ -25,8 +26,9 @@ SIZES = {"max_length": 96, "doc_stride": 16}
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
+def here(tmp_path, monkeypatch, caplog):
     """An empty working directory, in which git is not asked for the commit of every directory that is written."""
+    caplog.set_level(logging.INFO)  # whether or not a script has set it up in this process before
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("artifacts._git_state", lambda: (None, None))
     return tmp_path

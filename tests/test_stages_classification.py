@@ -23,6 +23,7 @@ import cluster_analysis
 import demo_data
 import extract_embeddings
 import run
+import text_features
 from artifacts import read_json, read_jsonl, read_table
 from dataset_cartography import CATEGORIES, categorize_examples, load_cartography_metrics
 from error_rules import RULES
@@ -193,12 +194,12 @@ def test_what_stands_at_padding_has_no_weight():
     cls = np.array([0, 0, 1])
     none = np.full((3, 2), -1)
     for pooling in ("cls", "mean"):
-        spans = torch.from_numpy(extract_embeddings.pooled_spans(pooling, cls, none, lengths))
-        found = extract_embeddings.pool(hidden, spans)
+        spans = torch.from_numpy(text_features.pooled_spans(pooling, cls, none, lengths))
+        found = text_features.pool(hidden, spans)
         longer = torch.cat([hidden, torch.full((3, 5, 4), 1e9)], dim=1)
         for row, length in enumerate(lengths):
             longer[row, length:] = 1e9
-        assert torch.equal(extract_embeddings.pool(longer, spans), found)
+        assert torch.equal(text_features.pool(longer, spans), found)
         slow = [hidden[row, :length].mean(dim=0) if pooling == "mean" else hidden[row, cls[row]]
                 for row, length in enumerate(lengths)]  # fmt: skip
         np.testing.assert_allclose(found, torch.stack(slow), atol=1e-6)

@@ -17,12 +17,12 @@ from matplotlib.cbook import is_math_text
 
 import plotting
 import suite_plots
-from artifacts import META, read_json, write_json, write_jsonl
+from artifacts import META, digest, read_json, write_json, write_jsonl
 from comparison import ROW, Resamples, multi_bootstrap
 from helpers import UserError
 from run_experiments import write_plan
 from suite_report import HEADINGS, LISTS, SUBJECT, write_report
-from suites import Experiment, Suite, digest, identity_of, run_name
+from suites import Experiment, Suite, identity_of, run_name
 
 SEEDS = (1, 2, 3)
 IDS = [f"v{number:03d}" for number in range(40)]
