@@ -47,6 +47,10 @@ class Evaluation:
         """What a row of slice_metrics.csv says of a part of the examples: n, the rate with its interval, and more."""
         raise NotImplementedError
 
+    def predicted_values(self) -> list[Any]:
+        """The prediction of every example, as it stands in ``rows``."""
+        raise NotImplementedError
+
     def rows(self) -> list[dict[str, Any]]:
         """The examples as loaded, each with its prediction and its scores (eval_predictions.jsonl)."""
         raise NotImplementedError
@@ -102,6 +106,9 @@ class QAEvaluation(Evaluation):
             "n": n, "exact_match": 100 * float(exact.mean()), "low": 100 * float(low), "high": 100 * float(high),
             "f1": 100 * float(self.scores.f1[among].mean()),
         }  # fmt: skip
+
+    def predicted_values(self) -> list[Any]:
+        return self.predictions
 
     def rows(self) -> list[dict[str, Any]]:
         """Adds ``predicted_answer``, ``exact_match`` (0 or 1) and ``f1`` (0..1)."""
@@ -170,18 +177,21 @@ class ClassificationEvaluation(Evaluation):
             "majority_baseline": float((gold == self.commonest).mean()), "loss": float(self.losses[among].mean()),
         }  # fmt: skip
 
+    def predicted_values(self) -> list[Any]:
+        return [self.values[label] for label in self.predicted]
+
     def rows(self) -> list[dict[str, Any]]:
         """Adds ``predicted_label``, ``correct`` (0 or 1) and ``probabilities``, one per label."""
         return [
             {
                 **nulls_for_nan(example),
                 self.label_column: self.values[gold],
-                "predicted_label": self.values[predicted],
-                "correct": int(gold == predicted),
+                "predicted_label": predicted,
+                "correct": int(self.values[gold] == predicted),
                 "probabilities": dict(zip(self.names, p, strict=True)),
             }
             for example, gold, predicted, p in zip(
-                self.data, self.gold, self.predicted, self.probabilities.tolist(), strict=True
+                self.data, self.gold, self.predicted_values(), self.probabilities.tolist(), strict=True
             )
         ]
 

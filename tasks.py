@@ -53,6 +53,11 @@ class Task:
         """The columns that a tokenizer is trained on."""
         raise NotImplementedError
 
+    @property
+    def perturbed_columns(self) -> tuple[str, ...]:
+        """The columns whose words may be changed a little without changing what is asked for."""
+        return self.text_columns
+
     def settings(self) -> dict[str, Any]:
         """What ``get_task`` needs to make this very task again; recorded with every artifact."""
         return {"name": self.name}
@@ -149,6 +154,7 @@ class QuestionAnswering(Task):
     flags = ("doc_stride", "max_answer_length", "ablations", "eval_ablations", "confidence_type")
     content_columns = ("question", "context", "answers")
     text_columns = ("question", "context")
+    perturbed_columns = ("question",)  # the answers stand in the context
     metric = "f1"
     targets = ("start_positions", "end_positions")
     unusable = "answer not at its answer_start"
