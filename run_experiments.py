@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import prerequisites
+import selection_arguments
 import suite_runner
 from artifacts import META, check_writable, load_meta, model_meta, plain, read_json, write_json
 from configs import joined, read_mapping
@@ -138,7 +139,7 @@ def plan_suite(args: argparse.Namespace) -> tuple[Suite, list[Prerequisite], lis
 
     parsers = {
         "cartography": build_run_parser(), "embeddings": extract_embeddings.build_parser(),
-        "clusters": cluster_analysis.build_parser(),
+        "clusters": cluster_analysis.build_parser(), "select": selection_arguments.build_parser(),
     }  # fmt: skip
     suite = load_suite(suite_file(args.suite), parsers, args.extra, controls=not args.no_controls)
     needed = prerequisites.plan(suite, Path(args.experiments_dir))
@@ -163,6 +164,7 @@ def write_plan(suite: Suite, seeds: Sequence[int], directory: Path) -> None:
             "description": each.description,
             "why": each.why,
             "control_of": each.control_of,
+            "select": each.select,
             "settings_hash": each.settings_hash,
             "seeds": sorted({*seeds, *earlier.get((each.name, each.settings_hash), [])}),
             "arguments": vars(each.arguments),
@@ -243,7 +245,7 @@ def run_suite(args: argparse.Namespace) -> int:
             if each.command is not None and not prerequisites.is_made(each):
                 print(prerequisites.shown(each))
         for run in runs:
-            print(run.config["command"])
+            print(*(run.config[key] for key in ("selection", "command") if key in run.config), sep="\n")
         return 0
     check_writable(directory)
     write_plan(suite, args.seeds, directory)

@@ -151,7 +151,9 @@ def execute(run: Run, retry: bool, keep_model: bool) -> Outcome:
             argv = [*run.argv, "--resume_from_checkpoint"]
         if not (meta and ours and _is_evaluated(run.directory, meta)):  # else it was killed before it was tidied
             write_json(run.directory / CONFIG, run.config)
-            with _said_to(run.directory / LOG, argv):
+            if run.selection:
+                _choose(run)
+            with _said_to(run.directory / LOG, "run.py", argv):
                 script.main(argv)
         _tidy(run, script.TRAINING_FILES, keep_model)
         return Outcome(FINISHED, time.monotonic() - began)
@@ -180,11 +182,24 @@ def execute_task(item: tuple[Run, bool, bool]) -> Outcome:
     return execute(*item)
 
 
+def _choose(run: Run) -> None:
+    """Choose what the run trains on, unless another run has; one that is at it is waited for."""
+    import select_subset
+
+    directory = Path(run.selection[-1].partition("=")[2])
+    directory.mkdir(parents=True, exist_ok=True)
+    with FileLock(directory / LOCK):
+        meta = meta_of(directory)
+        if meta is None or meta["status"] != "finished":
+            with _said_to(run.directory / LOG, "select_subset.py", run.selection):
+                select_subset.main(run.selection)
+
+
 @contextmanager
-def _said_to(log: Path, argv: Sequence[str]) -> Iterator[None]:
+def _said_to(log: Path, script: str, argv: Sequence[str]) -> Iterator[None]:
     """Send all that this process says to the end of a file, also what libraries in C say."""
     with log.open("a", encoding="utf-8") as file:
-        command = shlex.join(["python", "run.py", *argv])
+        command = shlex.join(["python", script, *argv])
         file.write(f"--- {datetime.now(UTC).isoformat(timespec='seconds')} {command}\n")
         file.flush()
         sys.stdout.flush()
@@ -194,7 +209,7 @@ def _said_to(log: Path, argv: Sequence[str]) -> Iterator[None]:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         sys.stdout = sys.stderr = file
-        sys.argv = ["run.py", *argv]  # what run_meta.json records
+        sys.argv = [script, *argv]  # what run_meta.json records
         try:
             yield
         except Exception:

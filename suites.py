@@ -18,9 +18,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
 import io
-import json
 import re
 import shlex
 import sys
@@ -29,7 +27,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from artifacts import load_meta, plain
+import selection_arguments
+from artifacts import content_key, digest
 from configs import flags_to_argv, read_mapping
 from flags import Parser
 from helpers import UserError, default_eval_split, load_split, name_a_few
@@ -38,12 +37,20 @@ from run_arguments import inputs_of, parse_args, task_of_run
 SUITES = Path(__file__).resolve().parent / "example_configs" / "suites"
 PLAN = "suite.json"  # in the directory of a suite: what there is to run and to compare
 SUITE_KEYS = {"name", "description", "baseline", "prerequisites", "base", "experiments"}
-EXPERIMENT_KEYS = {"name", "description", "why", "args", "control"}
+EXPERIMENT_KEYS = {"name", "description", "why", "args", "select", "control"}
 PREREQUISITES = ("cartography", "embeddings", "clusters")  # in the order of their making
 CONTROL = "_control"
 MAX_NAME = 100  # letters
 # The suite decides these, run by run.
 TAKEN = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "overwrite_output_dir", "config", "help_all")
+# Of select_subset.py, decided by the suite and by the run that trains on the selection.
+TAKEN_OF_SELECTION = ("output_dir", "seed", "config", "list", "dataset", "split", "max_samples", "task",
+                      "text_columns", "label_column")  # fmt: skip
+FROM_THE_RUN = {"dataset": "dataset", "split": "train_split", "max_samples": "max_train_samples", "task": "task",
+                "text_columns": "text_columns", "label_column": "label_column", "max_length": "max_length",
+                "doc_stride": "doc_stride", "no_cuda": "no_cuda",
+                "cartography_dir": "cartography_output_dir"}  # fmt: skip
+SELECTED = "selected.csv"
 # Where things are, not what they are; what is read is part of a run's identity by its content.
 PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "config", "overwrite",
           "resume_from_checkpoint", "seed", "filters", "filter_config", "train_ids")  # fmt: skip
@@ -60,6 +67,7 @@ class Experiment:
     control_of: str | None = None
     arguments: argparse.Namespace = dataclasses.field(default_factory=argparse.Namespace)
     settings_hash: str = ""  # of all but the seed
+    select: list[str] | None = None  # argv of select_subset.py, all but what FROM_THE_RUN and the seed say
 
 
 @dataclass
@@ -85,6 +93,7 @@ class Run:
     argv: tuple[str, ...]
     config: dict[str, Any] = dataclasses.field(compare=False)
     records: bool = False  # training dynamics, which its checkpoints must hold too
+    selection: tuple[str, ...] = ()  # argv of select_subset.py, whose choice it trains on
 
     def __str__(self) -> str:
         return f"{self.experiment}, seed {self.seed}"
@@ -131,6 +140,10 @@ def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], 
         unset = {"--" + key.replace("-", "_") for key, value in args.items() if value is None}  # null: the default
         inherited = [word for word in base if word.partition("=")[0] not in unset]
         one = Experiment(each["name"], each.get("description", ""), each.get("why", ""), [*inherited, *own])
+        if "select" in each:
+            one.select = _argv(parsers["select"], each["select"], f"{where}, select", TAKEN_OF_SELECTION)
+            if any(word.startswith("--train_ids") for word in one.argv):
+                raise UserError(f"{where}: select and train_ids both say what to train on; leave one")
         found.append(one)
         wanted = each.get("control", True)
         if not isinstance(wanted, bool):
@@ -138,7 +151,7 @@ def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], 
         if controls and wanted:
             found.append(
                 Experiment(one.name + CONTROL, f"as many examples as {one.name}, drawn at random", "",
-                           [*one.argv, "--filter_random=true"], control_of=one.name)  # fmt: skip
+                           [*one.argv, "--filter_random=true"], control_of=one.name, select=one.select)  # fmt: skip
             )
     names = [one.name for one in found if one.control_of is None]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
@@ -172,11 +185,11 @@ def _check_keys(table: Any, known: set[str], where: str) -> None:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; there is {', '.join(sorted(known))}")
 
 
-def _argv(parser: Parser, flags: Any, where: str) -> list[str]:
+def _argv(parser: Parser, flags: Any, where: str, taken: Sequence[str] = TAKEN) -> list[str]:
     if not isinstance(flags, dict):
         raise UserError(f"{where}: expected flags and their values, found {flags!r:.60}")
     for name in flags:
-        if name.replace("-", "_") in TAKEN:
+        if name.replace("-", "_") in taken:
             raise UserError(f"{where}: {name} is decided by the suite, run by run; leave it out")
     return flags_to_argv(parser, flags, where)
 
@@ -207,9 +220,16 @@ def resolve(suite: Suite, places: Sequence[str], made: Mapping[str, str]) -> Non
     places: flags that say where the prerequisites are. made: directory of a prerequisite -> its identity, for those
     that the suite makes itself.
     """
+    made = dict(made)
     for each in suite.experiments:
         each.argv = [*places, *each.argv]
     plain_ones = [each for each in suite.experiments if each.control_of is None]
+    for each in plain_ones:
+        if each.select is not None:
+            selected = _resolve_selection(each, f"{suite.file}, experiment {each.name}", made)
+            for one in suite.experiments:
+                if each.name in (one.name, one.control_of):
+                    one.argv.append(f"--train_ids={selected}")  # runs_of says where it is
     for each in plain_ones:
         where = f"{suite.file}, experiment {each.name}"
         each.arguments = parse_quietly(parse_args, each.argv, where)
@@ -241,6 +261,34 @@ def resolve(suite: Suite, places: Sequence[str], made: Mapping[str, str]) -> Non
                             "would say nothing")
 
 
+def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> str:
+    """Complete the flags of an experiment's selection; returns a name for what it chooses, whose identity goes into
+    ``made``."""
+    run = parse_quietly(parse_args, each.argv, where)
+    if not run.do_train:
+        raise UserError(f"{where}: select says what to train on; add do_train")
+    assert each.select is not None
+    given = {word.partition("=")[0].removeprefix("--") for word in each.select}
+    for flag, name in FROM_THE_RUN.items():
+        value = getattr(run, name, None)
+        if flag not in given and value not in (None, False):
+            each.select.append(f"--{flag}={','.join(value) if isinstance(value, list) else str(value)}")
+    arguments = parse_quietly(selection_arguments.parse_args, each.select, f"{where}, select")
+    settings = {name: value for name, value in vars(arguments).items()
+                if name not in ("settings", "sources", "seed", "output_dir", "cache_dir")}  # fmt: skip
+    try:
+        sources = {flag: made.get(path) or content_key(path) for flag, path in arguments.sources.items()}
+    except UserError as error:
+        raise UserError(f"{where}, select: {error}") from None
+    files = [arguments.model, arguments.training_config, arguments.judge_prompt]
+    contents = [content_key(path) if path and Path(path).exists() else None for path in files]
+    chosen_from = fingerprints(run)[run.train_split]
+    identity = digest([settings, dataclasses.asdict(arguments.settings), sources, contents, chosen_from])
+    selected = str(Path(f"selection-{identity}") / SELECTED)
+    made[selected] = identity
+    return selected
+
+
 def settings_hash(
     arguments: argparse.Namespace, inputs: Mapping[str, str | None], made: Mapping[str, str]
 ) -> str:
@@ -266,26 +314,6 @@ def fingerprints(arguments: argparse.Namespace) -> dict[str, str]:
     return {split: load_split(arguments.dataset, split, task).fingerprint for split in splits}
 
 
-def content_key(path: str | Path) -> str:
-    """What tells an artifact from one that was made again in the same place."""
-    path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file or directory, and a run of the suite reads it")
-    if path.is_file():
-        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    meta = load_meta(path)
-    if meta is not None:
-        return digest([meta.get("started"), meta.get("arguments"), meta.get("outputs")])
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    return digest([[str(file.relative_to(path)), hashlib.blake2b(file.read_bytes()).hexdigest()] for file in files])
-
-
-def digest(value: Any) -> str:
-    """16 hex digits over a JSON value."""
-    text = json.dumps(value, sort_keys=True, default=plain)
-    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
-
-
 def identity_of(settings: str, seed: int) -> str:
     """16 hex digits: equal for two runs exactly when they train and evaluate the same on the same data."""
     return digest([settings, seed])
@@ -300,9 +328,19 @@ def runs_of(suite: Suite, seeds: Sequence[int], directory: Path) -> list[Run]:
     runs = []
     for each in suite.experiments:
         for seed in seeds:
+            selection: tuple[str, ...] = ()
+            argv = list(each.argv)
+            if each.select is not None:
+                name = Path(argv.pop().partition("=")[2]).parent.name
+                chosen = directory.parent / "shared" / f"{name[: len('selection-') + 8]}-seed{seed}"
+                argv.append(f"--train_ids={chosen / SELECTED}")
+                cache = [] if any(word.startswith("--cache_dir=") for word in each.select) else [
+                    f"--cache_dir={directory.parent / 'shared' / 'feature_cache'}"
+                ]  # fmt: skip
+                selection = (*each.select, *cache, f"--seed={seed}", f"--output_dir={chosen}")
             identity = identity_of(each.settings_hash, seed)
             place = directory / run_name(each.name, seed, identity)
-            argv = [*each.argv, f"--seed={seed}", f"--output_dir={place}"]
+            argv += [f"--seed={seed}", f"--output_dir={place}"]
             if each.arguments.enable_cartography:
                 argv.append(f"--cartography_output_dir={place / 'cartography_output'}")
             config = {
@@ -310,5 +348,8 @@ def runs_of(suite: Suite, seeds: Sequence[int], directory: Path) -> list[Run]:
                 "settings_hash": each.settings_hash, "control_of": each.control_of,
                 "command": shlex.join(["python", "run.py", *argv]),
             }  # fmt: skip
-            runs.append(Run(each.name, seed, identity, place, tuple(argv), config, each.arguments.enable_cartography))
+            if selection:
+                config["selection"] = shlex.join(["python", "select_subset.py", *selection])
+            runs.append(Run(each.name, seed, identity, place, tuple(argv), config, each.arguments.enable_cartography,
+                            selection))  # fmt: skip
     return runs

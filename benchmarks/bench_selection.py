@@ -1,0 +1,295 @@
+"""Which selectors choose a better training subset than chance, what they cost, and which find wrong labels.
+
+Reads a classification dataset and an encoder. Writes to --output_dir: heads.csv (accuracy of a logistic head on frozen
+embeddings, trained on each selection), comparison.csv (each selector against random, paired by seed, with intervals),
+selection.png, noise.csv (average precision in finding labels that were flipped), and every selection.
+
+    python benchmarks/bench_selection.py --dataset DATA/sst2 --encoder ENCODER --output_dir ./bench_selection
+    python benchmarks/bench_selection.py --dataset demo:nli --encoder ENCODER --seeds 1 2 --epochs 1 --max_samples 300
+
+The training dynamics are of the encoder fine-tuned on all candidates (run.py --enable_cartography), once on the labels
+as they are and once with --flipped of them wrong. What is finished is not done again. A seed is that of the random
+draws, folds, clusters and warm-ups; a selector without any of these chooses the same with every seed, so that the
+interval of its difference says how chance, not how it, varies.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from artifacts import load_meta, read_json, read_table, stage, write_csv, write_json, write_jsonl  # noqa: E402
+from comparison import Comparison, compare_family  # noqa: E402
+from flags import Parser, fraction, positive_int, seed_number  # noqa: E402
+from helpers import Split, command_line, default_eval_split, load_split  # noqa: E402
+from plotting import new_figure, save_figure  # noqa: E402
+from tasks import add_task_flags, get_task  # noqa: E402
+
+# name in the tables -> flags of select_subset.py; {rest} is the share of a pipeline's last member.
+ARMS: dict[str, list[str]] = {
+    "random": ["--selector=random"],
+    "random, stratified by label": ["--selector=random", "--stratify=label"],
+    "stratified": ["--selector=stratified"],
+    "kcenter": ["--selector=kcenter"],
+    "kmeans": ["--selector=kmeans"],
+    "herding": ["--selector=herding"],
+    "lexical_diversity": ["--selector=lexical_diversity"],
+    "label_issues": ["--selector=label_issues"],
+    "self_filter": ["--selector=self_filter"],
+    "wordpiece_ratio": ["--selector=wordpiece_ratio"],
+    "el2n": ["--selector=el2n"],
+    "grand": ["--selector=grand"],
+    "forgetting": ["--selector=forgetting"],
+    "aum": ["--selector=aum"],
+    "confidence, lowest": ["--selector=confidence"],
+    "confidence, highest": ["--selector=confidence", "--keep=highest"],
+    "variability": ["--selector=variability"],
+    "loss_trajectory": ["--selector=loss_trajectory"],
+    "label_issues, then kmeans": ["--pipeline=label_issues:0.9,kmeans:{share}"],
+    "aum and variability": ["--fusion=aum:1,variability:1"],
+}
+READS_MAP = ("forgetting", "aum", "confidence", "variability", "loss_trajectory")
+RANDOM, EVERYTHING = "random", "full"
+FRACTIONS = (0.05, 0.1, 0.2)
+DETECTORS = {"label_issues": "label_quality", "self_filter": "self_filter", "aum": "aum", "forgetting": "forgetting",
+             "confidence": "confidence", "variability": "variability"}  # fmt: skip
+HIGH_IS_WRONG = ("forgetting", "variability")
+MARGIN = 1.0  # percentage point
+
+logger = logging.getLogger(__name__)
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser((__doc__ or "").split("\n")[0])
+    parser.add_argument("--dataset", required=True, help="with a train and a validation split")
+    parser.add_argument("--encoder", required=True, help="Hub name or directory")
+    add_task_flags(parser)
+    parser.add_list("--seeds", type=seed_number, default=[1, 2, 3, 4, 5], help="every selector runs with each")
+    parser.add_argument("--max_samples", type=positive_int, metavar="N", help="choose among the first N only")
+    parser.add_argument("--max_length", type=positive_int, default=64, help="longest text, in tokens")
+    parser.add_argument("--epochs", type=positive_int, default=4, help="of the training that records dynamics")
+    parser.add_argument("--flipped", type=fraction, default=0.1, help="share of wrong labels to be found, 0..1")
+    parser.add_argument("--output_dir", default="./bench_selection", help="where everything goes")
+    return parser.parse_args(argv)
+
+
+# --- what is compared ---------------------------------------------------------------------------------------------
+
+
+def record_dynamics(args: argparse.Namespace, dataset: str, home: Path) -> float:
+    """Train on all candidates and record; returns the seconds that the training took."""
+    map_dir = home / "cartography_output"
+    meta = load_meta(map_dir) if map_dir.is_dir() else None
+    if meta is None or meta["status"] != "finished":
+        size = [f"--max_train_samples={args.max_samples}"] if args.max_samples else []
+        command = [sys.executable, str(ROOT / "run.py"), "--do_train", "--enable_cartography", f"--task={args.task}",
+                   f"--dataset={dataset}", f"--model={args.encoder}", f"--num_train_epochs={args.epochs}", *size,
+                   f"--config={home.parent / 'training.json'}", f"--cartography_output_dir={map_dir}", "--overwrite",
+                   f"--output_dir={home / 'trainer_output'}"]  # fmt: skip
+        subprocess.run(command, check=True)
+    return read_json(home / "trainer_output" / "train_metrics.json")["train_runtime"]
+
+
+def with_wrong_labels(split: Split, share: float, path: Path) -> None:
+    """The split as JSON Lines with ``share`` of its labels flipped to another class, said so in ``is_flipped``."""
+    rng = np.random.default_rng(0)
+    column, names = split.task.label_column, split.data.features[split.task.label_column].names
+    flipped = np.zeros(len(split.data), dtype=bool)
+    flipped[rng.permutation(len(flipped))[: round(share * len(flipped))]] = True
+    step = rng.integers(1, len(names), len(flipped))
+    rows = []
+    for row, wrong, by in zip(split.data, flipped.tolist(), step.tolist(), strict=True):
+        label = (row[column] + by) % len(names) if wrong else row[column]
+        rows.append({**row, column: names[label], "is_flipped": int(wrong)})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(path, rows)
+
+
+def choose(args: argparse.Namespace, arm: str, share: float, seed: int, home: Path) -> tuple[list[str], dict]:
+    """The ids that an arm chooses, and its selection_meta.json."""
+    import select_subset
+
+    place = home / "selections" / f"{arm.replace(', ', '-').replace(' ', '_')}-{share:g}-seed{seed}"
+    meta = load_meta(place) if place.is_dir() else None
+    if meta is None or meta["status"] != "finished":
+        flags = [flag.format(share=share) for flag in ARMS[arm]]
+        sizes = [] if "--pipeline" in flags[0] else [f"--fraction={share}"]
+        if args.max_samples:
+            sizes.append(f"--max_samples={args.max_samples}")
+        if any(name in flags[0] for name in READS_MAP):
+            sizes.append(f"--cartography_dir={home / 'clean' / 'cartography_output'}")
+        if any(name in flags[0] for name in ("el2n", "grand")):
+            sizes.append(f"--training_config={home / 'training.json'}")
+        select_subset.main([*flags, *sizes, f"--task={args.task}", f"--dataset={args.dataset}", f"--seed={seed}",
+                            f"--model={args.encoder}", f"--max_length={args.max_length}",
+                            f"--cache_dir={home / 'cache'}", f"--output_dir={place}"])  # fmt: skip
+    return read_table(place / "selected.csv")["id"].tolist(), read_json(place / "selection_meta.json")
+
+
+def embedded(args: argparse.Namespace, split: Split, home: Path) -> np.ndarray:
+    import torch
+
+    from text_features import embeddings
+
+    return np.asarray(embeddings(split, args.encoder, pooling="mean", max_length=args.max_length, doc_stride=128,
+                                 batch_size=32, no_cuda=not torch.cuda.is_available(), cache_dir=home / "cache"))
+
+
+def head_correct(train: np.ndarray, labels: np.ndarray, test: np.ndarray, gold: np.ndarray) -> np.ndarray:
+    """(E,) 100 where a logistic head on standardised vectors is right, else 0: its mean is accuracy in percent."""
+    from sklearn.linear_model import LogisticRegression
+
+    if len(np.unique(labels)) < 2:  # one class was chosen, and will always be predicted
+        return 100.0 * (gold == labels[0])
+    mean, spread = train.mean(axis=0), train.std(axis=0).max()
+    head = LogisticRegression(C=1.0, max_iter=1000).fit((train - mean) / spread, labels)
+    return 100.0 * (head.predict((test - mean) / spread) == gold)
+
+
+def compare_heads(args: argparse.Namespace, home: Path, map_seconds: float) -> Any:
+    import pandas as pd
+
+    task = get_task(args.task, **({"text_columns": args.text_columns} if args.text_columns else {}),
+                    **({"label_column": args.label_column} if args.label_column else {}))  # fmt: skip
+    train = load_split(args.dataset, "train", task, args.max_samples)
+    test = load_split(args.dataset, default_eval_split(args.dataset), task)
+    column, place = train.task.label_column, {example: row for row, example in enumerate(train.ids)}
+    vectors, test_vectors = embedded(args, train, home), embedded(args, test, home)
+    labels, gold = np.asarray(train.data[column][:]), np.asarray(test.data[column][:])
+    rows, correct = [], {}
+    correct[EVERYTHING, 1.0] = np.stack([head_correct(vectors, labels, test_vectors, gold)] * len(args.seeds))
+    rows.append({"selector": EVERYTHING, "fraction": 1.0, "seed": None, "k": len(labels), "seconds": 0.0,
+                 "accuracy": float(correct[EVERYTHING, 1.0][0].mean())})  # fmt: skip
+    for share in FRACTIONS:
+        for arm in ARMS:
+            right = []
+            for seed in args.seeds:
+                ids, meta = choose(args, arm, share, seed, home)
+                chosen = [place[example] for example in ids]
+                right.append(head_correct(vectors[chosen], labels[chosen], test_vectors, gold))
+                seconds = meta["select_seconds"]
+                rows.append({"selector": arm, "fraction": share, "seed": seed, "k": len(ids), "seconds": seconds,
+                             "accuracy": float(right[-1].mean())})  # fmt: skip
+            correct[arm, share] = np.stack(right)
+            logger.info(f"{share:g} {arm}: {correct[arm, share].mean():.2f} %")
+    write_csv(home / "heads.csv", pd.DataFrame(rows).astype({"seed": "Int64"}))
+    table = []
+    for share in FRACTIONS:
+        arms = [arm for arm in ARMS if arm != RANDOM]
+        reference = correct[RANDOM, share]
+        family = compare_family([
+            Comparison(args.seeds, scores.mean(axis=1), reference.mean(axis=1), MARGIN, binary=True, scores=scores,
+                       reference_scores=reference)
+            for scores in (correct[arm, share] for arm in arms)
+        ])  # fmt: skip
+        table += [{"selector": arm, "fraction": share, **row} for arm, row in zip(arms, family, strict=True)]
+        table.append({"selector": RANDOM, "fraction": share, "mean": float(reference.mean()),
+                      "sd": float(reference.mean(axis=1).std(ddof=1)) if len(args.seeds) > 1 else None})
+    frame = pd.DataFrame(table)
+    write_csv(home / "comparison.csv", frame)
+    plot_differences(frame, home / "selection.png", args, float(correct[EVERYTHING, 1.0][0].mean()))
+    return frame
+
+
+def plot_differences(frame: Any, path: Path, args: argparse.Namespace, everything: float) -> None:
+    shown = frame[frame["selector"] != RANDOM]
+    order = shown.groupby("selector")["difference"].mean().sort_values().index.tolist()
+    figure, axis = new_figure(7.2, 0.34 * len(order) + 1.6)
+    colors = ("#0072B2", "#E69F00", "#009E73")
+    for number, (share, color) in enumerate(zip(FRACTIONS, colors, strict=True)):
+        part = shown[shown["fraction"] == share].set_index("selector").reindex(order)
+        height = np.arange(len(order)) + 0.22 * (number - 1)
+        low, high = (part[name].to_numpy(dtype=float) for name in ("bootstrap_low", "bootstrap_high"))
+        axis.hlines(height, low, high, color=color, linewidth=1.6)
+        axis.plot(part["difference"], height, "o", color=color, markersize=3.5, label=f"{100 * share:g} %")
+    axis.axvline(0, color="#8c8c8c", linewidth=0.8)
+    axis.set_yticks(range(len(order)), order)
+    axis.set_xlabel("accuracy, difference from random (percentage points)")
+    axis.legend(title="chosen", frameon=False, loc="lower right")
+    caption = f"{len(args.seeds)} seeds, 95 % intervals; a head trained on everything: {everything:.1f} %"
+    save_figure(figure, path, "Chosen subsets against random ones", caption)
+
+
+# --- wrong labels -------------------------------------------------------------------------------------------------
+
+
+def find_wrong_labels(args: argparse.Namespace, home: Path) -> Any:
+    """Average precision of each score in finding the flipped labels, over seeds where they matter."""
+    import pandas as pd
+    from sklearn.metrics import average_precision_score
+
+    import selection_arguments
+    from select_subset import candidates
+    from selection_features import features_for
+    from tasks import task_of
+
+    rows = []
+    for seed in args.seeds:
+        for name, feature in DETECTORS.items():
+            given = selection_arguments.parse_args([
+                f"--selector={name}", "--k=1", f"--dataset={home / 'noisy'}", f"--task={args.task}", f"--seed={seed}",
+                f"--model={args.encoder}", f"--max_length={args.max_length}", f"--cache_dir={home / 'cache'}",
+                *([f"--cartography_dir={home / 'noisy' / 'cartography_output'}"] if name in READS_MAP else []),
+            ])  # fmt: skip
+            split, position = candidates(given, task_of(given, None))
+            began = time.monotonic()
+            values, _ = features_for(split, position, [feature], given)
+            wrong = np.asarray(split.data["is_flipped"][:]).astype(bool)
+            score = np.ma.filled(values[feature].astype(float), np.nan)
+            score = score if name in HIGH_IS_WRONG else -score
+            known = ~np.isnan(score)
+            rows.append({"score": name, "seed": seed, "n": len(wrong), "flipped": int(wrong.sum()),
+                         "average_precision": float(average_precision_score(wrong[known], score[known])),
+                         "found_among_as_many": float(wrong[np.argsort(-score, kind="stable")[: wrong.sum()]].mean()),
+                         "seconds": time.monotonic() - began})  # fmt: skip
+        chance = np.random.default_rng(seed).random(len(wrong))
+        rows.append({"score": "random", "seed": seed, "n": len(wrong), "flipped": int(wrong.sum()),
+                     "average_precision": float(average_precision_score(wrong, chance)),
+                     "found_among_as_many": float(wrong[np.argsort(-chance)[: wrong.sum()]].mean()), "seconds": 0.0})
+    frame = pd.DataFrame(rows)
+    write_csv(home / "noise.csv", frame)
+    return frame
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    args.task = args.task or "classification"
+    home = Path(args.output_dir)
+    home.mkdir(parents=True, exist_ok=True)
+    import torch
+
+    on_gpu = torch.cuda.is_available()
+    training = {"max_length": args.max_length, "learning_rate": 1e-4, "warmup_steps": 0.1, "bf16": True,
+                "per_device_train_batch_size": 32, "save_strategy": "no", "no_cuda": not on_gpu}  # fmt: skip
+    (home / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+    train = load_split(args.dataset, "train", get_task(args.task), args.max_samples)
+    if not (home / "noisy" / "train.jsonl").exists():
+        with_wrong_labels(train, args.flipped, home / "noisy" / "train.jsonl")
+    owns = ("heads.csv", "comparison.csv", "noise.csv", "selection.png", "bench_selection.json")
+    with stage(home, args, owns=owns, datasets=[train.identity()]):
+        seconds = {"clean": record_dynamics(args, args.dataset, home / "clean"),
+                   "noisy": record_dynamics(args, str(home / "noisy"), home / "noisy")}  # fmt: skip
+        noise = find_wrong_labels(args, home)
+        heads = compare_heads(args, home, seconds["clean"])
+        write_json(home / "bench_selection.json", {"map_seconds": seconds, "threads": torch.get_num_threads()})
+    print(noise.groupby("score", sort=False)[["average_precision", "found_among_as_many"]].mean().round(3))
+    shown = heads[["selector", "fraction", "mean", "difference", "bootstrap_low", "bootstrap_high", "verdict"]]
+    print(shown.sort_values(["fraction", "difference"], ascending=[True, False]).to_string(index=False))
+    print(f"wrote heads.csv, comparison.csv, noise.csv and selection.png to {home}")
+
+
+if __name__ == "__main__":
+    main()

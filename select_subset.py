@@ -1,0 +1,113 @@
+"""Choose k examples of a dataset to train on, and say why.
+
+Reads a dataset, and the model, cartography or embedding directory that the selector needs. Writes selected.csv (id,
+rank, score, reason) and selection_meta.json to --output_dir; run.py --train_ids trains on them.
+
+    python select_subset.py --selector kcenter --fraction 0.1 --dataset stanfordnlp/sst2 --seed 42 \\
+        --output_dir ./selection_output
+    python select_subset.py --selector stratified --k 50 --dataset demo:nli --task nli --strata token_count label
+    python select_subset.py --list
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import resource
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from artifacts import check_not_read, check_writable, recorded_task, stage, write_csv, write_json
+from dataset_selectors import SELECTORS, Features, count_of, described, select, settings_of
+from helpers import Split, UserError, command_line, load_split, name_a_few
+from selection_arguments import parse_args
+from tasks import Task, task_of
+
+OWNS = ("selected.csv", "selection_meta.json")
+
+logger = logging.getLogger(__name__)
+
+
+# --- choosing -----------------------------------------------------------------------------------------------------
+
+
+def candidates(args: argparse.Namespace, task: Task) -> tuple[Split, np.ndarray]:
+    """The examples that can be trained on, in the order of their ids, and their places in the dataset as loaded."""
+    split = load_split(args.dataset, args.split, task, args.max_samples)
+    usable = split.task.is_usable(split.data)
+    if not usable.all():
+        bad = np.asarray(split.ids)[~usable].tolist()
+        logger.warning(f"{len(bad):,} of {len(usable):,} examples ({name_a_few(bad)}) are not chosen from: "
+                       f"{split.task.unusable}")  # fmt: skip
+    ids = split.ids
+    position = np.array(sorted(np.flatnonzero(usable).tolist(), key=lambda row: ids[row]), dtype=np.int64)
+    return dataclasses.replace(split, data=split.data.select(position)), position
+
+
+def strata_of(split: Split, column: str) -> np.ndarray:
+    name = getattr(split.task, "label_column", "") if column == "label" else column
+    if not name or name not in split.data.column_names:
+        raise UserError(f"--stratify {column}: {split.name} has no such column; there is "
+                        f"{', '.join(split.data.column_names)}")  # fmt: skip
+    values = split.data[name][:]
+    if any(isinstance(value, list | dict) for value in values):
+        raise UserError(f"--stratify {column}: expected a value per example, found {values[0]!r:.60}")
+    return np.array([str(value) for value in values])
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.list:
+        print(described())
+        return
+    from selection_features import features_for
+
+    check_writable(args.output_dir)
+    settings, sources = args.__dict__.pop("settings"), args.__dict__.pop("sources")
+    check_not_read(args.output_dir, *(path for path in sources.values() if Path(path).exists()))
+    split, position = candidates(args, task_of(args, recorded_task(*sources.values())))
+    n = len(position)
+    k = args.k or count_of(args.fraction, n)
+    if k > n:
+        raise UserError(f"--k {k:,} is more than the {n:,} examples that there are to choose from")
+    strata = {"stratum": strata_of(split, args.stratify)} if args.stratify else {}
+    values, costs = features_for(split, position, args.features, args)
+    features = Features(split.ids, {**values, **strata})
+    began = time.monotonic()
+    chosen = select(features, args.selector, k, args.seed, settings, stratify="stratum" if strata else None,
+                    fill=args.fill is not None)  # fmt: skip
+    seconds = time.monotonic() - began
+    meta: dict[str, Any] = {
+        "selector": args.selector, "what": SELECTORS[args.selector].what, "k": k, "n": n, "fraction": k / n,
+        "seed": args.seed, "stratify": args.stratify, "fill": args.fill,
+        "settings": {name: value for name, value in dataclasses.asdict(settings).items()
+                     if name in settings_of(args.selector, settings) or (name == "members" and value)},
+        "features": costs,
+        "select_seconds": round(seconds, 3),
+        "seconds": round(seconds + sum(cost["seconds"] for cost in costs.values()), 3),
+        "peak_memory_mb": round(peak_memory(), 1),
+        "filled": int(chosen["reason"].str.startswith("random fill").sum()),
+    }  # fmt: skip
+    with stage(args.output_dir, args, owns=OWNS, inputs=sources, datasets=[split.identity()]) as path:
+        write_csv(path / "selected.csv", chosen)
+        write_json(path / "selection_meta.json", meta)
+    if meta["filled"]:
+        logger.warning(f"{args.selector} left {k - meta['filled']:,}; {meta['filled']:,} were drawn at random")
+    print(f"wrote {k:,} of {n:,} ids, chosen by {args.selector} in {meta['seconds']:.1f} s, to {path}; run.py "
+          f"--train_ids {path / 'selected.csv'} trains on them")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

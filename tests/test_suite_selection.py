@@ -1,0 +1,126 @@
+"""Experiments of a suite that choose what they train on: planned, carried out, shared with their controls."""
+
+import json
+
+import pytest
+
+import run_experiments
+from artifacts import load_meta, read_json, read_jsonl, read_table
+from helpers import UserError
+from run_experiments import parse_args, plan_suite
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch, reviews):
+    """Writes a suite of classification experiments and returns its file."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(*experiments, name="mine", **base):
+        table = {
+            "name": name, "baseline": experiments[0]["name"], "experiments": list(experiments),
+            "base": {"task": "classification", "dataset": str(reviews), "model": "tiny", "no_cuda": True,
+                     "do_train": True, "do_eval": True, "num_train_epochs": 1, "hidden_size": 32, **base},
+        }  # fmt: skip
+        (tmp_path / f"{name}.json").write_text(json.dumps(table))
+        return tmp_path / f"{name}.json"
+
+    return write
+
+
+def plan(file, *argv):
+    return plan_suite(parse_args(["--suite", str(file), "--seeds", "1", "2", *argv]))[2]
+
+
+ALL = {"name": "all"}
+CHOSEN = {"name": "chosen", "select": {"selector": "stratified", "k": 12, "strata": ["token_count", "label"]}}
+
+
+def test_runs_train_on_what_was_chosen_and_share_it_with_their_control(suite, tmp_path, reviews):
+    file = suite(ALL, CHOSEN)
+    run_experiments.main(["--suite", str(file), "--seeds", "1", "2"])
+    runs = {(run.experiment, run.seed): run for run in plan(file)}
+    assert {name for name, _ in runs} == {"all", "chosen", "chosen_control"}
+    ids = [row["id"] for row in read_jsonl(reviews / "train.jsonl")]
+    for seed in (1, 2):
+        run, control = runs["chosen", seed], runs["chosen_control", seed]
+        assert run.selection == control.selection
+        directory = run.selection[-1].removeprefix("--output_dir=")
+        chosen = read_table(f"{directory}/selected.csv")["id"].tolist()
+        assert len(chosen) == 12 and load_meta(directory)["seed"] == seed
+        [report] = read_json(run.directory / "filter_report.json")["filters"]
+        trained = set(ids) - {example for removed in report["removed"].values() for example in removed}
+        assert trained == set(chosen)
+        assert read_json(control.directory / "filter_report.json")["after"] == 12
+        assert "select_subset.py" in (run.directory / "log.txt").read_text()
+        assert "select_subset.py" not in (control.directory / "log.txt").read_text()  # it was there
+    table = read_table(tmp_path / "experiments/mine/results.csv")
+    assert len(table) == 6
+
+
+def test_a_finished_suite_chooses_nothing_again(suite):
+    file = suite(ALL, CHOSEN)
+    run_experiments.main(["--suite", str(file), "--no_controls"])
+    runs = plan_suite(parse_args(["--suite", str(file), "--no_controls"]))[2]
+    before = [load_meta(run.directory)["started"] for run in runs]
+    run_experiments.main(["--suite", str(file), "--no_controls"])
+    assert [load_meta(run.directory)["started"] for run in runs] == before
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"k": 13}, {"strata": ["label"]}, {"bins": 2}, {"selector": "random"}, {"stratify": "label"}, {"max_length": 99}],
+)
+def test_another_selection_is_another_run(suite, other):
+    settings = {**CHOSEN["select"], **other}
+    if settings["selector"] == "random":
+        settings.pop("strata")
+    one, two = (plan(suite(ALL, {"name": "chosen", "select": each}), "--no_controls")
+                for each in (CHOSEN["select"], settings))  # fmt: skip
+    assert one[0].identity == two[0].identity
+    assert one[2].identity != two[2].identity and one[2].selection[-1] != two[2].selection[-1]
+
+
+def test_a_baseline_that_chooses_has_controls_of_other_selections_only(suite):
+    other = {"name": "other", "select": {"selector": "random", "k": 9}}
+    names = {run.experiment for run in plan(suite(CHOSEN, {"name": "same", "select": CHOSEN["select"],
+                                                           "args": {"num_train_epochs": 2}}, other))}  # fmt: skip
+    assert names == {"chosen", "same", "other", "other_control"}
+
+
+def test_the_dry_run_prints_both_commands(suite, capsys):
+    run_experiments.main(["--suite", str(suite(ALL, CHOSEN)), "--dry_run"])
+    lines = capsys.readouterr().out.splitlines()
+    [place] = [number for number, line in enumerate(lines) if "chosen-seed" in line and "run.py" in line]
+    assert lines[place - 1].startswith("python select_subset.py --selector=stratified")
+    assert "--task=classification" in lines[place - 1] and "--seed=42" in lines[place - 1]
+
+
+@pytest.mark.parametrize(
+    ("select", "args", "expected"),
+    [
+        ({"selektor": "random"}, {}, "unknown flag 'selektor'; did you mean --selector?"),
+        ({"selector": "random", "k": 5, "seed": 3}, {}, "seed is decided by the suite"),
+        ({"selector": "random", "k": 5, "dataset": "x"}, {}, "dataset is decided by the suite"),
+        ({"selector": "random"}, {}, "how many? give --fraction"),
+        ({"selector": "random", "k": 5}, {"train_ids": "some.csv"}, "select and train_ids both say"),
+        ({"selector": "random", "k": 5}, {"do_train": False, "model": "a/b", "hidden_size": None},
+         "select says what to train on; add do_train"),
+        ({"selector": "forgetting", "k": 5}, {}, "cartography_output: no such file or directory"),
+        ("random", {}, "expected flags and their values"),
+    ],
+)
+def test_what_is_wrong_with_a_selection_is_said_before_anything_starts(suite, tmp_path, select, args, expected):
+    with pytest.raises(UserError, match="experiment chosen") as error:
+        plan(suite(ALL, {"name": "chosen", "select": select, "args": args}))
+    assert expected in str(error.value)
+    assert not (tmp_path / "experiments").exists()
+
+
+def test_a_selection_that_fails_fails_its_run_only(suite, capsys):
+    too_many = {"name": "chosen", "control": False, "select": {"selector": "random", "k": 1000}}
+    with pytest.raises(SystemExit) as stopped:
+        run_experiments.main(["--suite", str(suite(ALL, too_many)), "--seeds", "1"])
+    assert stopped.value.code == 1
+    assert "more than the 48 examples" in capsys.readouterr().err
