@@ -32,6 +32,7 @@ from artifacts import content_key, digest
 from configs import flags_to_argv, read_mapping
 from flags import Parser
 from helpers import UserError, default_eval_split, load_split, name_a_few
+from models import SCRATCH_MODELS
 from run_arguments import inputs_of, parse_args, task_of_run
 
 SUITES = Path(__file__).resolve().parent / "example_configs" / "suites"
@@ -46,10 +47,9 @@ TAKEN = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "overwrite
 # Of select_subset.py, decided by the suite and by the run that trains on the selection.
 TAKEN_OF_SELECTION = ("output_dir", "seed", "config", "list", "dataset", "split", "max_samples", "task",
                       "text_columns", "label_column")  # fmt: skip
-FROM_THE_RUN = {"dataset": "dataset", "split": "train_split", "max_samples": "max_train_samples", "task": "task",
-                "text_columns": "text_columns", "label_column": "label_column", "max_length": "max_length",
-                "doc_stride": "doc_stride", "no_cuda": "no_cuda",
-                "cartography_dir": "cartography_output_dir"}  # fmt: skip
+FROM_THE_RUN = {"model": "model", "dataset": "dataset", "split": "train_split", "max_samples": "max_train_samples",
+                "task": "task", "text_columns": "text_columns", "label_column": "label_column",
+                "max_length": "max_length", "doc_stride": "doc_stride", "no_cuda": "no_cuda"}  # fmt: skip
 SELECTED = "selected.csv"
 # Where things are, not what they are; what is read is part of a run's identity by its content.
 PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "config", "overwrite",
@@ -271,9 +271,12 @@ def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> st
     given = {word.partition("=")[0].removeprefix("--") for word in each.select}
     for flag, name in FROM_THE_RUN.items():
         value = getattr(run, name, None)
-        if flag not in given and value not in (None, False):
+        if flag not in given and value not in (None, False, *SCRATCH_MODELS):  # which give no embeddings
             each.select.append(f"--{flag}={','.join(value) if isinstance(value, list) else str(value)}")
     arguments = parse_quietly(selection_arguments.parse_args, each.select, f"{where}, select")
+    if "cartography_dir" in arguments.sources and "cartography_dir" not in given:
+        each.select.append(f"--cartography_dir={run.cartography_output_dir}")
+        arguments = parse_quietly(selection_arguments.parse_args, each.select, f"{where}, select")
     settings = {name: value for name, value in vars(arguments).items()
                 if name not in ("settings", "sources", "seed", "output_dir", "cache_dir")}  # fmt: skip
     try:

@@ -65,11 +65,14 @@ def with_local(script: str, argv: list[str], dataset: Path, model: Path, reviews
         argv += [] if "--model" in argv else ["--model", str(model)]
         argv += ["--max_train_samples", "40", "--max_eval_samples", "40"] if "demo:" in " ".join(argv) else []
         argv += [] if "--task" in argv or "./stories_model" in argv else ["--doc_stride", "32"]
+    if script == "select_subset.py" and "--list" not in argv:
+        argv += ["--model", str(model)]
     if script == "run_experiments.py" and "run" in argv:
         seeds = argv.index("--seeds")
         argv = [*argv[: seeds + 2], *(word for word in argv[seeds + 2 :] if not word.isdecimal() or word == "2")]
         argv += ["--max_train_samples", "40", "--max_eval_samples", "20", "--num_train_epochs", "1"]
-        argv += ["--dataset", str(dataset), "--model", str(model)] if "demo" not in argv else []
+        argv += ["--dataset", str(reviews if "selection" in argv else dataset)] if "demo" not in argv else []
+        argv += ["--model", str(model)] if "demo" not in argv else []
     return argv + SMALL.get(script, [])
 
 
@@ -130,7 +133,8 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_pat
         "sst2/unified": "unified_analysis.csv", "sst2/filtered": "filter_report.json",
         "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png",
         "stories_model": "top_epochs.json", "stories_test": "slice_metrics.csv",
-        "experiments/demo": "comparison.md", "config_demo": "eval_metrics.json",
+        "selection_output": "selected.csv", "sst2/subset": "filter_report.json",
+        "experiments/selection": "comparison.md", "experiments/demo": "comparison.md", "config_demo": "eval_metrics.json",
     }.items():  # fmt: skip
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]
