@@ -4,8 +4,8 @@
     chosen = select(Features(ids, {"embeddings": vectors}), "kcenter", k=500, seed=42)      # id, rank, score, reason
 
 A selector reads features: arrays with one row per example. ``needed(name, settings)`` says which; ``select_subset.py``
-computes them (text_features.py). Rows may come in any order: they are put into that of the sorted ids first, and
-equal scores are put into an order that the seed alone decides, so that the choice depends on neither.
+computes them (selection_features.py). Rows may come in any order: they are put into that of the sorted ids first, so
+that the choice does not depend on it. Examples of equal score are ordered by the seed.
 
 A score that an example cannot have (its text is too short, say) is masked (numpy.ma); NaN anywhere else is an error.
 A masked example is never chosen. Taxonomy of selectors: arXiv 2408.02085.
@@ -17,13 +17,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
 
 from helpers import UserError, name_a_few
 
-HIGHEST, LOWEST = "highest", "lowest"
+HIGHEST: Final = "highest"
+LOWEST: Final = "lowest"
+FILLED = "random fill"  # how the reason of an example begins that no selector chose
 
 
 class Features:
@@ -35,13 +38,17 @@ class Features:
 
     def __init__(self, ids: Sequence[str], values: Mapping[str, np.ndarray]):
         if len(set(ids)) < len(ids):
-            raise UserError("ids must be unique; some occur more than once")
+            seen: set[str] = set()
+            repeated = [each for each in ids if each in seen or seen.add(each)]  # type: ignore[func-returns-value]
+            raise UserError(f"ids must be unique; {name_a_few(repeated)} occur more than once")
         for name, array in values.items():
             if len(array) != len(ids):
                 raise ValueError(f"feature {name} has {len(array):,} rows for {len(ids):,} ids")
         order = sorted(range(len(ids)), key=lambda row: ids[row])
         self.ids = [str(ids[row]) for row in order]
-        self._values = dict(values)
+        # The order of the numbers in memory would change sums by their rounding.
+        self._values = {name: array if np.ma.isMaskedArray(array) or array.flags.c_contiguous else array.copy()
+                        for name, array in values.items()}  # fmt: skip
         self._rows = None if order == list(range(len(ids))) else np.asarray(order)
 
     def __len__(self) -> int:
@@ -71,22 +78,23 @@ class Features:
             elif values.dtype.kind == "f":
                 bad = ~np.isfinite(np.ma.getdata(values)) & ~np.ma.getmaskarray(values)
                 if bad.any():
-                    row = int(np.argwhere(bad)[0][0])
-                    raise UserError(f"{name} of example {self.ids[row]!r} is {np.ma.getdata(values)[row]}, no finite "
-                                    "number; mend the feature, or leave the example out")  # fmt: skip
+                    place = tuple(np.argwhere(bad)[0].tolist())
+                    raise UserError(f"{name} of example {self.ids[place[0]]!r} is {np.ma.getdata(values)[place]}, no "
+                                    "finite number; mend the feature, or leave the example out")  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Settings:
     """What selectors can be told; each reads those that its entry in SELECTORS names.
 
-    keep: ``highest`` or ``lowest`` scores, None for the selector's own end. p_low, p_high: quantiles of perplexity
-    between which examples stay. rank_by: text metric by which they are ranked, None for the nearest to the middle.
+    keep: which scores to choose, None for the selector's own end. p_low, p_high: quantiles of perplexity between
+    which examples stay. rank_by: text metric by which they are ranked, None for the nearest to the middle.
     n_clusters: of k-means. lexical_weights: of semantic distance, MATTR and MTLD. strata: attributes, in ``bins``
-    quantiles each where they are numbers. members: names with shares (pipeline) or weights (fusion).
+    quantiles each where they are numbers. members: names with shares (pipeline) or weights (fusion). fill: top up at
+    random a selector, or a member of a pipeline, that leaves fewer than were asked for.
     """
 
-    keep: str | None = None
+    keep: Literal["highest", "lowest"] | None = None
     p_low: float = 0.3
     p_high: float = 0.7
     rank_by: str | None = None
@@ -95,6 +103,7 @@ class Settings:
     strata: tuple[str, ...] = ("token_count", "flesch", "label")
     bins: int = 3
     members: tuple[tuple[str, float], ...] = ()
+    fill: bool = False
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,16 @@ class Picks:
 
 
 Pick = Callable[[Features, int, np.random.Generator, Settings], Picks]
+Score = Callable[[Features, Settings], np.ma.MaskedArray]
 
 
 @dataclass(frozen=True)
 class Selector:
     """One way to choose. needs: features; more: features that depend on the settings. settings: those that it reads.
 
-    score: for those that rank by one number per example, (n,) masked float. keep: which end of it is chosen first.
-    seeded: whether another seed makes another choice (beyond the order of equal scores).
+    It either ranks by one number per example, ``score`` (n,), of which the end ``keep`` comes first and which is
+    taken over all examples even where strata are chosen from; or it picks, one with regard to the others. reason: of
+    those that it chooses. seeded: whether another seed makes another choice, beyond the order of equal scores.
     """
 
     name: str
@@ -124,8 +135,9 @@ class Selector:
     needs: tuple[str, ...] = ()
     settings: tuple[str, ...] = ()
     pick: Pick | None = None
-    score: Callable[[Features, Settings], np.ma.MaskedArray] | None = None
+    score: Score | None = None
     keep: str = HIGHEST
+    reason: str = ""
     more: Callable[[Settings], Sequence[str]] = lambda settings: ()
     seeded: bool = False
 
@@ -144,7 +156,7 @@ def largest_remainder(sizes: np.ndarray, total: int) -> np.ndarray:
     Hamilton's method; among equal remainders the larger group, then the earlier, comes first.
     """
     sizes = np.asarray(sizes, dtype=np.int64)
-    whole = int(sizes.sum())
+    whole = max(1, int(sizes.sum()))
     quotas, remainders = sizes * total // whole, sizes * total % whole
     order = np.lexsort((np.arange(len(sizes)), -sizes, -remainders))
     quotas[order[: total - int(quotas.sum())]] += 1
@@ -177,8 +189,9 @@ def interleaved(groups: Sequence[np.ndarray]) -> np.ndarray:
     return np.argsort(position, kind="stable")
 
 
-def _picked(order: np.ndarray, scores: np.ndarray, reason: str) -> Picks:
-    return Picks(order, np.asarray(np.ma.filled(scores, np.nan), dtype=float)[order], [reason] * len(order))
+def _members_of(group: np.ndarray) -> list[np.ndarray]:
+    """The rows of each group, ascending; group: (n,) int from 0."""
+    return np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
 
 
 def _no_scores(rows: np.ndarray, reasons: list[str]) -> Picks:
@@ -196,31 +209,29 @@ def _full(features: Features, k: int, rng: np.random.Generator, settings: Settin
     return _no_scores(np.argsort(features["position"], kind="stable")[:k], ["in the order of the dataset"] * k)
 
 
-def _perplexity_band(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
-    """Examples between two quantiles of perplexity (Marion et al. 2023, arXiv 2309.04564, keep the middle)."""
+def _perplexity_band(features: Features, settings: Settings) -> np.ma.MaskedArray:
+    """Minus the distance of log perplexity from the middle of the band, or ``rank_by``; masked outside the band.
+
+    The middle of the distribution is what Marion et al. 2023 (arXiv 2309.04564) found best to pretrain on.
+    """
     perplexity = np.ma.asarray(features["perplexity"])
-    known = np.ma.getdata(perplexity)[~np.ma.getmaskarray(perplexity)]
+    known = perplexity.compressed()
     if not len(known):
-        return _no_scores(np.empty(0, dtype=np.int64), [])
+        return np.ma.masked_all(len(features))
     low, middle, high = np.quantile(known, [settings.p_low, (settings.p_low + settings.p_high) / 2, settings.p_high])
-    inside = np.ma.filled((perplexity >= low) & (perplexity <= high), False)
-    if settings.rank_by is None:
-        by, keep, reason = np.ma.abs(np.ma.log(perplexity) - np.log(middle)), LOWEST, "perplexity nearest the middle"
-    else:
-        by, keep = np.ma.asarray(features[settings.rank_by]), settings.keep or HIGHEST
-        reason = f"perplexity in the band, {keep} {settings.rank_by}"
-    order = ranked(np.ma.masked_where(~inside, by), rng, keep)
-    return _picked(order[:k], perplexity, reason)
+    outside = np.ma.filled((perplexity < low) | (perplexity > high), True)
+    by = features[settings.rank_by] if settings.rank_by else -np.ma.abs(np.ma.log(perplexity) - np.log(middle))
+    return np.ma.masked_where(outside, by)
 
 
-def _survivors(feature: str, reason: str) -> Pick:
-    """The examples whose ``feature`` is 0, in an order that the seed decides."""
+def _only_zeros(feature: str) -> Score:
+    """The feature where it is 0; masked elsewhere."""
 
-    def pick(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
+    def score(features: Features, settings: Settings) -> np.ma.MaskedArray:
         values = np.ma.asarray(features[feature])
-        return _picked(ranked(np.ma.masked_where(np.ma.filled(values, 1) > 0, values), rng)[:k], values, reason)
+        return np.ma.masked_where(values > 0, values)
 
-    return pick
+    return score
 
 
 # --- diversity ----------------------------------------------------------------------------------------------------
@@ -256,10 +267,8 @@ def _k_means(features: Features, k: int, rng: np.random.Generator, settings: Set
 
     cluster, distance, _ = kmeans(features["embeddings"], min(settings.n_clusters, len(features)), rng)
     quotas = largest_remainder(np.bincount(cluster), k)
-    groups = []
-    for number, quota in enumerate(quotas.tolist()):
-        members = np.flatnonzero(cluster == number)
-        groups.append(members[ranked(np.ma.asarray(distance[members]), rng, LOWEST)][:quota])
+    groups = [members[ranked(np.ma.asarray(distance[members]), rng, LOWEST)][:quota]
+              for members, quota in zip(_members_of(cluster), quotas.tolist(), strict=True)]  # fmt: skip
     rows = np.concatenate(groups)[interleaved(groups)]
     return Picks(rows, distance[rows], [f"nearest to the centre of cluster {cluster[row]}" for row in rows])
 
@@ -278,35 +287,42 @@ def _lexical_diversity(features: Features, k: int, rng: np.random.Generator, set
         bonus += weight * rank_normalised(np.ma.asarray(features[name])).filled(0.5)
     first, spread = _nearest_to_the_mean(vectors)
     scale = spread / semantic if semantic and spread else math.inf
-    rows, scores, _ = k_center(vectors, k, first, bonus=bonus, scale=scale)
+    rows, distances, _ = k_center(vectors, k, first, bonus=bonus, scale=scale)
     short = [(name.upper(), np.ma.getmaskarray(features[name])) for name in ("mattr", "mtld")]
     reasons = []
     for row in rows:
         without = " and ".join(name for name, mask in short if mask[row])
         reasons.append("far away and rich in words" + (f" (too short for {without})" if without else ""))
-    return Picks(rows, scores, reasons)
+    return Picks(rows, distances / scale + bonus[rows], reasons)
 
 
 def _stratified(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     """From each stratum its proportional quota, evenly spaced in the order of its attributes."""
-    columns, within = [], []
+    cell = np.zeros(len(features), dtype=np.int64)
+    bins, names, within = [], [], [np.arange(len(features))]
     for name in settings.strata:
         values = features[name]
         if values.dtype.kind in "OUS":  # labels
-            columns.append(np.array([f"{name} {value}" for value in values]))
+            codes, labels = pd.factorize(values, sort=True)
+            told = [f"{name} {label}" for label in labels]
         else:
-            bins = _bins(values, settings.bins)
-            columns.append(np.array([f"{name} {each} of {settings.bins}" if each else f"no {name}" for each in bins]))
-            within.append(np.ma.filled(values.astype(float), np.inf))
-    cells, stratum = np.unique(np.stack(columns, axis=1), axis=0, return_inverse=True)
-    within.append(np.arange(len(features)))
-    groups = []
-    for number, quota in enumerate(largest_remainder(np.bincount(stratum), k).tolist()):
-        members = np.flatnonzero(stratum == number)
-        members = members[np.lexsort([values[members] for values in reversed(within)])]
-        groups.append(members[((np.arange(quota) + 0.5) * len(members) / max(1, quota)).astype(np.int64)])
+            codes = _bins(values, settings.bins)
+            told = [f"no {name}", *(f"{name} {number} of {settings.bins}" for number in range(1, settings.bins + 1))]
+            within.insert(1, np.ma.filled(values.astype(float), np.inf))
+        cell = cell * len(told) + codes
+        bins.append(codes)
+        names.append(told)
+    _, first, stratum = np.unique(cell, return_index=True, return_inverse=True)
+    order = np.lexsort(within)
+    groups = [order[members] for members in _members_of(stratum[order])]
+    groups = [
+        members[((np.arange(quota) + 0.5) * len(members) / max(1, quota)).astype(np.int64)]
+        for members, quota in zip(groups, largest_remainder(np.bincount(stratum), k).tolist(), strict=True)
+    ]
     rows = np.concatenate(groups)[interleaved(groups)]
-    return _no_scores(rows, ["stratum: " + ", ".join(cells[stratum[row]]) for row in rows])
+    reasons = ["stratum: " + ", ".join(told[codes[row]] for told, codes in zip(names, bins, strict=True))
+               for row in first]  # fmt: skip
+    return _no_scores(rows, [reasons[number] for number in stratum[rows]])
 
 
 def _bins(values: np.ndarray, bins: int) -> np.ndarray:
@@ -324,26 +340,25 @@ def _bins(values: np.ndarray, bins: int) -> np.ndarray:
 
 
 def _loss_trajectory(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
-    """S2L (arXiv 2403.07384): clusters of the per-epoch losses, as many from each at random, small ones wholly."""
+    """S2L (arXiv 2403.07384): as many from each cluster of the per-epoch losses, at random; small clusters wholly.
+
+    Of more clusters than k there would be some without any: there are at most k.
+    """
     from diversity import kmeans
 
     losses = np.ma.asarray(features["losses"])
     known = np.flatnonzero(~np.ma.getmaskarray(losses).any(axis=1))
-    if not len(known):
-        return _no_scores(known, [])
     k = min(k, len(known))
+    if not k:
+        return _no_scores(known, [])
     trajectories = np.ascontiguousarray(np.ma.getdata(losses)[known], dtype=np.float64)
-    cluster, distance, _ = kmeans(trajectories, min(settings.n_clusters, len(known)), rng)
-    sizes = np.bincount(cluster)
-    left, groups = k, []
-    for place, number in enumerate(np.argsort(sizes, kind="stable").tolist()):
-        quota = min(int(sizes[number]), left // (len(sizes) - place))
-        members = rng.permutation(np.flatnonzero(cluster == number))[:quota]
-        groups.append(members)
-        left -= quota
+    cluster, _, _ = kmeans(trajectories, min(settings.n_clusters, k), rng)
+    left, groups, members = k, [], _members_of(cluster)
+    for place, rows in enumerate(sorted(members, key=len)):
+        groups.append(rng.permutation(rows)[: left // (len(members) - place)])
+        left -= len(groups[-1])
     rows = np.concatenate(groups)[interleaved(groups)]
-    reasons = [f"cluster {cluster[row]} of the loss trajectories" for row in rows]
-    return Picks(known[rows], distance[rows], reasons)
+    return _no_scores(known[rows], [f"cluster {number} of the loss trajectories" for number in cluster[rows]])
 
 
 # --- hybrids ------------------------------------------------------------------------------------------------------
@@ -351,21 +366,19 @@ def _loss_trajectory(features: Features, k: int, rng: np.random.Generator, setti
 
 def _pipeline(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     """Each member keeps its share of all examples, of those that the members before it kept; the last one keeps k."""
-    kept = np.arange(len(features))
+    kept, picks = np.arange(len(features)), _no_scores(np.empty(0, dtype=np.int64), [])
     for place, (name, share) in enumerate(settings.members):
         is_last = place + 1 == len(settings.members)
         wanted = k if is_last else max(k, count_of(share, len(features)))
-        part = features.among(kept)
-        picks = _run(SELECTORS[name], part, min(wanted, len(kept)), rng, settings)
-        if len(picks.rows) < wanted and not is_last:
-            raise UserError(f"{name} leaves {len(picks.rows):,} of {len(features):,} examples, its share {share:g} "
+        selector, part = SELECTORS[name], features.among(kept)
+        values = selector.score(part, settings) if selector.score else None
+        found = _run(selector, part, values, min(wanted, len(kept)), rng, settings)
+        if len(found.rows) < wanted and not is_last:
+            raise UserError(f"{name} leaves {len(found.rows):,} of {len(features):,} examples, its share {share:g} "
                             f"asks for {wanted:,}: give it a smaller one")  # fmt: skip
-        kept = np.sort(kept)
-        rows = kept[picks.rows]
-        if is_last:
-            return Picks(rows, picks.scores, picks.reasons)
-        kept = rows
-    raise ValueError("a pipeline needs members")
+        picks = Picks(kept[found.rows], found.scores, found.reasons)
+        kept = np.sort(picks.rows)
+    return picks
 
 
 def _fusion(features: Features, settings: Settings) -> np.ma.MaskedArray:
@@ -400,17 +413,18 @@ SELECTORS: dict[str, Selector] = {
         Selector("full", "baseline", "everything, or the first k", needs=("position",), pick=_full),
         Selector("perplexity", "quality", "between two quantiles of perplexity under a causal language model (Marion "
                  "et al. 2023)", needs=("perplexity",), settings=("p_low", "p_high", "rank_by", "keep"),
-                 pick=_perplexity_band, more=lambda settings: [settings.rank_by] if settings.rank_by else []),
+                 score=_perplexity_band, reason="perplexity in the band",
+                 more=lambda settings: [settings.rank_by] if settings.rank_by else []),
         _scored("pseudo_perplexity", "quality", "perplexity under a masked language model, each token hidden in turn "
                 "(Salazar et al. 2020)", LOWEST),
         _scored("label_issues", "quality", "cleanlab's label quality from out-of-fold probabilities (Northcutt et al. "
                 "2021)", HIGHEST, "label_quality"),
         Selector("consistency", "quality", "drops what a model predicts otherwise after small changes of the text",
-                 needs=("flip_rate",), pick=_survivors("flip_rate", "same prediction after every change")),
+                 needs=("flip_rate",), score=_only_zeros("flip_rate"), reason="same prediction after every change"),
         _scored("self_filter", "quality", "agreement of a small head, trained on the rest over several rounds, with "
                 "the label", HIGHEST),
         Selector("llm_judge", "quality", "drops what a chat model finds ambiguous, sarcastic or wrongly labelled",
-                 needs=("judge_flags",), pick=_survivors("judge_flags", "no objection of the judge")),
+                 needs=("judge_flags",), score=_only_zeros("judge_flags"), reason="no objection of the judge"),
         Selector("kcenter", "diversity", "greedy k-center: always the example farthest from those chosen (Sener and "
                  "Savarese 2018)", needs=("embeddings",), pick=_k_center),
         Selector("kmeans", "diversity", "the nearest to the centres of k-means clusters, in proportion to their sizes",
@@ -483,12 +497,24 @@ def parse_members(text: str, kind: str) -> tuple[tuple[str, float], ...]:
 # --- selecting ----------------------------------------------------------------------------------------------------
 
 
-def _run(selector: Selector, features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
-    if selector.score is None:
+def _run(
+    selector: Selector, features: Features, values: np.ma.MaskedArray | None, k: int, rng: np.random.Generator,
+    settings: Settings,
+) -> Picks:  # fmt: skip
+    """k picks, or fewer where there are not as many and they are not to be filled up. values: the scores, if any."""
+    if values is None:
         assert selector.pick is not None
-        return selector.pick(features, k, rng, settings)
-    values, keep = selector.score(features, settings), settings.keep or selector.keep
-    return _picked(ranked(values, rng, keep)[:k], values, f"{keep} {selector.name}")
+        picks = selector.pick(features, k, rng, settings)
+    else:
+        keep = settings.keep or selector.keep
+        order = ranked(values, rng, keep)[:k]
+        scores = np.ma.filled(values.astype(float), np.nan)[order]
+        picks = Picks(order, scores, [selector.reason or f"{keep} {selector.name}"] * len(order))
+    if settings.fill and len(picks.rows) < k:
+        rest = rng.permutation(np.setdiff1d(np.arange(len(features)), picks.rows))[: k - len(picks.rows)]
+        reasons = [*picks.reasons, *[f"{FILLED}, not chosen by {selector.name}"] * len(rest)]
+        return Picks(np.append(picks.rows, rest), np.append(picks.scores, np.full(len(rest), np.nan)), reasons)
+    return picks
 
 
 def select(
@@ -499,41 +525,40 @@ def select(
     settings: Settings | None = None,
     *,
     stratify: str | None = None,
-    fill: bool = False,
 ) -> pd.DataFrame:
-    """Choose exactly k of n examples: ``id, rank`` (1 is the first chosen), ``score`` (the selector's own, NaN where
-    it has none), ``reason``.
+    """Choose exactly k of n examples: ``id, rank`` (1 is the first chosen), ``score``, ``reason``.
 
-    stratify: the feature that says to which group an example belongs: each group has its quota by largest remainder,
-    and the selector works within it.
-    fill: a selector that leaves fewer than k is topped up at random, said so in ``reason``; else that is a UserError
-    with the number. Raises UserError too when a feature is NaN somewhere, and when k is not within 1..n.
+    The score is the selector's own, by which it ranks, NaN where it has none: of k-center the distance to those chosen
+    before, of k-means that to the cluster's centre, of herding that of the mean of those chosen so far to the mean of
+    all. stratify: the feature that says to which group an example belongs: each group has its quota by largest
+    remainder, and the selector works within it. Raises UserError when a feature is NaN somewhere, when k is not within
+    1..n, and with the number when the selector leaves fewer than k, unless the settings say ``fill``.
     """
     settings = settings or Settings()
     selector, n = SELECTORS[name], len(features)
+    if selector.kind == "hybrid" and not settings.members:
+        raise ValueError(f"a {name} needs members")
     if not 1 <= k <= n:
         raise UserError(f"{k:,} of {n:,} examples were asked for; ask for 1 to {n:,}")
     features.check(needed(name, settings))
-    groups = [np.arange(n)]
+    values = selector.score(features, settings) if selector.score else None
+    groups, names = [np.arange(n)], [""]
     if stratify is not None:
-        _, number = np.unique(features[stratify].astype(str), return_inverse=True)
-        groups = [np.flatnonzero(number == each) for each in range(int(number.max()) + 1)]
+        number, found = pd.factorize(np.array([str(each) for each in features[stratify]], dtype=object), sort=True)
+        groups, names = _members_of(number), [f" of {stratify} {each}" for each in found]
     quotas = largest_remainder(np.array([len(group) for group in groups]), k)
-    chosen, left = [], 0
+    chosen = []
     for place, (group, quota) in enumerate(zip(groups, quotas.tolist(), strict=True)):
         if not quota:
             continue
-        rng = np.random.default_rng([seed, place])
         part = features if len(group) == n else features.among(group)
-        picks = _run(selector, part, quota, rng, settings)
-        left += len(picks.rows)
-        if fill and len(picks.rows) < quota:
-            picks = _topped_up(picks, len(group), quota, rng, name)
+        rng = np.random.default_rng([seed, place])
+        picks = _run(selector, part, None if values is None else values[group], quota, rng, settings)
+        if len(picks.rows) < quota:
+            raise UserError(f"{name} leaves {len(picks.rows):,} of {len(group):,} examples{names[place]}, {quota:,} "
+                            "were asked for: ask for fewer, or --fill random tops them up")  # fmt: skip
         chosen.append(Picks(group[picks.rows], picks.scores, picks.reasons))
     rows = np.concatenate([picks.rows for picks in chosen])
-    if len(rows) < k:
-        raise UserError(f"{name} leaves {left:,} of {n:,} examples{' in their strata' if stratify else ''}, "
-                        f"{k:,} were asked for: ask for fewer, or --fill random tops them up")  # fmt: skip
     order = interleaved([picks.rows for picks in chosen])
     rows = rows[order]
     assert len(np.unique(rows)) == k == len(rows)
@@ -548,15 +573,6 @@ def select(
     )
 
 
-def _topped_up(picks: Picks, n: int, k: int, rng: np.random.Generator, name: str) -> Picks:
-    rest = rng.permutation(np.setdiff1d(np.arange(n), picks.rows))[: k - len(picks.rows)]
-    return Picks(
-        np.concatenate([picks.rows, rest]),
-        np.concatenate([picks.scores, np.full(len(rest), np.nan)]),
-        [*picks.reasons, *[f"random fill, not chosen by {name}"] * len(rest)],
-    )
-
-
 def described() -> str:
     """A table of the selectors, for people."""
     lines = []
@@ -564,6 +580,7 @@ def described() -> str:
         lines.append(f"{kind}:")
         for each in SELECTORS.values():
             if each.kind == kind:
-                end = f"; {each.keep} first" if each.score and each.kind != "hybrid" else ""
-                lines.append(f"  {each.name:18} {each.what}{end}")
+                by_score = each.score is not None and not each.reason and kind != "hybrid"
+                more = f"; {each.keep} first" if by_score else "; another choice for every seed" if each.seeded else ""
+                lines.append(f"  {each.name:18} {each.what}{more}")
     return "\n".join(lines)

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 CPU_ROWS, GPU_ROWS = 2048, 1 << 16  # rows worked on at a time: on the CPU they and their results stay in cache
 POOL_LEAST, POOL_MOST = 32, 1024
+LEAST_DRAWN = 10 * 1024  # rows that k-means draws in its batches, again and again where there are fewer
 ROUNDING = 32  # machine epsilons, times the largest squared norm: more than a distance from products is off by
-SAMPLE_PER_CLUSTER = 16  # rows, on which k-means begins
-DRAWS = 24  # of which each centre that k-means begins with is the best
 
 
 # --- the matrix --------------------------------------------------------------------------------------------------
@@ -86,7 +85,7 @@ def check_finite(vectors: np.ndarray, ids: Sequence[str]) -> None:
             row = piece.start + int(np.argmin(good))
             values = vectors[row][~np.isfinite(vectors[row])]
             raise UserError(
-                f"the features of example {ids[row]} (row {row}) hold {len(values)} values that are NaN or infinite; "
+                f"the vector of example {ids[row]!r} holds {len(values)} values that are NaN or infinite; "
                 "expected finite numbers: compute them anew, or leave the example out"
             )
 
@@ -304,94 +303,46 @@ def kmeans(
     n_clusters: int,
     rng: np.random.Generator,
     *,
-    tolerance: float = 2e-3,
-    max_iterations: int = 100,
+    tolerance: float = 5e-3,
     device: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Lloyd's k-means (Lloyd 1982, doi 10.1109/TIT.1982.1056489) from k-means++ (Arthur & Vassilvitskii 2007).
+    """An epoch of scikit-learn's MiniBatchKMeans (Sculley 2010, doi 10.1145/1772690.1772862), then Lloyd's passes.
 
-    The centres are chosen and first improved on a random sample of ``SAMPLE_PER_CLUSTER`` rows per cluster, then on
-    all rows, until the inertia falls by less than the share ``tolerance`` or for ``max_iterations``. A cluster that
-    loses all its rows keeps its centre, where rows may come back to it. Clusters can be empty at the end, and with
-    more clusters than distinct rows some are: their labels do not occur.
+    The passes over all rows go on until the inertia falls by less than the share ``tolerance``, which on many rows is
+    after the second. A cluster that loses all its rows keeps its centre, where rows may come back to it. More
+    clusters than rows count as one for each row. Clusters can be empty at the end, and with more clusters than
+    distinct rows some are: their labels do not occur.
 
-    Returns labels (n,) int64 in [0, n_clusters), the Euclidean distance (n,) float64 of each row to the centre of
-    its cluster (smaller: more typical), and the inertia, the sum of the squares of these.
+    Returns labels (n,) int64 in [0, n_clusters), the Euclidean distance (n,) float64 of each row to its nearest
+    centre (smaller: more typical), and the inertia, the sum of the squares of these.
     """
     import torch
+    from sklearn.cluster import MiniBatchKMeans
 
     n = len(vectors)
     if n_clusters < 1:
         raise ValueError(f"n_clusters is {n_clusters}; expected at least 1")
     matrix = _matrix(vectors, device)
-    sample = np.sort(rng.choice(n, min(n, SAMPLE_PER_CLUSTER * n_clusters), replace=False))
-    drawn = matrix.tensor(vectors[sample])
-
-    def rows() -> Iterator[torch.Tensor]:
-        return (part - matrix.centre for _, part in matrix.parts)
-
-    centres = _improve(lambda: iter([drawn]), _plus_plus(drawn, n_clusters, rng), tolerance, max_iterations)
-    centres = _improve(rows, centres, tolerance, max_iterations)
-    labels, distances = np.empty(n, dtype=np.int64), np.empty(n)
-    for (piece, _), part in zip(matrix.parts, rows(), strict=True):
-        _, label = _nearest_centre(part, centres)
-        labels[piece] = label.cpu().numpy()
-        distances[piece] = torch.linalg.vector_norm(part - centres[label], dim=1).cpu().numpy()
-    return labels, distances, float(np.square(distances).sum())
-
-
-def _plus_plus(rows: torch.Tensor, n_clusters: int, rng: np.random.Generator) -> torch.Tensor:
-    """Centres (n_clusters, d): each a row drawn in proportion to its squared distance to those before it.
-
-    Of DRAWS rows so drawn the one that leaves the smallest sum of squared distances is taken, as the authors advise
-    (with fewer draws). Where all rows are centres already, any is taken again.
-    """
-    import torch
-
-    norms = rows.square().sum(dim=1)
-    near, draws = torch.full_like(norms, torch.inf), torch.from_numpy(rng.integers(len(rows), size=1))
-    chosen = []
+    epochs = max(1, -(-LEAST_DRAWN // n))
+    begun = MiniBatchKMeans(min(n_clusters, n), max_iter=epochs, compute_labels=False,
+                            random_state=int(rng.integers(2**32))).fit(vectors)  # fmt: skip
+    centres = matrix.tensor(begun.cluster_centers_)
+    labels, distances, before = np.empty(n, dtype=np.int64), np.empty(n), np.inf
     while True:
-        candidates = rows[draws.to(rows.device)]
-        squared = torch.addmm(norms, candidates, rows.T, alpha=-2).add_(candidates.square().sum(dim=1, keepdim=True))
-        reached = torch.minimum(near, squared.clamp_(min=0))
-        best = int(reached.sum(dim=1).argmin())
-        near = reached[best]
-        chosen.append(candidates[best])
-        if len(chosen) == n_clusters:
-            return torch.stack(chosen)
-        reach = near.double().cumsum(dim=0).cpu()
-        points = torch.from_numpy(rng.random(DRAWS)) * reach[-1]
-        draws = torch.searchsorted(reach, points, right=True).clamp_(max=len(rows) - 1)
-
-
-def _nearest_centre(rows: torch.Tensor, centres: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Squared distance (m,) of each row to its nearest centre, and which that is (m,)."""
-    import torch
-
-    lowest, label = torch.addmm(centres.square().sum(dim=1), rows, centres.T, alpha=-2).min(dim=1)
-    return (lowest + rows.square().sum(dim=1)).clamp_(min=0), label
-
-
-def _improve(
-    parts: Callable[[], Iterator[torch.Tensor]], centres: torch.Tensor, tolerance: float, max_iterations: int
-) -> torch.Tensor:
-    """Lloyd's iterations over the rows that ``parts`` yields, anew at each call."""
-    import torch
-
-    before = np.inf
-    for _ in range(max_iterations):
-        sums, sizes, inertia = torch.zeros_like(centres), torch.zeros_like(centres[:, 0]), 0.0
-        for rows in parts():
-            squared, label = _nearest_centre(rows, centres)
-            inertia += float(squared.sum(dtype=torch.float64))
+        sums, sizes = torch.zeros_like(centres), torch.zeros_like(centres[:, 0])
+        lengths = centres.square().sum(dim=1)
+        for piece, part in matrix.parts:
+            rows = part - matrix.centre
+            label = torch.addmm(lengths, rows, centres.T, alpha=-2).argmin(dim=1)
+            labels[piece] = label.cpu().numpy()
+            distances[piece] = torch.linalg.vector_norm(rows - centres[label], dim=1).cpu().numpy()
             sizes += torch.bincount(label, minlength=len(centres))
             if rows.is_cuda:  # index_add_ adds in another order, and so rounds otherwise, at every run there
                 sums += torch.nn.functional.one_hot(label, len(centres)).to(rows.dtype).T @ rows
             else:
                 sums.index_add_(0, label, rows)
-        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)
-        if inertia >= (1 - tolerance) * before:
-            break
+        inertia = float(np.square(distances).sum())
+        if inertia >= (1 - tolerance) * before or inertia == 0:
+            return labels, distances, inertia
         before = inertia
-    return centres
+        centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)

@@ -63,7 +63,8 @@ def setup_logging() -> None:
         root.addHandler(handler)
     # Other processes of a distributed run would only repeat what the first one says.
     root.setLevel(logging.INFO if is_main_process() else logging.ERROR)
-    for library in ("httpx", "httpx2", "openai", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools", "matplotlib", "numba"):
+    for library in ("httpx", "httpx2", "openai", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools",
+                    "matplotlib", "numba"):  # fmt: skip
         logging.getLogger(library).setLevel(logging.WARNING)
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # warns of every optional kernel that is not there
     if not sys.stderr.isatty():

@@ -15,21 +15,25 @@ import argparse
 import dataclasses
 import logging
 import resource
+import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from artifacts import check_not_read, check_writable, recorded_task, stage, write_csv, write_json
-from dataset_selectors import SELECTORS, Features, count_of, described, select, settings_of
+from dataset_selectors import FILLED, SELECTORS, Features, count_of, described, select
 from helpers import Split, UserError, command_line, load_split, name_a_few
 from selection_arguments import parse_args
 from tasks import Task, task_of
 
 OWNS = ("selected.csv", "selection_meta.json")
+COMMON = ("model", "max_length", "doc_stride", "batch_size", "max_samples")
+MADE_BY = {"cartography_dir": "run.py --enable_cartography", "embedding_dir": "extract_embeddings.py"}
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +55,37 @@ def candidates(args: argparse.Namespace, task: Task) -> tuple[Split, np.ndarray]
 
 
 def strata_of(split: Split, column: str) -> np.ndarray:
-    name = getattr(split.task, "label_column", "") if column == "label" else column
-    if not name or name not in split.data.column_names:
+    label_column = getattr(split.task, "label_column", "")
+    name = label_column if column == "label" and label_column else column
+    if name not in split.data.column_names:
         raise UserError(f"--stratify {column}: {split.name} has no such column; there is "
                         f"{', '.join(split.data.column_names)}")  # fmt: skip
     values = split.data[name][:]
     if any(isinstance(value, list | dict) for value in values):
         raise UserError(f"--stratify {column}: expected a value per example, found {values[0]!r:.60}")
     return np.array([str(value) for value in values])
+
+
+def label_counts(split: Split, ids: Sequence[str]) -> dict[str, int] | None:
+    """How many of the chosen have each label, the commonest first; None where there are no labels."""
+    column = getattr(split.task, "label_column", "")
+    if not column:
+        return None
+    chosen, names = set(ids), split.data.features[column].names
+    labels = (names[label] for example, label in zip(split.ids, split.data[column][:], strict=True)
+              if example in chosen)  # fmt: skip
+    return dict(Counter(labels).most_common())
+
+
+def check_places(args: argparse.Namespace, sources: Mapping[str, str]) -> None:
+    """Whether what is read is there, and what is written can be, and in another place."""
+    check_writable(args.output_dir)
+    check_writable(args.cache_dir)
+    for flag in ("cartography_dir", "embedding_dir"):
+        if flag in sources and not Path(sources[flag]).exists():
+            raise UserError(f"--{flag} {sources[flag]}: no such file or directory; {MADE_BY[flag]} writes it")
+    local = [path for path in (*sources.values(), args.model, args.causal_lm) if Path(path).exists()]
+    check_not_read(args.output_dir, *local)
 
 
 def peak_memory() -> float:
@@ -74,39 +101,43 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     from selection_features import features_for
 
-    check_writable(args.output_dir)
-    settings, sources = args.__dict__.pop("settings"), args.__dict__.pop("sources")
-    check_not_read(args.output_dir, *(path for path in sources.values() if Path(path).exists()))
+    settings, sources, read = (args.__dict__.pop(name) for name in ("settings", "sources", "read"))
+    check_places(args, sources)
     split, position = candidates(args, task_of(args, recorded_task(*sources.values())))
     n = len(position)
     k = args.k or count_of(args.fraction, n)
     if k > n:
         raise UserError(f"--k {k:,} is more than the {n:,} examples that there are to choose from")
-    strata = {"stratum": strata_of(split, args.stratify)} if args.stratify else {}
+    strata = {args.stratify: strata_of(split, args.stratify)} if args.stratify else {}
     values, costs = features_for(split, position, args.features, args)
-    features = Features(split.ids, {**values, **strata})
     began = time.monotonic()
-    chosen = select(features, args.selector, k, args.seed, settings, stratify="stratum" if strata else None,
-                    fill=args.fill is not None)  # fmt: skip
+    chosen = select(Features(split.ids, values | strata), args.selector, k, args.seed, settings,
+                    stratify=args.stratify)  # fmt: skip
     seconds = time.monotonic() - began
     meta: dict[str, Any] = {
         "selector": args.selector, "what": SELECTORS[args.selector].what, "k": k, "n": n, "fraction": k / n,
-        "seed": args.seed, "stratify": args.stratify, "fill": args.fill,
-        "settings": {name: value for name, value in dataclasses.asdict(settings).items()
-                     if name in settings_of(args.selector, settings) or (name == "members" and value)},
+        "seed": args.seed, "stratify": args.stratify, "fill": args.fill, "dataset": split.identity(),
+        "settings": {**{name: getattr(args, name) for name in [*COMMON, *read]}, "members": settings.members},
         "features": costs,
         "select_seconds": round(seconds, 3),
         "seconds": round(seconds + sum(cost["seconds"] for cost in costs.values()), 3),
         "peak_memory_mb": round(peak_memory(), 1),
-        "filled": int(chosen["reason"].str.startswith("random fill").sum()),
+        "filled": int(chosen["reason"].str.startswith(FILLED).sum()),
+        "labels": label_counts(split, chosen["id"].tolist()),
     }  # fmt: skip
+    if meta["labels"] and k > 1 and len(meta["labels"]) == 1:
+        logger.warning(f"every chosen example has the label {next(iter(meta['labels']))!r}; --stratify label keeps "
+                       "the proportions of the dataset")  # fmt: skip
     with stage(args.output_dir, args, owns=OWNS, inputs=sources, datasets=[split.identity()]) as path:
         write_csv(path / "selected.csv", chosen)
         write_json(path / "selection_meta.json", meta)
     if meta["filled"]:
         logger.warning(f"{args.selector} left {k - meta['filled']:,}; {meta['filled']:,} were drawn at random")
-    print(f"wrote {k:,} of {n:,} ids, chosen by {args.selector} in {meta['seconds']:.1f} s, to {path}; run.py "
-          f"--train_ids {path / 'selected.csv'} trains on them")  # fmt: skip
+    train_split = [] if args.split == "train" else ["--train_split", args.split]
+    command = ["python", "run.py", "--do_train", "--task", args.task, "--dataset", args.dataset, *train_split,
+               "--train_ids", str(path / "selected.csv")]  # fmt: skip
+    print(f"train on them: {shlex.join(command)}")
+    print(f"wrote {k:,} of {n:,} ids, chosen by {args.selector} in {meta['seconds']:.1f} s, to {path}")
 
 
 if __name__ == "__main__":

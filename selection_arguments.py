@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import difflib
 import sys
 from collections.abc import Sequence
 
@@ -28,7 +29,7 @@ def build_parser() -> Parser:
     parser.add_argument("--config", metavar="FILE", help="JSON file of flags; those given here win over it")
     parser.add_switch("--list", help="say what every selector does, and do nothing else")
     group = parser.add_argument_group("how many of what")
-    group.add_argument("--selector", choices=list(SELECTORS), metavar="NAME", help="see --list")
+    group.add_argument("--selector", metavar="NAME", help="see --list")
     group.add_argument("--fraction", type=share, metavar="F", help="share of the examples to choose, above 0 to 1")
     group.add_argument("--k", type=positive_int, metavar="N", help="how many to choose, instead of --fraction")
     group.add_argument("--stratify", metavar="COLUMN",
@@ -42,7 +43,7 @@ def build_parser() -> Parser:
                        f"{DEFAULT_DATASET})")
     group.add_argument("--split", help="split to choose from (default: as recorded, else train)")
     group.add_argument("--max_samples", type=positive_int, metavar="N", help="choose among the first N rows only")
-    add_task_flags(group)
+    add_task_flags(group, DEFAULT_TASK)
 
     group = parser.add_argument_group("models and features")
     group.add_argument("--model", default=DEFAULT_ENCODER,
@@ -71,7 +72,7 @@ def build_parser() -> Parser:
     group.add_argument("--warmup_epochs", type=positive_int, default=1, metavar="N",
                        help="epochs of training before el2n and grand, and of every fold")
     group.add_argument("--training_config", metavar="FILE", help="JSON of run.py flags for that training")
-    group.add_argument("--folds", type=lambda text: int(number(text, 2)), default=5, metavar="N",
+    group.add_argument("--folds", type=positive_int, default=5, metavar="N",
                        help="of label_issues: every probability is of a model that did not see the example")
     group.add_argument("--probabilities", choices=("embeddings", "model"), default="embeddings",
                        help="of label_issues: by a linear head on embeddings, or by --model trained on every fold")
@@ -86,7 +87,8 @@ def build_parser() -> Parser:
                    help="of semantic distance, MATTR and MTLD")
     group.add_argument("--mattr_window", type=positive_int, default=10, metavar="WORDS",
                        help="of MATTR; shorter texts have none")
-    group.add_list("--strata", default=list(own.strata), help="text metrics, or label")
+    group.add_list("--strata", default=list(own.strata), help="text metrics, or label (default: "
+                   f"{' '.join(own.strata)}, where there is a label)")
     group.add_argument("--bins", type=positive_int, default=own.bins, metavar="N", help="quantiles of each metric")
 
     group = parser.add_argument_group("several selectors")
@@ -108,7 +110,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     from selection_features import FEATURES
 
     parser = build_parser()
-    args = parser.parse_args(with_config(parser, sys.argv[1:] if argv is None else argv))
+    args = parser.parse_args(_with_config(parser, sys.argv[1:] if argv is None else argv))
     if args.list:
         return args
     _name_the_selector(parser, args)
@@ -117,11 +119,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.features = list(needed(args.selector, args.settings))
     read = settings_of(args.selector, args.settings)
     read |= {flag for name in args.features for flag in FEATURES[name].flags}
-    every = {field.name for field in dataclasses.fields(Settings)} - {"members"}
+    every = {field.name for field in dataclasses.fields(Settings)} - {"members", "fill"}
     every |= {flag for feature in FEATURES.values() for flag in feature.flags}
     for flag in sorted(every - read):
         if getattr(args, flag) != parser.get_default(flag):
-            parser.error(f"--{flag} does nothing with --selector {args.selector}")
+            more = " (--model names the encoder)" if flag == "model_path" and "embeddings" in args.features else ""
+            parser.error(f"--{flag} does nothing with --selector {args.selector}{more}")
+    _check_idle(parser, args, read)
     # What is read records the dataset, and what task it is for.
     sources = {flag: getattr(args, flag) for flag in SOURCES if flag in read}
     args.sources = {flag: path for flag, path in sources.items() if path}
@@ -129,6 +133,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.dataset = args.dataset or recorded.get("dataset", DEFAULT_DATASET)
     args.split = args.split or recorded.get("split", "train")
     args.task = args.task or (recorded_task(*args.sources.values()) or {}).get("name") or DEFAULT_TASK
+    if args.task == "qa" and args.strata == parser.get_default("strata") and "label" in args.features:
+        args.strata = [name for name in args.strata if name != "label"]  # which questions have not
+        args.settings = dataclasses.replace(args.settings, strata=tuple(args.strata))
+        args.features = list(needed(args.selector, args.settings))
+    args.read = sorted(read)
     if args.pooling is None:
         args.pooling = "cls_and_answer_mean" if args.task == "qa" else "mean"
     if args.pooling not in TASKS[args.task].pooling:
@@ -137,7 +146,18 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
+def _with_config(parser: Parser, argv: Sequence[str]) -> list[str]:
+    """The flags of the file that --config names and those of the command line, which wins: --k over a --fraction."""
+    given = {word.partition("=")[0] for word in parser.normalize([str(word) for word in argv])}
+    words = with_config(parser, argv)
+    other = {"--k": "--fraction", "--fraction": "--k"}
+    dropped = {other[flag] for flag in given & set(other)} - given
+    return [word for word in words if word.partition("=")[0] not in dropped]
+
+
 def _name_the_selector(parser: Parser, args: argparse.Namespace) -> None:
+    if args.pipeline and args.fusion:
+        parser.error("--pipeline and --fusion exclude each other")
     for hybrid in ("pipeline", "fusion"):
         if getattr(args, hybrid):
             if args.selector not in (None, hybrid):
@@ -145,10 +165,26 @@ def _name_the_selector(parser: Parser, args: argparse.Namespace) -> None:
             args.selector = hybrid
         elif args.selector == hybrid:
             parser.error(f'--selector {hybrid} needs --{hybrid}, such as "label_issues:0.9, kcenter:0.3"')
-    if args.pipeline and args.fusion:
-        parser.error("--pipeline and --fusion exclude each other")
     if args.selector is None:
         parser.error("nothing to do: give --selector NAME (--list says what there is)")
+    if args.selector not in SELECTORS:
+        near = difflib.get_close_matches(args.selector, SELECTORS, 1)
+        parser.error(f"--selector {args.selector}: no such selector{f'; did you mean {near[0]}?' if near else ''} "
+                     "--list says what there is")  # fmt: skip
+
+
+def _check_idle(parser: Parser, args: argparse.Namespace, read: set[str]) -> None:
+    """Refuse flags that another one makes idle. read: the flags that the selector and its features read."""
+    if args.folds < 2:
+        parser.error(f"--folds must be at least 2, found {args.folds}")
+    instead = {"pooling": "embedding_dir", "warmup_epochs": "model_path", "training_config": "model_path"}
+    for flag, other in instead.items():
+        if getattr(args, flag) != parser.get_default(flag) and getattr(args, other):
+            parser.error(f"--{flag} does nothing with --{other}")
+    trains = args.probabilities == "model" or {"el2n", "grand"} & set(args.features)
+    for flag in ("warmup_epochs", "training_config"):
+        if flag in read and getattr(args, flag) != parser.get_default(flag) and not trains:
+            parser.error(f"--{flag} does nothing without --probabilities model")
 
 
 def _check_size(parser: Parser, args: argparse.Namespace) -> None:
@@ -188,4 +224,5 @@ def _settings(parser: Parser, args: argparse.Namespace) -> Settings:
     return Settings(
         keep=args.keep, p_low=args.p_low, p_high=args.p_high, rank_by=args.rank_by, n_clusters=args.n_clusters,
         lexical_weights=tuple(weights), strata=tuple(args.strata), bins=args.bins, members=members,
+        fill=args.fill is not None,
     )  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +21,10 @@ import numpy as np
 import pandas as pd
 
 import text_features
-from artifacts import artifact_file, check_same_dataset, digest, read_json
+from artifacts import artifact_file, check_same_dataset, digest, read_json, write_csv
+from configs import read_mapping
 from dataset_cartography import load_cartography_metrics, read_dynamics
+from diversity import check_finite
 from feature_cache import Compute, cached
 from helpers import Split, UserError, name_a_few
 from models import SCRATCH_MODELS
@@ -66,6 +67,11 @@ class Source:
         if name not in self.known:
             self.known[name] = FEATURES[name].compute(self)
         return self.known[name]
+
+    @property
+    def checked_embeddings(self) -> np.ndarray:
+        check_finite(self["embeddings"], self.split.ids)
+        return self["embeddings"]
 
     @property
     def label_column(self) -> str:
@@ -175,6 +181,8 @@ def _read_embeddings(source: Source) -> np.ndarray:
     ids = read_json(artifact_file(directory, "embeddings_metadata.json", made_by))["ids"]
     vectors = np.load(artifact_file(directory, "embeddings.npy", made_by), mmap_mode="r")
     check_same_dataset(directory, ids, source.split)
+    if len(vectors) != len(ids):
+        raise UserError(f"{directory} holds {len(vectors):,} embeddings of {len(ids):,} ids; run {made_by} again")
     row_of = {example: row for row, example in enumerate(ids)}
     absent = [example for example in source.split.ids if example not in row_of]
     if absent:
@@ -195,7 +203,7 @@ def _label_quality(source: Source) -> np.ndarray:
         probabilities = _model_out_of_fold(source, labels)
     else:
         probabilities = out_of_fold_probabilities(
-            source["embeddings"], labels, len(source.class_names), folds=args.folds, seed=args.seed,
+            source.checked_embeddings, labels, len(source.class_names), folds=args.folds, seed=args.seed,
             names=source.class_names,
         )  # fmt: skip
     return label_quality(labels, probabilities)
@@ -209,6 +217,10 @@ def _model_out_of_fold(source: Source, labels: np.ndarray) -> np.ndarray:
 
     args = source.args
     result = np.zeros((len(labels), len(source.class_names)))
+    fewest = int(np.unique(labels, return_counts=True)[1].min())
+    if fewest < args.folds:
+        raise UserError(f"--folds {args.folds}: a label has only {fewest:,} examples, and every fold needs one; give "
+                        "fewer folds, or leave the label out")  # fmt: skip
     folds = StratifiedKFold(args.folds, shuffle=True, random_state=args.seed)
     for number, (rest, fold) in enumerate(folds.split(labels, labels), 1):
         logger.info(f"fold {number} of {args.folds}: training on {len(rest):,} examples")
@@ -221,7 +233,8 @@ def _model_out_of_fold(source: Source, labels: np.ndarray) -> np.ndarray:
 def _self_filter(source: Source) -> np.ndarray:
     from label_quality import self_filter
 
-    return self_filter(source["embeddings"], source.labels, len(source.class_names), rounds=source.args.rounds,
+    labels = source.labels  # before what takes long: a question has none
+    return self_filter(source.checked_embeddings, labels, len(source.class_names), rounds=source.args.rounds,
                        seed=source.args.seed, names=source.class_names)  # fmt: skip
 
 
@@ -331,18 +344,20 @@ def _model_score(source: Source, name: str) -> np.ndarray:
 def trained_model(source: Source, rows: np.ndarray | None) -> Path:
     """The directory of a model that run.py trained on some rows (None: all) for --warmup_epochs; kept in the cache."""
     args, split = source.args, source.split
-    settings = json.loads(Path(args.training_config).read_text()) if args.training_config else {}
+    settings = read_mapping(args.training_config) if args.training_config else {}
     model = {"name": args.model} if args.model in SCRATCH_MODELS else model_key(args.model)
     ids = split.ids if rows is None else split.data.select(rows)["id"][:]
     identity = digest([split_key(split), model, settings, args.warmup_epochs, args.seed, source.sizes, ids])
     home = source.cache / f"model-{identity}"
     home.mkdir(parents=True, exist_ok=True)
-    (home / "selected.csv").write_text("id\n" + "".join(f"{json.dumps(example)}\n" for example in ids))
+    write_csv(home / "selected.csv", pd.DataFrame({"id": ids}))
     argv = ["run.py", *([f"--config={args.training_config}"] if args.training_config else []),
             f"--task={split.task.name}", f"--dataset={args.dataset}", f"--train_split={args.split}", "--do_train",
             f"--model={args.model}", f"--num_train_epochs={args.warmup_epochs}", f"--seed={args.seed}",
             *(f"--{name}={value}" for name, value in source.sizes.items()), f"--train_ids={home / 'selected.csv'}",
-            "--save_strategy=no", f"--no_cuda={args.no_cuda}", f"--output_dir={home / 'trainer_output'}"]  # fmt: skip
+            "--save_strategy=no", f"--output_dir={home / 'trainer_output'}"]  # fmt: skip
+    if args.no_cuda:
+        argv.append("--no_cuda")
     if getattr(split.task, "label_column", ""):
         argv += [f"--text_columns={','.join(split.task.text_columns)}", f"--label_column={split.task.label_column}"]
     try:

@@ -352,7 +352,9 @@ class SequenceClassification(Task):
             return found[0]
         problem = "no column with a usual name" if not found else "more than one possibility ("
         problem += " or ".join("+".join(guess) for guess in found) + ")" * bool(found)
-        raise UserError(f"{source}: {problem} for {flag}; give {flag}: there is {', '.join(columns)}")
+        is_qa = {"question", "context"} <= set(columns)
+        raise UserError(f"{source}: {problem} for {flag}; give {flag}: there is {', '.join(columns)}"
+                        f"{' (--task qa answers questions on a context)' * is_qa}")  # fmt: skip
 
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
         import datasets
@@ -586,10 +588,10 @@ def get_task(name: str, **settings: Any) -> Task:
     return TASKS[name](**settings)
 
 
-def add_task_flags(group: Any) -> None:
+def add_task_flags(group: Any, default: str = "qa") -> None:
     """--task, --text_columns, --label_column: not needed where an artifact records them."""
     group.add_argument("--task", choices=list(TASKS),
-                       help="what the dataset is for (default: as recorded by the earlier stage, else qa)")
+                       help=f"what the dataset is for (default: as recorded by the earlier stage, else {default})")
     group.add_list("--text_columns", help="one or two columns with the texts, of nli and classification (default: "
                    "guessed from the usual names)")
     group.add_argument("--label_column", metavar="NAME", help="column with the classes (default: guessed)")

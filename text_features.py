@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import content_key
+from artifacts import check_whole_model, content_key
 from feature_cache import cached
 from helpers import Split, UserError, name_a_few
 from models import SCRATCH_MODELS, load_encoder, usable_length, usable_stride
@@ -68,6 +68,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
     _config(name)  # says what is wrong with the name
+    check_whole_model(name)
     return AutoTokenizer.from_pretrained(name)
 
 

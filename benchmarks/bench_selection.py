@@ -2,7 +2,8 @@
 
 Reads a classification dataset and an encoder. Writes to --output_dir: heads.csv (accuracy of a logistic head on frozen
 embeddings, trained on each selection), comparison.csv (each selector against random, paired by seed, with intervals),
-selection.png, noise.csv (average precision in finding labels that were flipped), and every selection.
+selection.png, noise.csv (average precision in finding labels that were flipped), every selection, and finetune.json, a
+suite for run_experiments.py that fine-tunes the encoder on the best of them.
 
     python benchmarks/bench_selection.py --dataset DATA/sst2 --encoder ENCODER --output_dir ./bench_selection
     python benchmarks/bench_selection.py --dataset demo:nli --encoder ENCODER --seeds 1 2 --epochs 1 --max_samples 300
@@ -67,6 +68,7 @@ DETECTORS = {"label_issues": "label_quality", "self_filter": "self_filter", "aum
              "confidence": "confidence", "variability": "variability"}  # fmt: skip
 HIGH_IS_WRONG = ("forgetting", "variability")
 MARGIN = 1.0  # percentage point
+BEST = 3  # selectors that are tried with fine-tuning too
 
 logger = logging.getLogger(__name__)
 
@@ -83,6 +85,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--flipped", type=fraction, default=0.1, help="share of wrong labels to be found, 0..1")
     parser.add_argument("--output_dir", default="./bench_selection", help="where everything goes")
     return parser.parse_args(argv)
+
+
+def on_cpu() -> list[str]:
+    import torch
+
+    return [] if torch.cuda.is_available() else ["--no_cuda"]
 
 
 # --- what is compared ---------------------------------------------------------------------------------------------
@@ -134,7 +142,7 @@ def choose(args: argparse.Namespace, arm: str, share: float, seed: int, home: Pa
             sizes.append(f"--training_config={home / 'training.json'}")
         select_subset.main([*flags, *sizes, f"--task={args.task}", f"--dataset={args.dataset}", f"--seed={seed}",
                             f"--model={args.encoder}", f"--max_length={args.max_length}",
-                            f"--cache_dir={home / 'cache'}", f"--output_dir={place}"])  # fmt: skip
+                            f"--cache_dir={home / 'cache'}", f"--output_dir={place}", *on_cpu()])  # fmt: skip
     return read_table(place / "selected.csv")["id"].tolist(), read_json(place / "selection_meta.json")
 
 
@@ -158,7 +166,7 @@ def head_correct(train: np.ndarray, labels: np.ndarray, test: np.ndarray, gold: 
     return 100.0 * (head.predict((test - mean) / spread) == gold)
 
 
-def compare_heads(args: argparse.Namespace, home: Path, map_seconds: float) -> Any:
+def compare_heads(args: argparse.Namespace, home: Path) -> Any:
     import pandas as pd
 
     task = get_task(args.task, **({"text_columns": args.text_columns} if args.text_columns else {}),
@@ -263,6 +271,39 @@ def find_wrong_labels(args: argparse.Namespace, home: Path) -> Any:
     return frame
 
 
+def write_suite(args: argparse.Namespace, frame: Any, home: Path) -> None:
+    """finetune.json: a suite of the BEST selectors at a tenth, and random, for fine-tuning the encoder itself."""
+    tenth = frame[(frame["fraction"] == 0.1) & ~frame["selector"].str.startswith(RANDOM)]
+    best = tenth.nlargest(BEST, "mean")["selector"].tolist()
+    experiments = []
+    for arm in [RANDOM, *best]:
+        flags = (flag.removeprefix("--").format(share=0.1).partition("=")[::2] for flag in ARMS[arm])
+        select = {name: value for name, value in flags}
+        size = {} if "pipeline" in select else {"fraction": 0.1}
+        experiments.append({"name": arm.replace(", ", "-").replace(" ", "_"), "control": False,
+                            "select": {**select, **size}})  # fmt: skip
+    base = {**read_json(home / "training.json"), "task": args.task, "dataset": args.dataset, "model": args.encoder,
+            "do_train": True, "do_eval": True, "num_train_epochs": 3,
+            "cartography_output_dir": str(home / "clean" / "cartography_output")}  # fmt: skip
+    write_json(home / "finetune.json", {"name": "finetune", "baseline": RANDOM, "base": base,
+                                        "experiments": experiments})  # fmt: skip
+
+
+# --- costs --------------------------------------------------------------------------------------------------------
+
+
+def embedding_seconds(cache: Path) -> float:
+    return sum(read_json(file)["seconds"] for file in cache.glob("embeddings-*/meta.json"))
+
+
+def heads_seconds(home: Path) -> dict[str, float]:
+    """The median time that each selector took over features that were there, and that of the warm-ups."""
+    table = read_table(home / "heads.csv")
+    times = table[table["selector"] != EVERYTHING].groupby("selector", sort=False)["seconds"].median().to_dict()
+    files = home.glob("cache/model-*/trainer_output/train_metrics.json")
+    return {**times, "a warm-up": float(np.median([read_json(file)["train_runtime"] for file in files]))}
+
+
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
@@ -278,13 +319,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     train = load_split(args.dataset, "train", get_task(args.task), args.max_samples)
     if not (home / "noisy" / "train.jsonl").exists():
         with_wrong_labels(train, args.flipped, home / "noisy" / "train.jsonl")
-    owns = ("heads.csv", "comparison.csv", "noise.csv", "selection.png", "bench_selection.json")
+    owns = ("finetune.json", "heads.csv", "comparison.csv", "noise.csv", "selection.png", "bench_selection.json")
     with stage(home, args, owns=owns, datasets=[train.identity()]):
         seconds = {"clean": record_dynamics(args, args.dataset, home / "clean"),
                    "noisy": record_dynamics(args, str(home / "noisy"), home / "noisy")}  # fmt: skip
         noise = find_wrong_labels(args, home)
-        heads = compare_heads(args, home, seconds["clean"])
-        write_json(home / "bench_selection.json", {"map_seconds": seconds, "threads": torch.get_num_threads()})
+        heads = compare_heads(args, home)
+        write_suite(args, heads, home)
+        write_json(home / "bench_selection.json", {"threads": torch.get_num_threads(), "seconds": {
+            "maps": seconds, "embeddings of all splits": embedding_seconds(home / "cache"),
+            "selectors": heads_seconds(home),
+        }})  # fmt: skip
     print(noise.groupby("score", sort=False)[["average_precision", "found_among_as_many"]].mean().round(3))
     shown = heads[["selector", "fraction", "mean", "difference", "bootstrap_low", "bootstrap_high", "verdict"]]
     print(shown.sort_values(["fraction", "difference"], ascending=[True, False]).to_string(index=False))

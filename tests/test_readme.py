@@ -134,7 +134,8 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_pat
         "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png",
         "stories_model": "top_epochs.json", "stories_test": "slice_metrics.csv",
         "selection_output": "selected.csv", "sst2/subset": "filter_report.json",
-        "experiments/selection": "comparison.md", "experiments/demo": "comparison.md", "config_demo": "eval_metrics.json",
+        "experiments/selection": "comparison.md", "experiments/demo": "comparison.md",
+        "config_demo": "eval_metrics.json",
     }.items():  # fmt: skip
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]

@@ -5,7 +5,7 @@ import json
 import pytest
 
 import run_experiments
-from artifacts import load_meta, read_json, read_jsonl, read_table
+from artifacts import read_json, read_jsonl, read_table
 from helpers import UserError
 from run_experiments import parse_args, plan_suite
 
@@ -34,7 +34,8 @@ def plan(file, *argv):
 
 
 ALL = {"name": "all"}
-CHOSEN = {"name": "chosen", "select": {"selector": "stratified", "k": 12, "strata": ["token_count", "label"]}}
+SELECT = {"selector": "stratified", "k": 12, "strata": ["token_count", "label"]}
+CHOSEN = {"name": "chosen", "select": SELECT}
 
 
 def test_runs_train_on_what_was_chosen_and_share_it_with_their_control(suite, tmp_path, reviews):
@@ -48,7 +49,7 @@ def test_runs_train_on_what_was_chosen_and_share_it_with_their_control(suite, tm
         assert run.selection == control.selection
         directory = run.selection[-1].removeprefix("--output_dir=")
         chosen = read_table(f"{directory}/selected.csv")["id"].tolist()
-        assert len(chosen) == 12 and load_meta(directory)["seed"] == seed
+        assert len(chosen) == 12 and read_json(f"{directory}/run_meta.json")["seed"] == seed
         [report] = read_json(run.directory / "filter_report.json")["filters"]
         trained = set(ids) - {example for removed in report["removed"].values() for example in removed}
         assert trained == set(chosen)
@@ -63,9 +64,9 @@ def test_a_finished_suite_chooses_nothing_again(suite):
     file = suite(ALL, CHOSEN)
     run_experiments.main(["--suite", str(file), "--no_controls"])
     runs = plan_suite(parse_args(["--suite", str(file), "--no_controls"]))[2]
-    before = [load_meta(run.directory)["started"] for run in runs]
+    before = [read_json(run.directory / "run_meta.json")["started"] for run in runs]
     run_experiments.main(["--suite", str(file), "--no_controls"])
-    assert [load_meta(run.directory)["started"] for run in runs] == before
+    assert [read_json(run.directory / "run_meta.json")["started"] for run in runs] == before
 
 
 @pytest.mark.parametrize(
@@ -73,18 +74,18 @@ def test_a_finished_suite_chooses_nothing_again(suite):
     [{"k": 13}, {"strata": ["label"]}, {"bins": 2}, {"selector": "random"}, {"stratify": "label"}, {"max_length": 99}],
 )
 def test_another_selection_is_another_run(suite, other):
-    settings = {**CHOSEN["select"], **other}
+    settings = {**SELECT, **other}
     if settings["selector"] == "random":
         settings.pop("strata")
     one, two = (plan(suite(ALL, {"name": "chosen", "select": each}), "--no_controls")
-                for each in (CHOSEN["select"], settings))  # fmt: skip
+                for each in (SELECT, settings))  # fmt: skip
     assert one[0].identity == two[0].identity
     assert one[2].identity != two[2].identity and one[2].selection[-1] != two[2].selection[-1]
 
 
 def test_a_baseline_that_chooses_has_controls_of_other_selections_only(suite):
     other = {"name": "other", "select": {"selector": "random", "k": 9}}
-    names = {run.experiment for run in plan(suite(CHOSEN, {"name": "same", "select": CHOSEN["select"],
+    names = {run.experiment for run in plan(suite(CHOSEN, {"name": "same", "select": SELECT,
                                                            "args": {"num_train_epochs": 2}}, other))}  # fmt: skip
     assert names == {"chosen", "same", "other", "other_control"}
 
