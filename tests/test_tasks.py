@@ -357,5 +357,5 @@ def test_every_task_is_complete():
             if (callable(value) or isinstance(value, property)) and getattr(task, key) is value
         ]  # fmt: skip
         assert set(inherited) <= {"for_columns", "is_usable", "check_training_data", "brief", "head", "match_labels",
-                                  "settings"}  # fmt: skip
+                                  "settings", "perturbed_columns"}  # fmt: skip
     assert json.dumps(get_task("nli").settings())
