@@ -1,11 +1,12 @@
 """Features of texts, computed once and kept on disk: embeddings, perplexity, readability and lexical diversity.
 
-What is kept (feature_cache.py) is found again by the fingerprint of the dataset, the model with its revision and the
-parameters. Rows are those of the ``Split`` that is given, in its order.
+What is kept (feature_cache.py) is found again by the fingerprint of the dataset, the examples and their order, the
+model with its revision and the parameters. Rows are those of the ``Split`` that is given, in its order.
 """
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import logging
 from collections.abc import Callable
@@ -37,8 +38,9 @@ def texts_of(split: Split) -> list[str]:
 
 
 def split_key(split: Split) -> dict[str, Any]:
-    """What tells the rows of a split from others: the dataset, and how many of them are looked at."""
-    return {"fingerprint": split.fingerprint, "task": split.task.settings(), "rows": len(split.data)}
+    """What tells the rows of a split from others: the dataset, which of its examples, and in which order."""
+    ids = hashlib.blake2b("\x1f".join(split.ids).encode(), digest_size=8).hexdigest()
+    return {"fingerprint": split.fingerprint, "task": split.task.settings(), "ids": ids}
 
 
 def model_key(name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -1138,3 +1139,13 @@ def test_the_last_line_is_a_command_that_works(home, choose, tmp_path):
     """run.py trains on another dataset, for another task, unless it is told."""
     found = choose("--selector", "random", "--k", 9, data=NLI)
     assert "--do_train" in found.out and "--task nli" in found.out and "--dataset demo:nli" in found.out
+
+
+def test_embeddings_of_one_split_in_two_orders_are_two_entries(home, tmp_path):
+    """Rows are those of the split in its order, also where the other order is in the cache."""
+    split = reviews_split(home.reviews)
+    turned = dataclasses.replace(split, data=split.data.select(range(len(split.data) - 1, -1, -1)))
+    flags = {"pooling": "mean", "max_length": 32, "doc_stride": 16, "batch_size": 8, "no_cuda": True}
+    one, other = (text_features.embeddings(each, str(home.encoder), **flags, cache_dir=tmp_path)
+                  for each in (split, turned))  # fmt: skip
+    np.testing.assert_allclose(one, other[::-1], atol=1e-5)
