@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -1145,7 +1146,7 @@ def test_embeddings_of_one_split_in_two_orders_are_two_entries(home, tmp_path):
     """Rows are those of the split in its order, also where the other order is in the cache."""
     split = reviews_split(home.reviews)
     turned = dataclasses.replace(split, data=split.data.select(range(len(split.data) - 1, -1, -1)))
-    flags = {"pooling": "mean", "max_length": 32, "doc_stride": 16, "batch_size": 8, "no_cuda": True}
+    flags: dict[str, Any] = {"pooling": "mean", "max_length": 32, "doc_stride": 16, "batch_size": 8, "no_cuda": True}
     one, other = (text_features.embeddings(each, str(home.encoder), **flags, cache_dir=tmp_path)
                   for each in (split, turned))  # fmt: skip
     np.testing.assert_allclose(one, other[::-1], atol=1e-5)
