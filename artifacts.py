@@ -450,7 +450,7 @@ def content_key(path: str | Path) -> str:
     """What tells an artifact from one that was made again in the same place."""
     path = Path(path)
     if not path.exists():
-        raise UserError(f"{path}: no such file or directory, and a run of the suite reads it")
+        raise UserError(f"{path}: no such file or directory, and it is to be read")
     if path.is_file():
         return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
     meta = load_meta(path)

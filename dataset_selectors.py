@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Final, Literal
 
@@ -91,7 +91,7 @@ class Settings:
     which examples stay. rank_by: text metric by which they are ranked, None for the nearest to the middle.
     n_clusters: of k-means. lexical_weights: of semantic distance, MATTR and MTLD. strata: attributes, in ``bins``
     quantiles each where they are numbers. members: names with shares (pipeline) or weights (fusion). fill: top up at
-    random a selector, or a member of a pipeline, that leaves fewer than were asked for.
+    random a selector, or the last one of a pipeline, that leaves fewer than were asked for.
     """
 
     keep: Literal["highest", "lowest"] | None = None
@@ -365,14 +365,18 @@ def _loss_trajectory(features: Features, k: int, rng: np.random.Generator, setti
 
 
 def _pipeline(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
-    """Each member keeps its share of all examples, of those that the members before it kept; the last one keeps k."""
+    """Each member keeps its share of all examples, of those that the members before it kept; the last one keeps k.
+
+    Only the last is filled up, from what the others kept: nobody sees what an earlier member was filled up with.
+    """
     kept, picks = np.arange(len(features)), _no_scores(np.empty(0, dtype=np.int64), [])
     for place, (name, share) in enumerate(settings.members):
         is_last = place + 1 == len(settings.members)
         wanted = k if is_last else max(k, count_of(share, len(features)))
         selector, part = SELECTORS[name], features.among(kept)
         values = selector.score(part, settings) if selector.score else None
-        found = _run(selector, part, values, min(wanted, len(kept)), rng, settings)
+        told = replace(settings, fill=settings.fill and is_last)
+        found = _run(selector, part, values, min(wanted, len(kept)), rng, told)
         if len(found.rows) < wanted and not is_last:
             raise UserError(f"{name} leaves {len(found.rows):,} of {len(features):,} examples, its share {share:g} "
                             f"asks for {wanted:,}: give it a smaller one")  # fmt: skip
@@ -417,8 +421,8 @@ SELECTORS: dict[str, Selector] = {
                  more=lambda settings: [settings.rank_by] if settings.rank_by else []),
         _scored("pseudo_perplexity", "quality", "perplexity under a masked language model, each token hidden in turn "
                 "(Salazar et al. 2020)", LOWEST),
-        _scored("label_issues", "quality", "cleanlab's label quality from out-of-fold probabilities (Northcutt et al. "
-                "2021)", HIGHEST, "label_quality"),
+        _scored("label_issues", "quality", "cleanlab's label quality from out-of-fold probabilities, what confident "
+                "learning calls an issue last (Northcutt et al. 2021)", HIGHEST, "label_quality"),
         Selector("consistency", "quality", "drops what a model predicts otherwise after small changes of the text",
                  needs=("flip_rate",), score=_only_zeros("flip_rate"), reason="same prediction after every change"),
         _scored("self_filter", "quality", "agreement of a small head, trained on the rest over several rounds, with "
@@ -436,7 +440,8 @@ SELECTORS: dict[str, Selector] = {
                  settings=("strata", "bins"), pick=_stratified, more=lambda settings: settings.strata),
         _scored("predictive_entropy", "importance", "entropy of a model's prediction", HIGHEST, "entropy"),
         _scored("wordpiece_ratio", "importance", "word pieces per word", HIGHEST),
-        _scored("el2n", "importance", "norm of the error vector early in training (Paul et al. 2021)", HIGHEST),
+        _scored("el2n", "importance", "norm of the error vector early in training (Paul et al. 2021, who average ten "
+                "models)", HIGHEST),
         _scored("grand", "importance", "norm of the last layer's gradient early in training (Paul et al. 2021)",
                 HIGHEST),
         _scored("forgetting", "importance", "how often it was forgotten in training; never learnt counts as forgotten "

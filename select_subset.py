@@ -89,8 +89,9 @@ def check_places(args: argparse.Namespace, sources: Mapping[str, str]) -> None:
 
 
 def peak_memory() -> float:
-    """The most memory that this process has held so far, MB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024**2 if sys.platform == "darwin" else 1024)
+    """The most memory that this process, or one that it started, has held so far, MB."""
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    return most / (1024**2 if sys.platform == "darwin" else 1024)
 
 
 @command_line
@@ -134,8 +135,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     if meta["filled"]:
         logger.warning(f"{args.selector} left {k - meta['filled']:,}; {meta['filled']:,} were drawn at random")
     train_split = [] if args.split == "train" else ["--train_split", args.split]
+    task = split.task.settings()
+    columns = ["--text_columns", *task["text_columns"], "--label_column", task["label_column"]] if (
+        "label_column" in task and (args.text_columns or args.label_column)
+    ) else []  # fmt: skip
     command = ["python", "run.py", "--do_train", "--task", args.task, "--dataset", args.dataset, *train_split,
-               "--train_ids", str(path / "selected.csv")]  # fmt: skip
+               *columns, "--train_ids", str(path / "selected.csv")]  # fmt: skip
     print(f"train on them: {shlex.join(command)}")
     print(f"wrote {k:,} of {n:,} ids, chosen by {args.selector} in {meta['seconds']:.1f} s, to {path}")
 

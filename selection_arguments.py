@@ -24,6 +24,8 @@ PERTURBATIONS = ("synonym", "deletion", "swap")
 
 
 def build_parser() -> Parser:
+    from text_metrics import MATTR_WINDOW
+
     own, share = Settings(), lambda text: number(text, 0, 1)
     parser = Parser(DESCRIPTION, script="select_subset.py")
     parser.add_argument("--config", metavar="FILE", help="JSON file of flags; those given here win over it")
@@ -85,7 +87,7 @@ def build_parser() -> Parser:
     group.add_argument("--n_clusters", type=positive_int, default=own.n_clusters, metavar="N", help="of k-means")
     group.add_list("--lexical_weights", type=float, default=list(own.lexical_weights), metavar="A,B,C",
                    help="of semantic distance, MATTR and MTLD")
-    group.add_argument("--mattr_window", type=positive_int, default=10, metavar="WORDS",
+    group.add_argument("--mattr_window", type=positive_int, default=MATTR_WINDOW, metavar="WORDS",
                        help="of MATTR; shorter texts have none")
     group.add_list("--strata", default=list(own.strata), help="text metrics, or label (default: "
                    f"{' '.join(own.strata)}, where there is a label)")
@@ -177,6 +179,8 @@ def _check_idle(parser: Parser, args: argparse.Namespace, read: set[str]) -> Non
     """Refuse flags that another one makes idle. read: the flags that the selector and its features read."""
     if args.folds < 2:
         parser.error(f"--folds must be at least 2, found {args.folds}")
+    if args.copies < len(args.perturbations) and "copies" in read:
+        parser.error(f"--copies {args.copies} leaves out some of the {len(args.perturbations)} --perturbations")
     instead = {"pooling": "embedding_dir", "warmup_epochs": "model_path", "training_config": "model_path"}
     for flag, other in instead.items():
         if getattr(args, flag) != parser.get_default(flag) and getattr(args, other):

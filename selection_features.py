@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from filelock import FileLock
 
 import text_features
 from artifacts import artifact_file, check_same_dataset, digest, read_json, write_csv
@@ -61,7 +62,7 @@ class Source:
     @cached_property
     def metrics(self) -> pd.DataFrame:
         rule = self.syllables_by if set(BY_SYLLABLES) & set(self.names) else "hyphenation"  # else nobody asks
-        return text_features.metrics_table(self.split, self.args.mattr_window, rule)
+        return text_features.metrics_table(self.split, self.args.mattr_window, rule, self.cache)
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.known:
@@ -134,8 +135,9 @@ def features_for(
             absent = np.flatnonzero(mask.any(axis=1) if mask.ndim > 1 else mask)
             costs[name]["without"] = [ids[row] for row in absent]
             if len(absent):
-                logger.info(f"{len(absent):,} of {len(mask):,} examples have no {name} "
-                            f"({name_a_few(costs[name]['without'])})")  # fmt: skip
+                level = logging.WARNING if len(absent) == len(mask) else logging.INFO
+                logger.log(level, f"{len(absent):,} of {len(mask):,} examples have no {name} "
+                           f"({name_a_few(costs[name]['without'])})")  # fmt: skip
     return {name: source[name] for name in names}, costs
 
 
@@ -162,7 +164,8 @@ def _perplexity(source: Source, masked: bool) -> np.ndarray:
 def _wordpiece_ratio(source: Source) -> np.ndarray:
     from model_scores import wordpiece_ratio
 
-    return wordpiece_ratio(text_features.texts_of(source.split), text_features.load_tokenizer(source.args.model))
+    texts, tokenizer = text_features.texts_of(source.split), text_features.load_tokenizer(source.args.model)
+    return wordpiece_ratio(texts, tokenizer)
 
 
 def _embeddings(source: Source) -> np.ndarray:
@@ -196,7 +199,8 @@ def _read_embeddings(source: Source) -> np.ndarray:
 
 
 def _label_quality(source: Source) -> np.ndarray:
-    from label_quality import label_quality, out_of_fold_probabilities
+    """cleanlab's label quality, 0..1, less 1 where confident learning calls the label an issue."""
+    from label_quality import label_issues, label_quality, out_of_fold_probabilities
 
     labels, args = source.labels, source.args
     if args.probabilities == "model":
@@ -206,7 +210,7 @@ def _label_quality(source: Source) -> np.ndarray:
             source.checked_embeddings, labels, len(source.class_names), folds=args.folds, seed=args.seed,
             names=source.class_names,
         )  # fmt: skip
-    return label_quality(labels, probabilities)
+    return label_quality(labels, probabilities) - label_issues(labels, probabilities)
 
 
 def _model_out_of_fold(source: Source, labels: np.ndarray) -> np.ndarray:
@@ -270,8 +274,8 @@ def _flip_rate(source: Source) -> np.ndarray:
 
         return compute
 
-    key = {**model_key(path), "perturbations": args.perturbations, "copies": args.copies, "seed": args.seed,
-           **source.sizes}  # fmt: skip
+    key = {**model_key(path, args.no_cuda), "perturbations": args.perturbations, "copies": args.copies,
+           "seed": args.seed, **source.sizes}  # fmt: skip
     return source.cached("flip_rate", key, prepare)
 
 
@@ -282,12 +286,14 @@ def _judge_flags(source: Source) -> np.ndarray:
     if not args.judge_model:
         raise UserError("--selector llm_judge needs --judge_model, the name of a chat model as the server of "
                         "--base_url calls it")  # fmt: skip
-    identity = digest([split.fingerprint, split.task.settings()])
-    return flags(judge(
-        split.ids, *texts_and_labels(split), directory=source.cache / f"judge-{identity}", model=args.judge_model,
-        base_url=args.base_url, prompt_file=args.judge_prompt or DEFAULT_PROMPT, workers=args.workers,
-        requests_per_minute=args.requests_per_minute, max_requests=args.max_requests,
-    ))  # fmt: skip
+    home = source.cache / f"judge-{digest([split.fingerprint, split.task.settings(), args.base_url])}"
+    home.mkdir(parents=True, exist_ok=True)
+    with FileLock(home / ".waiting"):  # another seed of a suite asks the same
+        return flags(judge(
+            split.ids, *texts_and_labels(split), directory=home, model=args.judge_model, base_url=args.base_url,
+            prompt_file=args.judge_prompt or DEFAULT_PROMPT, workers=args.workers,
+            requests_per_minute=args.requests_per_minute, max_requests=args.max_requests,
+        ))  # fmt: skip
 
 
 # --- a model's view -----------------------------------------------------------------------------------------------
@@ -323,7 +329,7 @@ def _model_score(source: Source, name: str) -> np.ndarray:
     args = source.args
     if args.model_path or name == "entropy":
         path = _model_path(source)
-        key = model_key(path)
+        key = model_key(path, args.no_cuda)
     else:
         path = str(trained_model(source, None))
         key = {"trained": Path(path).parent.name}
@@ -345,7 +351,7 @@ def trained_model(source: Source, rows: np.ndarray | None) -> Path:
     """The directory of a model that run.py trained on some rows (None: all) for --warmup_epochs; kept in the cache."""
     args, split = source.args, source.split
     settings = read_mapping(args.training_config) if args.training_config else {}
-    model = {"name": args.model} if args.model in SCRATCH_MODELS else model_key(args.model)
+    model = {"name": args.model} if args.model in SCRATCH_MODELS else model_key(args.model, args.no_cuda)
     ids = split.ids if rows is None else split.data.select(rows)["id"][:]
     identity = digest([split_key(split), model, settings, args.warmup_epochs, args.seed, source.sizes, ids])
     home = source.cache / f"model-{identity}"
@@ -387,12 +393,13 @@ def _cartography(source: Source, column: str) -> np.ndarray:
 def _losses(source: Source) -> np.ndarray:
     """(n, epochs) loss of each example in each epoch, nats; masked where it was recorded in none."""
     path, split = source.args.cartography_dir, source.split
-    epochs = []
+    epochs, known = [], set[str]()
     for content in read_dynamics(path):
         if "loss" not in content:
             raise UserError(f"{path}: epoch {content['epoch']} records no loss; record again with run.py")
         epochs.append(pd.Series(content["loss"], index=content["id"], dtype=float).reindex(split.ids).to_numpy())
-    check_same_dataset(path, content["id"], split)
+        known.update(content["id"])
+    check_same_dataset(path, known, split)
     return np.ma.masked_invalid(np.stack(epochs, axis=1))
 
 

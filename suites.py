@@ -19,6 +19,7 @@ import argparse
 import contextlib
 import dataclasses
 import io
+import logging
 import re
 import shlex
 import sys
@@ -51,9 +52,14 @@ FROM_THE_RUN = {"model": "model", "dataset": "dataset", "split": "train_split", 
                 "task": "task", "text_columns": "text_columns", "label_column": "label_column",
                 "max_length": "max_length", "doc_stride": "doc_stride", "no_cuda": "no_cuda"}  # fmt: skip
 SELECTED = "selected.csv"
+# Of select_subset.py: where and how fast.
+SELECTION_PLACES = ("seed", "output_dir", "cache_dir", "batch_size", "workers", "max_requests", "requests_per_minute")
 # Where things are, not what they are; what is read is part of a run's identity by its content.
 PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "config", "overwrite",
           "resume_from_checkpoint", "seed", "filters", "filter_config", "train_ids")  # fmt: skip
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -278,15 +284,20 @@ def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> st
         each.select.append(f"--cartography_dir={run.cartography_output_dir}")
         arguments = parse_quietly(selection_arguments.parse_args, each.select, f"{where}, select")
     settings = {name: value for name, value in vars(arguments).items()
-                if name not in ("settings", "sources", "seed", "output_dir", "cache_dir")}  # fmt: skip
+                if name not in ("settings", "sources", "read", *SELECTION_PLACES)}  # fmt: skip
     try:
         sources = {flag: made.get(path) or content_key(path) for flag, path in arguments.sources.items()}
     except UserError as error:
         raise UserError(f"{where}, select: {error}") from None
-    files = [arguments.model, arguments.training_config, arguments.judge_prompt]
+    files = [arguments.model, arguments.causal_lm, arguments.training_config, arguments.judge_prompt]
     contents = [content_key(path) if path and Path(path).exists() else None for path in files]
-    chosen_from = fingerprints(run)[run.train_split]
-    identity = digest([settings, dataclasses.asdict(arguments.settings), sources, contents, chosen_from])
+    split = load_split(run.dataset, run.train_split, task_of_run(run))
+    by = arguments.stratify if arguments.stratify in split.data.column_names else None
+    strata = digest(split.data[by][:]) if by else None  # the fingerprint knows texts and labels only
+    if "embeddings" in arguments.features and run.model in SCRATCH_MODELS and "model" not in given:
+        logger.info(f"{where}: embeddings by {arguments.model}, as {run.model} gives none; \"model\" in select names "
+                    "another")  # fmt: skip
+    identity = digest([settings, dataclasses.asdict(arguments.settings), sources, contents, split.fingerprint, strata])
     selected = str(Path(f"selection-{identity}") / SELECTED)
     made[selected] = identity
     return selected

@@ -43,11 +43,15 @@ def split_key(split: Split) -> dict[str, Any]:
     return {"fingerprint": split.fingerprint, "task": split.task.settings(), "ids": ids}
 
 
-def model_key(name: str) -> dict[str, Any]:
-    """What tells a model from another of the same name: the content of a directory, the commit of a Hub model."""
+def model_key(name: str, no_cuda: bool) -> dict[str, Any]:
+    """What tells the numbers of a model from those of another of the same name: the content of a directory, the
+    commit of a Hub model; and the precision, which on a GPU is bfloat16."""
+    import torch
+
+    precision = "bfloat16" if torch.cuda.is_available() and not no_cuda else "float32"
     if Path(name).exists():
-        return {"content": content_key(name)}
-    return {"name": name, "commit": getattr(_config(name), "_commit_hash", None)}
+        return {"content": content_key(name), "precision": precision}
+    return {"name": name, "commit": getattr(_config(name), "_commit_hash", None), "precision": precision}
 
 
 def _config(name: str) -> Any:
@@ -169,7 +173,7 @@ def embeddings(
     cache_dir: Path,
 ) -> np.ndarray:
     """(N, D) float32, a memory map: one vector per example of the encoder of a model; see ``pooled_spans``."""
-    key = {**split_key(split), **model_key(name), "pooling": pooling, "max_length": max_length,
+    key = {**split_key(split), **model_key(name, no_cuda), "pooling": pooling, "max_length": max_length,
            "doc_stride": doc_stride}  # fmt: skip
 
     def prepare() -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
@@ -202,7 +206,7 @@ def perplexity(
         length = usable_length(max_length, model, tokenizer)
         return score(texts_of(split), model, tokenizer, length, batch_size)
 
-    key = {**split_key(split), **model_key(name), "max_length": max_length}
+    key = {**split_key(split), **model_key(name, no_cuda), "max_length": max_length}
     values = cached(cache_dir, "pseudo_perplexity" if masked else "perplexity", key, (len(split.data),), prepare)
     scores = np.ma.masked_invalid(np.asarray(values, dtype=np.float64))
     short = np.asarray(split.ids)[np.ma.getmaskarray(scores)].tolist()
@@ -214,8 +218,18 @@ def perplexity(
 # --- text metrics -------------------------------------------------------------------------------------------------
 
 
-def metrics_table(split: Split, mattr_window: int, syllables_by: str) -> pd.DataFrame:
+def metrics_table(split: Split, mattr_window: int, syllables_by: str, cache_dir: Path) -> pd.DataFrame:
     """The text metrics (text_metrics.py) of each example, as one text."""
-    from text_metrics import text_metrics
+    import pandas as pd
 
-    return text_metrics(texts_of(split), syllables_by, mattr_window)
+    from text_metrics import METRICS, text_metrics
+
+    def prepare() -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        texts = texts_of(split)
+        return np.arange(len(texts)), lambda rows: text_metrics(
+            [texts[row] for row in rows], syllables_by, mattr_window
+        )[list(METRICS)].to_numpy(dtype=float)
+
+    key = {**split_key(split), "mattr_window": mattr_window, "syllables_by": syllables_by}
+    values = cached(cache_dir, "text_metrics", key, (len(split.data), len(METRICS)), prepare, dtype=np.float64)
+    return pd.DataFrame(np.asarray(values), columns=list(METRICS))

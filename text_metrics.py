@@ -27,7 +27,7 @@ METRICS = {
     "mtld": "mean number of words that keep the type-token ratio at 0.72: higher = more diverse",
 }
 SYLLABLE_RULES = ("cmudict", "hyphenation")
-MATTR_WINDOW = 50
+MATTR_WINDOW = 10
 MTLD_MIN_TOKENS = 50
 MTLD_THRESHOLD = 0.72
 BLOCK = 10_000  # texts whose words are held at once

@@ -34,7 +34,7 @@ sys.path.insert(0, str(ROOT))
 from artifacts import load_meta, read_json, read_table, stage, write_csv, write_json, write_jsonl  # noqa: E402
 from comparison import Comparison, compare_family  # noqa: E402
 from flags import Parser, fraction, positive_int, seed_number  # noqa: E402
-from helpers import Split, command_line, default_eval_split, load_split  # noqa: E402
+from helpers import Split, UserError, command_line, default_eval_split, load_split  # noqa: E402
 from plotting import new_figure, save_figure  # noqa: E402
 from tasks import add_task_flags, get_task  # noqa: E402
 
@@ -156,14 +156,12 @@ def embedded(args: argparse.Namespace, split: Split, home: Path) -> np.ndarray:
 
 
 def head_correct(train: np.ndarray, labels: np.ndarray, test: np.ndarray, gold: np.ndarray) -> np.ndarray:
-    """(E,) 100 where a logistic head on standardised vectors is right, else 0: its mean is accuracy in percent."""
+    """(E,) 100 where a logistic head is right, else 0: its mean is accuracy in percent."""
     from sklearn.linear_model import LogisticRegression
 
     if len(np.unique(labels)) < 2:  # one class was chosen, and will always be predicted
         return 100.0 * (gold == labels[0])
-    mean, spread = train.mean(axis=0), train.std(axis=0).max()
-    head = LogisticRegression(C=1.0, max_iter=1000).fit((train - mean) / spread, labels)
-    return 100.0 * (head.predict((test - mean) / spread) == gold)
+    return 100.0 * (LogisticRegression(C=1.0, max_iter=1000).fit(train, labels).predict(test) == gold)
 
 
 def compare_heads(args: argparse.Namespace, home: Path) -> Any:
@@ -175,6 +173,8 @@ def compare_heads(args: argparse.Namespace, home: Path) -> Any:
     test = load_split(args.dataset, default_eval_split(args.dataset), task)
     column, place = train.task.label_column, {example: row for row, example in enumerate(train.ids)}
     vectors, test_vectors = embedded(args, train, home), embedded(args, test, home)
+    mean, spread = vectors.mean(axis=0), vectors.std(axis=0).max()  # one scale for all, or the penalty would differ
+    vectors, test_vectors = (vectors - mean) / spread, (test_vectors - mean) / spread
     labels, gold = np.asarray(train.data[column][:]), np.asarray(test.data[column][:])
     rows, correct = [], {}
     correct[EVERYTHING, 1.0] = np.stack([head_correct(vectors, labels, test_vectors, gold)] * len(args.seeds))
@@ -279,12 +279,15 @@ def write_suite(args: argparse.Namespace, frame: Any, home: Path) -> None:
     for arm in [RANDOM, *best]:
         flags = (flag.removeprefix("--").format(share=0.1).partition("=")[::2] for flag in ARMS[arm])
         select = {name: value for name, value in flags}
-        size = {} if "pipeline" in select else {"fraction": 0.1}
+        size: dict[str, Any] = {} if "pipeline" in select else {"fraction": 0.1}
+        if select.get("selector") in ("el2n", "grand"):
+            size["training_config"] = str(home / "training.json")
         experiments.append({"name": arm.replace(", ", "-").replace(" ", "_"), "control": False,
                             "select": {**select, **size}})  # fmt: skip
     base = {**read_json(home / "training.json"), "task": args.task, "dataset": args.dataset, "model": args.encoder,
             "do_train": True, "do_eval": True, "num_train_epochs": 3,
-            "cartography_output_dir": str(home / "clean" / "cartography_output")}  # fmt: skip
+            "cartography_output_dir": str(home / "clean" / "cartography_output"),
+            "max_train_samples": args.max_samples}  # fmt: skip
     write_json(home / "finetune.json", {"name": "finetune", "baseline": RANDOM, "base": base,
                                         "experiments": experiments})  # fmt: skip
 
@@ -292,8 +295,10 @@ def write_suite(args: argparse.Namespace, frame: Any, home: Path) -> None:
 # --- costs --------------------------------------------------------------------------------------------------------
 
 
-def embedding_seconds(cache: Path) -> float:
-    return sum(read_json(file)["seconds"] for file in cache.glob("embeddings-*/meta.json"))
+def embedding_seconds(cache: Path, rows: int) -> float:
+    """Of the training split, once."""
+    metas = [read_json(file) for file in cache.glob("embeddings-*/meta.json")]
+    return float(np.median([meta["seconds"] for meta in metas if meta["shape"][0] == rows]))
 
 
 def heads_seconds(home: Path) -> dict[str, float]:
@@ -310,6 +315,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.task = args.task or "classification"
     home = Path(args.output_dir)
     home.mkdir(parents=True, exist_ok=True)
+    before = (load_meta(home) or {}).get("arguments", vars(args))
+    if changed := [name for name, value in vars(args).items() if name != "seeds" and before.get(name) != value]:
+        raise UserError(f"--output_dir {home} holds what was measured with another --{changed[0]}; name another place")
     import torch
 
     on_gpu = torch.cuda.is_available()
@@ -327,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         heads = compare_heads(args, home)
         write_suite(args, heads, home)
         write_json(home / "bench_selection.json", {"threads": torch.get_num_threads(), "seconds": {
-            "maps": seconds, "embeddings of all splits": embedding_seconds(home / "cache"),
+            "maps": seconds, "embeddings": embedding_seconds(home / "cache", len(train.data)),
             "selectors": heads_seconds(home),
         }})  # fmt: skip
     print(noise.groupby("score", sort=False)[["average_precision", "found_among_as_many"]].mean().round(3))

@@ -1150,3 +1150,16 @@ def test_embeddings_of_one_split_in_two_orders_are_two_entries(home, tmp_path):
     one, other = (text_features.embeddings(each, str(home.encoder), **flags, cache_dir=tmp_path)
                   for each in (split, turned))  # fmt: skip
     np.testing.assert_allclose(one, other[::-1], atol=1e-5)
+
+
+def test_the_printed_command_names_columns_that_were_named(choose):
+    data = ["--dataset", "demo:stories", "--task", "classification", "--text_columns", "question", "--label_column",
+            "category"]  # fmt: skip
+    found = choose("--selector", "random", "--k", 5, data=data)
+    assert "--text_columns question --label_column category" in found.out
+
+
+def test_every_kind_of_change_is_made(refuse, home):
+    line = refuse("--selector", "consistency", "--k", 3, "--model_path", home.classifier, "--perturbations",
+                  "deletion", "swap", "--copies", 1)  # fmt: skip
+    assert "--copies 1 leaves out some of the 2 --perturbations" in line

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from conftest import write_rows
 
 import run_experiments
 from artifacts import read_json, read_jsonl, read_table
@@ -125,3 +126,38 @@ def test_a_selection_that_fails_fails_its_run_only(suite, capsys):
         run_experiments.main(["--suite", str(suite(ALL, too_many)), "--seeds", "1"])
     assert stopped.value.code == 1
     assert "more than the 48 examples" in capsys.readouterr().err
+
+
+def test_what_changes_in_place_is_another_selection(suite, tmp_path, reviews):
+    """A language model, and a column to stratify by that is neither text nor label."""
+    rows = [{**row, "topic": "ab"[number % 2]} for number, row in enumerate(read_jsonl(reviews / "train.jsonl"))]
+    (tmp_path / "data").mkdir()
+    write_rows(tmp_path / "data/validation.jsonl", read_jsonl(reviews / "validation.jsonl"))
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm/config.json").write_text("{}")
+
+    def identities() -> list[str]:
+        write_rows(tmp_path / "data/train.jsonl", rows)
+        file = suite(
+            {"name": "all"},
+            {"name": "topics", "select": {"selector": "random", "k": 6, "stratify": "topic"}},
+            {"name": "fluent", "select": {"selector": "perplexity", "k": 6, "causal_lm": str(tmp_path / "lm")}},
+            dataset=str(tmp_path / "data"),
+        )  # fmt: skip
+        runs = plan_suite(parse_args(["--suite", str(file), "--no_controls"]))[2]
+        return [run.identity for run in runs]
+
+    first = identities()
+    (tmp_path / "lm/config.json").write_text('{"a": 1}')
+    second = identities()
+    assert second[:2] == first[:2] and second[2] != first[2]
+    rows = [{**row, "topic": "ab"[number % 3 == 0]} for number, row in enumerate(rows)]
+    third = identities()
+    assert third[0] == second[0] and third[1] != second[1] and third[2] == second[2]
+
+
+@pytest.mark.parametrize("flag", [{"batch_size": 7}])
+def test_how_fast_it_is_chosen_makes_no_other_run(suite, flag):
+    one, two = (plan(suite(ALL, {"name": "chosen", "select": each}), "--no_controls")
+                for each in (SELECT, {**SELECT, **flag}))  # fmt: skip
+    assert [run.identity for run in one] == [run.identity for run in two]
