@@ -21,6 +21,20 @@ DEFAULT_ENCODER, DEFAULT_CAUSAL_LM = "answerdotai/ModernBERT-base", "Qwen/Qwen3-
 POOLINGS = ("mean", "cls", "cls_and_answer_mean")
 SOURCES = ("cartography_dir", "embedding_dir", "model_path")  # flags that name what is read
 PERTURBATIONS = ("synonym", "deletion", "swap")
+EMBEDDING_FLAGS, WARM_UP_FLAGS = ("pooling", "embedding_dir"), ("warmup_epochs", "training_config")
+# Feature (selection_features.py) -> the flags that it reads and a selector without it does not.
+FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
+    "mattr": ("mattr_window",),
+    "embeddings": EMBEDDING_FLAGS,
+    "perplexity": ("causal_lm",),
+    "label_quality": ("folds", "probabilities", *EMBEDDING_FLAGS, *WARM_UP_FLAGS),
+    "self_filter": ("rounds", *EMBEDDING_FLAGS),
+    "flip_rate": ("model_path", "perturbations", "copies"),
+    "judge_flags": ("judge_model", "base_url", "workers", "max_requests", "requests_per_minute", "judge_prompt"),
+    "entropy": ("model_path",),
+    **dict.fromkeys(("el2n", "grand"), ("model_path", *WARM_UP_FLAGS)),
+    **dict.fromkeys(("forgetting", "aum", "confidence", "variability", "losses"), ("cartography_dir",)),
+}
 
 
 def build_parser() -> Parser:
@@ -109,8 +123,6 @@ def build_parser() -> Parser:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    from selection_features import FEATURES
-
     parser = build_parser()
     args = parser.parse_args(_with_config(parser, sys.argv[1:] if argv is None else argv))
     if args.list:
@@ -120,9 +132,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.settings = _settings(parser, args)
     args.features = list(needed(args.selector, args.settings))
     read = settings_of(args.selector, args.settings)
-    read |= {flag for name in args.features for flag in FEATURES[name].flags}
+    read |= {flag for name in args.features for flag in FEATURE_FLAGS.get(name, ())}
     every = {field.name for field in dataclasses.fields(Settings)} - {"members", "fill"}
-    every |= {flag for feature in FEATURES.values() for flag in feature.flags}
+    every |= {flag for flags in FEATURE_FLAGS.values() for flag in flags}
     for flag in sorted(every - read):
         if getattr(args, flag) != parser.get_default(flag):
             more = " (--model names the encoder)" if flag == "model_path" and "embeddings" in args.features else ""

@@ -1,4 +1,4 @@
-"""What selectors read: every feature by its name, how it is computed for the examples of a split, and its flags.
+"""What selectors read: every feature by its name, and how it is computed for the examples of a split.
 
     features, costs = features_for(split, position, ("embeddings", "label"), args)
 
@@ -66,7 +66,7 @@ class Source:
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self.known:
-            self.known[name] = FEATURES[name].compute(self)
+            self.known[name] = FEATURES[name](self)
         return self.known[name]
 
     @property
@@ -105,14 +105,6 @@ class Source:
     def sizes(self) -> dict[str, Any]:
         sizes = {"max_length": self.args.max_length}
         return {**sizes, "doc_stride": self.args.doc_stride} if "doc_stride" in self.split.task.flags else sizes
-
-
-@dataclass(frozen=True)
-class Feature:
-    """compute: the feature of every row. flags: of select_subset.py, which only this feature reads."""
-
-    compute: Callable[[Source], np.ndarray]
-    flags: tuple[str, ...] = ()
 
 
 def features_for(
@@ -405,26 +397,20 @@ def _losses(source: Source) -> np.ndarray:
 
 # --- by name ------------------------------------------------------------------------------------------------------
 
-EMBEDDING_FLAGS = ("pooling", "embedding_dir")
-WARM_UP_FLAGS = ("warmup_epochs", "training_config")
-FEATURES: dict[str, Feature] = {
-    "position": Feature(lambda source: source.position),
-    "label": Feature(_label),
-    **{name: Feature(partial(_text_metric, name=name), ("mattr_window",) if name == "mattr" else ())
-       for name in METRICS},
-    "embeddings": Feature(_embeddings, EMBEDDING_FLAGS),
-    "perplexity": Feature(partial(_perplexity, masked=False), ("causal_lm",)),
-    "pseudo_perplexity": Feature(partial(_perplexity, masked=True)),
-    "wordpiece_ratio": Feature(_wordpiece_ratio),
-    "label_quality": Feature(_label_quality, ("folds", "probabilities", *EMBEDDING_FLAGS, *WARM_UP_FLAGS)),
-    "self_filter": Feature(_self_filter, ("rounds", *EMBEDDING_FLAGS)),
-    "flip_rate": Feature(_flip_rate, ("model_path", "perturbations", "copies")),
-    "judge_flags": Feature(_judge_flags, ("judge_model", "base_url", "workers", "max_requests",
-                                          "requests_per_minute", "judge_prompt")),
-    "entropy": Feature(partial(_model_score, name="entropy"), ("model_path",)),
-    **{name: Feature(partial(_model_score, name=name), ("model_path", *WARM_UP_FLAGS))
-       for name in ("el2n", "grand")},
-    **{name: Feature(partial(_cartography, column=name), ("cartography_dir",))
-       for name in ("forgetting", "aum", "confidence", "variability")},
-    "losses": Feature(_losses, ("cartography_dir",)),
-}  # fmt: skip
+# The flags of select_subset.py that only one of them reads are FEATURE_FLAGS of selection_arguments.py.
+FEATURES: dict[str, Callable[[Source], np.ndarray]] = {
+    "position": lambda source: source.position,
+    "label": _label,
+    **{name: partial(_text_metric, name=name) for name in METRICS},
+    "embeddings": _embeddings,
+    "perplexity": partial(_perplexity, masked=False),
+    "pseudo_perplexity": partial(_perplexity, masked=True),
+    "wordpiece_ratio": _wordpiece_ratio,
+    "label_quality": _label_quality,
+    "self_filter": _self_filter,
+    "flip_rate": _flip_rate,
+    "judge_flags": _judge_flags,
+    **{name: partial(_model_score, name=name) for name in ("entropy", "el2n", "grand")},
+    **{name: partial(_cartography, column=name) for name in ("forgetting", "aum", "confidence", "variability")},
+    "losses": _losses,
+}

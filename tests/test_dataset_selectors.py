@@ -1033,7 +1033,10 @@ def test_any_text_is_members_or_one_line(text, kind):
 
 
 def test_every_entry_of_the_registry_is_whole():
+    from selection_arguments import FEATURE_FLAGS
     from selection_features import FEATURES
+
+    assert set(FEATURE_FLAGS) <= set(FEATURES)
 
     known = {field.name for field in dataclasses.fields(Settings)}
     for name, each in SELECTORS.items():
