@@ -266,6 +266,16 @@ def model_meta(path: str | Path) -> dict[str, Any] | None:
     return next((run for run in runs if run.get("arguments", {}).get("do_train")), None)
 
 
+def trained_fingerprint(model: str | Path) -> str | None:
+    """The fingerprint of what run.py trained the model in a directory on, checkpoints too; None where that is unknown,
+    as of a Hub model."""
+    path = Path(model)
+    if not path.is_dir():
+        return None
+    meta = model_meta(path) or (model_meta(path.parent) if path.name.startswith("checkpoint-") else None)
+    return meta["datasets"][0]["fingerprint"] if meta and meta.get("datasets") else None
+
+
 def check_whole_model(path: str | Path) -> None:
     """Refuse a model directory whose training did not finish; a Hub name, or one trained elsewhere, passes."""
     if not Path(path).is_dir():

@@ -18,12 +18,11 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import model_meta
+from artifacts import trained_fingerprint
 from evaluation import ClassificationEvaluation, Evaluation
 from helpers import Split, UserError
 from models import usable_length, usable_stride
@@ -257,11 +256,7 @@ def _evaluated(
 
 def trained_on(model_path: str, split: Split) -> bool:
     """Whether run.py trained the model in ``model_path`` on this very split; False where nothing is recorded."""
-    path = Path(model_path)
-    if not path.is_dir():  # a Hub name
-        return False
-    meta = model_meta(path) or (model_meta(path.parent) if path.name.startswith("checkpoint-") else None)
-    return any(each["fingerprint"] == split.fingerprint for each in (meta or {}).get("datasets", [])[:1])
+    return trained_fingerprint(model_path) == split.fingerprint
 
 
 # --- passes --------------------------------------------------------------------------------------------------------

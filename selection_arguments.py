@@ -13,6 +13,7 @@ from configs import with_config
 from dataset_selectors import HIGHEST, LOWEST, SELECTORS, Settings, needed, parse_members, settings_of
 from flags import Parser, fraction, number, positive_int, seed_number
 from helpers import DEFAULT_SEED
+from perturbations import KINDS
 from tasks import TASKS, add_task_flags
 
 DESCRIPTION = "Choose k examples of a dataset to train on, and say why."
@@ -20,7 +21,6 @@ DEFAULT_DATASET, DEFAULT_TASK = "stanfordnlp/sst2", "classification"
 DEFAULT_ENCODER, DEFAULT_CAUSAL_LM = "answerdotai/ModernBERT-base", "Qwen/Qwen3-1.7B-Base"
 POOLINGS = ("mean", "cls", "cls_and_answer_mean")
 SOURCES = ("cartography_dir", "embedding_dir", "model_path")  # flags that name what is read
-PERTURBATIONS = ("synonym", "deletion", "swap")
 EMBEDDING_FLAGS, WARM_UP_FLAGS = ("pooling", "embedding_dir"), ("warmup_epochs", "training_config")
 # Feature (selection_features.py) -> the flags that it reads and a selector without it does not.
 FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
@@ -93,7 +93,7 @@ def build_parser() -> Parser:
     group.add_argument("--probabilities", choices=("embeddings", "model"), default="embeddings",
                        help="of label_issues: by a linear head on embeddings, or by --model trained on every fold")
     group.add_argument("--rounds", type=positive_int, default=10, metavar="N", help="of self_filter")
-    group.add_list("--perturbations", choices=PERTURBATIONS, default=list(PERTURBATIONS),
+    group.add_list("--perturbations", choices=KINDS, default=list(KINDS),
                    help="of consistency; synonyms are WordNet's")
     group.add_argument("--copies", type=positive_int, default=3, metavar="N", help="changed copies of every text")
 

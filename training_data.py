@@ -8,12 +8,11 @@ import functools
 import hashlib
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import artifact_file, check_same_dataset, model_meta, read_table
+from artifacts import artifact_file, check_same_dataset, read_table, trained_fingerprint
 from dataset_cartography import load_cartography_metrics
 from dataset_filters import apply_filters
 from helpers import Split, UserError, default_eval_split, load_split, name_a_few
@@ -115,7 +114,7 @@ def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:
     splits = []
     for name in args.eval_split or [default_eval_split(args.dataset)]:
         loaded = load_split(args.dataset, name, task, args.max_eval_samples)
-        if _trained_on(args) == loaded.fingerprint or (args.do_train and name == args.train_split):
+        if trained_fingerprint(args.model) == loaded.fingerprint or (args.do_train and name == args.train_split):
             if not args.eval_split:
                 raise UserError(
                     f"{args.dataset} [{name}] is what the model trains on, and evaluating on it needs asking: give a "
@@ -127,14 +126,6 @@ def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:
             logger.warning(f"{unusable:,} evaluation examples: {loaded.task.unusable}; they are scored all the same")
         splits.append(loaded)
     return splits
-
-
-def _trained_on(args: argparse.Namespace) -> str | None:
-    path = Path(args.model)
-    if not path.is_dir():
-        return None
-    meta = model_meta(path) or (model_meta(path.parent) if path.name.startswith("checkpoint-") else None)
-    return meta["datasets"][0]["fingerprint"] if meta and meta.get("datasets") else None
 
 
 def known_variability(args: argparse.Namespace, split: Split) -> np.ndarray | None:
