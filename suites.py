@@ -10,8 +10,8 @@
 Keys of ``base`` and ``args`` are flags of run.py, nothing is translated; ``args`` win over flags of the command line,
 and these over ``base``; null is run.py's default. An experiment whose filters or ``train_ids`` differ from those of
 the baseline gets a size-matched control unless it says ``"control": false``. (``max_train_samples`` is a size and has
-none.) ``"select": {"selector": "kcenter", "fraction": 0.1}``, flags of select_subset.py, chooses for every seed what the
-experiment trains on; that too is a change of the data, and has a control.
+none.) ``"select": {"selector": "kcenter", "fraction": 0.1}``, flags of select_subset.py, chooses for every seed what
+the experiment trains on; that too is a change of the data, and has a control.
 """
 
 from __future__ import annotations
