@@ -483,8 +483,6 @@ def test_what_is_wrong_before_anything_is_sent(tmp_path, monkeypatch, environmen
 # --- stopped and killed ------------------------------------------------------------------------------------------
 
 SCRIPT = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has it ignored by what runs in the background
 import sys
 from chat_client import Question, ask_all
 
