@@ -109,11 +109,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     k = args.k or count_of(args.fraction, n)
     if k > n:
         raise UserError(f"--k {k:,} is more than the {n:,} examples that there are to choose from")
-    strata = {args.stratify: strata_of(split, args.stratify)} if args.stratify else {}
+    # A name of its own: a column may be called as a feature is.
+    stratify = f"column {args.stratify}" if args.stratify else None
+    strata = {stratify: strata_of(split, args.stratify)} if stratify else {}
     values, costs = features_for(split, position, args.features, args)
     began = time.monotonic()
     chosen = select(Features(split.ids, values | strata), args.selector, k, args.seed, settings,
-                    stratify=args.stratify)  # fmt: skip
+                    stratify=stratify)  # fmt: skip
     seconds = time.monotonic() - began
     meta: dict[str, Any] = {
         "selector": args.selector, "what": SELECTORS[args.selector].what, "k": k, "n": n, "fraction": k / n,

@@ -287,9 +287,11 @@ def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> st
     settings = {name: value for name, value in vars(arguments).items()
                 if name not in ("settings", "sources", "read", *SELECTION_PLACES)}  # fmt: skip
     try:
-        sources = {flag: made.get(path) or content_key(path) for flag, path in arguments.sources.items()}
+        sources = {flag: made.get(path) or content_key(path) for flag, path in arguments.sources.items()
+                   if flag != "model_path" or Path(path).exists()}  # fmt: skip
     except UserError as error:
         raise UserError(f"{where}, select: {error}") from None
+    # Where these are no places they are names of the Hub, which stand in the settings.
     files = [arguments.model, arguments.causal_lm, arguments.training_config, arguments.judge_prompt]
     contents = [content_key(path) if path and Path(path).exists() else None for path in files]
     split = load_split(run.dataset, run.train_split, task_of_run(run))

@@ -1163,3 +1163,14 @@ def test_every_kind_of_change_is_made(refuse, home):
     line = refuse("--selector", "consistency", "--k", 3, "--model_path", home.classifier, "--perturbations",
                   "deletion", "swap", "--copies", 1)  # fmt: skip
     assert "--copies 1 leaves out some of the 2 --perturbations" in line
+
+
+def test_a_column_to_stratify_by_may_be_called_as_a_feature_is(choose, home, tmp_path):
+    """The selector reads its own feature, not the column."""
+    rows = [{**row, "token_count": "ab"[number % 2]} for number, row in enumerate(review_rows(20, 0))]
+    data = ["--dataset", write_rows(tmp_path / "named.jsonl", rows), "--task", "classification"]
+    found = choose("--selector", "stratified", "--strata", "token_count", "--bins", 2, "--k", 10, "--stratify",
+                   "token_count", data=data)  # fmt: skip
+    groups = {row["id"]: row["token_count"] for row in rows}
+    assert sorted(groups[example] for example in found.table["id"]) == ["a"] * 5 + ["b"] * 5
+    assert found.table["reason"].str.contains(r"token_count [12] of 2").all()

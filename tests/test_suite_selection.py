@@ -156,6 +156,12 @@ def test_what_changes_in_place_is_another_selection(suite, tmp_path, reviews):
     assert third[0] == second[0] and third[1] != second[1] and third[2] == second[2]
 
 
+def test_a_trained_model_may_be_one_of_the_hub(suite):
+    entropy = {"selector": "predictive_entropy", "k": 6, "model_path": "somebody/some-model"}
+    runs = plan(suite(ALL, {"name": "chosen", "select": entropy}), "--no_controls")
+    assert "--model_path=somebody/some-model" in runs[2].selection
+
+
 @pytest.mark.parametrize("flag", [{"batch_size": 7}])
 def test_how_fast_it_is_chosen_makes_no_other_run(suite, flag):
     one, two = (plan(suite(ALL, {"name": "chosen", "select": each}), "--no_controls")
