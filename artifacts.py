@@ -23,7 +23,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
-from helpers import RowFormat, Split, UserError, csv_records, is_main_process, load_split, name_a_few
+from helpers import RowFormat, Split, UserError, csv_records, is_main_process, json_rows, load_split, name_a_few
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -358,6 +358,14 @@ def read_jsonl(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, 
                 raise UserError(f"{path}, line {line_number}: no {name_a_few(missing)} in {line.strip():.60}")
             rows.append(row)
     return rows
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of JSON Lines or of a JSON list, whatever the file's ending says."""
+    path = Path(path)
+    with _open_text(path) as file:
+        text = file.read().removeprefix("\ufeff")
+    return json_rows(path, text) if text.strip() else []
 
 
 def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str] = ()) -> pd.DataFrame:

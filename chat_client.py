@@ -12,15 +12,17 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from artifacts import check_writable
+from artifacts import atomic, check_writable
+from chat_threads import BudgetUsedUp, Gate, in_threads
 from helpers import UserError
 
 if TYPE_CHECKING:
@@ -32,6 +34,7 @@ NO_KEY = "none"  # sent where there is no key: the library insists on one, a loc
 SECRET_LENGTH = 8  # characters from which on a key is a secret, not a stand-in such as "none" that texts may hold
 
 FIRST_DELAY, LONGEST_DELAY = 2.0, 60.0  # seconds before the first retry; it doubles with each further one
+FIRST_ANSWERS = 5  # of a call, which ``verify`` looks at
 LONGEST_WAIT = 600.0  # seconds that a server may ask to be left alone before the run ends instead
 RETRIED = (408, 409, 429)  # and all from 500 on
 # What servers call a refusal that lies in this one question: too long for the model, or its contents.
@@ -43,10 +46,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Question:
-    """``messages`` as the server wants them: ``[{"role": "user", "content": "..."}]``."""
+    """``messages`` as the server wants them: ``[{"role": "user", "content": "..."}]``.
+
+    about: what the record says of the question beside its id, such as the example that it is about.
+    """
 
     id: str
     messages: Sequence[Mapping[str, Any]]
+    about: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -54,12 +61,13 @@ class Answers:
     """``parsed``: id -> what ``check`` made of the answer; ``failures``: id -> why there is none to be had.
 
     usage: ``requests`` sent for them, ``prompt_tokens`` and ``completion_tokens``, those of earlier runs included (of
-    a failure that was asked for again the last time); None where no server said how many.
+    a failure that was asked for again the last time); None where no server said how many. records: id -> as recorded.
     """
 
     parsed: dict[str, Any]
     failures: dict[str, str]
     usage: dict[str, int | None]
+    records: dict[str, dict[str, Any]]
 
 
 def ask_all(
@@ -71,9 +79,14 @@ def ask_all(
     base_url: str | None = None,
     key_variable: str = KEY_VARIABLE,
     check: Callable[[str], Any] = str,
+    describe: Callable[[Question, Any], Mapping[str, Any]] | None = None,
+    failures_path: str | Path | None = None,
+    verify: Callable[[str], str | None] | None = None,
     workers: int = 4,
     requests_per_minute: float | None = None,
     max_requests: int | None = None,
+    prices: tuple[float, float] | None = None,
+    max_cost: float | None = None,
     max_retries: int = 5,
     timeout: float = 120.0,
     retry_failures: bool = False,
@@ -85,51 +98,77 @@ def ask_all(
     parameters: of the request, such as temperature. base_url: None for the library's default.
     check: makes of an answer what is wanted, or raises ValueError; then the question is asked again up to
     ``max_retries`` times. Without success it is recorded as a failure and left alone unless ``retry_failures``.
+    describe: what a record says of the question and of what ``check`` made of its answer, beside the raw text.
+    failures_path: a file of their own for the failures, so that ``path`` holds usable answers only; what is asked for
+    again is taken off it first. verify: says what is wrong with one of the first answers where that ends the run.
     requests_per_minute, max_requests: bounds on what this call sends, retries included; None for no bound.
-    max_retries: also how often a request is repeated that got no answer. timeout: seconds without a sign of the
-    server.
+    max_cost: bound on what its answers cost, in the currency of ``prices`` for a million prompt and a million
+    completion tokens; before the first answer is there nobody knows what one costs, so the first ``workers`` requests
+    may go beyond it. max_retries: also how often a request is repeated that got no answer. timeout: seconds without a
+    sign of the server.
 
     Raises UserError for what a user can mend: a refused key, an unknown model, a server that cannot be reached, a
-    used up ``max_requests``. All that was answered by then is recorded, and the same call goes on from there.
+    used up budget. All that was answered by then is recorded, and the same call goes on from there. A question that
+    gets no answer while others do is recorded as a failure.
     """
     path, parameters = Path(path), dict(parameters or {})
+    failures_path = path if failures_path is None else Path(failures_path)
+    if max_cost is not None and prices is None:
+        raise ValueError("max_cost needs prices")
     keys = {question.id: prompt_key(model, parameters, question.messages) for question in questions}
     if len(keys) < len(questions):
         repeated = next(name for name, count in Counter(question.id for question in questions).items() if count > 1)
         raise ValueError(f"id {repeated!r} occurs twice")
-    check_writable(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path.with_name(path.name + ".lock"), timeout=0):
-            records = read_records(path, keys)
-            outcomes = {name: _outcome(record, check) for name, record in records.items()}
-            missing = [
-                question for question in questions
-                if question.id not in outcomes or (retry_failures and outcomes[question.id][1] is not None)
-            ]  # fmt: skip
-            logger.info(f"{path}: {len(questions) - len(missing):,} of {len(questions):,} answers are there")
-            if missing:
-                gate = _Gate(requests_per_minute, max_requests)
-                client, redact = connect(base_url, key_variable, timeout)
-                with client:
-                    asker = _Asker(client, redact, gate, model, parameters, check, max_retries, key_variable)
-                    new = _ask_missing(missing, keys, path, asker, workers, len(questions))
-                records |= new
-                outcomes |= {name: _outcome(record, check) for name, record in new.items()}
-    except Timeout:
-        raise UserError(f"{path}: another process is asking; wait until it is through, or name another file") from None
+    for each in (path, failures_path):
+        check_writable(each.parent)
+        each.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as locks:
+        for each in sorted({path, failures_path}):
+            locks.enter_context(_locked(each))
+        records = read_records(path, keys)
+        outcomes = {name: _outcome(record, check) for name, record in records.items()}
+        if failures_path != path:
+            failed = {name: each for name, each in read_records(failures_path, keys).items() if name not in records}
+            outcomes |= {name: (None, str(record["failure"])) for name, record in failed.items()}
+            records |= failed
+        missing = [
+            question for question in questions
+            if question.id not in outcomes or (retry_failures and outcomes[question.id][1] is not None)
+        ]  # fmt: skip
+        logger.info(f"{path}: {len(questions) - len(missing):,} of {len(questions):,} answers are there")
+        if missing:
+            if retry_failures and failures_path != path:
+                _take_off(failures_path, {keys[question.id] for question in missing})
+            gate = Gate(requests_per_minute, max_requests, prices, max_cost)
+            client, redact = connect(base_url, key_variable, timeout)
+            with client:
+                asker = _Asker(client, redact, gate, model, parameters, check, describe, verify, max_retries,
+                               key_variable)  # fmt: skip
+                new = _ask_missing(missing, keys, path, failures_path, asker, workers, len(questions))
+            records |= new
+            outcomes |= {name: _outcome(record, check) for name, record in new.items()}
     usage = {name: _total(records.values(), name) for name in ("requests", "prompt_tokens", "completion_tokens")}
     ordered = [(question.id, *outcomes[question.id]) for question in questions]
     answers = Answers(
         {name: parsed for name, parsed, failure in ordered if failure is None},
         {name: failure for name, _, failure in ordered if failure is not None},
         usage,
+        {name: records[name] for name, _, _ in ordered},
     )
     logger.info(
         f"{path}: {len(answers.parsed):,} answered, {len(answers.failures):,} without a usable answer; "
         + ", ".join(f"{'?' if count is None else format(count, ',')} {name}" for name, count in usage.items())
     )
     return answers
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        with FileLock(path.with_name(path.name + ".lock"), timeout=0):
+            yield
+    except Timeout:
+        raise UserError(f"{path}: another process is asking; wait until it is through, or name another file") from None
 
 
 def prompt_key(model: str, parameters: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
@@ -172,6 +211,15 @@ def read_records(path: Path, keys: Mapping[str, str]) -> dict[str, dict[str, Any
     return records
 
 
+def _take_off(path: Path, keys: set[str]) -> None:
+    """Rewrite a file of records without those with these prompt keys."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_bytes().splitlines(keepends=True) if _record(line)["prompt"] not in keys]
+    with atomic(path) as temporary:
+        temporary.write_bytes(b"".join(kept))
+
+
 def _record(line: bytes) -> dict[str, Any]:
     record = json.loads(line)
     if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("id", "prompt")):
@@ -203,36 +251,44 @@ def _total(records: Iterable[Mapping[str, Any]], name: str) -> int | None:
 
 
 def _ask_missing(
-    questions: Sequence[Question], keys: Mapping[str, str], path: Path, asker: _Asker, workers: int, total: int
+    questions: Sequence[Question],
+    keys: Mapping[str, str],
+    path: Path,
+    failures_path: Path,
+    asker: _Asker,
+    workers: int,
+    total: int,
 ) -> dict[str, dict[str, Any]]:
-    """Ask in ``workers`` threads and append every record to ``path`` at once; the records by id."""
+    """Ask in ``workers`` threads and append every record to its file at once; the records by id."""
     from tqdm.auto import tqdm
 
     new: dict[str, dict[str, Any]] = {}
-    failed, turn = 0, threading.Lock()
+    failed, tokens, turn, gate = 0, 0, threading.Lock(), asker.gate
     bar = tqdm(total=total, initial=total - len(questions), desc=f"asking {asker.model}", unit="answer", disable=None)
-    with bar, path.open("ab") as file:
+    with bar, path.open("ab") as file, failures_path.open("ab") as failures_file:
 
         def act(question: Question) -> None:
-            nonlocal failed
+            nonlocal failed, tokens
             record = asker.ask(question, keys[question.id])
             line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
             with turn:
-                file.write(line)
-                file.flush()  # from here on the answer outlives this process
+                target = file if record["failure"] is None else failures_file
+                target.write(line)
+                target.flush()  # from here on the answer outlives this process
                 new[question.id] = record
                 failed += record["failure"] is not None
+                tokens += (record["prompt_tokens"] or 0) + (record["completion_tokens"] or 0)
                 bar.update()
-                bar.set_postfix(failed=failed, requests=asker.gate.sent, refresh=False)
+                shown = {} if gate.prices is None else {"cost": f"{gate.spent:.4f}"}
+                bar.set_postfix(failed=failed, requests=gate.sent, tokens=tokens, **shown, refresh=False)
 
         try:
-            _in_threads(act, questions, min(workers, len(questions)), asker.gate)
-        except _BudgetUsedUp:
+            in_threads(act, questions, min(workers, len(questions)), gate)
+        except BudgetUsedUp as error:
             missing = len(questions) - len(new)
             raise UserError(
-                f"--max_requests: the {asker.gate.budget:,} requests are used up; {total - missing:,} of {total:,} "
-                f"questions are answered and recorded in {path}, {missing:,} are missing: the same command goes on "
-                "from there, further with a larger --max_requests"
+                f"{error}; {total - missing:,} of {total:,} questions are answered and recorded in {path}, "
+                f"{missing:,} are missing: the same command goes on from there, further with a larger budget"
             ) from None
         except UserError as error:
             done = total - len(questions) + len(new)
@@ -242,70 +298,7 @@ def _ask_missing(
     return new
 
 
-def _in_threads(act: Callable[[Question], None], questions: Iterable[Question], workers: int, gate: _Gate) -> None:
-    """``act`` on every question in ``workers`` threads.
-
-    The first error, and Ctrl-C, end it: nothing more is sent, and what was sent is waited for. Ctrl-C comes
-    to this thread, which only waits, and so does not break off what another one records. The threads are daemons, so
-    that a second Ctrl-C leaves at once, whatever the server does.
-    """
-    pending, turn = iter(questions), threading.Lock()
-    errors: list[Exception] = []
-    running, through = workers, threading.Event()  # not Thread.join: Python 3.11 takes it for done when interrupted
-
-    def work() -> None:
-        nonlocal running
-        try:
-            while not gate.closed.is_set():
-                with turn:
-                    question = next(pending, None)
-                if question is None:
-                    break
-                act(question)
-        except _Stopped:
-            pass
-        except _BudgetUsedUp as error:  # other threads still have requests to send that were counted
-            errors.append(error)
-        except Exception as error:
-            errors.append(error)
-            gate.stop()
-        finally:
-            with turn:
-                running -= 1
-                if not running:
-                    through.set()
-
-    interrupted: KeyboardInterrupt | None = None
-    try:
-        for _ in range(workers):
-            threading.Thread(target=work, daemon=True).start()
-        while not through.is_set():
-            try:
-                through.wait()
-            except KeyboardInterrupt as error:
-                if interrupted:
-                    raise
-                interrupted = error
-                gate.stop()
-                logger.warning("waiting for the answers on their way; Ctrl-C again leaves them")
-    finally:
-        gate.stop()
-    if interrupted:
-        raise interrupted
-    if errors:
-        # A thread that finds the budget used up may come before one that tells what it was used up by.
-        raise next((error for error in errors if not isinstance(error, _BudgetUsedUp)), errors[0])
-
-
 # --- asking ------------------------------------------------------------------------------------------------------
-
-
-class _Stopped(Exception):
-    """The run has ended elsewhere; nothing is wrong with this question."""
-
-
-class _BudgetUsedUp(Exception):
-    pass
 
 
 class _Refused(Exception):
@@ -316,67 +309,28 @@ class _NoCompletion(Exception):
     """The server sent something else."""
 
 
-class _Gate:
-    """Every request passes here before it is sent, and is counted: the rate, the budget, pauses and the end."""
-
-    def __init__(self, requests_per_minute: float | None, max_requests: int | None):
-        self.interval = 60 / requests_per_minute if requests_per_minute else 0.0
-        self.budget = max_requests
-        self.sent = 0
-        self.closed = threading.Event()  # nothing is begun or repeated any more: stopped, or the budget used up
-        self._stopped = threading.Event()  # nor sent
-        self._turn = self._opens = time.monotonic()
-        self._lock = threading.Lock()
-
-    def enter(self) -> None:
-        with self._lock:
-            if self._stopped.is_set():
-                raise _Stopped
-            if self.budget is not None and self.sent >= self.budget:
-                self.closed.set()
-                raise _BudgetUsedUp
-            self.sent += 1
-            turn = max(time.monotonic(), self._turn)
-            self._turn = turn + self.interval
-        while (delay := max(turn, self._opens) - time.monotonic()) > 0:
-            if self._stopped.wait(delay):
-                with self._lock:
-                    self.sent -= 1
-                raise _Stopped
-
-    def close_for(self, seconds: float) -> None:
-        """The server wants to be left alone, by every thread."""
-        with self._lock:
-            self._opens = max(self._opens, time.monotonic() + seconds)
-
-    def wait(self, seconds: float) -> None:
-        if self.closed.wait(seconds):
-            raise _Stopped
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self.closed.set()
-
-
 @dataclass
 class _Asker:
     """One question at a time, from any thread, until it is answered or is known to stay without an answer."""
 
     client: openai.OpenAI
     redact: Callable[[str], str]
-    gate: _Gate
+    gate: Gate
     model: str
     parameters: dict[str, Any]
     check: Callable[[str], Any]
+    describe: Callable[[Question, Any], Mapping[str, Any]] | None
+    verify: Callable[[str], str | None] | None
     max_retries: int
     key_variable: str
     told: bool = False  # that the server is in trouble: once is enough
+    answered: int = 0  # requests, so far, of all threads; not exact, for nothing hangs on one more or less
 
     def ask(self, question: Question, key: str) -> dict[str, Any]:
         """The record of a question."""
         cost: Counter[str] = Counter()
         text: str | None = None
-        finish, failure = None, None
+        parsed, finish, failure = None, None, None
         try:
             for _ in range(self.max_retries + 1):
                 text, finish = self._send(question, cost)
@@ -385,8 +339,11 @@ class _Asker:
                     continue
                 # Half a surrogate pair can be sent in JSON, but not be written to a file.
                 text = self.redact(text.encode("utf-8", "replace").decode("utf-8"))
+                if self.verify and self.answered <= FIRST_ANSWERS and finish != "length":
+                    if trouble := self.verify(text):
+                        raise UserError(f"{self.client.base_url} {trouble}")
                 try:
-                    self.check(text)
+                    parsed = self.check(text)
                 except ValueError as error:
                     failure = f"{error}" + " (the answer was cut off at its longest)" * (finish == "length")
                 else:
@@ -394,25 +351,33 @@ class _Asker:
                     break
         except _Refused as error:
             text, finish, failure = None, None, str(error)
+        described = self.describe(question, parsed) if self.describe and failure is None else {}
         tokens = {name: cost.get(name) for name in ("prompt_tokens", "completion_tokens")}
-        return {"id": question.id, "prompt": key, "model": self.model, "text": text, "failure": failure,
-                "finish_reason": finish, "requests": cost["requests"], **tokens}  # fmt: skip
+        return {"id": question.id, **question.about, **described, "prompt": key, "model": self.model, "text": text,
+                "failure": failure, "finish_reason": finish, "requests": cost["requests"], **tokens}  # fmt: skip
 
     def _send(self, question: Question, cost: Counter[str]) -> tuple[str | None, str | None]:
         """Text and finish reason of the server's answer, whatever it says."""
         import openai
 
         url = self.client.base_url
-        attempt = 0
+        attempt, answered = 0, self.answered
         while True:
             self.gate.enter()
             cost["requests"] += 1
             wanted = 0.0
+            used: dict[str, int] = {}
             try:
                 completion = self.client.chat.completions.create(
                     model=self.model, messages=list(question.messages), extra_body=self.parameters  # type: ignore
                 )  # fmt: skip
-                return _contents(completion, cost)
+                text, finish, used = _contents(completion)
+                if self.gate.max_cost is not None and len(used) < 2:
+                    raise UserError(f"{url} does not say how many tokens an answer took, so --max_cost cannot be "
+                                    "kept; leave it out, or set --max_requests")  # fmt: skip
+                cost.update(used)
+                self.answered += 1
+                return text, finish
             except openai.APIStatusError as error:
                 refusal: openai.APIStatusError | None = error
                 trouble = self._trouble(error)
@@ -420,6 +385,8 @@ class _Asker:
                 refusal, trouble = None, self._line(error, error.__cause__)
             except (json.JSONDecodeError, UnicodeDecodeError, _NoCompletion) as error:
                 refusal, trouble = None, self._line("no chat completion:", error)
+            finally:
+                self.gate.leave(used)
             # Out of those blocks: no traceback of ours shall go on with an error that may hold the key.
             if refusal is not None:
                 self._raise_if_final(refusal, trouble, question)
@@ -427,6 +394,8 @@ class _Asker:
             if wanted > LONGEST_WAIT:
                 raise UserError(f"{url} asks to wait {wanted:,.0f} seconds ({trouble}); run the same command then")
             if attempt == self.max_retries:
+                if self.answered > answered:  # others were answered meanwhile
+                    raise _Refused(f"no answer in {attempt + 1} attempts (at last: {trouble})")
                 raise UserError(
                     f"{url} gave no answer to {question.id!r} in {attempt + 1} attempts (at last: {trouble}); "
                     "expected a running chat server with that --base_url: start it, or ask it less at a time"
@@ -462,6 +431,8 @@ class _Asker:
                 f"{url} refuses the key ({trouble}); expected one that is valid there in the environment variable "
                 f"{self.key_variable}, which is {'not ' * (self.client.api_key == NO_KEY)}set"
             )
+        if "response_format" in self.parameters and ("response_format" in trouble or "json_schema" in trouble):
+            raise UserError(f"{url} refuses the --response_format ({trouble}); try json_object or none")
         if status == 404:
             raise UserError(
                 f"{url} knows nothing of the kind ({trouble}); expected a model that it serves (found "
@@ -476,7 +447,8 @@ class _Asker:
         )
 
 
-def _contents(completion: Any, cost: Counter[str]) -> tuple[str | None, str | None]:
+def _contents(completion: Any) -> tuple[str | None, str | None, dict[str, int]]:
+    """Text, finish reason, and the numbers of tokens as far as the server tells them."""
     try:
         choice = completion.choices[0]
         text, finish = choice.message.content, choice.finish_reason
@@ -485,11 +457,8 @@ def _contents(completion: Any, cost: Counter[str]) -> tuple[str | None, str | No
         raise _NoCompletion(str(found)) from None
     if not isinstance(text, str | None):
         raise _NoCompletion(f"content {text!r}")
-    for name in ("prompt_tokens", "completion_tokens"):
-        count = getattr(completion.usage, name, None)
-        if isinstance(count, int):
-            cost[name] += count
-    return text, finish
+    counts = {name: getattr(completion.usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
+    return text, finish, {name: count for name, count in counts.items() if isinstance(count, int)}
 
 
 def retry_after(headers: Mapping[str, str]) -> float:

@@ -374,7 +374,7 @@ def _read_file(path: Path) -> datasets.Dataset:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise UserError(f"{path}, line {line}: not UTF-8 text; convert the file to UTF-8") from error
-    rows = _csv_rows(path, text) if suffix == ".csv" else _json_rows(path, text)
+    rows = _csv_rows(path, text) if suffix == ".csv" else json_rows(path, text)
     if not rows:
         raise UserError(f"{path} holds no rows")
     for row in rows:
@@ -431,7 +431,7 @@ def _is_whole_number(text: str) -> bool:
     return digits.isascii() and digits.isdigit() and plain and len(digits) <= 18  # what 64 bits hold
 
 
-def _json_rows(path: Path, text: str) -> list[dict[str, Any]]:
+def json_rows(path: Path, text: str) -> list[dict[str, Any]]:
     """Rows of JSON Lines, of a JSON list, of ``{"data": [...]}``, or of SQuAD-style nested JSON."""
     try:
         content = json.loads(text)

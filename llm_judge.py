@@ -17,12 +17,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from chat_client import KEY_VARIABLE, Question, ask_all
-from helpers import Split, UserError, name_a_few
+from helpers import Split, name_a_few
+from prompts import PROMPTS, load_prompt
+from thoughts import objects_in
 
 if TYPE_CHECKING:
     import pandas as pd
 
-DEFAULT_PROMPT = Path(__file__).resolve().parent / "example_configs" / "prompts" / "judge.txt"
+DEFAULT_PROMPT = PROMPTS / "judge.txt"
 ANSWERS = "judge_answers.jsonl"
 VERDICTS = ("ambiguous", "sarcastic", "label_disagrees")
 PLACEHOLDERS = ("texts", "label")
@@ -60,7 +62,7 @@ def judge(
     """
     import pandas as pd
 
-    template = load_prompt(prompt_file)
+    template = load_prompt(prompt_file, PLACEHOLDERS)
     columns = list(texts)
     lengths = {"ids": len(ids), "labels": len(labels), **{column: len(texts[column]) for column in columns}}
     if len(set(lengths.values())) > 1:
@@ -111,27 +113,6 @@ def texts_and_labels(split: Split) -> tuple[dict[str, list[str]], list[str]]:
 # --- prompt ------------------------------------------------------------------------------------------------------
 
 
-def load_prompt(path: str | Path) -> string.Template:
-    """The prompt in a file, with $texts and $label where an example goes; UserError where they are not what it has."""
-    path = Path(path)
-    try:
-        template = string.Template(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"prompt {path}: no such file; expected a text with $texts and $label in it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompt {path}: not UTF-8 text; convert the file to UTF-8") from error
-    if not template.is_valid():
-        raise UserError(f"prompt {path}: a $ that begins no name; expected $texts, $label, or $$ for the sign itself")
-    found = template.get_identifiers()
-    for name in found:
-        if name not in PLACEHOLDERS:
-            raise UserError(f"prompt {path}: unknown placeholder ${name}; expected $texts, $label, or $$ for the sign")
-    for name in PLACEHOLDERS:
-        if name not in found:
-            raise UserError(f"prompt {path}: the placeholder ${name} is missing; put it where the {name} should stand")
-    return template
-
-
 def fill(template: string.Template, texts: Mapping[str, str], label: str) -> str:
     """The prompt of one example, each part between two lines that no text can hold.
 
@@ -161,35 +142,16 @@ def parse_verdict(text: str) -> dict[str, Any]:
     text = text.rpartition("</think>")[2]
     verdicts: list[dict[str, Any]] = []
     trouble = "no JSON object"
-    decoder = json.JSONDecoder(object_pairs_hook=_without_repeats)
-    place = text.find("{")
-    while place >= 0:
-        end = place + 1
+    for _, _, found in objects_in(text, (*VERDICTS, "reason")):
         try:
-            found, stop = decoder.raw_decode(text, place)
-        except ValueError:  # braces of another kind, or an object that is cut off
-            pass
-        except RecursionError:
-            raise ValueError("objects nested without end") from None
-        else:
-            try:
-                verdicts.append(_verdict(found))
-                end = stop
-            except ValueError as error:  # the verdict may lie within
-                trouble = str(error)
-        place = text.find("{", end)
+            verdicts.append(_verdict(found))
+        except ValueError as error:
+            trouble = str(error)
     if not verdicts:
         raise ValueError(f"{trouble} in {text.strip()!r:.80}")
     if any([verdict[name] for name in VERDICTS] != [verdicts[0][name] for name in VERDICTS] for verdict in verdicts):
         raise ValueError(f"{len(verdicts)} verdicts that differ")
     return verdicts[0]
-
-
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):  # json would keep the last
-        raise ValueError("a key occurs twice")
-    return found
 
 
 def _verdict(found: Mapping[str, Any]) -> dict[str, Any]:
