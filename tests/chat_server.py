@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 Fault = Callable[["Handler"], None]
+Faults = Sequence[Fault] | Callable[[dict], Fault | None]
 
 
 def completion(text, finish="stop") -> bytes:
@@ -83,10 +84,13 @@ class Handler(BaseHTTPRequestHandler):
 
 
 class ChatServer:
-    """``answer(request) -> text``; ``faults`` are used up first, one per request, in the order of arrival."""
+    """``answer(request) -> text``; ``faults`` are used up first, one per request, in the order of arrival; or a
+    function of the request says which, None for an answer."""
 
-    def __init__(self, answer: Callable[[dict], str], faults: Sequence[Fault] = (), delay: float = 0.0):
-        self.answer, self.faults, self.delay = answer, list(faults), delay
+    def __init__(self, answer: Callable[[dict], str], faults: Faults = (), delay: float = 0.0):
+        self.answer, self.delay = answer, delay
+        waiting = [] if callable(faults) else list(faults)
+        self.fault_of = faults if callable(faults) else lambda _: waiting.pop(0) if waiting else None
         self.requests: list[dict] = []
         self.times: list[float] = []
         self.headers: list[dict] = []
@@ -106,7 +110,7 @@ class ChatServer:
             self.paths.append(handler.path)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)
-            fault = self.faults.pop(0) if self.faults else None
+            fault = self.fault_of(request)
         try:
             if fault:
                 fault(handler)
@@ -125,7 +129,7 @@ class ChatServer:
 
 
 @contextmanager
-def chat_server(answer: Callable[[dict], str], faults: Sequence[Fault] = (), delay: float = 0.0):
+def chat_server(answer: Callable[[dict], str], faults: Faults = (), delay: float = 0.0):
     server = ChatServer(answer, faults, delay)
     thread = threading.Thread(target=server.http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
