@@ -32,9 +32,9 @@ CATEGORY_COLORS = {"easy": "#0072B2", "ambiguous": "#E69F00", "hard": "#D55E00"}
 CATEGORIZE_METHODS = ("median", "percentile", "fixed")
 METRIC_COLUMNS = (
     "confidence", "variability", "correctness", "num_epochs", "start_confidence", "end_confidence",
-    "forgetting_events", "never_learned", "aum", "el2n", "aleatoric", "loss",
+    "label_confidence", "forgetting_events", "never_learned", "aum", "el2n", "aleatoric", "loss",
 )  # fmt: skip
-RANGES = {"confidence": (0, 1), "variability": (0, 0.5), "correctness": (0, 1)}
+RANGES = {"confidence": (0, 1), "variability": (0, 0.5), "correctness": (0, 1), "label_confidence": (0, 1)}
 CARTOGRAPHY_FILES = ("training_dynamics_epoch_*.json", "cartography_metrics.*", "cartography_map.png")
 ONE_PROCESS_PER_GPU = (
     "recording needs one process per GPU: start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
@@ -167,8 +167,9 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """The metrics of DESIGN 6, one row per example, indexed by id in the order of first appearance.
 
     ``epochs`` yields mappings with ``id`` and, per id, ``confidence`` (p of the gold label, 0..1) and ``correct``
-    (bool), and optionally ``loss``, ``aum``, ``el2n``, ``start_confidence``, ``end_confidence``. Examples may be
-    missing from an epoch; each is averaged over its own ``num_epochs``. One pass, memory of one epoch.
+    (bool), and optionally ``loss``, ``aum``, ``el2n``, ``start_confidence``, ``end_confidence``, ``label_confidence``
+    (of chains of thought: p of the label's token alone, 0..1). Examples may be missing from an epoch; each is averaged
+    over its own ``num_epochs``. One pass, memory of one epoch.
 
     - confidence: mean p, 0..1, higher is easier. variability: population standard deviation of p, 0..0.5.
     - correctness: fraction of epochs predicted right. forgetting_events: right -> wrong transitions (Toneva 2019);
@@ -180,7 +181,7 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     order: list[str] | None = None
     rows = np.empty(0, dtype=np.int64)
     totals: dict[str, np.ndarray] = {}
-    means = ("loss", "aum", "el2n", "start_confidence", "end_confidence")
+    means = ("loss", "aum", "el2n", "start_confidence", "end_confidence", "label_confidence")
     present: set[str] | None = None
     for epoch in epochs:
         ids = epoch["id"]

@@ -22,6 +22,7 @@ METRIC_LABELS = {
     "correctness": "correctness (fraction of epochs)",
     "start_confidence": "start confidence (mean probability)",
     "end_confidence": "end confidence (mean probability)",
+    "label_confidence": "label confidence (mean probability)",
     "forgetting_events": "forgetting events (count)",
     "aum": "AUM (mean logit margin)",
     "el2n": "EL2N (L2 norm)",

@@ -5,6 +5,7 @@ With a Trainer of your own, two lines; the training rows are numbered by their p
     from training_dynamics import CartographyCallback
     CartographyCallback(ids, "./cartography_output").attach(trainer)
 
+The Trainer may be for question answering, for classification, or TRL's SFTTrainer, whose completions are recorded.
 ``trainers.CartographyTrainer`` (run.py) calls ``record_heads`` itself. Recorded are scalars from the forward pass that
 trains, before that batch's update; only the end of an epoch and the writing of a checkpoint wait for the device.
 """
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 CONFIDENCE_TYPES = ("geometric", "product", "mean")
 CHECKPOINT_FILE = "training_dynamics.npz"
 QA_COLUMNS = ("confidence", "correct", "loss", "aum", "el2n", "start_confidence", "end_confidence")
+COMPLETION_COLUMNS = ("confidence", "correct", "loss", "label_confidence")
 
 
 class Heads(NamedTuple):
@@ -65,8 +67,8 @@ def heads_of(outputs: Any, batch: Mapping[str, torch.Tensor]) -> Heads:
     logits, labels = getattr(outputs, "logits", None), batch.get("labels")
     if logits is None or labels is None or logits.dim() != 2 or labels.dim() != 1:
         raise TypeError(
-            "expected a model output with start_logits and end_logits, or logits (B, C) and labels (B,); found "
-            f"{type(outputs).__name__}"
+            "expected a model output with start_logits and end_logits, logits (B, C) and labels (B,), or log_probs "
+            f"and label_mask (B, L - 1); found {type(outputs).__name__}"
         )
     return Heads(logits.float()[:, None, :], labels[:, None], torch.ones_like(logits, dtype=torch.bool))
 
@@ -115,12 +117,35 @@ def row_statistics(heads: Heads, confidence_type: str = "geometric") -> torch.Te
     return torch.stack(columns, dim=1)
 
 
+def completion_statistics(outputs: Any, label_position: torch.Tensor | None = None) -> torch.Tensor:
+    """What is recorded of each completion, (B, 3 or 4) float32 in the order of COMPLETION_COLUMNS.
+
+    outputs: of TRL's fused head, which has no logits: ``log_probs`` of the gold tokens 1 to L - 1, ``is_top1`` and
+    ``label_mask``, which is true on the completion (EOS included), each (B, L - 1). label_position: (B,) int64, where
+    in ``input_ids`` the token stands that says the label.
+
+    confidence: geometric mean of the probabilities of the completion's gold tokens, 0..1. loss: the mean of their
+    negative logarithms, nats. correct: the label's token is the likeliest after the gold chain before it; without
+    label_position, every token of the completion is. label_confidence: probability of the label's token, 0..1.
+    """
+    mask, is_top = outputs.label_mask.bool(), outputs.is_top1.bool()
+    log_p = outputs.log_probs.float().clamp(max=0)  # rounding may leave it a little above
+    mean = log_p.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    if label_position is None:
+        return torch.stack([mean.exp(), (is_top | ~mask).all(dim=1).float(), -mean], dim=1)
+    place = (label_position - 1).clamp(min=0)[:, None]  # what stands at 0 has no probability: the rest moves up
+    label_p, right = log_p.gather(1, place).squeeze(1).exp(), is_top.gather(1, place).squeeze(1)
+    return torch.stack([mean.exp(), right.float(), -mean, label_p], dim=1)
+
+
 class CartographyCallback(TrainerCallback):
     """Records the training dynamics of every example and writes them, epoch by epoch, to ``output_dir``.
 
     ids: one string per example. row_to_example: (rows,) index into ids of each training row (window), -1 where the
     row does not count; default: the rows are the examples. Rows of one example are averaged; it counts as right when
     all are. checkpoint: the one that training resumes from; default ``output_dir/checkpoint-N`` of the Trainer.
+    label_positions: (rows,) for completions that end in a label, the index in ``input_ids`` of the token that says it,
+    -1 where it was cut off: such a row does not count. See ``completion_statistics``.
 
     Every (epoch, row) counts once, also where distributed training repeats rows to fill its batches. Each checkpoint
     gets what was recorded so far, and a resumed training goes on from that, also in mid-epoch.
@@ -134,6 +159,7 @@ class CartographyCallback(TrainerCallback):
         confidence_type: str = "geometric",
         checkpoint: str | Path | None = None,
         title: str | None = None,
+        label_positions: Sequence[int] | np.ndarray | None = None,
     ):
         if confidence_type not in CONFIDENCE_TYPES:
             raise UserError(f"unknown confidence type {confidence_type!r}; there is {', '.join(CONFIDENCE_TYPES)}")
@@ -142,6 +168,12 @@ class CartographyCallback(TrainerCallback):
         self.row_to_example = np.arange(len(self.ids)) if row_to_example is None else np.asarray(row_to_example)
         if len(self.row_to_example) and self.row_to_example.max() >= len(self.ids):
             raise ValueError(f"row_to_example points at {self.row_to_example.max()}, there are {len(self.ids)} ids")
+        self.label_positions = None if label_positions is None else np.asarray(label_positions, dtype=np.int64)
+        if self.label_positions is not None:
+            if len(self.label_positions) != len(self.row_to_example):
+                raise ValueError(f"{len(self.label_positions)} label positions for {len(self.row_to_example)} rows")
+            self.row_to_example = np.where(self.label_positions < 0, -1, self.row_to_example)
+        self._places: torch.Tensor | None = None  # label_positions on the device of the model
         self.confidence_type = confidence_type
         self.checkpoint = checkpoint
         self.title = title
@@ -150,25 +182,40 @@ class CartographyCallback(TrainerCallback):
         self._history: list[dict[str, np.ndarray]] = []  # finished epochs: columns over all examples, and "seen"
         self._values: torch.Tensor | None = None  # (rows, columns) of this epoch, on the device of the model
         self._seen: torch.Tensor | None = None  # (rows,) bool
+        self._columns: tuple[str, ...] = QA_COLUMNS  # names of the columns of _values
 
     # --- recording ---
 
     @torch.no_grad()
     def record(self, outputs: Any, batch: Mapping[str, torch.Tensor], row_index: torch.Tensor) -> None:
-        """``record_heads`` of a model's output and its batch."""
-        self.record_heads(heads_of(outputs, batch), row_index)
+        """Take what is needed from a model's output and its batch; row_index (B,). No host synchronisation."""
+        if getattr(outputs, "log_probs", None) is None:
+            self.record_heads(heads_of(outputs, batch), row_index)
+            return
+        began = time.perf_counter()
+        position = None
+        if self.label_positions is not None:
+            if self._places is None:
+                self._places = torch.from_numpy(self.label_positions).to(outputs.log_probs.device)
+            position = self._places[row_index]
+        self._store(completion_statistics(outputs, position), row_index, COMPLETION_COLUMNS)
+        self.seconds += time.perf_counter() - began
 
     @torch.no_grad()
     def record_heads(self, heads: Heads, row_index: torch.Tensor) -> None:
         """Take what is needed from one training forward pass; row_index (B,). No host synchronisation."""
         began = time.perf_counter()
         statistics = row_statistics(Heads(heads.logits.detach(), heads.gold, heads.candidates), self.confidence_type)
+        self._store(statistics, row_index, QA_COLUMNS)
+        self.seconds += time.perf_counter() - began
+
+    def _store(self, statistics: torch.Tensor, row_index: torch.Tensor, names: tuple[str, ...]) -> None:
         if self._values is None or self._seen is None:
             self._allocate(statistics.shape[1], statistics.device)
+            self._columns = names
         assert self._values is not None and self._seen is not None
         self._values.index_copy_(0, row_index, statistics)
         self._seen.index_fill_(0, row_index, True)
-        self.seconds += time.perf_counter() - began
 
     def _allocate(self, columns: int, device: torch.device | str) -> None:
         rows = len(self.row_to_example)
@@ -181,6 +228,13 @@ class CartographyCallback(TrainerCallback):
             raise UserError(f"{len(trainer.train_dataset):,} training rows, but ids for {len(self.row_to_example):,}")
         if trainer.label_smoother is not None:
             raise UserError("label_smoothing_factor hides the labels from the recorder; set it to 0")
+        for name in ("packing", "padding_free"):  # of TRL
+            if getattr(trainer.args, name, False):
+                raise UserError(f"{name} puts several examples into one row, which hides them from the recorder; set "
+                                "it to False")  # fmt: skip
+        if getattr(trainer.args, "shuffle_dataset", False):  # it has been, and the ids have not
+            raise UserError("shuffle_dataset has changed the order of the rows, so they have other ids; set it to "
+                            "False (every epoch is shuffled anyway)")  # fmt: skip
         columns = getattr(trainer.train_dataset, "column_names", None)
         if columns is None:
             trainer.train_dataset = _WithRowIndex(trainer.train_dataset)
@@ -243,6 +297,7 @@ class CartographyCallback(TrainerCallback):
                   for name, column in epoch.items()}
         if merged is not None:
             arrays["values"], arrays["seen"] = merged
+            arrays["columns"] = np.array(self._columns)
         with atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_FILE) as temporary:
             np.savez(temporary, identity=self._identity(), **arrays)  # type: ignore[arg-type]
 
@@ -278,7 +333,7 @@ class CartographyCallback(TrainerCallback):
         self._values = self._seen = None
         if merged is None:
             return
-        self._history.append(_average_rows(*merged, self.row_to_example, len(self.ids)))
+        self._history.append(_average_rows(*merged, self._columns, self.row_to_example, len(self.ids)))
         if state.is_world_process_zero:
             self._write_epoch(len(self._history))
 
@@ -295,6 +350,8 @@ class CartographyCallback(TrainerCallback):
     def _identity(self) -> str:
         digest = hashlib.blake2b("\x1e".join([self.confidence_type, *self.ids]).encode(), digest_size=8)
         digest.update(np.ascontiguousarray(self.row_to_example, dtype=np.int64).tobytes())
+        if self.label_positions is not None:
+            digest.update(self.label_positions.tobytes())
         return digest.hexdigest()
 
     def _restore(self, checkpoint: Path, device: torch.device) -> None:
@@ -316,6 +373,7 @@ class CartographyCallback(TrainerCallback):
                 self._history.append({key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)})
                 number += 1
             if "values" in saved:
+                self._columns = tuple(saved["columns"].tolist()) if "columns" in saved else QA_COLUMNS
                 # The first process takes it all; the others go on from nothing, and _merged joins them again.
                 if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
                     self._values = torch.from_numpy(saved["values"]).to(device)
@@ -352,14 +410,17 @@ class _KeepRowIndex:
 
 
 def _average_rows(
-    values: np.ndarray, seen: np.ndarray, row_to_example: np.ndarray, num_examples: int
+    values: np.ndarray, seen: np.ndarray, names: Sequence[str], row_to_example: np.ndarray, num_examples: int
 ) -> dict[str, np.ndarray]:
-    """One epoch per example from one epoch per row: means, except that every row must be right for ``correct``."""
+    """One epoch per example from one epoch per row: means, except that every row must be right for ``correct``.
+
+    names: those of the columns of ``values``, and maybe others behind them.
+    """
     rows = np.flatnonzero(seen & (row_to_example >= 0))
     example = row_to_example[rows]
     counts = np.bincount(example, minlength=num_examples)
     columns = {}
-    for name, column in zip(QA_COLUMNS, values[rows].T, strict=False):
+    for name, column in zip(names, values[rows].T, strict=False):
         total = np.bincount(example, weights=column.astype(np.float64), minlength=num_examples)
         if name == "correct":
             columns[name] = (counts > 0) & (total == counts)
