@@ -1,4 +1,5 @@
 # make demo                       install, then the whole pipeline on the built-in notes, into demo_output/
+# make demo-thoughts              chains of thought: a chat server, fine-tuning and evaluation, into thoughts_demo/
 # make map DATASET=my.jsonl       the same chain on your own data, into map_output/; for fewer than 15 examples
 #                                 CLUSTERING="--min_cluster_size 5"
 # make test, make test-slow       lint, types and tests; what needs several processes, kills or minutes
@@ -22,7 +23,7 @@ MODEL ?= tiny
 TASK ?= qa
 EPOCHS ?= 5
 
-.PHONY: demo map test test-slow check-python check-dataset
+.PHONY: demo demo-thoughts map test test-slow check-python check-dataset
 .PHONY: train predictions samples embeddings clusters integrated unified retrained planted
 
 demo: $(VENV)/installed
@@ -32,6 +33,9 @@ demo: $(VENV)/installed
 	@OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j2 $(SYNC) unified integrated retrained samples planted \
 		$(DEMO)
 	@$(PY) demos/summary.py demo_output
+
+demo-thoughts: $(VENV)/installed-serving
+	@$(PY) demos/chain_of_thought.py --output_dir thoughts_demo
 
 map: check-dataset $(VENV)/installed
 	@echo "--- training $(MODEL) on $(DATASET), and watching how it learns"
@@ -113,6 +117,11 @@ $(VENV)/installed: pyproject.toml constraints.txt | check-python
 	@$(PY) -c "import torch" 2>/dev/null || $(PIP) $(if $(TORCH_INDEX_URL),--index-url "$(TORCH_INDEX_URL)") $(TORCH)
 	@echo "--- installing the other packages (a minute or two)"
 	@$(PIP) -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-serving: $(VENV)/installed
+	@echo "--- installing what a chat server needs"
+	@$(PIP) -c constraints.txt -e ".[serving]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artifacts import check_same_dataset, recorded_split, recorded_task, stage, write_csv, write_json
+from artifacts import check_same_dataset, nulls_for_nan, recorded_split, recorded_task, stage, write_csv, write_json
 from flags import Parser, number, positive_int
 from helpers import Split, UserError, command_line
 from tasks import add_task_flags, task_of
@@ -43,9 +43,9 @@ logger = logging.getLogger(__name__)
 
 
 def samples(frame: pd.DataFrame, category: str, n: int, split: Split | None) -> list[dict]:
-    """The first ``n`` of ``get_examples_by_category`` as records: id, text, metrics. A missing metric is None.
+    """The first ``n`` of ``get_examples_by_category`` as records: id, texts, other columns of the data, metrics.
 
-    A column of the dataset whose name is that of a metric gets the prefix ``data_``.
+    A missing value is None. A column of the dataset whose name is that of a metric gets the prefix ``data_``.
     """
     import pandas as pd
 
@@ -56,8 +56,11 @@ def samples(frame: pd.DataFrame, category: str, n: int, split: Split | None) -> 
     texts: dict[str, list] = {}
     if split is not None:
         rows = {example: row for row, example in enumerate(split.ids)}
-        readable = split.task.readable(split.data.select([rows[example] for example in ids]))
-        texts = {f"data_{name}" if name in metrics else name: values for name, values in readable.items()}
+        chosen = split.data.select([rows[example] for example in ids])
+        columns = split.task.readable(chosen)
+        rest = [name for name in chosen.column_names if name not in ("id", *split.task.content_columns, *columns)]
+        columns |= {name: nulls_for_nan(chosen[name][:]) for name in rest}
+        texts = {f"data_{name}" if name in metrics else name: values for name, values in columns.items()}
     records = metrics.where(pd.notna(metrics), None).to_dict("records")
     return [
         {"id": example, **{name: values[row] for name, values in texts.items()}, **record}

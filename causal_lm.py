@@ -22,6 +22,8 @@ NEW_PAD = "<pad>"
 ADAPTER_CONFIG = "adapter_config.json"
 
 logger = logging.getLogger(__name__)
+# PEFT and TRL still read it by that name.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:

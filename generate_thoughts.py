@@ -81,7 +81,9 @@ SCHEMAS = {
 
 def thought_of(text: str, prompt: str) -> dict[str, Any] | None:
     found = parse_thought(text, prompt)
-    return None if found.label is None else {THOUGHT: found.thought, LABEL: found.label, "method": found.method}
+    if found.label is None or found.thought is None:
+        return None
+    return {THOUGHT: found.thought, LABEL: found.label, "method": found.method}
 
 
 READERS: dict[str, Callable[[str, str], dict[str, Any] | None]] = {

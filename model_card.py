@@ -80,7 +80,7 @@ def _settings(facts: Mapping[str, Any]) -> str:
                  f"on {', '.join(arguments['lora_target_modules'])}"),
         ("longest sequence", f"{arguments['max_length']:,} tokens"),
         ("rows per step", f"{arguments['effective_batch_size']:,} ({arguments['per_device_train_batch_size']} x "
-                          f"{arguments['num_processes']} processes x {arguments['gradient_accumulation_steps']} "
+                          f"{counted(arguments['num_processes'], 'process')} x {arguments['gradient_accumulation_steps']} "
                           "accumulated)"),
         ("learning rate", f"{arguments['learning_rate']:g}, {arguments['lr_scheduler_type']}, "
                           f"{arguments['warmup_steps']:g} warm-up steps"),

@@ -24,8 +24,8 @@ def load_prompt(path: str | Path, placeholders: Sequence[str]) -> string.Templat
     path = Path(path)
     wanted = " and ".join(f"${name}" for name in placeholders)
     try:
-        template = string.Template(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, IsADirectoryError):
+        template = string.Template(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         raise UserError(f"prompt {path}: no such file; expected a text with {wanted} in it") from None
     except UnicodeDecodeError as error:
         raise UserError(f"prompt {path}: not UTF-8 text; convert the file to UTF-8") from error

@@ -48,7 +48,7 @@ def build_parser(show_all: bool = False) -> Parser:
                        help="chains of thought: what generate_thoughts.py wrote, or a file; needed")
     group.add_argument("--reflections", metavar="PATH",
                        help="the repaired ones (default: none; only chains that came to the right label are used)")
-    group.add_argument("--prompt", metavar="FILE", help="what the model is asked, with $premise and $hypothesis "
+    group.add_argument("--prompt_file", metavar="FILE", help="what the model is asked, with $premise and $hypothesis "
                        f"(default: {TUNED.relative_to(TUNED.parents[2])})")
     group.add_argument("--max_length", type=positive_int, default=512, metavar="N",
                        help="longest prompt with its answer, in tokens; what is longer is cut, and reported")
@@ -130,7 +130,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--resume_from_checkpoint and --overwrite exclude each other")
     if getattr(args, "use_cpu", False):
         args.no_cuda = True
-    args.prompt = args.prompt or str(TUNED)
+    args.prompt_file = args.prompt_file or str(TUNED)
     args.filters = load_filter_config(args.filter_config) if args.filter_config else {}
     if args.filters:
         validate_config(args.filters)

@@ -54,7 +54,9 @@ class PairFormat:
         label = self.label_column or next((guess for guess in LABEL_GUESSES if guess in columns), "")
         absent = [name for name in (*texts, *([label] if label else [])) if name not in columns]
         if absent or len(texts) != 2:
-            trouble = f"no column {name_a_few(absent)}" if absent else "no columns with the usual names of a pair"
+            trouble = "no columns with the usual names of a pair"
+            if absent or texts:
+                trouble = f"no column {name_a_few(absent)}" if absent else f"{name_a_few(texts)} is no pair of texts"
             raise UserError(f"{source}: {trouble}; name them with --text_columns and --label_column: there is "
                             f"{', '.join(columns)}")  # fmt: skip
         return PairFormat(self.label_map, tuple(texts), label)
@@ -81,7 +83,7 @@ class PairFormat:
         raw = data[self.label_column][:]
         if names is not None:
             raw = [None if value is None or value < 0 else names[value] for value in raw]
-        texts = [None if value in NO_GOLD_LABEL else _text(value) for value in raw]
+        texts = [None if value in NO_GOLD_LABEL or value != value else _text(value) for value in raw]  # also NaN
         found = sorted({text for text in texts if text is not None})
         known = dict(self.label_map) or {str(label): label for label in LABELS}
         unknown = [text for text in found if text not in known]
@@ -96,7 +98,11 @@ class PairFormat:
 
 
 def _text(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    return _id(value).strip()
+
+
+def _id(value: Any) -> str:
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def load_pairs(
@@ -159,7 +165,7 @@ def _read_chains(
     path: str | Path, filename: str, made_by: str, thought: str, unfinished: bool
 ) -> list[dict[str, Any]]:
     inside = Path(path) / filename if Path(path).is_dir() else Path(path)
-    file = inside if unfinished else artifact_file(path, filename, made_by)
+    file = inside if unfinished and inside.exists() else artifact_file(path, filename, made_by)
     chains: dict[str, dict[str, Any]] = {}
     rows = read_rows(file)
     for number, row in enumerate(rows, 1):
@@ -167,6 +173,8 @@ def _read_chains(
         missing = [name for name in needed if name not in row]
         if missing:
             raise UserError(f"{file}, record {number}: no {name_a_few(missing)}; expected {', '.join(needed)}")
+        if row["id"] in (None, ""):
+            raise UserError(f"{file}, record {number}: id is {row['id']!r}; give every chain that of its pair")
         for name in ("premise", "hypothesis", thought):
             if not isinstance(row[name], str) or not row[name].strip():
                 raise UserError(f"{file}, record {number} (id {row['id']!r}): {name} is {row[name]!r:.40}, no text")
@@ -175,7 +183,7 @@ def _read_chains(
             if label is None and row[name] not in NO_GOLD_LABEL:
                 found = f"{name} is {row[name]!r:.40}"
                 raise UserError(f"{file}, record {number} (id {row['id']!r}): {found}, neither 0 nor 1")
-        key = _text(row["id"])
+        key = _id(row["id"])
         chains.pop(key, None)  # the last one counts, and stands where it stands
         chains[key] = {**row, "id": key, **labels}
     if not chains:

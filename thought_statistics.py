@@ -74,6 +74,7 @@ def write_lengths(directory: Path, chains: Sequence[Mapping[str, Any]], lengths:
     """``thought_lengths.csv`` (id, length, outcome), ``thought_accuracy_by_length.csv``, and ``thought_lengths.png``:
     how long right and wrong chains are, and how often chains of a length are right."""
     import pandas as pd
+    from matplotlib.ticker import MaxNLocator
 
     from plotting import new_figure, save_figure
 
@@ -85,6 +86,8 @@ def write_lengths(directory: Path, chains: Sequence[Mapping[str, Any]], lengths:
     figure, (left, right) = new_figure(9, 3.6, columns=2)
     _draw_distributions(left, each, unit)
     _draw_accuracy(right, table, unit)
+    for axis in (left, right):
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     counts = ", ".join(f"{outcomes.count(name):,} {name}" for name in OUTCOMES if name in outcomes)
     caption = f"{title}, n = {len(each):,} ({counts}); bars on the right: 95 % Wilson intervals"
     heading = "Length of the chains of thought, and how often they are right"
@@ -102,6 +105,7 @@ def _draw_distributions(axis: Axes, each: pd.DataFrame, unit: str) -> None:
                       label=f"{outcome} (n = {len(among):,}, median {np.median(among):.0f})")  # fmt: skip
     axis.set(xlabel=f"length of the chain ({unit})", ylabel="chains of the outcome (%)")
     axis.set_ylim(0, axis.get_ylim()[1] * 1.25)  # room for the legend
+    axis.set_yticks([tick for tick in axis.get_yticks() if tick <= 100])
     axis.legend(frameon=False, fontsize=8, loc="upper right")
 
 

@@ -1,8 +1,8 @@
 """Chains of thought as models write them: the JSON object with thought and label, read out of an answer.
 
 An answer is read as it comes: JSON and nothing else, or an object among other text (code fences, a list around it, an
-echo of the prompt, a second object, text after it). A label is never guessed: what is cut off, or holds another label
-than 0 or 1, or is broken and gives two different answers, has none.
+echo of the prompt, a second object, text after it). A label is never guessed: what is cut off, or broken, or holds
+another label than 0 or 1, is no answer, and where a broken object differs from the whole one behind it, none is.
 """
 
 from __future__ import annotations
@@ -22,14 +22,25 @@ METHODS = ("strict", "object", "none")
 CRITERIA = ("coherence", "correctness", "brevity")  # a judge's, each from 1 to 5
 SIDES = ("A", "B", "tie")  # which of two chains a judge finds better
 
-# A label that stands in what is no complete object.
-_MENTION = re.compile(rf'"{LABEL}"\s*:\s*("?)([^\s",}}\]]+)\1\s*(?=[,}}\]]|$)')
-_KEY = re.compile(rf'"(?:{THOUGHT}|{LABEL}|{IMPROVED})"\s*:')
+_ANY_THOUGHT = rf'"(?:{THOUGHT}|{IMPROVED})"\s*:\s*"'
+# An object that ends, whatever stands in its text: what json refuses of them are quotation marks within it, as a rule.
+# The thought is a text, as it is in no form of a prompt such as {"thought_process": <string>, "predicted_label": 1}.
+_BROKEN = re.compile(
+    rf'{_ANY_THOUGHT}(?:(?!{_ANY_THOUGHT}).)*?"{LABEL}"\s*:\s*"?([01])"?\s*(?:,[^{{}}]{{0,999}}+)?\}}'
+    rf'|"{LABEL}"\s*:\s*"?([01])"?\s*,\s*{_ANY_THOUGHT}(?:(?!"{LABEL}"\s*:).)*?"\s*\}}',
+    re.DOTALL,
+)
+_OPENING = re.compile(r'\{(?=\s*+"[^"\\]*+(?:\\.[^"\\]*+)*+"\s*+:)', re.DOTALL)  # an object's, up to its first key
+_INSTRUCTION = re.compile(r"[\s\ufeff]*+(?:<s>)?\s*+\[INST\]")  # what an echo of a prompt to Mistral begins with
+_STRETCH = 4096  # characters
 
 
 @dataclass(frozen=True)
 class Parsed:
-    """label: 0, 1, or None for no answer. method: how it was read, one of METHODS."""
+    """label: 0, 1, or None for no answer. thought: None without an answer, and where it is no text, or an empty one.
+
+    method: how the answer was read, one of METHODS.
+    """
 
     label: int | None
     thought: str | None
@@ -43,7 +54,8 @@ def parse_thought(text: str, prompt: str = "") -> Parsed:
     """The thought and the label in a model's answer, which is its new tokens only.
 
     prompt: what was asked; an object that stands in it is no answer. A text that begins with an instruction between
-    [INST] and [/INST] is read from behind it.
+    [INST] and [/INST] is read from behind it, and one in which a model thinks aloud from behind </think>. An answer
+    has both keys and the label 0 or 1.
     """
     found, method = read_answer(text, (THOUGHT, LABEL), _thought, prompt)
     return Parsed(found[1], found[0], method) if found else Parsed(None, None, method)
@@ -76,9 +88,9 @@ def as_label(value: Any) -> int | None:
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value in LABELS else None
 
 
-def _thought(found: Mapping[str, Any]) -> tuple[str, int] | None:
+def _thought(found: Mapping[str, Any]) -> tuple[str | None, int] | None:
     label = as_label(found[LABEL])
-    return (found[THOUGHT], label) if _is_text(found[THOUGHT]) and label is not None else None
+    return None if label is None else (found[THOUGHT] if _is_text(found[THOUGHT]) else None, label)
 
 
 def _reflection(found: Mapping[str, Any]) -> dict[str, Any] | None:
@@ -121,34 +133,40 @@ def read_answer(
     """What ``accept`` makes of the first object with ``keys`` that it takes (None: not an answer), and the method.
 
     ``strict``: the text is that object and nothing else. ``object``: the first complete one among other text that does
-    not stand in ``prompt``. ``none``: there is none, or a broken object beside it holds another label.
+    not stand in ``prompt``. ``none``: there is none, or a broken object before it holds another label.
     """
     echoed = [found for _, _, found in objects_in(prompt)] if prompt else []
     text = _behind_prompt(text, prompt)
-    found = _whole(text)
-    if isinstance(found, Mapping) and set(keys) <= found.keys() and found not in echoed:
-        answer = accept(found)
+    whole = _whole(text)
+    if isinstance(whole, Mapping) and set(keys) <= whole.keys() and whole not in echoed:
+        answer = accept(whole)
         return answer, "none" if answer is None else "strict"
-    text = text.rpartition("</think>")[2]  # what a model thinks aloud is no answer
-    answer, place = None, (0, 0)
-    covered: list[tuple[int, int]] = []
-    for start, end, found in objects_in(text, keys):
-        covered.append((start, end))
-        if answer is None and set(keys) <= found.keys() and found not in echoed:
-            answer, place = accept(found), (start, end)
-    if answer is None or _contradicted(text, covered, place, prompt):
-        return None, "none"
-    return answer, "object"
+    objects = [(start, end, found) for start, end, found in objects_in(text, keys) if set(keys) <= found.keys()]
+    spans = [(start, end) for start, end, _ in objects]
+    begin = _behind_thinking(text, spans)
+    for number, (start, _, found) in enumerate(objects):
+        if start < begin or found in echoed:
+            continue
+        answer = accept(found)
+        if answer is not None:
+            if LABEL in keys and not _labels_of_broken(text, begin, spans, number, prompt) <= {as_label(found[LABEL])}:
+                break
+            return answer, "object"
+    return None, "none"
 
 
 def objects_in(text: str, keys: Sequence[str] = ()) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """The complete JSON objects in a text as (start, end, object), from left to right.
 
     An object without ``keys`` may hold others, which come after it; nothing within one that has them all is looked at.
-    Line breaks within strings are taken; an object in which a key occurs twice counts as broken.
+    Line breaks within strings and NaN are taken; an object that gives a key two different values counts as broken.
+    Empty objects are left out.
     """
-    place = text.find("{")
-    while place >= 0:
+    passed, after = 0, 0  # characters that were cut off, and where to go on in the rest
+    while opening := _OPENING.search(text, after):
+        place = opening.start()
+        if place > _STRETCH:  # the json module counts the lines before every error: to the square of a long text
+            text, passed, place = text[place:], passed + place, 0
         after = place + 1
         try:
             found, end = _DECODER.raw_decode(text, place)
@@ -157,23 +175,22 @@ def objects_in(text: str, keys: Sequence[str] = ()) -> Iterator[tuple[int, int, 
         except RecursionError:  # nested without end: no answer, and to begin anew at every brace would take hours
             return
         else:
-            yield place, end, found
+            yield passed + place, passed + end, found
             if keys and set(keys) <= found.keys():
                 after = end
-        place = text.find("{", after)
 
 
 def _whole(text: str) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_without_repeats, parse_constant=_refuse)
+        return json.loads(text, object_pairs_hook=_object, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
-    if len(found) < len(pairs):  # json would keep the last
-        raise ValueError("a key occurs twice")
+    if len(found) < len(pairs) and any(found[key] != value for key, value in pairs):
+        raise ValueError("a key has two values")  # json would keep the last
     return found
 
 
@@ -181,40 +198,33 @@ def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON")
 
 
-_DECODER = json.JSONDecoder(object_pairs_hook=_without_repeats, parse_constant=_refuse, strict=False)
+_DECODER = json.JSONDecoder(object_pairs_hook=_object, strict=False)
 
 
 def _behind_prompt(text: str, prompt: str) -> str:
     """``text`` without an echo of the prompt before it."""
     if prompt and text.lstrip().startswith(prompt.strip()):
         return text.lstrip()[len(prompt.strip()) :]
-    if re.match(r"\s*(<s>)?\s*\[INST\]", text):
-        return text.partition("[/INST]")[2]
-    return text
+    return text.partition("[/INST]")[2] if _INSTRUCTION.match(text) else text
 
 
-def _contradicted(text: str, covered: Sequence[tuple[int, int]], place: tuple[int, int], prompt: str) -> bool:
-    """Whether what is no complete object holds another label than the object at ``place``, and may be the answer.
-
-    A broken object before it may be; one behind it only where the object lies within one that began before.
-    """
-    echo = {line.strip() for line in prompt.splitlines()}
-    before: list[str] = []
-    behind: list[str] = []
-    for start, end in _gaps(covered, len(text)):
-        rest = "\n".join(line for line in text[start:end].split("\n") if line.strip() not in echo)
-        (before if end <= place[0] else behind).append(rest)
-    begun = any(_KEY.search(rest) for rest in before)
-    labels = {found.group(2) for rest in before + behind * begun for found in _MENTION.finditer(rest)}
-    own = _MENTION.search(text, *place)
-    return bool(own) and bool(labels - {own.group(2) if own else ""})
+def _behind_thinking(text: str, spans: Sequence[tuple[int, int]]) -> int:
+    """Where a model has ended to think aloud; what stands within an object is said by its thought."""
+    end = text.rfind("</think>")
+    for start, behind in reversed(spans):
+        if start < end < behind:
+            end = text.rfind("</think>", 0, start)
+    if end < 0:
+        return len(text) if text.lstrip().startswith("<think>") else 0
+    return end
 
 
-def _gaps(covered: Sequence[tuple[int, int]], length: int) -> Iterator[tuple[int, int]]:
-    position = 0
-    for start, end in covered:
-        if start > position:
-            yield position, start
-        position = max(position, end)
-    if position < length:
-        yield position, length
+def _labels_of_broken(
+    text: str, begin: int, spans: Sequence[tuple[int, int]], number: int, prompt: str
+) -> set[int]:
+    """The labels of broken objects before the one at ``spans[number]``, and of one around it."""
+    starts = [begin, *(max(begin, end) for _, end in spans[:number])]
+    parts = [text[start:end] for start, (end, _) in zip(starts, spans[: number + 1], strict=True)]
+    parts[-1] += "\n" + text[spans[number][1] :].partition("{")[0]
+    found = (match for part in parts for match in _BROKEN.finditer(part) if match.group() not in prompt)
+    return {int(match.group(1) or match.group(2)) for match in found}

@@ -187,7 +187,7 @@ def checkpoint_of(args: argparse.Namespace, split: Split) -> str | None:
 
 
 def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:
-    inputs = {"thoughts": args.thoughts, "reflections": args.reflections, "prompt": args.prompt,
+    inputs = {"thoughts": args.thoughts, "reflections": args.reflections, "prompt": args.prompt_file,
               "model": args.model if Path(args.model).is_dir() else None}  # fmt: skip
     for place, each in enumerate(validate_config(args.filters) if args.filters else ()):
         for setting in ("metrics_path", "cluster_path", "predictions_path"):
@@ -230,6 +230,8 @@ def train(
 
 def plot_training(path: Path, log: pd.DataFrame, title: str, caption: str) -> None:
     """Loss, token accuracy, learning rate, and what was generated, against the step; without points no panel."""
+    from matplotlib.ticker import MaxNLocator
+
     from plotting import new_figure, save_figure
     from slices import COLORS
 
@@ -255,6 +257,7 @@ def plot_training(path: Path, log: pd.DataFrame, title: str, caption: str) -> No
         if "(share)" in label:
             axis.set_ylim(-0.03, 1.03)
         axis.set_xlim(left=0)
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel("step", fontsize=8)
         axis.set_ylabel(label, fontsize=8)
         axis.tick_params(labelsize=7)
@@ -308,9 +311,9 @@ def write_inputs(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], pa
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    template = load_prompt(args.prompt, PAIR)
+    template = load_prompt(args.prompt_file, PAIR)
     check_writable(args.output_dir)
-    sources = [args.thoughts, *([args.reflections] if args.reflections else []), args.prompt]
+    sources = [args.thoughts, *([args.reflections] if args.reflections else []), args.prompt_file]
     check_not_read(args.output_dir, *sources, *([args.model] if Path(args.model).is_dir() else []))
     if args.enable_cartography:
         check_writable(args.cartography_output_dir)

@@ -18,6 +18,7 @@ from conftest import REPOSITORY
 from packaging.requirements import Requirement
 
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+CHAINS = README[README.index("## Chains of thought") : README.index("## From Python")]
 HUB_DATASET, HUB_MODEL = "Eladio/emrqa-msquad", "google/electra-small-discriminator"
 LAUNCHERS = ("-m torch.distributed.run ", "launch --multi_gpu ")  # of two processes
 # These need a fresh clone or minutes: .ci/run goes through them, and below it is checked that make knows the targets.
@@ -26,19 +27,23 @@ NOT_RUN_HERE = (
     r"python3 -m venv \.venv",
     r"\. \.venv/bin/activate",
     r"pip install -c constraints\.txt -e \.",
-    r"make (demo|test|test-slow)",
+    r"make (demo|demo-thoughts|test|test-slow)",
+    r"export OPENAI_API_KEY=YOUR_KEY",
     r"make map DATASET=my\.jsonl( [A-Z]+=\S+)*",
 )
 SMALL = {
     "run.py": ["--no_cuda", "--max_length", "128", "--per_device_train_batch_size", "8"],
     "extract_embeddings.py": ["--no_cuda"],
     "cluster_analysis.py": ["--min_cluster_size", "2", "--min_samples", "1", "--visualization_method", "pca"],
+    "train_sft.py": ["--no_cuda", "--max_steps", "3", "--warmup_steps", "1", "--effective_batch_size", "4",
+                     "--eval_samples", "2", "--max_new_tokens", "8"],
+    "evaluate_thoughts.py": ["--no_cuda", "--max_new_tokens", "8"],
 }
 
 
-def blocks() -> list[tuple[str, str]]:
+def blocks(text: str = README) -> list[tuple[str, str]]:
     """(language, text) of every fenced block, in order."""
-    return re.findall(r"^```(\w*)\n(.*?)^```$", README, flags=re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
 def commands(block: str) -> list[str]:
@@ -113,7 +118,7 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_pat
     (tmp_path / "example_configs").symlink_to(REPOSITORY / "example_configs")
     trainer, ids = small_trainer(tmp_path / "other")
     names = {"trainer": trainer, "ids": ids}
-    for language, text in blocks():
+    for language, text in blocks(README.replace(CHAINS, "")):
         if language == "bash":
             for command in commands(text):
                 run_command(command, qa_dir, tiny_model, reviews)
@@ -141,6 +146,50 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_pat
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]
     assert len(names["train_df"]) == 24 and "variability" in names["train_df"]  # type: ignore[operator,arg-type]
     assert 0 < len(names["hard_ids"]) <= 24 and 0 < len(names["filtered"]) <= 24  # type: ignore[arg-type]
+
+
+def chat_answer(request: dict) -> str:
+    """What each of our prompts asks for; to every pair that it follows."""
+    prompt = request["messages"][-1]["content"]
+    if "<thought_a>" in prompt:
+        return json.dumps({"reason": "both are", "better": "tie"})
+    if "<thought>" in prompt:
+        return json.dumps({name: {"reason": "it is", "score": 3} for name in ("coherence", "correctness", "brevity")})
+    chain = "Step 1: a. Step 2: b. Step 3: c."
+    if "<true_label>" in prompt:
+        return json.dumps({"error_analysis": "step 2", "improved_thought_process": chain, "predicted_label": 0})
+    return json.dumps({"thought_process": chain, "predicted_label": 1})
+
+
+def test_the_chains_of_thought_run_from_top_to_bottom(tmp_path, monkeypatch, one_thread):
+    from chat_server import chat_server
+    from tiny_mistral import save_model
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "example_configs").symlink_to(REPOSITORY / "example_configs")
+    chain = {"id": 1, "premise": "p", "hypothesis": "h", "thought_process": "t", "predicted_label": 1, "true_label": 0}
+    (tmp_path / "my_thoughts.jsonl").write_text(json.dumps(chain) + "\n", encoding="utf-8")
+    save_model(tmp_path / "model")
+    with chat_server(chat_answer) as server:
+        local = {"https://api.mistral.ai/v1": server.url, "nyu-mll/glue:mnli": "demo:nli",
+                 "validation_matched": "validation", "2000": "24"}  # fmt: skip
+        for language, text in blocks(CHAINS):
+            assert language == "bash"
+            for command in commands(text):
+                if any(re.fullmatch(pattern, command) for pattern in NOT_RUN_HERE):
+                    continue
+                script, *words = shlex.split(command)[1:]
+                words = [local.get(word, word) for word in words] + SMALL.get(script, [])
+                words += ["--model", "model"] if script == "train_sft.py" else []
+                words += ["--max_samples", "4"] if script == "evaluate_thoughts.py" and "--dataset" in words else []
+                print(f"\n$ {command}")
+                load_script(script).main(words)
+    for artifact in ("thoughts_output/reflections.jsonl", "thoughts_output/score_report.json", "sft_output/README.md",
+                     "my_statistics/thought_lengths.png", "sft_map/cartography_map.png",
+                     "sft_analysis/label_analysis.csv", "thoughts_evaluation/metrics.json"):  # fmt: skip
+        assert (tmp_path / artifact).exists(), artifact
+    [hardest, *_] = json.loads((tmp_path / "sft_analysis" / "hard_samples.json").read_text(encoding="utf-8"))
+    assert hardest["thought_process"].startswith("Step 1") and 0 <= hardest["label_confidence"] <= 1
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def thoughts(tmp_path_factory):
 
 def arguments(thoughts, model, out, *extra):
     return [str(argument) for argument in (
-        "--thoughts", thoughts, "--reflections", thoughts, "--prompt", thoughts / "short.txt", "--model", model,
+        "--thoughts", thoughts, "--reflections", thoughts, "--prompt_file", thoughts / "short.txt", "--model", model,
         "--quantization", "none", "--no_cuda", "--per_device_train_batch_size", "4", "--effective_batch_size", "8",
         "--learning_rate", "5e-3", "--warmup_steps", "2", "--logging_steps", "1", "--max_new_tokens", "8",
         "--eval_generate_steps", "3", "--output_dir", out, *extra,
@@ -423,11 +423,11 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_is_written(
 
 def test_missing_inputs_are_named(thoughts, model_dir, tmp_path, refused):
     assert "--thoughts is missing" in refused(train_sft.main, "--model", model_dir)
-    gone = arguments(tmp_path / "gone", model_dir, tmp_path / "out", "--prompt", thoughts / "short.txt")
+    gone = arguments(tmp_path / "gone", model_dir, tmp_path / "out", "--prompt_file", thoughts / "short.txt")
     assert "gone" in refused(train_sft.main, *gone)
     (tmp_path / "prompt.txt").write_text("$premise only")
     assert "$hypothesis" in refused(
-        train_sft.main, *arguments(thoughts, model_dir, tmp_path / "out", "--prompt", tmp_path / "prompt.txt")
+        train_sft.main, *arguments(thoughts, model_dir, tmp_path / "out", "--prompt_file", tmp_path / "prompt.txt")
     )
     assert "holds" in refused(train_sft.main, *arguments(thoughts, model_dir, thoughts))  # would remove what it reads
 
@@ -455,7 +455,7 @@ def test_an_unfinished_run_is_neither_deleted_nor_resumed_unasked(thoughts, mode
     )
     (thoughts / "long.txt").write_text("Is it so? $premise $hypothesis")
     assert "another prompt" in refused(
-        train_sft.main, *argv, "--prompt", thoughts / "long.txt", "--resume_from_checkpoint"
+        train_sft.main, *argv, "--prompt_file", thoughts / "long.txt", "--resume_from_checkpoint"
     )
     train_sft.main([*argv, "--overwrite"])
     assert len(log_of(tmp_path / "out")) == 4
