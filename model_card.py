@@ -79,9 +79,9 @@ def _settings(facts: Mapping[str, Any]) -> str:
         ("LoRA", f"r {arguments['lora_r']}, alpha {arguments['lora_alpha']}, dropout {arguments['lora_dropout']:g}, "
                  f"on {', '.join(arguments['lora_target_modules'])}"),
         ("longest sequence", f"{arguments['max_length']:,} tokens"),
-        ("rows per step", f"{arguments['effective_batch_size']:,} ({arguments['per_device_train_batch_size']} x "
-                          f"{counted(arguments['num_processes'], 'process')} x {arguments['gradient_accumulation_steps']} "
-                          "accumulated)"),
+        ("rows per step", f"{arguments['effective_batch_size']:,} (rows at once x processes x accumulated: "
+                          f"{arguments['per_device_train_batch_size']} x {arguments['num_processes']} x "
+                          f"{arguments['gradient_accumulation_steps']})"),
         ("learning rate", f"{arguments['learning_rate']:g}, {arguments['lr_scheduler_type']}, "
                           f"{arguments['warmup_steps']:g} warm-up steps"),
         ("epochs", f"{facts['training']['epoch']:g}"),

@@ -42,7 +42,7 @@ def logits(model, tokenizer, text=TEXT):
 
 def test_the_pad_token_is_never_eos(tmp_path):
     texts = toy_texts()
-    cases = {"unk": {}, "own": {"pad_token": "<s>"}, "eos": {"pad_token": "</s>"}, "none": {"unk_token": None}}
+    cases: dict[str, dict[str, str | None]] = {"unk": {}, "own": {"pad_token": "<s>"}, "eos": {"pad_token": "</s>"}, "none": {"unk_token": None}}
     found = {}
     for name, changes in cases.items():
         tokenizer = tiny_tokenizer(texts)
@@ -82,7 +82,7 @@ def test_whole_on_the_cpu_is_float32_and_in_4_bit_nf4_twice_quantised(model_dir)
     exact, rough = logits(whole, tokenizer), logits(small, tokenizer)
     assert not torch.equal(exact, rough)
     torch.manual_seed(9)
-    other = logits(type(whole)(whole.config).eval(), tokenizer)
+    other = logits(type(whole)(whole.config).eval(), tokenizer)  # type: ignore[call-arg]
     near, far = (np.corrcoef(exact.flatten(), each.flatten())[0, 1] for each in (rough, other))
     assert near > 0.75 and abs(far) < 0.3
 

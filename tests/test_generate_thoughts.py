@@ -371,11 +371,10 @@ def test_a_thousand_pairs_with_faults_and_three_kills(tmp_path):
         for goal in (150, 400, 700):
             client = start(server.url)
             while len(finished()) < goal:
-                assert client.poll() is None, client.stdout.read()
+                assert client.poll() is None, client.communicate()[0]
                 time.sleep(0.05)
             client.kill()
-            client.wait()
-            said.append(client.stdout.read())
+            said.append(client.communicate()[0])
             before.append((len(seen), finished()))
         client = start(server.url)
         said.append(client.communicate(timeout=300)[0])

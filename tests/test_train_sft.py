@@ -104,7 +104,7 @@ def test_the_adapter_can_be_put_on_and_answers_as_it_did(whole_run, model_dir):
     answers = jsonl(whole_run / "eval_generate.jsonl")
     template = load_prompt(whole_run / "prompt.txt", PAIR)
     prompts = [model_prompt(tokenizer, template, row["premise"], row["hypothesis"]) for row in answers]
-    texts = {}
+    texts: dict[int, str] = {}
     for places, found in generate(model, tokenizer, prompts, batch_size=4, max_new_tokens=8):
         texts |= dict(zip(places, (one.text for one in found), strict=True))
     assert [texts[place] for place in range(len(answers))] == [row["output"] for row in answers]
@@ -158,7 +158,7 @@ def test_the_model_card_of_a_hub_model_names_it():
         "evaluated_on": None, "answered_in_training": 0, "resumed_from_step": 40, "versions": {"trl": "1"},
         "device": "a GPU",
     }))  # fmt: skip
-    assert card.data.base_model == "mistralai/Mistral-7B-v0.3"
+    assert card.data.to_dict()["base_model"] == "mistralai/Mistral-7B-v0.3"
     assert "No pairs were answered" in card.text and "| training loss | not measured |" in card.text
     assert "12 of 1,000 rows trained on (1.2 %) were cut" in card.text and "resumed at step 40" in card.text
 
@@ -248,7 +248,7 @@ def test_the_sample_set_round_trips_with_one_bos_and_one_eos():
         assert tokens.count(1) == tokens.count(2) == 1
         read = parse_thought(tokenizer.decode(tokens[first:-1]))
         assert (read.label, read.method) == (row["label"], "strict")
-        assert read.thought.split() == row["thought_process"].split()
+        assert read.thought is not None and read.thought.split() == row["thought_process"].split()
 
 
 # --- cut rows, hold-out, filters ----------------------------------------------------------------------------------
