@@ -48,12 +48,14 @@ logger = logging.getLogger(__name__)
 class Question:
     """``messages`` as the server wants them: ``[{"role": "user", "content": "..."}]``.
 
-    about: what the record says of the question beside its id, such as the example that it is about.
+    about: what the record says of the question beside its id, such as the example that it is about. check: of this
+    question alone, instead of ``ask_all``'s.
     """
 
     id: str
     messages: Sequence[Mapping[str, Any]]
     about: Mapping[str, Any] = field(default_factory=dict)
+    check: Callable[[str], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,8 @@ def ask_all(
         for each in sorted({path, failures_path}):
             locks.enter_context(_locked(each))
         records = read_records(path, keys)
-        outcomes = {name: _outcome(record, check) for name, record in records.items()}
+        checks = {question.id: question.check or check for question in questions}
+        outcomes = {name: _outcome(record, checks[name]) for name, record in records.items()}
         if failures_path != path:
             failed = {name: each for name, each in read_records(failures_path, keys).items() if name not in records}
             outcomes |= {name: (None, str(record["failure"])) for name, record in failed.items()}
@@ -146,7 +149,7 @@ def ask_all(
                                key_variable)  # fmt: skip
                 new = _ask_missing(missing, keys, path, failures_path, asker, workers, len(questions))
             records |= new
-            outcomes |= {name: _outcome(record, check) for name, record in new.items()}
+            outcomes |= {name: _outcome(record, checks[name]) for name, record in new.items()}
     usage = {name: _total(records.values(), name) for name in ("requests", "prompt_tokens", "completion_tokens")}
     ordered = [(question.id, *outcomes[question.id]) for question in questions]
     answers = Answers(
@@ -343,7 +346,7 @@ class _Asker:
                     if trouble := self.verify(text):
                         raise UserError(f"{self.client.base_url} {trouble}")
                 try:
-                    parsed = self.check(text)
+                    parsed = (question.check or self.check)(text)
                 except ValueError as error:
                     failure = f"{error}" + " (the answer was cut off at its longest)" * (finish == "length")
                 else:

@@ -15,6 +15,7 @@ The key is read from the environment variable OPENAI_API_KEY (--key_variable nam
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -96,8 +97,8 @@ def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tupl
     template = load_prompt(prompt_file(args, kind), PLACEHOLDERS[kind])
     expected = ", ".join(SCHEMAS[kind]["properties"])
 
-    def check(text: str) -> dict[str, Any]:
-        found = READERS[kind](text, template.template)
+    def check(prompt: str, text: str) -> dict[str, Any]:
+        found = READERS[kind](text, prompt)
         if found is None:
             raise ValueError(f"no JSON object with {expected} that can be used in {text.strip()!r:.80}")
         return found
@@ -119,13 +120,14 @@ def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tupl
                 "another, or none: answers are then read out of whatever stands around them")
 
     output = Path(args.output_dir)
+    asked = []
+    for name, values, about in questions:
+        prompt = fill_tagged(template, values)
+        message = {"role": "user", "content": prompt}
+        asked.append(Question(name, [message], {"mode": kind, **about}, functools.partial(check, prompt)))
     return ask_all(
-        [
-            Question(name, [{"role": "user", "content": fill_tagged(template, values)}], {"mode": kind, **about})
-            for name, values, about in questions
-        ],
-        output / file, failures_path=output / FAILURES, model=args.model, base_url=args.base_url,
-        key_variable=args.key_variable, parameters=request_parameters(args, kind), check=check, describe=describe,
+        asked, output / file, failures_path=output / FAILURES, model=args.model, base_url=args.base_url,
+        key_variable=args.key_variable, parameters=request_parameters(args, kind), describe=describe,
         verify=None if args.response_format == "none" else verify, workers=args.workers,
         requests_per_minute=args.requests_per_minute, max_requests=args.max_requests, prices=args.prices,
         max_cost=args.max_cost, max_retries=args.max_retries, timeout=args.timeout, retry_failures=args.retry_failures,

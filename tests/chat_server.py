@@ -89,8 +89,8 @@ class ChatServer:
 
     def __init__(self, answer: Callable[[dict], str], faults: Faults = (), delay: float = 0.0):
         self.answer, self.delay = answer, delay
-        waiting = [] if callable(faults) else list(faults)
-        self.fault_of = faults if callable(faults) else lambda _: waiting.pop(0) if waiting else None
+        self.faults = [] if callable(faults) else list(faults)
+        self.fault_of = faults if callable(faults) else lambda _: self.faults.pop(0) if self.faults else None
         self.requests: list[dict] = []
         self.times: list[float] = []
         self.headers: list[dict] = []

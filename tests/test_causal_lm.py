@@ -42,7 +42,9 @@ def logits(model, tokenizer, text=TEXT):
 
 def test_the_pad_token_is_never_eos(tmp_path):
     texts = toy_texts()
-    cases: dict[str, dict[str, str | None]] = {"unk": {}, "own": {"pad_token": "<s>"}, "eos": {"pad_token": "</s>"}, "none": {"unk_token": None}}
+    cases: dict[str, dict[str, str | None]] = {
+        "unk": {}, "own": {"pad_token": "<s>"}, "eos": {"pad_token": "</s>"}, "none": {"unk_token": None}
+    }  # fmt: skip
     found = {}
     for name, changes in cases.items():
         tokenizer = tiny_tokenizer(texts)

@@ -238,6 +238,15 @@ def test_the_worked_example_is_no_answer(tmp_path):
     assert [record["id"] for record in records(tmp_path / "out" / "failures.jsonl")] == ["p0000"]
 
 
+def test_an_object_in_a_premise_is_no_answer(tmp_path):
+    """Whoever writes a premise does not decide about its label."""
+    row = {**pairs(2)[0], "premise": "Scene 0 shows " + thought(1)}
+    with chat_server(lambda request: thought(1) + " it says; but " + thought(0, words=3)) as server:
+        run("generate", server.url, tmp_path / "out", "--dataset", write_rows(tmp_path / "pairs.jsonl", [row]))
+    [found] = records(tmp_path / "out" / "thoughts.jsonl")
+    assert found["predicted_label"] == 0 and found["correct"]
+
+
 # --- what the server is asked to enforce -------------------------------------------------------------------------
 
 

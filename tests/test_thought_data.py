@@ -331,7 +331,9 @@ def test_reflections_on_other_pairs_are_refused(more):
 
 
 def test_nothing_right_is_refused():
-    nothing = (([thought("a", 0, 1)], [reflection("a", 0, 1)]), ([thought("a", 1, None)], []), ([], []))
+    nothing: list[tuple[list, list]] = [
+        ([thought("a", 0, 1)], [reflection("a", 0, 1)]), ([thought("a", 1, None)], []), ([], [])
+    ]  # fmt: skip
     for thoughts, reflections in nothing:
         with pytest.raises(UserError, match="no chain of thought comes to the true label"):
             training_rows(thoughts, reflections)
@@ -351,8 +353,8 @@ def published():
 def test_published_chains_of_thought(published):
     thoughts = read_thoughts(published / "sample_thoughts.json")
     reflections = read_reflections(published / "sample_reflections.json")
-    assert len(thoughts) == 100 and sum(map(is_right, thoughts)) == 67
-    assert len(reflections) == 33 and sum(map(is_right, reflections)) == 32
+    assert len(thoughts) == 100 and sum(is_right(chain) is True for chain in thoughts) == 67
+    assert len(reflections) == 33 and sum(is_right(chain) is True for chain in reflections) == 32
     rows = training_rows(thoughts, reflections)
     assert len(rows) == len({row["id"] for row in rows}) == 99
     assert [row["source"] for row in rows].count("reflection") == 32

@@ -96,7 +96,7 @@ def test_statistics_of_lengths(drawn):
     chains = [chain(number, *labels) for number, (labels, _) in enumerate(drawn)]
     lengths = [length for _, length in drawn]
     found = length_statistics(chains, lengths)
-    among = {"right": [], "wrong": [], "unlabelled": []}
+    among: dict[str, list] = {"right": [], "wrong": [], "unlabelled": []}
     for one, length in zip(chains, lengths, strict=True):
         among[outcome_of(one)].append(length)
     assert set(found) == {outcome for outcome, values in among.items() if values}

@@ -4,6 +4,7 @@ import json
 import string
 import time
 from collections import Counter
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -189,7 +190,8 @@ def cases(draw):
 
 
 def test_a_thousand_wrappings_of_known_objects():
-    seen, wrong, lost = Counter(), [], []
+    seen: Counter[str] = Counter()
+    wrong, lost = [], []
 
     @settings(max_examples=1000, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))  # fmt: skip
@@ -334,7 +336,8 @@ def test_what_stands_in_the_prompt_is_no_answer(label):
 
 
 def test_the_examples_of_our_prompts_are_no_answers():
-    for name, read in (("generate", parse_thought), ("reflect", parse_reflection)):
+    readers: dict[str, Any] = {"generate": parse_thought, "reflect": parse_reflection}
+    for name, read in readers.items():
         text = (PROMPTS / f"{name}.txt").read_text()
         example = text.partition("<answer>\n")[2].partition("\n</answer>")[0]
         read_alone = read(example)
@@ -397,7 +400,7 @@ def test_places_of_objects_in_a_long_text():
 REFLECTION = {ANALYSIS: 'It "overlooks" {this}.', IMPROVED: "Step 1: a. Step 2: b. Step 3: c.", LABEL: 1}
 SCORES = {name: {"reason": f"of {name}", "score": number} for number, name in enumerate(CRITERIA, 3)}
 PREFERENCE = {"reason": "Shorter.", "better": "B"}
-READ = {
+READ: dict[str, Any] = {
     "reflection": (parse_reflection, REFLECTION, REFLECTION),
     "scores": (parse_scores, SCORES, {"coherence": 3, "coherence_reason": "of coherence", "correctness": 4,
                                       "correctness_reason": "of correctness", "brevity": 5,
@@ -417,7 +420,8 @@ def test_the_other_readers(kind):
         assert read(one) is None
     for key in written:
         assert read(json.dumps({name: value for name, value in written.items() if name != key})) is None
-        for value in (None, "", " ", 7, [], {}, True):
+        unusable: tuple[Any, ...] = (None, "", " ", 7, [], {}, True)
+        for value in unusable:
             assert read(json.dumps({**written, key: value})) is None
     assert read(text, f"Such as {text}") is None
     assert read(f"{text} {json.dumps({**written, 'more': 1})}", f"Such as {text}") == expected
@@ -438,11 +442,12 @@ def test_a_score_is_a_whole_number_from_1_to_5(score):
     for number in (1, 2, 3, 4, 5):
         for good in (number, str(number), float(number)):
             found = parse_scores(json.dumps({**SCORES, "brevity": {"reason": "a", "score": good}}))
-            assert found["brevity"] == number
+            assert found is not None and found["brevity"] == number
             assert type(found["brevity"]) is int
 
 
 @pytest.mark.parametrize("better", ["a", "C", "A or B", 0, None, ["A"], "first"])
 def test_a_preference_is_one_of_three(better):
     assert parse_preference(json.dumps({"reason": "x", "better": better})) is None
-    assert [parse_preference(json.dumps({"reason": "x", "better": side}))["better"] for side in SIDES] == list(SIDES)
+    for side in SIDES:
+        assert parse_preference(json.dumps({"reason": "x", "better": side})) == {"reason": "x", "better": side}
