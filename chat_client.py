@@ -34,6 +34,7 @@ NO_KEY = "none"  # sent where there is no key: the library insists on one, a loc
 SECRET_LENGTH = 8  # characters from which on a key is a secret, not a stand-in such as "none" that texts may hold
 
 FIRST_DELAY, LONGEST_DELAY = 2.0, 60.0  # seconds before the first retry; it doubles with each further one
+STATUS_SECONDS = 30.0  # between two status lines where there is no bar
 FIRST_ANSWERS = 5  # of a call, which ``verify`` looks at
 LONGEST_WAIT = 600.0  # seconds that a server may ask to be left alone before the run ends instead
 RETRIED = (408, 409, 429)  # and all from 500 on
@@ -266,12 +267,12 @@ def _ask_missing(
     from tqdm.auto import tqdm
 
     new: dict[str, dict[str, Any]] = {}
-    failed, tokens, turn, gate = 0, 0, threading.Lock(), asker.gate
+    failed, tokens, told, turn, gate = 0, 0, time.monotonic(), threading.Lock(), asker.gate
     bar = tqdm(total=total, initial=total - len(questions), desc=f"asking {asker.model}", unit="answer", disable=None)
     with bar, path.open("ab") as file, failures_path.open("ab") as failures_file:
 
         def act(question: Question) -> None:
-            nonlocal failed, tokens
+            nonlocal failed, tokens, told
             record = asker.ask(question, keys[question.id])
             line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
             with turn:
@@ -284,6 +285,11 @@ def _ask_missing(
                 bar.update()
                 shown = {} if gate.prices is None else {"cost": f"{gate.spent:.4f}"}
                 bar.set_postfix(failed=failed, requests=gate.sent, tokens=tokens, **shown, refresh=False)
+                if bar.disable and time.monotonic() - told > STATUS_SECONDS:
+                    told = time.monotonic()
+                    parts = {"failed": failed, "requests": gate.sent, "tokens": tokens, **shown}
+                    logger.info(f"{total - len(questions) + len(new):,} of {total:,} answers are there; "
+                                + ", ".join(f"{name} {value}" for name, value in parts.items()))  # fmt: skip
 
         try:
             in_threads(act, questions, min(workers, len(questions)), gate)

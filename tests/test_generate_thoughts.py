@@ -298,6 +298,14 @@ def test_the_cost_stays_within_the_budget_and_the_same_command_goes_on(dataset, 
     assert load(tmp_path / "usage.json")["generate"]["cost"] == pytest.approx(COUNT * 7e-6)
 
 
+def test_progress_is_told_where_there_is_no_bar(dataset, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(chat_client, "STATUS_SECONDS", 0.0)
+    caplog.set_level("INFO")
+    with chat_server(answer) as server:
+        run("generate", server.url, tmp_path, "--dataset", dataset, "--input_price", 1, "--output_price", 2)
+    assert "30 of 30 answers are there; failed 0, requests 30, tokens 150, cost 0.0002" in caplog.text
+
+
 def test_a_budget_of_money_needs_a_server_that_counts(dataset, tmp_path, refused):
     def uncounted(handler):
         whole = json.loads(completion(thought(1)))
