@@ -249,6 +249,17 @@ class LSTMModel(LSTMPreTrainedModel):
         return BaseModelOutput(last_hidden_state=output)
 
 
+def computes_in_bfloat16() -> bool:
+    """Whether this CPU can run an LSTM under bfloat16 autocast: without instructions for it, the kernel refuses."""
+    small = nn.LSTM(8, 8, batch_first=True)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            small(torch.zeros(1, 1, 8))
+    except RuntimeError:
+        return False
+    return True
+
+
 class LSTMForSequenceClassification(LSTMPreTrainedModel):
     """``LSTMModel`` and a hidden layer over its vector at [CLS] and its highest values over either text."""
 

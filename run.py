@@ -253,6 +253,14 @@ def evaluate_model(
         )  # fmt: skip
 
 
+def _check_bfloat16(model: PreTrainedModel, arguments: TrainingArguments) -> None:
+    from lstm_model import LSTMConfig, computes_in_bfloat16
+
+    on_cpu = arguments.device.type == "cpu"
+    if arguments.bf16 and on_cpu and isinstance(model.config, LSTMConfig) and not computes_in_bfloat16():
+        raise UserError("--bf16: this CPU cannot run an LSTM in bfloat16; leave --bf16 out, or use a GPU")
+
+
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
@@ -283,6 +291,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_seed(args.seed)
     sizes = {size: getattr(args, size) for size in SIZES}
     model, tokenizer = load_model(args.model, task, loaded, args.max_length, sizes)
+    _check_bfloat16(model, arguments)
     for split in [*([train] if train else []), *splits]:
         split.data = split.task.match_labels(split.data, model.config, f"{args.dataset} [{split.split}]")
     args.max_length = usable_length(args.max_length, model, tokenizer)

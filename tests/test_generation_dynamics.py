@@ -37,7 +37,7 @@ def thoughts(tmp_path_factory):
 
 def arguments(thoughts, model, out, *extra):
     return [
-        "--thoughts", thoughts, "--reflections", thoughts, "--prompt", thoughts / "short.txt", "--model", model,
+        "--thoughts", thoughts, "--reflections", thoughts, "--prompt_file", thoughts / "short.txt", "--model", model,
         "--quantization", "none", "--no_cuda",
         "--lora_dropout", "0", "--max_length", MAX_LENGTH, "--num_train_epochs", "3", "--warmup_steps", "1",
         "--per_device_train_batch_size", "3", "--effective_batch_size", "6", "--eval_fraction", "0.1",

@@ -237,7 +237,7 @@ def test_the_sample_set_round_trips_with_one_bos_and_one_eos():
 
     folder = DATA / "nli_thoughts"
     if not folder.exists():
-        pytest.skip(f"{folder} is not there")
+        pytest.skip(f"public data: {folder} is not there")
     rows = training_rows(
         read_thoughts(folder / "sample_thoughts.json"), read_reflections(folder / "sample_reflections.json")
     )
