@@ -290,12 +290,13 @@ def check_whole_model(path: str | Path) -> None:
         raise UserError(f"model {path} is not whole: its training is marked {meta.get('status')}; train it again")
 
 
-def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
+def artifact_file(path: str | Path, filename: str, made_by: str, appended: bool = False) -> Path:
     """The file of an artifact given as its directory or as the file itself.
 
     ``made_by`` is the command that writes it, for the message. Raises UserError when it is missing, empty, shorter
     than when it was written, or when its run is marked running or failed. Files made elsewhere, without
-    run_meta.json, are accepted.
+    run_meta.json, are accepted. appended: the file only grows, by whole records: what a failed run left of it is
+    taken, with a warning.
     """
     path = Path(path)
     if not path.exists():
@@ -306,7 +307,10 @@ def artifact_file(path: str | Path, filename: str, made_by: str) -> Path:
     runs = [meta, *reversed(meta.get("history", []))]
     owner = next((run for run in runs if any(fnmatch(file.name, each) for each in run.get("owns", ()))), meta)
     status = owner.get("status", "finished")  # a meta of somebody else's says nothing
-    if status != "finished":
+    if status == "failed" and appended and file.exists():
+        logger.warning(f"{file}: the last run that wrote it failed ({owner.get('error') or 'no reason given'}); what "
+                       "there is of it is taken")  # fmt: skip
+    elif status != "finished":
         reason = "is still running or was killed" if status == "running" else "failed"
         raise UserError(f"{file.parent} is not whole: the run that writes it {reason} ({META}); run {made_by} again")
     if not file.exists():

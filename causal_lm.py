@@ -111,8 +111,9 @@ def device_of_process(no_cuda: bool) -> torch.device:
     return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
-def check_whole_adapter(adapter: str, name: str) -> None:
-    """Refuse an adapter directory whose training did not finish; warn when it was trained on another base model."""
+def check_whole_adapter(adapter: str, name: str | None = None) -> None:
+    """Refuse an adapter directory whose training did not finish; warn when it was trained on another model than
+    ``name``."""
     if not Path(adapter).is_dir():
         if adapter.startswith((".", "/", "~")):
             raise UserError(f"adapter {adapter}: no such directory; train_sft.py writes one")
@@ -125,7 +126,7 @@ def check_whole_adapter(adapter: str, name: str) -> None:
         raise UserError(f"adapter {adapter} is not whole: its training is marked {meta.get('status')}; go on with "
                         "train_sft.py --resume_from_checkpoint, or name one of its checkpoints")  # fmt: skip
     base = base_of_adapter(adapter)
-    if base and base != name and Path(base).resolve() != Path(name).resolve():
+    if base and name and base != name and Path(base).resolve() != Path(name).resolve():
         logger.warning(f"adapter {adapter} was trained on {base}, now it is put on {name}")
 
 

@@ -127,10 +127,11 @@ def ask_all(
         each.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for each in sorted({path, failures_path}):
-            locks.enter_context(_locked(each))
+            locks.enter_context(locked(each))
         records = read_records(path, keys)
         checks = {question.id: question.check or check for question in questions}
         outcomes = {name: _outcome(record, checks[name]) for name, record in records.items()}
+        records = _described_anew(path, questions, records, outcomes, describe)
         if failures_path != path:
             failed = {name: each for name, each in read_records(failures_path, keys).items() if name not in records}
             outcomes |= {name: (None, str(record["failure"])) for name, record in failed.items()}
@@ -167,7 +168,8 @@ def ask_all(
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """No other process asks for the records of ``path`` meanwhile; UserError where one does."""
     try:
         with FileLock(path.with_name(path.name + ".lock"), timeout=0):
             yield
@@ -213,6 +215,40 @@ def read_records(path: Path, keys: Mapping[str, str]) -> dict[str, dict[str, Any
                 file.seek(end)
                 file.write(b"\n")
     return records
+
+
+def _described_anew(
+    path: Path,
+    questions: Sequence[Question],
+    records: dict[str, dict[str, Any]],
+    outcomes: Mapping[str, tuple[Any, str | None]],
+    describe: Callable[[Question, Any], Mapping[str, Any]] | None,
+) -> dict[str, dict[str, Any]]:
+    """The records with what is said of their questions today, such as a label that was corrected; ``path`` too."""
+    if describe is None:
+        return records
+    anew = {}
+    for question in questions:
+        if question.id in records and outcomes[question.id][1] is None:
+            record = records[question.id]
+            said = {**question.about, **describe(question, outcomes[question.id][0])}
+            if any(name not in record or record[name] != value for name, value in said.items()):
+                anew[record["prompt"]] = {**record, **said}
+    if not anew:
+        return records
+    logger.info(f"{path}: {len(anew):,} records say something else of their questions today, and are written anew")
+    lines = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        record = _record(line)
+        changed = anew.get(record["prompt"])
+        lines.append(_line(changed) if changed and changed["id"] == record["id"] else line)
+    with atomic(path) as temporary:
+        temporary.write_bytes(b"".join(lines))
+    return {name: anew.get(record["prompt"], record) for name, record in records.items()}
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
 
 
 def _take_off(path: Path, keys: set[str]) -> None:
@@ -273,8 +309,9 @@ def _ask_missing(
 
         def act(question: Question) -> None:
             nonlocal failed, tokens, told
-            record = asker.ask(question, keys[question.id])
-            line = json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
+            # Once more, for an answer may spell the key with escapes that are only read as such now.
+            line = asker.redact(_line(asker.ask(question, keys[question.id])).decode()).encode()
+            record = json.loads(line)
             with turn:
                 target = file if record["failure"] is None else failures_file
                 target.write(line)
@@ -464,6 +501,8 @@ def _contents(completion: Any) -> tuple[str | None, str | None, dict[str, int]]:
     except (AttributeError, IndexError, TypeError):
         found = completion if isinstance(completion, str) else getattr(completion, "model_extra", None) or completion
         raise _NoCompletion(str(found)) from None
+    if isinstance(text, list):  # of parts, some of which may be text
+        text = "".join(part["text"] for part in text if isinstance(part, dict) and isinstance(part.get("text"), str))
     if not isinstance(text, str | None):
         raise _NoCompletion(f"content {text!r}")
     counts = {name: getattr(completion.usage, name, None) for name in ("prompt_tokens", "completion_tokens")}

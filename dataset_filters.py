@@ -423,6 +423,14 @@ BLOCKS = {kind.block: kind for kind in _KINDS}
 # --- the config --------------------------------------------------------------------------------------------------
 
 
+def reads_metrics(config: Mapping[str, Any], directory: str | Path) -> bool:
+    """Whether a filter reads the cartography in ``directory``, which then must not be written in the same run."""
+    place = Path(directory).resolve()
+    several = (settings if isinstance(settings, list) else [settings] for settings in config.values())
+    paths = [block.get("metrics_path") for blocks in several for block in blocks]
+    return any(path is not None and Path(path).resolve() in (place, *place.glob("*")) for path in paths)
+
+
 def load_filter_config(path: str | Path) -> dict[str, Any]:
     """The filter config in a JSON file, checked as by ``validate_config``."""
     config = read_mapping(path)

@@ -6,7 +6,7 @@ confusion_matrix and accuracy_by_length (CSV and PNG) and, with --compare, compa
 
     python evaluate_thoughts.py --adapter ./sft_output --dataset nyu-mll/multi_nli --max_samples 1000 \\
         --label_map entailment=1,neutral=0,contradiction=0 --quantization 4bit --output_dir ./thoughts_evaluation
-    python evaluate_thoughts.py --predictions outputs.jsonl --dataset demo:nli --no_cuda \\
+    python evaluate_thoughts.py --predictions outputs.jsonl --dataset demo:nli \\
         --label_map entailment=1,neutral=0,contradiction=0
 
 A label is never guessed: an answer without one is null in the files, counted, and wrong in the accuracy. A run that
@@ -61,6 +61,7 @@ RECORDS = "predictions.jsonl"
 RESULTS = ("metrics.json", "submission.csv", "confusion_matrix.*", "accuracy_by_length.*", "comparison.json")
 OWNS = (RECORDS, *RESULTS)
 MADE = ("new_tokens", "finished", "prompt", "settings")  # how an answer came to be
+OF_A_MODEL = ("quantization", "temperature", "constrained")  # flags that would change answers
 PROMPT_FILE = "prompt.txt"  # beside an adapter: what it was trained on
 
 logger = logging.getLogger(__name__)
@@ -86,7 +87,8 @@ def build_parser() -> Parser:
     group.add_argument("--quantization", choices=("none", "4bit"), default="none",
                        help="4bit: NF4 weights, as in training; none: float32 on the CPU, bfloat16 on a GPU")
     group.add_argument("--prompt_file", metavar="FILE", help=f"text with $premise and $hypothesis (default: "
-                       f"{PROMPT_FILE} beside the adapter, else example_configs/prompts/sft.txt)")
+                       f"{PROMPT_FILE} beside the adapter, else example_configs/prompts/sft.txt); with --predictions "
+                       "what was asked: an example that stands in it, echoed, is no answer")
     group.add_switch("--no_cuda", help="use the CPU even where there is a GPU")
     group = parser.add_argument_group("decoding")
     group.add_argument("--batch_size", type=positive_int, default=16, help="prompts answered at once")
@@ -124,6 +126,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("name what answers: --model, --adapter, or --predictions for outputs that are there already")
     if args.predictions is not None and (args.model or args.adapter):
         parser.error("--predictions scores outputs that are there already; leave out --model and --adapter")
+    for name in OF_A_MODEL:
+        if args.predictions is not None and getattr(args, name) != parser.get_default(name):
+            parser.error(f"--predictions scores outputs that are there already; leave out --{name}")
     return args
 
 
@@ -165,12 +170,12 @@ def answerer(args: argparse.Namespace) -> Answerer:
     """UserError for whatever is missing, before any weights are read."""
     from causal_lm import base_of_adapter, check_whole_adapter, device_of_process, load_tokenizer
 
+    if args.adapter:
+        check_whole_adapter(args.adapter)
     name = args.model or base_of_adapter(args.adapter)
     if name is None:
         raise UserError(f"adapter {args.adapter} does not say what model it was trained on; name it with --model")
     check_whole_model(name)
-    if args.adapter:
-        check_whole_adapter(args.adapter, name)
     template = template_of(args)
     if args.constrained:
         from generation import check_llguidance
@@ -339,9 +344,13 @@ def read_outputs(path: Path, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str
     if repeated:
         raise UserError(f"{path}: {len(repeated):,} ids occur more than once ({name_a_few(repeated)}); keep one each")
     found = {name: row for name, row in zip(ids, rows, strict=True) if name in pairs}
+    if not rows:
+        raise UserError(f"--predictions {path} holds no rows; expected id and output of every pair")
+    check_same_texts(f"--predictions {path}", found, pairs)
     if not found:
         raise UserError(f"{path} shares no ids with the pairs ({name_a_few(ids)} there, {name_a_few(pairs)} here); "
-                        "give the --dataset and --split that were answered")  # fmt: skip
+                        "give the --dataset and --split that were answered; a dataset without a column id has ids "
+                        "made from its texts")  # fmt: skip
     if len(found) < len(ids):
         logger.warning(f"{path}: {len(ids) - len(found):,} of {len(ids):,} outputs are of other pairs and not scored")
     if len(found) < len(pairs):
@@ -358,13 +367,15 @@ def judge_outputs(
     args: argparse.Namespace, outputs: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Records of all pairs; tokens are known where the file says how many, as one of ours does."""
-    from prompts import PAIR
+    from prompts import PAIR, PROMPTS
 
     template = template_of(args)
+    # A prompt that is echoed is no answer; of those that it may be, ours are known.
+    known = [(PROMPTS / f"{name}.txt").read_text(encoding="utf-8") for name in ("generate", "reflect")]
     records = {}
     for name, pair in pairs.items():
         row = outputs.get(name, {})
-        prompt = template.substitute({part: pair[part] for part in PAIR})
+        prompt = "\n".join([template.substitute({part: pair[part] for part in PAIR}), *known])
         tokens, finished = row.get("new_tokens"), row.get("finished")
         records[name] = judged(pair, row.get("output"), prompt) | {
             "new_tokens": tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else None,
@@ -421,11 +432,25 @@ def write_results(
         write_lengths(path, table, unit, metrics, title)
 
 
+def check_same_texts(
+    source: str, rows: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """UserError where rows that tell their texts have others under the ids of ``pairs``."""
+    for name, row in rows.items():
+        for text in ("premise", "hypothesis"):
+            if name in pairs and row.get(text) not in (None, pairs[name][text]):
+                raise UserError(f"{source}: the {text} of {name!r} is {row[text]!r:.60} there and "
+                                f"{pairs[name][text]!r:.60} here; these are other pairs under the same ids")
+
+
 def read_other(source: str, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str, int | None]:
     """What another run predicted for the labelled ones of these pairs, by id."""
     file = artifact_file(source, RECORDS, "evaluate_thoughts.py")
     rows = {row["id"]: row for row in read_jsonl(file, ("id", "true_label", "predicted_label"))}
     labels = {name: pair["label"] for name, pair in pairs.items() if pair["label"] is not None}
+    if not labels:
+        raise UserError("--compare needs true labels, and these pairs have none")
+    check_same_texts(f"--compare {source}", rows, pairs)
     for name, row in rows.items():
         if row["true_label"] is not None and labels.get(name, row["true_label"]) != row["true_label"]:
             raise UserError(f"--compare {source}: the true label of {name!r} is {row['true_label']} there and "
@@ -468,7 +493,7 @@ def printed(metrics: Mapping[str, Any]) -> str:
         interval = f"95 % interval [{metrics['accuracy_low']:.3f}, {metrics['accuracy_high']:.3f}]"
         rows += [
             ("accuracy", shown("accuracy"), f"{interval}; no answer is wrong"),
-            ("among answered", shown("accuracy_parsed"), f"{metrics['n_parsed']:,} pairs"),
+            ("among answered", shown("accuracy_parsed"), f"{metrics['n_labelled_parsed']:,} pairs"),
             ("majority baseline", shown("majority_baseline"), "always the commoner label"),
             ("macro F1", shown("f1_macro"), f"label 0 {shown('f1_0')}, label 1 {shown('f1_1')}"),
         ]

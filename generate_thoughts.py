@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from artifacts import check_writable, read_json, recorded_dataset, stage, write_json
-from chat_client import KEY_VARIABLE, Answers, Question, ask_all
+from chat_client import KEY_VARIABLE, Answers, Question, ask_all, locked
 from chat_threads import cost_of
 from flags import Parser, number, positive_int
 from helpers import command_line, name_a_few
@@ -56,6 +56,7 @@ PLACEHOLDERS = {
     "generate": PAIR, "reflect": (*PAIR, "true_label", "thought"), "score": (*PAIR, "thought", "label"),
     "compare": (*PAIR, "thought_a", "label_a", "thought_b", "label_b"),
 }  # fmt: skip
+TOKENS = ("prompt_tokens", "completion_tokens")
 RESPONSE_FORMATS = ("none", "json_object", "json_schema")
 
 logger = logging.getLogger(__name__)
@@ -164,7 +165,8 @@ def generate(args: argparse.Namespace) -> None:
                        "chains are right")
     with stage(args.output_dir, args, owns=OWNS["generate"], datasets=[split.identity()], resume=True):
         answers = ask(args, "generate", FILES["generate"], questions)
-        report(args, "generate", answers)
+        record_usage(args, "generate", answers)
+        summarize(args, usable(answers), None, args.model)
 
 
 def reflect(args: argparse.Namespace) -> None:
@@ -181,22 +183,25 @@ def reflect(args: argparse.Namespace) -> None:
         questions.append((chain["id"], {name: chain[name] for name in PAIR} | values, about))
     with _stage(args, {"thoughts": args.thoughts}):
         answers = ask(args, "reflect", FILES["reflect"], questions)
-        report(args, "reflect", answers)
+        record_usage(args, "reflect", answers)
+        summarize(args, chains, usable(answers), _name(args.thoughts))
 
 
 def score(args: argparse.Namespace) -> None:
     from thought_statistics import chain_lengths, judge_report, position_report
 
     chains = read_thoughts(args.thoughts)[: args.max_samples]
+    reflections = read_reflections(args.reflections) if args.reflections else None
     lengths, unit = chain_lengths(chains, args.tokenizer)
     questions = [
         (chain["id"], {name: chain[name] for name in PAIR} | {"thought": chain[THOUGHT], "label": str(chain[LABEL])},
          {LABEL: chain[LABEL], TRUE_LABEL: chain[TRUE_LABEL]})
         for chain in chains if chain[LABEL] is not None
     ]  # fmt: skip
-    pairs = shown_in_both_orders(args, chains)
+    pairs = shown_in_both_orders(chains, (reflections or [])[: args.position_samples])
     with _stage(args, {"thoughts": args.thoughts, "reflections": args.reflections}) as path:
         answers = ask(args, "score", FILES["score"], questions)
+        record_usage(args, "score", answers)
         found: dict[str, Any] = {"model": args.model, "length_unit": unit,
                                  **judge_report(chains, answers.parsed, lengths), "position_bias": None}
         if pairs:
@@ -207,22 +212,19 @@ def score(args: argparse.Namespace) -> None:
         else:
             logger.info("the judge's bias by position needs two chains of a pair: none without --reflections")
         write_json(path / "score_report.json", found)
-        report(args, "score", answers)
+        summarize(args, chains, reflections, _name(args.thoughts))
     _print_judge(found)
 
 
 def shown_in_both_orders(
-    args: argparse.Namespace, chains: Sequence[Mapping[str, Any]]
+    chains: Sequence[Mapping[str, Any]], reflections: Sequence[Mapping[str, Any]]
 ) -> list[tuple[tuple[str, dict, dict], tuple[str, str]]]:
-    """Of the first --position_samples pairs with an original and a repaired chain, the two questions about them."""
+    """Of every pair with an original and a repaired chain, the two questions about them, each with (id, order)."""
     from thought_statistics import FIRST, SECOND
 
-    if args.reflections is None:
-        return []
     original = {chain["id"]: chain for chain in chains}
-    both = [chain for chain in read_reflections(args.reflections) if chain["id"] in original]
     questions = []
-    for repaired in both[: args.position_samples]:
+    for repaired in (chain for chain in reflections if chain["id"] in original):
         first = original[repaired["id"]]
         a, b = (first[THOUGHT], str(first[LABEL])), (repaired[IMPROVED], str(repaired[LABEL]))
         for order, (one, other) in ((FIRST, (a, b)), (SECOND, (b, a))):
@@ -234,8 +236,10 @@ def shown_in_both_orders(
 
 
 def statistics(args: argparse.Namespace) -> None:
+    chains = read_thoughts(args.thoughts)
+    reflections = read_reflections(args.reflections) if args.reflections else None
     with _stage(args, {"thoughts": args.thoughts, "reflections": args.reflections}):
-        summarize(args, args.thoughts, args.reflections)
+        summarize(args, chains, reflections, _name(args.thoughts))
 
 
 def _stage(args: argparse.Namespace, inputs: Mapping[str, str | None]) -> Any:
@@ -246,13 +250,13 @@ def _stage(args: argparse.Namespace, inputs: Mapping[str, str | None]) -> Any:
 # --- what came of it ---------------------------------------------------------------------------------------------
 
 
-def report(args: argparse.Namespace, mode: str, answers: Answers) -> None:
-    """usage.json, and the statistics of the directory."""
-    record_usage(args, mode, answers)
-    thoughts = Path(args.output_dir) / FILES["generate"] if mode == "generate" else args.thoughts
-    reflections = Path(args.output_dir) / FILES["reflect"]
-    if answers.parsed or mode != "generate":
-        summarize(args, thoughts, reflections if reflections.exists() and reflections.stat().st_size else None)
+def usable(answers: Answers) -> list[dict[str, Any]]:
+    """The records of this call's questions, without the failures; a file may hold those of others too."""
+    return [record for name, record in answers.records.items() if name in answers.parsed]
+
+
+def _name(thoughts: str) -> str:
+    return Path(thoughts).resolve().name
 
 
 def record_usage(args: argparse.Namespace, kind: str, answers: Answers) -> None:
@@ -261,14 +265,16 @@ def record_usage(args: argparse.Namespace, kind: str, answers: Answers) -> None:
     usage = read_json(file) if file.exists() else {}
     records = answers.records.values()
     used: dict[str, Any] = {"model": args.model, **answers.usage, "cost": None, "by_outcome": {}}
-    if args.prices:
+    known = all(record[name] is not None for record in records for name in TOKENS if record["requests"])
+    if args.prices and known:
         used["cost"] = sum(cost_of(record, args.prices) for record in records)
     for outcome in ("right", "wrong", "answered", "failed"):
         among = [record for record in records if _outcome(record) == outcome]
         if among:
-            used["by_outcome"][outcome] = {"n": len(among), **{
-                name: sum(record[name] or 0 for record in among) for name in ("prompt_tokens", "completion_tokens")
-            }}  # fmt: skip
+            counts = {name: [record[name] for record in among if record[name] is not None] for name in TOKENS}
+            used["by_outcome"][outcome] = {
+                "n": len(among), **{name: sum(each) if each else None for name, each in counts.items()}
+            }  # fmt: skip
     write_json(file, {**usage, kind: used})
     if answers.failures:
         first, reason = next(iter(answers.failures.items()))
@@ -287,11 +293,18 @@ def _outcome(record: Mapping[str, Any]) -> str:
     return {True: "right", False: "wrong", None: "answered"}[record.get("correct")]
 
 
-def summarize(args: argparse.Namespace, thoughts: str | Path, reflections: str | Path | None) -> None:
+def summarize(
+    args: argparse.Namespace,
+    chains: Sequence[Mapping[str, Any]],
+    repaired: Sequence[Mapping[str, Any]] | None,
+    title: str,
+) -> None:
+    """thought_statistics.json, thought_lengths and a few lines for the console; nothing where there are no chains."""
     from thought_statistics import chain_lengths, length_statistics, write_lengths
 
+    if not chains:
+        return
     output = Path(args.output_dir)
-    chains = read_thoughts(thoughts, unfinished=True)
     lengths, unit = chain_lengths(chains, args.tokenizer)
     labelled = [chain for chain in chains if is_right(chain) is not None]
     right = sum(is_right(chain) is True for chain in labelled)
@@ -300,17 +313,15 @@ def summarize(args: argparse.Namespace, thoughts: str | Path, reflections: str |
         "accuracy": right / len(labelled) if labelled else None,
         "reflected": None, "repaired": None, "length_unit": unit, "lengths": length_statistics(chains, lengths),
     }  # fmt: skip
-    if reflections is not None:
-        repaired = read_reflections(reflections, unfinished=True)
+    if repaired is not None:
         found |= {"reflected": len(repaired), "repaired": sum(is_right(chain) is True for chain in repaired)}
         their, _ = chain_lengths(repaired, args.tokenizer, IMPROVED)
         found["reflection_lengths"] = length_statistics(repaired, their)
     write_json(output / STATISTICS, found)
-    model = next((chain["model"] for chain in chains if chain.get("model")), None)
-    write_lengths(output, chains, lengths, unit, Path(model or thoughts).name)
+    write_lengths(output, chains, lengths, unit, title)
     accuracy = "" if found["accuracy"] is None else f" ({found['accuracy']:.1%})"
     print(f"chains of thought: {len(chains):,}, of {len(labelled):,} with a true label {right:,} right{accuracy}")
-    if reflections is not None:
+    if repaired is not None:
         print(f"reflections: {found['reflected']:,}, {found['repaired']:,} of them come to the true label")
     for outcome, length in found["lengths"].items():
         print(f"length of {outcome} chains: median {length['median']:.0f} {unit} (n = {length['n']:,}, 5th to 95th "
@@ -418,8 +429,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.mode != "generate":
         args.thoughts = args.thoughts or args.output_dir
         beside = Path(args.thoughts) / FILES["reflect"]
-        if args.reflections is None and args.mode in ONLY_FOR["reflections"] and beside.exists():
-            args.reflections = str(beside)
+        # Without a single answer the file is empty.
+        if args.reflections is None and args.mode in ONLY_FOR["reflections"]:
+            args.reflections = str(beside) if beside.exists() and beside.stat().st_size else None
     return args
 
 
@@ -427,6 +439,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     check_writable(args.output_dir)
+    if Path(args.output_dir).is_dir() and args.mode in ONLY_FOR["model"]:
+        with locked(Path(args.output_dir) / FAILURES):  # before run_meta.json speaks of this run
+            pass
     MODES[args.mode](args)
 
 

@@ -120,9 +120,12 @@ def _check_room(model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: 
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if not positions or not lengths or max(lengths) + max_new_tokens <= positions:
         return
+    if max(lengths) >= positions:
+        raise UserError(f"a prompt has {max(lengths):,} tokens, the model only {positions:,} positions; leave the "
+                        "longest pairs out, or take a model with more")  # fmt: skip
     raise UserError(
         f"a prompt of {max(lengths):,} tokens and {max_new_tokens:,} new ones are more than the {positions:,} "
-        f"positions of the model; lower --max_new_tokens to {max(positions - max(lengths), 0):,}, or leave the "
+        f"positions of the model; lower --max_new_tokens to {positions - max(lengths):,}, or leave the "
         "longest pairs out"
     )
 

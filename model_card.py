@@ -107,7 +107,8 @@ def _measured(facts: Mapping[str, Any]) -> str:
         rows += [
             ("accuracy", _number(generated["accuracy"]), f"{n}, no answer counts as wrong; 95 % Wilson interval "
              f"{_number(generated['accuracy_low'])} to {_number(generated['accuracy_high'])}"),
-            ("accuracy among answers", _number(generated["accuracy_parsed"]), f"{generated['n_parsed']:,} pairs"),
+            ("accuracy among answers", _number(generated["accuracy_parsed"]),
+             f"{generated['n_labelled_parsed']:,} pairs"),
             ("parse rate", _number(generated["parse_rate"]), f"{generated['n']:,} pairs"),
             ("majority baseline", _number(generated["majority_baseline"]), "always the commoner label"),
         ]  # fmt: skip

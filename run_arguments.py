@@ -11,7 +11,7 @@ from typing import Any
 
 from artifacts import recorded_dataset, recorded_task
 from configs import with_config
-from dataset_filters import load_filter_config, validate_config
+from dataset_filters import load_filter_config, reads_metrics, validate_config
 from flags import Parser, boolean, fraction, number, positive_int, seed_number
 from helpers import DEFAULT_DATASET, DEFAULT_MODEL, DEFAULT_SEED
 from models import SCRATCH_MODELS
@@ -208,12 +208,8 @@ def _evaluate_and_save_every_epoch(parser: Parser, args: argparse.Namespace) -> 
 
 
 def _check_not_read_and_written(parser: Parser, args: argparse.Namespace) -> None:
-    written = Path(args.cartography_output_dir).resolve()
     reads = args.use_label_smoothing or args.use_soft_weighting
-    for settings in args.filters.values():
-        for block in settings if isinstance(settings, list) else [settings]:
-            path = block.get("metrics_path")
-            reads = reads or (path is not None and Path(path).resolve() in (written, *written.glob("*")))
+    reads = reads or reads_metrics(args.filters, args.cartography_output_dir)
     if reads:
         parser.error(
             f"--enable_cartography would write {args.cartography_output_dir}, which a filter or the curriculum reads "

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from configs import with_config
-from dataset_filters import load_filter_config, validate_config
+from dataset_filters import load_filter_config, reads_metrics, validate_config
 from flags import Parser, boolean, fraction, number, positive_int, seed_number
 from helpers import DEFAULT_SEED
 from prompts import TUNED
@@ -24,7 +24,8 @@ EFFECTIVE_BATCH_SIZE = 64
 RESUMED_WITH = (
     "rows_digest", "prompt_digest", "num_processes", "max_length", "quantization", "lora_r", "lora_alpha",
     "lora_dropout", "lora_target_modules", "packing", "eval_fraction", "learning_rate", "num_train_epochs",
-    "max_steps", "warmup_steps", "lr_scheduler_type",
+    "max_steps", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "max_grad_norm", "optim", "optim_args",
+    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "enable_cartography",
 )  # fmt: skip
 
 
@@ -134,6 +135,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.filters = load_filter_config(args.filter_config) if args.filter_config else {}
     if args.filters:
         validate_config(args.filters)
+    if args.enable_cartography and reads_metrics(args.filters, args.cartography_output_dir):
+        parser.error(f"--enable_cartography would write {args.cartography_output_dir}, which a filter reads; name "
+                     "another --cartography_output_dir")  # fmt: skip
     _check_packing(parser, args)
     _check_evaluation(parser, args)
     _set_accumulation(parser, args)

@@ -145,27 +145,23 @@ def label_map(text: str) -> dict[str, int]:
 # --- chains of thought -------------------------------------------------------------------------------------------
 
 
-def read_thoughts(path: str | Path, unfinished: bool = False) -> list[dict[str, Any]]:
+def read_thoughts(path: str | Path) -> list[dict[str, Any]]:
     """The chains in a file or directory, the last of each id where there are several.
 
     Records have ``id`` (a string), ``premise``, ``hypothesis``, ``thought_process``, ``predicted_label`` and
     ``true_label`` (0, 1 or None), and what else the file has. Others' files may be JSON Lines or a JSON list, with
-    numbers or strings for ids and labels. unfinished: also while the run that writes them goes on. UserError for a
-    record that lacks one of these.
+    numbers or strings for ids and labels. UserError for a record that lacks one of these.
     """
-    return _read_chains(path, "thoughts.jsonl", "generate_thoughts.py --mode generate", THOUGHT, unfinished)
+    return _read_chains(path, "thoughts.jsonl", "generate_thoughts.py --mode generate", THOUGHT)
 
 
-def read_reflections(path: str | Path, unfinished: bool = False) -> list[dict[str, Any]]:
+def read_reflections(path: str | Path) -> list[dict[str, Any]]:
     """As ``read_thoughts``, of repaired chains: ``improved_thought_process``; ``predicted_label`` is what it says."""
-    return _read_chains(path, "reflections.jsonl", "generate_thoughts.py --mode reflect", IMPROVED, unfinished)
+    return _read_chains(path, "reflections.jsonl", "generate_thoughts.py --mode reflect", IMPROVED)
 
 
-def _read_chains(
-    path: str | Path, filename: str, made_by: str, thought: str, unfinished: bool
-) -> list[dict[str, Any]]:
-    inside = Path(path) / filename if Path(path).is_dir() else Path(path)
-    file = inside if unfinished and inside.exists() else artifact_file(path, filename, made_by)
+def _read_chains(path: str | Path, filename: str, made_by: str, thought: str) -> list[dict[str, Any]]:
+    file = artifact_file(path, filename, made_by, appended=True)
     chains: dict[str, dict[str, Any]] = {}
     rows = read_rows(file)
     for number, row in enumerate(rows, 1):
@@ -189,8 +185,10 @@ def _read_chains(
     if not chains:
         raise UserError(f"{file} holds no chains of thought; {made_by} writes them")
     if len(chains) < len(rows):
-        logger.info(f"{file}: {len(rows) - len(chains):,} of {len(rows):,} chains come before another of the same id "
-                    "and do not count")
+        models = sorted({str(row["model"]) for row in rows if row.get("model")})
+        named = f" (models: {name_a_few(models)})" * bool(models)
+        logger.warning(f"{file}: {len(rows) - len(chains):,} of {len(rows):,} chains come before another of the same "
+                       f"id and do not count{named}; an --output_dir for each model and prompt keeps them apart")
     return list(chains.values())
 
 

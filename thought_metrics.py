@@ -35,9 +35,10 @@ def pair_metrics(
     gold, predicted: 0, 1 or None for no label and no answer. methods: how each answer was read (``Parsed.method``).
 
     ``n`` pairs, ``n_labelled`` of them with a true label. ``accuracy`` takes no answer for wrong, ``accuracy_low`` and
-    ``accuracy_high`` are its 95 % Wilson interval; ``accuracy_parsed`` is that among the ``n_parsed`` labelled pairs
-    with an answer. ``parse_rate`` is the share of all pairs with an answer, ``parsed_<method>`` counts pairs and
-    ``parse_rate_<method>`` their shares. ``majority_baseline``: the accuracy of always giving the commoner label.
+    ``accuracy_high`` are its 95 % Wilson interval; ``accuracy_parsed`` is that among the ``n_labelled_parsed``
+    labelled pairs with an answer. ``parse_rate`` is the share of all pairs with an answer, ``parsed_<method>`` counts
+    pairs and ``parse_rate_<method>`` their shares. ``majority_baseline``: the accuracy of always giving the commoner
+    label.
 
     ``precision_<label>``, ``recall_<label>``, ``f1_<label>``, ``support_<label>`` are of one label; no answer counts
     against the recall of the true label and for no precision. The ``_macro`` ones are unweighted means over the labels
@@ -64,7 +65,7 @@ def pair_metrics(
     metrics: dict[str, Any] = {
         "n": n,
         "n_labelled": total,
-        "n_parsed": parsed,
+        "n_labelled_parsed": parsed,
         "accuracy": _share(right, total),
         "accuracy_low": low if total else None,
         "accuracy_high": high if total else None,

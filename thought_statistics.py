@@ -45,6 +45,8 @@ def chain_lengths(
     texts = [chain[thought] for chain in chains]
     if tokenizer is None:
         return [len(text.split()) for text in texts], "words"
+    if not texts:
+        return [], "tokens"
     from transformers import AutoTokenizer
 
     try:

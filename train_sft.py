@@ -70,6 +70,9 @@ logger = logging.getLogger(__name__)
 
 def load_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
     thoughts = read_thoughts(args.thoughts)
+    beside = Path(args.thoughts) / "reflections.jsonl"
+    if not args.reflections and beside.exists() and beside.stat().st_size:
+        logger.warning(f"{beside} is not used: --reflections {args.thoughts} takes the repaired chains too")
     return training_rows(thoughts, read_reflections(args.reflections) if args.reflections else [])
 
 
@@ -154,11 +157,15 @@ def count_parts(
     trained = [row for row, part in zip(rows, parts, strict=True) if part == TRAINED]
     cut = int((train.lengths > args.max_length).sum())
     label_cut_off = int((train.cut_labels(args.max_length) < 0).sum())
+    if label_cut_off == len(trained):
+        raise UserError(f"every row is cut before its label: --max_length is {args.max_length:,}, the rows have up to "
+                        f"{train.lengths.max():,} tokens; raise it")  # fmt: skip
     if cut:
         named = [train.ids[row] for row in np.flatnonzero(train.lengths > args.max_length)]
         logger.warning(f"{cut:,} of {len(trained):,} rows ({100 * cut / len(trained):.1f} %) are longer than "
                        f"--max_length {args.max_length:,} tokens (up to {train.lengths.max():,}) and are cut "
-                       f"({name_a_few(named)}), {label_cut_off:,} of them before their label")  # fmt: skip
+                       f"({name_a_few(named)}), {label_cut_off:,} of them before their label"
+                       + ", which leaves these out of the data map" * args.enable_cartography)  # fmt: skip
     sources, labels = Counter(row["source"] for row in trained), Counter(row["label"] for row in trained)
     return {
         **{part: parts.count(part) for part in (HELD_OUT, FILTERED, TOO_LONG, NOT_USED)},
@@ -177,9 +184,9 @@ def checkpoint_of(args: argparse.Namespace, split: Split) -> str | None:
         return None
     before = (model_meta(args.output_dir) or {}).get("arguments", {})
     for name in RESUMED_WITH:
-        if name in before and before[name] != getattr(args, name, None):
+        if before and before.get(name) != getattr(args, name, None):
             what = {"rows_digest": "other chains of thought", "prompt_digest": "another prompt"}.get(
-                name, f"{name} {before[name]}, not {getattr(args, name, None)}"
+                name, f"{name} {before.get(name)}, not {getattr(args, name, None)}"
             )
             raise UserError(f"{args.output_dir} was trained with {what}: resume with what it was started with, or "
                             "start again with --overwrite")  # fmt: skip

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -18,6 +19,7 @@ from filelock import FileLock
 import evaluate_thoughts
 import generation
 from evaluate_thoughts import main
+from prompts import PROMPTS
 from thought_metrics import pair_metrics
 from thoughts import completion_text, parse_thought
 
@@ -408,12 +410,26 @@ def test_runs_that_cannot_be_compared_are_refused(pairs, tmp_path, refused):
     flags = ["--predictions", outputs, "--output_dir", tmp_path / "out", "--compare", other]
     line = refused(main, *flags, "--dataset", pairs, "--label_map", "0=1,1=0")
     assert "the true label of 'p00' is 0 there and 1 here" in line
+    rows = [json.loads(line) for line in Path(pairs).read_text(encoding="utf-8").splitlines()]
+    others = write_rows(tmp_path / "others.jsonl", [{**row, "premise": f"Not so: {row['premise']}"} for row in rows])
+    assert "these are other pairs under the same ids" in refused(main, *flags, "--dataset", others)
     strangers = write_rows(tmp_path / "strangers.jsonl", [pair(1) | {"id": "s1"}])
     write_rows(outputs, [{"id": "s1", "output": "x"}])
     assert "has no labelled pairs in common" in refused(main, *flags, "--dataset", strangers)
     shutil.rmtree(other)
     assert "no such file or directory" in refused(main, *flags, "--dataset", pairs)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_echo_of_our_own_prompts_is_no_answer(tmp_path):
+    """Outputs of generate.txt, made elsewhere, with the prompt and its worked example in front."""
+    asked = (PROMPTS / "generate.txt").read_text(encoding="utf-8")
+    rows = [pair(number) for number in range(2)]
+    outputs = [f"{asked}\nI do not know.", f"{asked}\n" + completion_text("So it is.", 0)]
+    made = [{"id": row["id"], "output": output} for row, output in zip(rows, outputs, strict=True)]
+    out = score(outputs=write_rows(tmp_path / "outputs.jsonl", made), pairs=write_rows(tmp_path / "pairs.jsonl", rows),
+                out=tmp_path / "out")  # fmt: skip
+    assert [record["predicted_label"] for record in records(out)] == [None, 0]
 
 
 # --- command line ------------------------------------------------------------------------------------------------

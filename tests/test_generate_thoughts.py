@@ -194,6 +194,44 @@ def test_a_text_cannot_leave_its_place_in_the_prompt(tmp_path):
     assert "<b>" in prompt and "$hypothesis" in prompt
 
 
+def test_corrected_labels_are_taken_up_without_asking(dataset, tmp_path):
+    flipped = write_rows(tmp_path / "flipped.jsonl", [{**row, "label": 1 - row["label"]} for row in pairs(COUNT)])
+    with chat_server(answer) as server:
+        run("generate", server.url, tmp_path / "out", "--dataset", dataset)
+        run("generate", server.url, tmp_path / "out", "--dataset", flipped)
+        assert len(server.requests) == COUNT
+    assert load(tmp_path / "out" / "thought_statistics.json")["right"] == 10
+    for record in records(tmp_path / "out" / "thoughts.jsonl"):
+        assert record["true_label"] == 1 - int(record["id"][1:]) % 2
+        assert record["correct"] == (record["true_label"] == record["predicted_label"])
+
+
+def test_the_statistics_are_of_the_model_that_was_asked(dataset, tmp_path, caplog):
+    """Also where the directory holds the answers of another one, of which the readers are told."""
+    with chat_server(answer) as server:
+        run("generate", server.url, tmp_path, "--dataset", dataset)
+    with chat_server(lambda request: thought(1 - number_of(request) % 2)) as server:  # always wrong
+        run("generate", server.url, tmp_path, "--dataset", dataset, "--max_samples", 5, "--temperature", 1)
+        assert load(tmp_path / "thought_statistics.json")["right"] == 0
+        run("generate", server.url, tmp_path, "--dataset", dataset)
+        assert len(server.requests) == 5
+    assert load(tmp_path / "thought_statistics.json")["right"] == 20
+    read_thoughts(tmp_path)
+    assert "5 of 35 chains come before another" in caplog.text and "an --output_dir for each model" in caplog.text
+
+
+def test_score_counts_the_reflections_that_it_was_given(dataset, tmp_path):
+    rows = [{**row, "true_label": row["label"], "improved_thought_process": "t", "predicted_label": row["label"]}
+            for row in pairs(3)]  # fmt: skip
+    mine = write_rows(tmp_path / "mine.jsonl", rows)
+    with chat_server(answer) as server:
+        run("generate", server.url, tmp_path / "out", "--dataset", dataset)
+        run("reflect", server.url, tmp_path / "out")
+        run("score", server.url, tmp_path / "out", "--reflections", mine)
+    found = load(tmp_path / "out" / "thought_statistics.json")
+    assert (found["reflected"], found["repaired"]) == (3, 3)
+
+
 # --- answers that cannot be used ---------------------------------------------------------------------------------
 
 
@@ -245,6 +283,42 @@ def test_an_object_in_a_premise_is_no_answer(tmp_path):
         run("generate", server.url, tmp_path / "out", "--dataset", write_rows(tmp_path / "pairs.jsonl", [row]))
     [found] = records(tmp_path / "out" / "thoughts.jsonl")
     assert found["predicted_label"] == 0 and found["correct"]
+
+
+def test_reflections_of_which_none_can_be_read_block_nothing(dataset, tmp_path):
+    def silent(request):
+        return "no" if "<true_label>" in request["messages"][-1]["content"] else answer(request)
+
+    with chat_server(silent) as server:
+        run("generate", server.url, tmp_path, "--dataset", dataset)
+        run("reflect", server.url, tmp_path, "--max_retries", 0)
+        run("score", server.url, tmp_path)
+    run("statistics", None, tmp_path)
+    assert load(tmp_path / "score_report.json")["position_bias"] is None
+    assert load(tmp_path / "thought_statistics.json")["reflected"] is None
+
+
+def test_a_key_that_an_answer_spells_with_escapes_is_kept_nowhere(dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    spelt = SECRET.replace("-", "\\u002d")
+    with chat_server(lambda request: '{"thought_process": "' + spelt + '", "predicted_label": 1}') as server:
+        run("generate", server.url, tmp_path, "--dataset", dataset)
+    made = records(tmp_path / "thoughts.jsonl")
+    assert len(made) == COUNT and {record["thought_process"] for record in made} == {"[key]"}
+
+
+def test_an_answer_in_parts_is_put_together(tmp_path):
+    def in_parts(handler):
+        whole = json.loads(completion(None))
+        halves = thought(1)[:9], thought(1)[9:]
+        parts = [{"type": "thinking", "thinking": []}, *({"type": "text", "text": half} for half in halves)]
+        whole["choices"][0]["message"]["content"] = parts
+        handler.reply(200, json.dumps(whole).encode())
+
+    file = write_rows(tmp_path / "pairs.jsonl", pairs(2))
+    with chat_server(answer, lambda _: in_parts) as server:
+        run("generate", server.url, tmp_path / "out", "--dataset", file)
+    assert [record["predicted_label"] for record in records(tmp_path / "out" / "thoughts.jsonl")] == [1, 1]
 
 
 # --- what the server is asked to enforce -------------------------------------------------------------------------
@@ -315,6 +389,10 @@ def test_a_budget_of_money_needs_a_server_that_counts(dataset, tmp_path, refused
         prices = ["--max_cost", 1, "--input_price", 1, "--output_price", 1]
         line = refused(generate_thoughts.main, *generating(server, dataset, tmp_path), *prices)
     assert "does not say how many tokens" in line and "--max_requests" in line
+    with chat_server(answer, lambda _: uncounted) as server:
+        run("generate", server.url, tmp_path, "--dataset", dataset, "--input_price", 1, "--output_price", 1)
+    usage = load(tmp_path / "usage.json")["generate"]
+    assert usage["cost"] is None and usage["by_outcome"]["right"]["prompt_tokens"] is None  # unknown is not free
 
 
 def test_one_question_that_breaks_the_server_does_not_keep_the_others(dataset, tmp_path):
@@ -438,6 +516,12 @@ def test_a_thousand_pairs_with_faults_and_three_kills(tmp_path):
 def test_a_mistake_gets_one_line_and_leaves_nothing(tmp_path, refused, argv, words):
     assert words in refused(generate_thoughts.main, *argv, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_statistics_of_an_empty_directory(tmp_path, refused):
+    line = refused(generate_thoughts.main, "--mode", "statistics", "--output_dir", tmp_path)
+    assert "holds no thoughts.jsonl" in line
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_a_key_the_line_says_which_variable(dataset, tmp_path, refused):

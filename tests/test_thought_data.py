@@ -233,30 +233,31 @@ def test_chains_in_the_files_of_others(tmp_path, name, form):
 def test_chains_in_a_directory(tmp_path):
     write_rows(tmp_path / "thoughts.jsonl", [thought()])
     write_rows(tmp_path / "reflections.jsonl", [reflection("b")])
-    for unfinished in (False, True):
-        assert read_thoughts(tmp_path, unfinished)[0]["thought_process"] == "Of a."
-        assert read_reflections(str(tmp_path), unfinished)[0]["improved_thought_process"] == "Better b."
+    assert read_thoughts(tmp_path)[0]["thought_process"] == "Of a."
+    assert read_reflections(str(tmp_path))[0]["improved_thought_process"] == "Better b."
 
 
-@pytest.mark.parametrize("unfinished", [False, True])
-def test_chains_that_are_not_there(tmp_path, unfinished):
+def test_chains_that_are_not_there(tmp_path):
     for path in (tmp_path / "no", tmp_path / "no.jsonl"):
         with pytest.raises(UserError, match=r"no such file or directory; generate_thoughts.py --mode generate writes"):
-            read_thoughts(path, unfinished)
+            read_thoughts(path)
     with pytest.raises(UserError, match=r"holds no reflections.jsonl; generate_thoughts.py --mode reflect writes it"):
-        read_reflections(tmp_path, unfinished)
+        read_reflections(tmp_path)
     (tmp_path / "a.jsonl").write_text("\n")
     with pytest.raises(UserError, match="holds no chains of thought; generate_thoughts.py --mode generate writes"):
-        read_thoughts(tmp_path / "a.jsonl", unfinished)
+        read_thoughts(tmp_path / "a.jsonl")
 
 
-def test_chains_of_a_run_that_goes_on(tmp_path):
+def test_chains_of_a_run_that_goes_on_or_failed(tmp_path, caplog):
     write_rows(tmp_path / "thoughts.jsonl", [thought()])
     meta = {"status": "running", "owns": ["thoughts.jsonl"], "history": []}
     (tmp_path / "run_meta.json").write_text(json.dumps(meta))
     with pytest.raises(UserError, match="still running or was killed"):
         read_thoughts(tmp_path)
-    assert len(read_thoughts(tmp_path, unfinished=True)) == 1
+    failed = {**meta, "status": "failed", "error": "UserError: the budget is used up"}
+    (tmp_path / "run_meta.json").write_text(json.dumps(failed))
+    assert len(read_thoughts(tmp_path)) == 1  # whole records, as many as there are
+    assert "failed (UserError: the budget is used up); what there is of it is taken" in caplog.text
 
 
 def test_of_several_chains_of_an_id_the_last_counts(tmp_path, caplog):

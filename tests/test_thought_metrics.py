@@ -39,7 +39,7 @@ def test_metrics_equal_loops_over_the_pairs(pairs):
             labelled += 1
             right += true == answer
             parsed += answer is not None
-    assert (metrics["n"], metrics["n_labelled"], metrics["n_parsed"]) == (n, labelled, parsed)
+    assert (metrics["n"], metrics["n_labelled"], metrics["n_labelled_parsed"]) == (n, labelled, parsed)
     assert metrics["accuracy"] == (right / labelled if labelled else None)
     assert metrics["accuracy_parsed"] == (right / parsed if parsed else None)
     assert metrics["parse_rate"] == (answered / n if n else None)
@@ -196,7 +196,7 @@ def test_the_confusion_matrix_has_a_column_for_no_answer(pairs):
     counts = confusion(gold, predicted)
     assert counts.sum() == metrics["n_labelled"]
     assert list(counts.sum(axis=1)) == [metrics["support_0"], metrics["support_1"]]
-    assert counts[:, 2].sum() == metrics["n_labelled"] - metrics["n_parsed"]
+    assert counts[:, 2].sum() == metrics["n_labelled"] - metrics["n_labelled_parsed"]
     assert np.trace(counts) == round((metrics["accuracy"] or 0) * metrics["n_labelled"])
 
 

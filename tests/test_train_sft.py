@@ -435,6 +435,21 @@ def test_missing_inputs_are_named(thoughts, model_dir, tmp_path, refused):
 # --- resuming -----------------------------------------------------------------------------------------------------
 
 
+def test_rows_that_are_all_cut_before_their_label_are_refused(thoughts, model_dir, tmp_path, refused):
+    told = refused(train_sft.main, *arguments(thoughts, model_dir, tmp_path / "out", "--max_length", "45"))
+    assert "every row is cut before its label" in told and not (tmp_path / "out").exists()
+
+
+def test_a_map_that_a_filter_reads_is_not_written(thoughts, model_dir, tmp_path, refused):
+    config = tmp_path / "filters.json"
+    config.write_text(json.dumps({"category": {"metrics_path": str(tmp_path / "map"), "categories": ["easy"]}}))
+    told = refused(train_sft.main, *arguments(
+        thoughts, model_dir, tmp_path / "out", "--filter_config", config, "--enable_cartography",
+        "--cartography_output_dir", tmp_path / "map",
+    ))  # fmt: skip
+    assert "which a filter reads" in told
+
+
 def test_an_unfinished_run_is_neither_deleted_nor_resumed_unasked(thoughts, model_dir, tmp_path, refused):
     argv = arguments(thoughts, model_dir, tmp_path / "out", "--max_steps", "4", "--save_steps", "2")
     train_sft.main(argv)
@@ -448,6 +463,8 @@ def test_an_unfinished_run_is_neither_deleted_nor_resumed_unasked(thoughts, mode
     assert "trained with learning_rate" in refused(
         train_sft.main, *argv, "--learning_rate", "1e-4", "--resume_from_checkpoint"
     )
+    for flag, value in (("--max_grad_norm", "1.0"), ("--optim", "sgd"), ("--weight_decay", "0.1")):
+        assert f"trained with {flag[2:]}" in refused(train_sft.main, *argv, flag, value, "--resume_from_checkpoint")
     other = write_chains(tmp_path / "other", [{**row, "thought_process": "so."} for row in chain_rows(24, seed=2)])
     (other / "short.txt").write_text((thoughts / "short.txt").read_text())
     assert "other chains of thought" in refused(
