@@ -266,7 +266,7 @@ def _read(name: str, split: str) -> datasets.Dataset:
         return _read_file(path)
     if plain.suffix in FILE_SUFFIXES or name.startswith((".", "/", "~")):
         raise UserError(f"dataset {name!r}: no such file or directory")
-    return _read_hub(name, split)
+    return read_hub(name, split)
 
 
 def _read_demo(name: str, split: str) -> datasets.Dataset:
@@ -320,7 +320,7 @@ def _check_split(name: str, split: str, known: Sequence[str]) -> None:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(sorted(known))}")
 
 
-def _read_hub(name: str, split: str) -> datasets.Dataset:
+def read_hub(name: str, split: str) -> datasets.Dataset:
     import datasets
 
     repository, _, subset = name.partition(":")

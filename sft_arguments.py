@@ -46,7 +46,7 @@ def build_parser(show_all: bool = False) -> Parser:
 
     group = parser.add_argument_group("data")
     group.add_argument("--thoughts", metavar="PATH",
-                       help="chains of thought: what generate_thoughts.py wrote, or a file; needed")
+                       help="chains of thought: what generate_thoughts.py wrote, a file, or a Hub name; needed")
     group.add_argument("--reflections", metavar="PATH",
                        help="the repaired ones (default: none; only chains that came to the right label are used)")
     group.add_argument("--prompt_file", metavar="FILE", help="what the model is asked, with $premise and $hypothesis "

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from artifacts import artifact_file, read_rows
 from flags import positive_int
-from helpers import Split, UserError, load_split, name_a_few
+from helpers import Split, UserError, load_split, name_a_few, read_hub
 from tasks import NO_GOLD_LABEL, NaturalLanguageInference
 from thoughts import IMPROVED, LABEL, LABELS, THOUGHT, as_label
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("premise", "hypothesis", "label")
 TRUE_LABEL = "true_label"
+HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.jsonl)(?<!\.json)(?<!\.gz)(?::.+)?")
 LABEL_GUESSES = (*NaturalLanguageInference.label_guesses, TRUE_LABEL)
 
 logger = logging.getLogger(__name__)
@@ -146,7 +148,8 @@ def label_map(text: str) -> dict[str, int]:
 
 
 def read_thoughts(path: str | Path) -> list[dict[str, Any]]:
-    """The chains in a file or directory, the last of each id where there are several.
+    """The chains in a file or directory, or in a dataset of the Hub (``owner/name`` or ``owner/name:subset``, split
+    train), the last of each id where there are several.
 
     Records have ``id`` (a string), ``premise``, ``hypothesis``, ``thought_process``, ``predicted_label`` and
     ``true_label`` (0, 1 or None), and what else the file has. Others' files may be JSON Lines or a JSON list, with
@@ -161,9 +164,13 @@ def read_reflections(path: str | Path) -> list[dict[str, Any]]:
 
 
 def _read_chains(path: str | Path, filename: str, made_by: str, thought: str) -> list[dict[str, Any]]:
-    file = artifact_file(path, filename, made_by, appended=True)
+    if HUB_NAME.fullmatch(str(path)) and not Path(path).exists():
+        file: str | Path = path
+        rows = read_hub(str(path), "train").to_list()
+    else:
+        file = artifact_file(path, filename, made_by, appended=True)
+        rows = read_rows(file)
     chains: dict[str, dict[str, Any]] = {}
-    rows = read_rows(file)
     for number, row in enumerate(rows, 1):
         needed = ("id", "premise", "hypothesis", thought, LABEL, TRUE_LABEL)
         missing = [name for name in needed if name not in row]

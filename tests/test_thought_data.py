@@ -260,6 +260,21 @@ def test_chains_of_a_run_that_goes_on_or_failed(tmp_path, caplog):
     assert "failed (UserError: the budget is used up); what there is of it is taken" in caplog.text
 
 
+def test_chains_of_the_hub(monkeypatch, tmp_path):
+    import datasets
+
+    def load_dataset(name, subset, split):
+        assert (name, subset, split) == ("jd0g/Mistral-Thinking-NLI", "thoughts", "train")
+        return datasets.Dataset.from_list([thought("a"), thought("b", 0)])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    monkeypatch.chdir(tmp_path)
+    assert [chain["id"] for chain in read_thoughts("jd0g/Mistral-Thinking-NLI:thoughts")] == ["a", "b"]
+    for name in ("no/such.jsonl", "./no/such", "such"):
+        with pytest.raises(UserError, match="no such file or directory"):
+            read_thoughts(name)
+
+
 def test_of_several_chains_of_an_id_the_last_counts(tmp_path, caplog):
     rows = [thought("1", 0), thought("2", 0), thought(1, 1, thought_process="Second.")]
     with caplog.at_level(logging.INFO):
