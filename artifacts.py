@@ -21,12 +21,14 @@ from decimal import Decimal
 from fnmatch import fnmatch
 from importlib import metadata
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 from helpers import RowFormat, Split, UserError, csv_records, is_main_process, json_rows, load_split, name_a_few
 
 if TYPE_CHECKING:
     import pandas as pd
+
+T = TypeVar("T")
 
 META = "run_meta.json"
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "pandas", "numpy", "scikit-learn", "hdbscan",
@@ -370,6 +372,33 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     with _open_text(path) as file:
         text = file.read().removeprefix("\ufeff")
     return json_rows(path, text) if text.strip() else []
+
+
+def appended_records(path: Path, parse: Callable[[bytes], T], mend: str) -> list[T]:
+    """What ``parse`` makes of every line of JSON Lines that grow by whole records; [] where there is no file.
+
+    A last line that was cut off in mid-write is taken off the file, with a warning; UserError for any other line that
+    ``parse`` raises ValueError for. mend: what to do about such a line, for the message.
+    """
+    records: list[T] = []
+    if not path.exists():
+        return records
+    with path.open("r+b") as file:
+        end = 0
+        for number, line in enumerate(file, 1):
+            try:
+                records.append(parse(line))
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    logger.warning(f"{path}, line {number}, was cut off in mid-write; it is taken off")
+                    file.truncate(end)
+                    break
+                raise UserError(f"{path}, line {number}: damaged ({error}); {mend}") from error
+            end += len(line)
+            if not line.endswith(b"\n"):  # whole, but the next record would land in the same line
+                file.seek(end)
+                file.write(b"\n")
+    return records
 
 
 def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str] = ()) -> pd.DataFrame:

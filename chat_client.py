@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from filelock import FileLock, Timeout
 
-from artifacts import atomic, check_writable
+from artifacts import appended_records, atomic, check_writable
 from chat_threads import BudgetUsedUp, Gate, in_threads
 from helpers import UserError
 
@@ -128,14 +128,8 @@ def ask_all(
     with ExitStack() as locks:
         for each in sorted({path, failures_path}):
             locks.enter_context(locked(each))
-        records = read_records(path, keys)
         checks = {question.id: question.check or check for question in questions}
-        outcomes = {name: _outcome(record, checks[name]) for name, record in records.items()}
-        records = _described_anew(path, questions, records, outcomes, describe)
-        if failures_path != path:
-            failed = {name: each for name, each in read_records(failures_path, keys).items() if name not in records}
-            outcomes |= {name: (None, str(record["failure"])) for name, record in failed.items()}
-            records |= failed
+        records, outcomes = _recorded(path, failures_path, questions, keys, checks, describe)
         missing = [
             question for question in questions
             if question.id not in outcomes or (retry_failures and outcomes[question.id][1] is not None)
@@ -168,13 +162,14 @@ def ask_all(
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """No other process asks for the records of ``path`` meanwhile; UserError where one does."""
+def locked(path: Path, doing: str = "asking") -> Iterator[None]:
+    """No other process writes records to ``path`` meanwhile; UserError where one is ``doing`` so."""
     try:
         with FileLock(path.with_name(path.name + ".lock"), timeout=0):
             yield
     except Timeout:
-        raise UserError(f"{path}: another process is asking; wait until it is through, or name another file") from None
+        message = f"{path}: another process is {doing}; wait until it is through, or write somewhere else"
+        raise UserError(message) from None
 
 
 def prompt_key(model: str, parameters: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
@@ -191,30 +186,28 @@ def read_records(path: Path, keys: Mapping[str, str]) -> dict[str, dict[str, Any
 
     A last line that was cut off in mid-write is taken off the file; UserError for any other damaged line.
     """
-    records: dict[str, dict[str, Any]] = {}
-    if not path.exists():
-        return records
-    with path.open("r+b") as file:
-        end = 0
-        for number, line in enumerate(file, 1):
-            try:
-                record = _record(line)
-            except ValueError as error:
-                if not line.endswith(b"\n"):
-                    logger.warning(f"{path}, line {number}, was cut off in mid-write; it is taken off")
-                    file.truncate(end)
-                    break
-                raise UserError(
-                    f"{path}, line {number}: damaged ({error}); expected a recorded answer: delete that line (its "
-                    "question is asked again), or name another file"
-                ) from error
-            end += len(line)
-            if keys.get(record["id"]) == record["prompt"]:
-                records[record["id"]] = record
-            if not line.endswith(b"\n"):  # whole, but the next record would land in the same line
-                file.seek(end)
-                file.write(b"\n")
-    return records
+    mend = "expected a recorded answer: delete that line (its question is asked again), or name another file"
+    records = appended_records(path, _record, mend)
+    return {record["id"]: record for record in records if keys.get(record["id"]) == record["prompt"]}
+
+
+def _recorded(
+    path: Path,
+    failures_path: Path,
+    questions: Sequence[Question],
+    keys: Mapping[str, str],
+    checks: Mapping[str, Callable[[str], Any]],
+    describe: Callable[[Question, Any], Mapping[str, Any]] | None,
+) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Any, str | None]]]:
+    """What is there of earlier calls, by id: the records, and what today's checks make of them (``_outcome``)."""
+    records = read_records(path, keys)
+    outcomes = {name: _outcome(record, checks[name]) for name, record in records.items()}
+    records = _described_anew(path, questions, records, outcomes, describe)
+    if failures_path != path:
+        failed = {name: each for name, each in read_records(failures_path, keys).items() if name not in records}
+        outcomes |= {name: (None, str(record["failure"])) for name, record in failed.items()}
+        records |= failed
+    return records, outcomes
 
 
 def _described_anew(

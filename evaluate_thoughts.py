@@ -20,15 +20,13 @@ import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
-
 from artifacts import (
     TOKENIZER_FILES,
+    appended_records,
     artifact_file,
     check_not_read,
     check_whole_model,
@@ -42,10 +40,11 @@ from artifacts import (
     write_json,
     write_jsonl,
 )
-from chat_client import prompt_key
+from chat_client import locked, prompt_key
 from flags import Parser, number, positive_int, seed_number
 from helpers import DEFAULT_SEED, UserError, command_line, default_eval_split, name_a_few
 from plotting import dataset_label
+from thought_data import add_pair_flags, id_text, load_pairs
 from thoughts import parse_thought
 
 if TYPE_CHECKING:
@@ -71,8 +70,6 @@ logger = logging.getLogger(__name__)
 
 
 def build_parser() -> Parser:
-    from thought_data import add_pair_flags
-
     parser = Parser("Let a fine-tuned model answer whether hypotheses follow, and score the answers.")
     group = parser.add_argument_group("pairs")
     group.add_argument("--dataset", help="Hub name, file, directory or demo:... with premise and hypothesis; without "
@@ -216,35 +213,27 @@ def read_recorded(path: Path, keys: Mapping[str, str], settings: str) -> tuple[d
     """
     records: dict[str, dict[str, Any]] = {}
     others = 0
-    if not path.exists():
-        return records, others
-    with path.open("r+b") as file:
-        end = 0
-        for place, line in enumerate(file, 1):
-            try:
-                record = json.loads(line)
-                known = [record[name] for name in ("id", "prompt", "settings", "output", "new_tokens", "finished")]
-            except (ValueError, KeyError, TypeError) as error:
-                if not line.endswith(b"\n"):
-                    logger.warning(f"{path}, line {place}, was cut off in mid-write; it is taken off")
-                    file.truncate(end)
-                    break
-                raise UserError(f"{path}, line {place}: damaged ({error}); delete that line, its pair is answered "
-                                "again") from error  # fmt: skip
-            end += len(line)
-            name, prompt = known[:2]
-            if known[2] != settings or keys.get(name, prompt) != prompt:
-                what = "another model, prompt or parameters" if known[2] != settings else "other texts of the pair"
-                raise UserError(f"{path}, line {place}: the answer to {name!r} was made with {what}; name another "
-                                "--output_dir, or give --overwrite to begin again")  # fmt: skip
-            if name in keys:
-                records[name] = record
-            else:
-                others += 1
-            if not line.endswith(b"\n"):  # whole, but the next record would land in the same line
-                file.seek(end)
-                file.write(b"\n")
+    lines = appended_records(path, _recorded, "delete that line, its pair is answered again")
+    for place, record in enumerate(lines, 1):
+        name = record["id"]
+        if record["settings"] != settings or keys.get(name, record["prompt"]) != record["prompt"]:
+            other = record["settings"] != settings
+            what = "another model, prompt or parameters" if other else "other texts of the pair"
+            raise UserError(f"{path}, line {place}: the answer to {name!r} was made with {what}; name another "
+                            "--output_dir, or give --overwrite to begin again")  # fmt: skip
+        if name in keys:
+            records[name] = record
+        else:
+            others += 1
     return records, others
+
+
+def _recorded(line: bytes) -> dict[str, Any]:
+    record = json.loads(line)
+    needed = ("id", "output", *MADE)
+    if not isinstance(record, dict) or not all(name in record for name in needed):
+        raise ValueError(f"no object with {', '.join(needed)}")
+    return record
 
 
 def answer_missing(
@@ -339,7 +328,7 @@ def read_outputs(path: Path, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str
         if not isinstance(row["output"], str | None):
             raise UserError(f"{path}, record {place} (id {row['id']!r}): output is {row['output']!r:.40}; expected "
                             "the raw text, or null for no answer")  # fmt: skip
-    ids = [_id(row["id"]) for row in rows]
+    ids = [id_text(row["id"]) for row in rows]
     repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
         raise UserError(f"{path}: {len(repeated):,} ids occur more than once ({name_a_few(repeated)}); keep one each")
@@ -357,10 +346,6 @@ def read_outputs(path: Path, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str
         logger.warning(f"{len(pairs) - len(found):,} of {len(pairs):,} pairs have no output in {path} and count as no "
                        "answer")  # fmt: skip
     return found
-
-
-def _id(value: Any) -> str:
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 def judge_outputs(
@@ -529,17 +514,6 @@ def check_places(args: argparse.Namespace) -> None:
                             "give --overwrite")  # fmt: skip
 
 
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(path.with_name(path.name + ".lock"), timeout=0):
-            yield
-    except Timeout:
-        raise UserError(f"{path}: another process is answering; wait until it is through, or name another "
-                        "--output_dir") from None  # fmt: skip
-
-
 def from_model(
     args: argparse.Namespace, pairs: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any],
     finish: Callable[[Mapping[str, Mapping[str, Any]]], None],
@@ -550,7 +524,8 @@ def from_model(
     prompts = {name: by.prompt(pair["premise"], pair["hypothesis"]) for name, pair in pairs.items()}
     keys = {name: prompt_key(settings, {}, [{"role": "user", "content": text}]) for name, text in prompts.items()}
     path = Path(args.output_dir) / RECORDS
-    with locked(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path, "answering"):
         found, others = ({}, 0) if args.overwrite else read_recorded(path, keys, settings)
         if found or others:
             elsewhere = f", and {others:,} to other pairs" * bool(others)
@@ -573,8 +548,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         answer_one(args)
         return
     check_places(args)
-    from thought_data import load_pairs
-
     split = load_pairs(args.dataset, args.split or default_eval_split(args.dataset), args.label_map, args.max_samples,
                        args.text_columns or (), args.label_column)  # fmt: skip
     pairs = {pair["id"]: pair for pair in split.data}

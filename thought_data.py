@@ -100,10 +100,11 @@ class PairFormat:
 
 
 def _text(value: Any) -> str:
-    return _id(value).strip()
+    return id_text(value).strip()
 
 
-def _id(value: Any) -> str:
+def id_text(value: Any) -> str:
+    """An id of a JSON file as a string: 1 for 1 and 1.0, a string as it is."""
     return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
@@ -186,7 +187,7 @@ def _read_chains(path: str | Path, filename: str, made_by: str, thought: str) ->
             if label is None and row[name] not in NO_GOLD_LABEL:
                 found = f"{name} is {row[name]!r:.40}"
                 raise UserError(f"{file}, record {number} (id {row['id']!r}): {found}, neither 0 nor 1")
-        key = _id(row["id"])
+        key = id_text(row["id"])
         chains.pop(key, None)  # the last one counts, and stands where it stands
         chains[key] = {**row, "id": key, **labels}
     if not chains:
