@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from artifacts import check_same_dataset, nulls_for_nan, recorded_split, recorded_task, stage, write_csv, write_json
-from flags import Parser, number, positive_int
-from helpers import Split, UserError, command_line
-from tasks import add_task_flags, task_of
+from datamap.core.artifacts import check_same_dataset, recorded_split, recorded_task, stage
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import nulls_for_nan, write_csv, write_json
+from datamap.core.flags import Parser, number, positive_int
+from datamap.core.splits import Split
+from datamap.tasks.base import add_task_flags, task_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -30,7 +32,7 @@ OWNS = (
     "question_type_analysis.csv", "category_by_question_type.png", "label_analysis.csv", "category_by_label.png",
     "*_samples.json", "metric_distributions.*", "metric_correlations.*", "cartography_metrics.*",
     "cartography_map.png",
-)  # fmt: skip
+)
 NUM_BINS = 40
 MAX_DISCRETE = 20  # a metric with at most so many values (correctness, counts) gets one bar per value
 ROWS_PRINTED = 12
@@ -49,7 +51,7 @@ def samples(frame: pd.DataFrame, category: str, n: int, split: Split | None) -> 
     """
     import pandas as pd
 
-    from dataset_cartography import METRIC_COLUMNS, get_examples_by_category
+    from datamap.cartography.metrics import METRIC_COLUMNS, get_examples_by_category
 
     ids = get_examples_by_category(frame, category, n)
     metrics = frame.loc[ids, [metric for metric in METRIC_COLUMNS if metric in frame]].astype(object)
@@ -72,7 +74,7 @@ def groups_analysis(frame: pd.DataFrame, split: Split) -> tuple[str, pd.DataFram
     """The name of the task's grouping (question_type, label), and its ``group_table``, largest group first."""
     import pandas as pd
 
-    from plotting import group_table
+    from datamap.analysis.groups import group_table
 
     by, values = split.task.groups(split.data)
     groups = pd.Series(list(values), index=split.ids, dtype=object)
@@ -85,8 +87,8 @@ def distributions(frame: pd.DataFrame) -> pd.DataFrame:
     import numpy as np
     import pandas as pd
 
-    from dataset_cartography import CATEGORIES
-    from plotting import metric_columns
+    from datamap.analysis.groups import metric_columns
+    from datamap.cartography.metrics import CATEGORIES
 
     tables = []
     for metric in metric_columns(frame):
@@ -109,7 +111,7 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     """Spearman rank correlation of every pair of metrics: metric_a, metric_b, spearman, n. Constant: missing."""
     import pandas as pd
 
-    from plotting import metric_columns
+    from datamap.analysis.groups import metric_columns
 
     metrics = metric_columns(frame)
     matrix = frame[metrics].corr(method="spearman")
@@ -128,8 +130,9 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
 def plot_distributions(path: Path, table: pd.DataFrame, cuts: tuple[float, float], caption: str) -> None:
     import numpy as np
 
-    from dataset_cartography import CATEGORIES, CATEGORY_COLORS
-    from plotting import METRIC_LABELS, new_figure, save_figure
+    from datamap.analysis.groups import METRIC_LABELS
+    from datamap.cartography.metrics import CATEGORIES, CATEGORY_COLORS
+    from datamap.core.plots import new_figure, save_figure
 
     metrics = table["metric"].unique()
     columns = 5 if len(metrics) > 8 else min(len(metrics), 4)
@@ -170,7 +173,7 @@ def plot_distributions(path: Path, table: pd.DataFrame, cuts: tuple[float, float
 def plot_correlations(path: Path, table: pd.DataFrame, metrics: Sequence[str], caption: str) -> None:
     import numpy as np
 
-    from plotting import new_figure, save_figure
+    from datamap.core.plots import new_figure, save_figure
 
     matrix = np.full((len(metrics), len(metrics)), np.nan)
     for a, b, value in table[["metric_a", "metric_b", "spearman"]].itertuples(index=False):
@@ -194,7 +197,8 @@ def plot_correlations(path: Path, table: pd.DataFrame, metrics: Sequence[str], c
 
 def plot_groups(path: Path, table: pd.DataFrame, by: str, caption: str) -> None:
     """table: one row per value of ``by``, the largest first; a picture has room for 25."""
-    from plotting import draw_category_shares, new_figure, save_figure
+    from datamap.analysis.groups import draw_category_shares
+    from datamap.core.plots import new_figure, save_figure
 
     kind = by.replace("_", " ")
     shown = table.head(MAX_GROUPS_DRAWN)
@@ -222,7 +226,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--training_dynamics", metavar="DIR",
         help="read dynamics_epoch_N.jsonl (guid, logits_epoch_N, gold) of another trainer instead, and write "
         "cartography_metrics.csv, .json and the map into --output_dir",
-    )  # fmt: skip
+    )
     group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifact)")
     group.add_argument("--split", help="its split (default: the one recorded in the artifact, else train)")
     add_task_flags(group)
@@ -231,7 +235,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--threshold_method", choices=("median", "percentile", "fixed"), default="median",
         help="median: cut at the medians unless a threshold is given; percentile: they are percentiles 0..100 "
         "(50 and 67 unless given); fixed: the thresholds are the values",
-    )  # fmt: skip
+    )
     group.add_argument("--confidence_threshold", type=number, help="easy from here on, hard below")
     group.add_argument("--variability_threshold", type=number, help="ambiguous above")
     group = parser.add_argument_group("what is written")
@@ -250,7 +254,7 @@ def check_output(output_dir: str, source: Path) -> None:
 
 def print_table(table: pd.DataFrame, by: str, rest: str = "") -> None:
     """The first rows of a ``group_table``; rest: the file that holds all of them."""
-    from dataset_cartography import CATEGORIES
+    from datamap.cartography.metrics import CATEGORIES
 
     shown = [metric for metric in ("confidence", "variability", "correctness") if f"{metric}_mean" in table]
     print(f"{by:<20}{'n':>9}" + "".join(f"{name:>13}" for name in (*shown, *CATEGORIES)))
@@ -265,8 +269,9 @@ def print_table(table: pd.DataFrame, by: str, rest: str = "") -> None:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    import dataset_cartography
-    from plotting import dataset_label, group_table, metric_columns
+    from datamap.analysis.groups import group_table, metric_columns
+    from datamap.cartography import metrics as dataset_cartography
+    from datamap.core.plots import dataset_label
 
     source = Path(args.training_dynamics or args.cartography_dir)
     check_output(args.output_dir, source)

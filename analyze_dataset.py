@@ -17,22 +17,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import (
+from datamap.core.artifacts import (
     artifact_file,
     check_not_read,
     check_same_dataset,
-    read_jsonl,
-    read_table,
     recorded_dataset,
     recorded_split,
     recorded_task,
     stage,
-    write_csv,
-    write_json,
 )
-from flags import Parser
-from helpers import Split, UserError, command_line, name_a_few
-from tasks import add_task_flags, task_of
+from datamap.core.errors import UserError, command_line, name_a_few
+from datamap.core.files import read_jsonl, read_table, write_csv, write_json
+from datamap.core.flags import Parser
+from datamap.core.splits import Split
+from datamap.tasks.base import add_task_flags, task_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -41,7 +39,7 @@ OWNS = (
     "category_cluster_overlap.csv", "cluster_difficulty.csv", "cluster_map.csv", "patterns.json",
     "category_by_cluster.png", "cluster_difficulty.png", "cluster_map_by_category.png", "unified_analysis.csv",
     "overlap_summary.json",
-)  # fmt: skip
+)
 CLUSTER_COLUMNS = ("cluster", "dim1", "dim2", "cluster_probability")
 NOISE = -1
 MIN_EXAMPLES = 10  # a cluster, question type or label with fewer is not tested
@@ -114,7 +112,7 @@ def overlap_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Every cell of category x cluster: category, cluster, n and its shares (0..1) of category, cluster and all."""
     import pandas as pd
 
-    from dataset_cartography import CATEGORIES
+    from datamap.cartography.metrics import CATEGORIES
 
     cells = pd.MultiIndex.from_product(
         [CATEGORIES, sorted(frame["cluster"].unique())], names=["category", "cluster"]
@@ -133,7 +131,7 @@ def difficulty_table(frame: pd.DataFrame) -> pd.DataFrame:
     """
     from scipy import stats
 
-    from plotting import group_table
+    from datamap.analysis.groups import group_table
 
     table = group_table(frame, "cluster")
     for metric in ("confidence", "variability"):
@@ -238,7 +236,7 @@ def find_patterns(frame: pd.DataFrame, thresholds: tuple[float, float], by: str 
     ``by``: a column of groups, question_type or label; those that stand out are in ``question_types_over_represented``
     or ``labels_over_represented``.
     """
-    from dataset_cartography import CATEGORIES
+    from datamap.cartography.metrics import CATEGORIES
 
     overall = {f"{category}_share": float((frame["category"] == category).mean()) for category in CATEGORIES}
     groups = {} if by is None else {f"{by}s_over_represented": over_represented(frame, by)}
@@ -273,8 +271,8 @@ def drawn_clusters(difficulty: pd.DataFrame) -> tuple[pd.DataFrame, list[str], s
 
 
 def plot_category_by_cluster(path: Path, difficulty: pd.DataFrame, caption: str) -> None:
-    from dataset_cartography import CATEGORIES
-    from plotting import new_figure, save_figure
+    from datamap.cartography.metrics import CATEGORIES
+    from datamap.core.plots import new_figure, save_figure
 
     shown, labels, note = drawn_clusters(difficulty)
     shares = 100 * shown[[f"{category}_share" for category in CATEGORIES]].to_numpy(dtype=float)
@@ -293,7 +291,8 @@ def plot_category_by_cluster(path: Path, difficulty: pd.DataFrame, caption: str)
 
 
 def plot_difficulty(path: Path, difficulty: pd.DataFrame, overall: Mapping[str, float], caption: str) -> None:
-    from plotting import GREY, METRIC_LABELS, new_figure, save_figure
+    from datamap.analysis.groups import METRIC_LABELS
+    from datamap.core.plots import GREY, new_figure, save_figure
 
     shown, labels, note = drawn_clusters(difficulty)
     places = range(len(shown))
@@ -315,8 +314,8 @@ def plot_map(path: Path, table: pd.DataFrame, caption: str) -> None:
     """One panel per category, so that none is drawn over another; all other examples are grey."""
     import numpy as np
 
-    from dataset_cartography import CATEGORIES, CATEGORY_COLORS
-    from plotting import LIGHT_GREY, new_figure, save_figure
+    from datamap.cartography.metrics import CATEGORIES, CATEGORY_COLORS
+    from datamap.core.plots import LIGHT_GREY, new_figure, save_figure
 
     drawn = table.dropna(subset=["dim1", "dim2"])
     if len(drawn) > MAX_DRAWN_POINTS:
@@ -349,7 +348,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--predictions", metavar="FILE",
         help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; with --export_unified it "
         "feeds rules 4 and 8 (qa), or gives the column predicted_label",
-    )  # fmt: skip
+    )
     group = parser.add_argument_group("what is written")
     group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
     group.add_argument(
@@ -364,7 +363,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def print_table(difficulty: pd.DataFrame) -> None:
-    from dataset_cartography import CATEGORIES
+    from datamap.cartography.metrics import CATEGORIES
 
     names = ("confidence", "variability", *CATEGORIES)
     print(f"{'cluster':<9}{'n':>9}" + "".join(f"{name:>13}" for name in names))
@@ -379,9 +378,9 @@ def print_table(difficulty: pd.DataFrame) -> None:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    from dataset_cartography import categorize_examples, category_thresholds, load_cartography_metrics
-    from plotting import dataset_label
-    from unified_table import summarize_overlap, unified_table
+    from datamap.analysis.unified_table import summarize_overlap, unified_table
+    from datamap.cartography.metrics import categorize_examples, category_thresholds, load_cartography_metrics
+    from datamap.core.plots import dataset_label
 
     check_not_read(args.output_dir, args.cartography_dir, args.cluster_dir)
     metrics = load_cartography_metrics(args.cartography_dir)

@@ -22,16 +22,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-import plotting
-from artifacts import artifact_file, check_not_read, read_json, recorded_dataset, stage, write_csv, write_json
-from flags import Parser, positive_int, seed_number
-from helpers import DEFAULT_SEED, UserError, command_line, name_a_few
+from datamap.core import plots as plotting
+from datamap.core.artifacts import artifact_file, check_not_read, recorded_dataset, stage
+from datamap.core.errors import UserError, command_line, name_a_few
+from datamap.core.files import read_json, write_csv, write_json
+from datamap.core.flags import DEFAULT_SEED, Parser, positive_int, seed_number
 
 MADE_BY = "extract_embeddings.py"
 OWNS = (
     "cluster_assignments.csv", "cluster_statistics.csv", "cluster_samples.json", "cluster_metadata.json",
     "cluster_map.png", "cluster_sizes.png",
-)  # fmt: skip
+)
 NOISE = -1
 SAMPLES_PER_CLUSTER = 5
 ROWS_PRINTED = 20
@@ -272,7 +273,7 @@ def plot_map(
             str(label), (x, top if small else y), xytext=(0, 2 if small else 0), textcoords="offset points",
             ha="center", va="bottom" if small else "center", fontsize=9,
             path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
+        )
     plot.set(xlabel=axes[0], ylabel=axes[1])
     caption = f"{summary(found)}\nnoise is grey"
     if found.num_clusters:

@@ -24,35 +24,31 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from artifacts import (
+from datamap.core.artifacts import (
     TOKENIZER_FILES,
-    appended_records,
     artifact_file,
     check_not_read,
     check_whole_model,
     check_writable,
     content_key,
     digest,
-    read_jsonl,
-    read_rows,
     stage,
-    write_csv,
-    write_json,
-    write_jsonl,
 )
-from chat_client import locked, prompt_key
-from flags import Parser, number, positive_int, seed_number
-from helpers import DEFAULT_SEED, UserError, command_line, default_eval_split, name_a_few
-from plotting import dataset_label
-from thought_data import add_pair_flags, id_text, load_pairs
-from thoughts import parse_thought
+from datamap.core.errors import UserError, command_line, name_a_few
+from datamap.core.files import appended_records, read_jsonl, read_rows, write_csv, write_json, write_jsonl
+from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
+from datamap.core.plots import dataset_label
+from datamap.core.splits import default_eval_split
+from datamap.thoughts.chat_client import locked, prompt_key
+from datamap.thoughts.data import add_pair_flags, id_text, load_pairs
+from datamap.thoughts.reader import parse_thought
 
 if TYPE_CHECKING:
     import string
 
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from generation import Generated, SchemaConstraint
+    from datamap.thoughts.generation import Generated, SchemaConstraint
 
     Loaded = tuple[PreTrainedModel, SchemaConstraint | None]
 
@@ -148,13 +144,13 @@ class Answerer:
         return digest([parts, self.template.template, self.parameters])
 
     def prompt(self, premise: str, hypothesis: str) -> str:
-        from prompts import model_prompt
+        from datamap.thoughts.prompts import model_prompt
 
         return model_prompt(self.tokenizer, self.template, premise, hypothesis)
 
     def load(self, args: argparse.Namespace) -> Loaded:
-        from causal_lm import load_causal_lm
-        from generation import SchemaConstraint
+        from datamap.thoughts.causal_lm import load_causal_lm
+        from datamap.thoughts.generation import SchemaConstraint
 
         four_bit = args.quantization == "4bit"
         model = load_causal_lm(
@@ -165,7 +161,7 @@ class Answerer:
 
 def answerer(args: argparse.Namespace) -> Answerer:
     """UserError for whatever is missing, before any weights are read."""
-    from causal_lm import base_of_adapter, check_whole_adapter, device_of_process, load_tokenizer
+    from datamap.thoughts.causal_lm import base_of_adapter, check_whole_adapter, device_of_process, load_tokenizer
 
     if args.adapter:
         check_whole_adapter(args.adapter)
@@ -175,7 +171,7 @@ def answerer(args: argparse.Namespace) -> Answerer:
     check_whole_model(name)
     template = template_of(args)
     if args.constrained:
-        from generation import check_llguidance
+        from datamap.thoughts.generation import check_llguidance
 
         check_llguidance()
     own = args.adapter and any((Path(args.adapter) / file).exists() for file in TOKENIZER_FILES)
@@ -185,13 +181,13 @@ def answerer(args: argparse.Namespace) -> Answerer:
         "max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
         "seed": args.seed if args.temperature else None, "constrained": args.constrained,
         "quantization": args.quantization, "dtype": "bfloat16" if bfloat16 else "float32",
-    }  # fmt: skip
+    }
     return Answerer(name, args.adapter, load_tokenizer(args.adapter if own else name), template, parameters)
 
 
 def template_of(args: argparse.Namespace) -> string.Template:
     """What was asked: by --prompt_file, or beside the adapter or the model, else by the prompt for tuned models."""
-    from prompts import PAIR, TUNED, load_prompt
+    from datamap.thoughts.prompts import PAIR, TUNED, load_prompt
 
     file = args.prompt_file
     if file is None:
@@ -220,7 +216,7 @@ def read_recorded(path: Path, keys: Mapping[str, str], settings: str) -> tuple[d
             other = record["settings"] != settings
             what = "another model, prompt or parameters" if other else "other texts of the pair"
             raise UserError(f"{path}, line {place}: the answer to {name!r} was made with {what}; name another "
-                            "--output_dir, or give --overwrite to begin again")  # fmt: skip
+                            "--output_dir, or give --overwrite to begin again")
         if name in keys:
             records[name] = record
         else:
@@ -239,7 +235,7 @@ def _recorded(line: bytes) -> dict[str, Any]:
 def answer_missing(
     args: argparse.Namespace, by: Answerer, loaded: Loaded, pairs: Mapping[str, Mapping[str, Any]],
     prompts: Mapping[str, str], keys: Mapping[str, str], settings: str, path: Path,
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, dict[str, Any]]:
     """Answer the pairs (all of them missing) and append every batch to ``path`` as it comes; the records by id."""
     from tqdm.auto import tqdm
 
@@ -252,7 +248,7 @@ def answer_missing(
                 name = ids[place]
                 record = judged(pairs[name], answer.text, prompts[name])
                 record |= {"new_tokens": answer.num_tokens, "finished": answer.finished, "prompt": keys[name],
-                           "settings": settings}  # fmt: skip
+                           "settings": settings}
                 records[name] = record
                 lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
             file.write(b"".join(lines))
@@ -266,17 +262,17 @@ def generated(
 ) -> Iterator[tuple[list[int], list[Generated]]]:
     import torch
 
-    from generation import generate
+    from datamap.thoughts.generation import generate
 
     model, constraint = loaded
     try:
         yield from generate(
             model, by.tokenizer, prompts, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens,
             temperature=args.temperature, seed=args.seed, constraint=constraint,
-        )  # fmt: skip
+        )
     except torch.cuda.OutOfMemoryError as error:
         raise UserError(f"the GPU has no room for --batch_size {args.batch_size}; lower it, or give --quantization "
-                        "4bit: the same command goes on from here") from error  # fmt: skip
+                        "4bit: the same command goes on from here") from error
 
 
 def judged(pair: Mapping[str, Any], output: str | None, prompt: str) -> dict[str, Any]:
@@ -303,7 +299,7 @@ def _clean(text: str) -> str:
 def judged_again(
     path: Path, found: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]],
     prompts: Mapping[str, str],
-) -> dict[str, dict[str, Any]]:  # fmt: skip
+) -> dict[str, dict[str, Any]]:
     """Recorded answers as they are read today, with today's labels; the file is written anew where that differs."""
     now = {
         name: judged(pairs[name], record["output"], prompts[name]) | {made: record[made] for made in MADE}
@@ -327,7 +323,7 @@ def read_outputs(path: Path, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str
             raise UserError(f"{path}, record {place}: no {name_a_few(missing or ['id'])}; expected id and output")
         if not isinstance(row["output"], str | None):
             raise UserError(f"{path}, record {place} (id {row['id']!r}): output is {row['output']!r:.40}; expected "
-                            "the raw text, or null for no answer")  # fmt: skip
+                            "the raw text, or null for no answer")
     ids = [id_text(row["id"]) for row in rows]
     repeated = [name for name, count in Counter(ids).items() if count > 1]
     if repeated:
@@ -339,12 +335,12 @@ def read_outputs(path: Path, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str
     if not found:
         raise UserError(f"{path} shares no ids with the pairs ({name_a_few(ids)} there, {name_a_few(pairs)} here); "
                         "give the --dataset and --split that were answered; a dataset without a column id has ids "
-                        "made from its texts")  # fmt: skip
+                        "made from its texts")
     if len(found) < len(ids):
         logger.warning(f"{path}: {len(ids) - len(found):,} of {len(ids):,} outputs are of other pairs and not scored")
     if len(found) < len(pairs):
         logger.warning(f"{len(pairs) - len(found):,} of {len(pairs):,} pairs have no output in {path} and count as no "
-                       "answer")  # fmt: skip
+                       "answer")
     return found
 
 
@@ -352,7 +348,7 @@ def judge_outputs(
     args: argparse.Namespace, outputs: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Records of all pairs; tokens are known where the file says how many, as one of ours does."""
-    from prompts import PAIR, PROMPTS
+    from datamap.thoughts.prompts import PAIR, PROMPTS
 
     template = template_of(args)
     # A prompt that is echoed is no answer; of those that it may be, ours are known.
@@ -382,7 +378,7 @@ def lengths_of(records: Sequence[Mapping[str, Any]]) -> tuple[list[int | None], 
 
 def metrics_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``thought_metrics.pair_metrics``, and of generated answers how many were cut off and their mean length."""
-    from thought_metrics import pair_metrics
+    from datamap.thoughts.metrics import pair_metrics
 
     columns = (
         [record[name] for record in records] for name in ("true_label", "predicted_label", "method")
@@ -402,7 +398,7 @@ def write_results(
 ) -> None:
     import pandas as pd
 
-    from thought_metrics import confusion, length_table, write_confusion, write_lengths
+    from datamap.thoughts.metrics import confusion, length_table, write_confusion, write_lengths
 
     write_json(path / "metrics.json", metrics)
     gold, predicted = ([record[name] for record in records] for name in ("true_label", "predicted_label"))
@@ -443,12 +439,12 @@ def read_other(source: str, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str,
     shared = {name: rows[name]["predicted_label"] for name in labels if name in rows}
     if not shared:
         raise UserError(f"--compare {source} has no labelled pairs in common with this run ({name_a_few(rows)} there, "
-                        f"{name_a_few(labels)} here); compare runs on the same pairs")  # fmt: skip
+                        f"{name_a_few(labels)} here); compare runs on the same pairs")
     return shared
 
 
 def compared(source: str, other: Mapping[str, int | None], records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    from thought_metrics import compare_runs
+    from datamap.thoughts.metrics import compare_runs
 
     gold = {name: record["true_label"] for name, record in records.items() if record["true_label"] is not None}
     right = [records[name]["predicted_label"] == gold[name] for name in other]
@@ -511,13 +507,13 @@ def check_places(args: argparse.Namespace) -> None:
     if args.predictions and not args.overwrite and path.exists():
         if any(record.get("settings") for record in read_jsonl(path)):
             raise UserError(f"{path} holds the answers of a model, which would be lost; name another --output_dir, or "
-                            "give --overwrite")  # fmt: skip
+                            "give --overwrite")
 
 
 def from_model(
     args: argparse.Namespace, pairs: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any],
     finish: Callable[[Mapping[str, Mapping[str, Any]]], None],
-) -> None:  # fmt: skip
+) -> None:
     """Answer what --output_dir does not hold yet, then ``finish``; ``about``: what the stage is told of its run."""
     by = answerer(args)
     settings = by.key()
@@ -549,7 +545,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     check_places(args)
     split = load_pairs(args.dataset, args.split or default_eval_split(args.dataset), args.label_map, args.max_samples,
-                       args.text_columns or (), args.label_column)  # fmt: skip
+                       args.text_columns or (), args.label_column)
     pairs = {pair["id"]: pair for pair in split.data}
     other = read_other(args.compare, pairs) if args.compare else None
     path = Path(args.output_dir)
@@ -562,7 +558,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             logger.warning(f"{split.name} [{split.split}] has no labels: answers are written, but not scored")
         if metrics["cut_off"]:
             logger.warning(f"{metrics['cut_off']:,} of {metrics['n']:,} answers were cut off; --max_new_tokens allows "
-                           "longer ones")  # fmt: skip
+                           "longer ones")
         if other is not None:
             comparison = compared(args.compare, other, records)
             write_json(path / "comparison.json", comparison)

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import atomic, check_not_read, check_whole_model, recorded_split, recorded_task, stage, write_json
-from flags import Parser, positive_int
-from helpers import Split, UserError, command_line
-from models import load_encoder, usable_length, usable_stride
-from tasks import TASKS, Task, add_task_flags, task_of
-from text_features import embedder, embedding_spans
+from datamap.core.artifacts import check_not_read, check_whole_model, recorded_split, recorded_task, stage
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import atomic, write_json
+from datamap.core.flags import Parser, positive_int
+from datamap.core.splits import Split
+from datamap.selection.text_features import embedder, embedding_spans
+from datamap.tasks.base import TASKS, Task, add_task_flags, task_of
+from datamap.training.models import load_encoder, usable_length, usable_stride
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -55,7 +57,7 @@ def build_parser() -> Parser:
         help="which token vectors make the embedding: "
         + "; ".join(f"{name} {' or '.join(task.pooling)}" for name, task in TASKS.items())
         + " (default: the first)",
-    )  # fmt: skip
+    )
     parser.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
     parser.add_argument(
         "--doc_stride", type=positive_int, help="tokens that two windows share, for qa only (default: 128)"

@@ -22,14 +22,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from artifacts import check_writable, read_json, recorded_dataset, stage, write_json
-from chat_client import KEY_VARIABLE, Answers, Question, ask_all, locked
-from chat_threads import cost_of
-from flags import Parser, number, positive_int
-from helpers import command_line, name_a_few
-from prompts import PAIR, PROMPTS, fill_tagged, load_prompt
-from thought_data import TRUE_LABEL, add_pair_flags, is_right, load_pairs, read_reflections, read_thoughts
-from thoughts import (
+from datamap.core.artifacts import check_writable, recorded_dataset, stage
+from datamap.core.errors import command_line, name_a_few
+from datamap.core.files import read_json, write_json
+from datamap.core.flags import Parser, number, positive_int
+from datamap.thoughts.chat_client import KEY_VARIABLE, Answers, Question, ask_all, locked
+from datamap.thoughts.chat_threads import cost_of
+from datamap.thoughts.data import TRUE_LABEL, add_pair_flags, is_right, load_pairs, read_reflections, read_thoughts
+from datamap.thoughts.prompts import PAIR, PROMPTS, fill_tagged, load_prompt
+from datamap.thoughts.reader import (
     ANALYSIS,
     CRITERIA,
     IMPROVED,
@@ -51,11 +52,11 @@ TABLES = (USAGE, STATISTICS, "thought_lengths.*", "thought_accuracy_by_length.cs
 OWNS = {
     "generate": ("thoughts.jsonl", FAILURES, *TABLES), "reflect": ("reflections.jsonl", FAILURES, *TABLES),
     "score": ("scores.jsonl", COMPARISONS, "score_report.json", FAILURES, *TABLES), "statistics": TABLES,
-}  # fmt: skip
+}
 PLACEHOLDERS = {
     "generate": PAIR, "reflect": (*PAIR, "true_label", "thought"), "score": (*PAIR, "thought", "label"),
     "compare": (*PAIR, "thought_a", "label_a", "thought_b", "label_b"),
-}  # fmt: skip
+}
 TOKENS = ("prompt_tokens", "completion_tokens")
 RESPONSE_FORMATS = ("none", "json_object", "json_schema")
 
@@ -90,7 +91,7 @@ def thought_of(text: str, prompt: str) -> dict[str, Any] | None:
 
 READERS: dict[str, Callable[[str, str], dict[str, Any] | None]] = {
     "generate": thought_of, "reflect": parse_reflection, "score": parse_scores, "compare": parse_preference,
-}  # fmt: skip
+}
 
 
 def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tuple[str, dict, dict]]) -> Answers:
@@ -132,7 +133,7 @@ def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tupl
         verify=None if args.response_format == "none" else verify, workers=args.workers,
         requests_per_minute=args.requests_per_minute, max_requests=args.max_requests, prices=args.prices,
         max_cost=args.max_cost, max_retries=args.max_retries, timeout=args.timeout, retry_failures=args.retry_failures,
-    )  # fmt: skip
+    )
 
 
 def request_parameters(args: argparse.Namespace, kind: str) -> dict[str, Any]:
@@ -154,7 +155,7 @@ def prompt_file(args: argparse.Namespace, kind: str) -> Path:
 
 def generate(args: argparse.Namespace) -> None:
     split = load_pairs(args.dataset, args.split, args.label_map, args.max_samples, args.text_columns or (),
-                       args.label_column)  # fmt: skip
+                       args.label_column)
     questions = []
     for row in split.data:
         pair = {name: row[name] for name in PAIR}
@@ -188,7 +189,7 @@ def reflect(args: argparse.Namespace) -> None:
 
 
 def score(args: argparse.Namespace) -> None:
-    from thought_statistics import chain_lengths, judge_report, position_report
+    from datamap.thoughts.statistics import chain_lengths, judge_report, position_report
 
     chains = read_thoughts(args.thoughts)[: args.max_samples]
     reflections = read_reflections(args.reflections) if args.reflections else None
@@ -197,7 +198,7 @@ def score(args: argparse.Namespace) -> None:
         (chain["id"], {name: chain[name] for name in PAIR} | {"thought": chain[THOUGHT], "label": str(chain[LABEL])},
          {LABEL: chain[LABEL], TRUE_LABEL: chain[TRUE_LABEL]})
         for chain in chains if chain[LABEL] is not None
-    ]  # fmt: skip
+    ]
     pairs = shown_in_both_orders(chains, (reflections or [])[: args.position_samples])
     with _stage(args, {"thoughts": args.thoughts, "reflections": args.reflections}) as path:
         answers = ask(args, "score", FILES["score"], questions)
@@ -220,7 +221,7 @@ def shown_in_both_orders(
     chains: Sequence[Mapping[str, Any]], reflections: Sequence[Mapping[str, Any]]
 ) -> list[tuple[tuple[str, dict, dict], tuple[str, str]]]:
     """Of every pair with an original and a repaired chain, the two questions about them, each with (id, order)."""
-    from thought_statistics import FIRST, SECOND
+    from datamap.thoughts.statistics import FIRST, SECOND
 
     original = {chain["id"]: chain for chain in chains}
     questions = []
@@ -231,7 +232,7 @@ def shown_in_both_orders(
             values = {"thought_a": one[0], "label_a": one[1], "thought_b": other[0], "label_b": other[1]}
             name = f"{repaired['id']} ({order})"
             questions.append(((name, {each: first[each] for each in PAIR} | values, {"order": order}),
-                              (repaired["id"], order)))  # fmt: skip
+                              (repaired["id"], order)))
     return questions
 
 
@@ -274,15 +275,15 @@ def record_usage(args: argparse.Namespace, kind: str, answers: Answers) -> None:
             counts = {name: [record[name] for record in among if record[name] is not None] for name in TOKENS}
             used["by_outcome"][outcome] = {
                 "n": len(among), **{name: sum(each) if each else None for name, each in counts.items()}
-            }  # fmt: skip
+            }
     write_json(file, {**usage, kind: used})
     if answers.failures:
         first, reason = next(iter(answers.failures.items()))
         logger.warning(f"{len(answers.failures):,} of {len(answers.records):,} have no usable answer "
                        f"({name_a_few(answers.failures)}; {first!r}: {reason}); {FAILURES} holds the raw texts, "
-                       "--retry_failures asks again")  # fmt: skip
+                       "--retry_failures asks again")
     tokens = ", ".join("unknown" if answers.usage[name] is None else f"{answers.usage[name]:,} {what}"
-                       for name, what in (("prompt_tokens", "in"), ("completion_tokens", "out")))  # fmt: skip
+                       for name, what in (("prompt_tokens", "in"), ("completion_tokens", "out")))
     cost = "" if used["cost"] is None else f", cost {used['cost']:.4f}"
     print(f"{kind}: {len(answers.parsed):,} of {len(answers.records):,} answered; tokens {tokens}{cost}")
 
@@ -300,7 +301,7 @@ def summarize(
     title: str,
 ) -> None:
     """thought_statistics.json, thought_lengths and a few lines for the console; nothing where there are no chains."""
-    from thought_statistics import chain_lengths, length_statistics, write_lengths
+    from datamap.thoughts.statistics import chain_lengths, length_statistics, write_lengths
 
     if not chains:
         return
@@ -312,7 +313,7 @@ def summarize(
         "generated": len(chains), "labelled": len(labelled), "right": right,
         "accuracy": right / len(labelled) if labelled else None,
         "reflected": None, "repaired": None, "length_unit": unit, "lengths": length_statistics(chains, lengths),
-    }  # fmt: skip
+    }
     if repaired is not None:
         found |= {"reflected": len(repaired), "repaired": sum(is_right(chain) is True for chain in repaired)}
         their, _ = chain_lengths(repaired, args.tokenizer, IMPROVED)
@@ -408,7 +409,7 @@ ONLY_FOR = {
     "dataset": ("generate",), "split": ("generate",), "label_map": ("generate",), "text_columns": ("generate",),
     "label_column": ("generate",), "thoughts": ("reflect", "score", "statistics"),
     "reflections": ("score", "statistics"), "position_samples": ("score",), "model": ("generate", "reflect", "score"),
-}  # fmt: skip
+}
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

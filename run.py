@@ -22,20 +22,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import check_writable, stage, write_csv, write_json, write_jsonl
-from checkpoints import checkpoint_to_resume
-from dataset_cartography import CARTOGRAPHY_FILES, ONE_PROCESS_PER_GPU
-from dataset_filters import apply_filters
-from helpers import (
-    Split,
-    UserError,
-    command_line,
-    is_main_process,
-)
-from models import learning_rate_of, load_model, usable_length, usable_stride
-from plotting import dataset_label
-from run_arguments import SIZES, inputs_of, parse_args, task_of_run
-from slices import (
+from datamap.analysis.filters import apply_filters
+from datamap.cartography.metrics import CARTOGRAPHY_FILES, ONE_PROCESS_PER_GPU
+from datamap.core.artifacts import check_writable, stage
+from datamap.core.errors import UserError, command_line, is_main_process
+from datamap.core.files import write_csv, write_json, write_jsonl
+from datamap.core.plots import dataset_label
+from datamap.core.splits import Split
+from datamap.tasks.base import Task
+from datamap.tasks.slices import (
     OVERALL,
     generalization_table,
     plot_generalization,
@@ -44,24 +39,26 @@ from slices import (
     slice_columns,
     slice_table,
 )
-from tasks import Task
-from training_data import evaluation_splits, features_of, known_variability, training_split
-from training_flags import given_training_flags
+from datamap.training.arguments import SIZES, inputs_of, parse_args, task_of_run
+from datamap.training.checkpoints import checkpoint_to_resume
+from datamap.training.data import evaluation_splits, features_of, known_variability, training_split
+from datamap.training.library_flags import given_training_flags
+from datamap.training.models import learning_rate_of, load_model, usable_length, usable_stride
 
 if TYPE_CHECKING:
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-    from trainers import CartographyTrainer
+    from datamap.training.trainer import CartographyTrainer
 
 EVALUATION_FILES = (
     "eval_metrics*.json", "eval_predictions*.jsonl", "slice_metrics*", "generalization.*", "confusion_matrix*",
     "misclassified*.csv",
-)  # fmt: skip
+)
 TRAINING_FILES = (
     *EVALUATION_FILES, "filter_report.json", "train_metrics.json", "training_log.csv", "top_epochs.json",
     "checkpoint-[0-9]*",
-)  # fmt: skip
+)
 logger = logging.getLogger(__name__)
 
 
@@ -92,7 +89,7 @@ def training_arguments(args: argparse.Namespace, task: Task) -> TrainingArgument
         arguments = TrainingArguments(
             output_dir=args.output_dir, seed=args.seed, do_train=args.do_train, do_eval=args.do_eval,
             remove_unused_columns=False, label_names=["row_index"], **given
-        )  # fmt: skip
+        )
         for tracker in get_reporting_integration_callbacks(arguments.report_to):
             tracker()  # says whether it is installed
         return arguments
@@ -114,9 +111,9 @@ def build_trainer(
     """watched: the split that is evaluated during training."""
     from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-    from reporting import EvaluationCallback, ProgressBar, StatusCallback
-    from trainers import CartographyTrainer, PadToLongest, smoothing_of, weights_of
-    from training_dynamics import CartographyCallback
+    from datamap.cartography.recorder import CartographyCallback
+    from datamap.training.callbacks import EvaluationCallback, ProgressBar, StatusCallback
+    from datamap.training.trainer import CartographyTrainer, PadToLongest, smoothing_of, weights_of
 
     features, dynamics, smoothing, weights = None, None, None, None
     if train is not None:
@@ -137,7 +134,7 @@ def build_trainer(
             dynamics = CartographyCallback(
                 train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
                 title=f"{dataset_label(args.dataset, args.train_split)}, {Path(args.model).name}",
-            )  # fmt: skip
+            )
     evaluation = None
     if watched is not None:
         windows = features_of(watched, tokenizer, args.max_length, args.doc_stride, args.ablations)
@@ -147,7 +144,7 @@ def build_trainer(
         eval_dataset=evaluation and evaluation.features, compute_metrics=evaluation,
         data_collator=PadToLongest(tokenizer, task, 8 if arguments.bf16 or arguments.fp16 else 1),
         task=task, dynamics=dynamics, smoothing=smoothing, weights=weights,
-    )  # fmt: skip
+    )
     # A word for each step and evaluation instead of the library's dump of all the numbers.
     trainer.remove_callback(PrinterCallback)
     if trainer.pop_callback(ProgressCallback) is not None:
@@ -158,7 +155,7 @@ def build_trainer(
         values = slice_columns(watched.data, args.slice_by or (), args.dataset)
         trainer.add_callback(
             EvaluationCallback(trainer, args.output_dir, metric, arguments.greater_is_better is not False, values,
-                               args.keep_top_epochs or 0, _title(args, watched))  # fmt: skip
+                               args.keep_top_epochs or 0, _title(args, watched))
         )
     return trainer
 
@@ -177,7 +174,7 @@ def train_model(trainer: CartographyTrainer, args: argparse.Namespace, checkpoin
         metrics["cartography_seconds"] = trainer.dynamics.seconds
     trainer.save_model()  # with the tokenizer
     if is_main_process():
-        from reporting import training_log
+        from datamap.training.callbacks import training_log
 
         write_json(Path(args.output_dir) / "train_metrics.json", metrics)
         write_csv(Path(args.output_dir) / "training_log.csv", training_log(trainer.state.log_history))
@@ -193,7 +190,7 @@ def evaluate_split(
     """
     import pandas as pd
 
-    from reporting import print_metrics, quality, tracked, write_slices
+    from datamap.training.callbacks import print_metrics, quality, tracked, write_slices
 
     output, table = Path(args.output_dir), pd.DataFrame()
     metrics: dict[str, float] = {}
@@ -250,11 +247,11 @@ def evaluate_model(
             Path(args.output_dir) / "generalization.png", tables, args.slice_by or (), rate,
             f"{rate_name(rate)} across the evaluation sets",
             f"{dataset_label(args.dataset, '').removesuffix(' []')}, {Path(args.model).name}",
-        )  # fmt: skip
+        )
 
 
 def _check_bfloat16(model: PreTrainedModel, arguments: TrainingArguments) -> None:
-    from lstm_model import LSTMConfig, computes_in_bfloat16
+    from datamap.training.lstm_model import LSTMConfig, computes_in_bfloat16
 
     on_cpu = arguments.device.type == "cpu"
     if arguments.bf16 and on_cpu and isinstance(model.config, LSTMConfig) and not computes_in_bfloat16():
@@ -309,7 +306,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         with ExitStack() as stack:
             for directory, owned, datasets in runs:
                 run = stage(directory, args, owns=owned, inputs=inputs_of(args), datasets=datasets,
-                            resume=bool(checkpoint))  # fmt: skip
+                            resume=bool(checkpoint))
                 stack.enter_context(run)
             if report is not None and is_main_process():
                 write_json(Path(args.output_dir) / "filter_report.json", report)

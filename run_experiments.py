@@ -21,19 +21,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import prerequisites
-import selection_arguments
-import suite_runner
-from artifacts import META, check_writable, load_meta, model_meta, plain, read_json, write_json
-from configs import joined, read_mapping
-from flags import Parser, number, positive_int, seed_number
-from helpers import DEFAULT_SEED, UserError, command_line, name_a_few
-from prerequisites import Prerequisite, PrerequisiteFailed
-from run_arguments import build_parser as build_run_parser
-from suite_report import REPORT, write_report
-from suite_results import read_plan
-from suite_runner import FAILED, FINISHED, PENDING, RUNNING, Outcome, meta_of, state_of, tail
-from suites import (
+from datamap.core.artifacts import META, check_writable, load_meta, model_meta
+from datamap.core.configs import joined, read_mapping
+from datamap.core.errors import UserError, command_line, name_a_few
+from datamap.core.files import plain, read_json, write_json
+from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
+from datamap.selection import arguments as selection_arguments
+from datamap.suites import prerequisites
+from datamap.suites import runner as suite_runner
+from datamap.suites.definition import (
     PLAN,
     TAKEN,
     Experiment,
@@ -46,6 +42,11 @@ from suites import (
     runs_of,
     suite_file,
 )
+from datamap.suites.report import REPORT, write_report
+from datamap.suites.results import read_plan
+from datamap.suites.runner import FAILED, FINISHED, PENDING, RUNNING, Outcome, meta_of, state_of, tail
+from datamap.training.arguments import build_parser as build_run_parser
+from datamap.training.prerequisites import Prerequisite, PrerequisiteFailed, is_made, make, shown
 
 SLURM_JOBS = "slurm.json"
 DEFAULT_MARGIN = 1.0  # percentage points
@@ -140,7 +141,7 @@ def plan_suite(args: argparse.Namespace) -> tuple[Suite, list[Prerequisite], lis
     parsers = {
         "cartography": build_run_parser(), "embeddings": extract_embeddings.build_parser(),
         "clusters": cluster_analysis.build_parser(), "select": selection_arguments.build_parser(),
-    }  # fmt: skip
+    }
     suite = load_suite(suite_file(args.suite), parsers, args.extra, controls=not args.no_controls)
     needed = prerequisites.plan(suite, Path(args.experiments_dir))
     made = {str(each.directory): each.identity for each in needed if each.identity is not None}
@@ -172,7 +173,7 @@ def write_plan(suite: Suite, seeds: Sequence[int], directory: Path) -> None:
         for each in suite.experiments
     ]
     plan = {"name": suite.name, "description": suite.description, "baseline": suite.baseline,
-            "experiments": experiments}  # fmt: skip
+            "experiments": experiments}
     directory.mkdir(parents=True, exist_ok=True)
     if not file.exists() or read_json(file) != json.loads(json.dumps(plan, default=plain)):
         write_json(file, plan)
@@ -184,7 +185,7 @@ def seconds_of(meta: dict[str, Any]) -> float | None:
 
     spans = [(each["started"], each["finished"]) for each in [meta, *meta.get("history", [])] if each.get("finished")]
     moments = [(datetime.fromisoformat(end) - datetime.fromisoformat(start)).total_seconds() for start, end in spans
-               if start]  # fmt: skip
+               if start]
     return sum(moments) if moments else None
 
 
@@ -197,7 +198,7 @@ def _work(arguments: dict[str, Any], rows: int) -> float:
 
 
 def estimate(runs: Sequence[Run], experiments: dict[str, Experiment], needed: Sequence[Prerequisite],
-             workers: int, directory: Path) -> str:  # fmt: skip
+             workers: int, directory: Path) -> str:
     """A sentence about the time that ``runs`` will take, going by one that is there; filters make them shorter."""
     places = [path.parent for path in sorted(directory.glob(f"*/{META}"))]
     ended = [(place, meta) for place in places if (meta := meta_of(place)) and meta["status"] == "finished"]
@@ -228,12 +229,12 @@ def _duration(seconds: float) -> str:
 
 def announce(suite: Suite, needed: Sequence[Prerequisite], states: dict[Run, str], seeds: Sequence[int]) -> None:
     for each in needed:
-        there = each.command is None or prerequisites.is_made(each)
+        there = each.command is None or is_made(each)
         logger.info(f"{each.name}: {each.directory}" + ("" if there else ", to be made first"))
     counted = Counter(states.values())
     others = [f"{counted[state]:,} {state}" for state in (FINISHED, RUNNING, "interrupted", FAILED) if counted[state]]
     logger.info(f"suite {suite.name}: {len(suite.experiments):,} experiments, seeds {', '.join(map(str, seeds))}: "
-                f"{len(states):,} runs" + (f", of which {', '.join(others)}" if others else ""))  # fmt: skip
+                f"{len(states):,} runs" + (f", of which {', '.join(others)}" if others else ""))
 
 
 def run_suite(args: argparse.Namespace) -> int:
@@ -242,8 +243,8 @@ def run_suite(args: argparse.Namespace) -> int:
     directory = Path(args.experiments_dir) / suite.name
     if args.dry_run:
         for each in needed:
-            if each.command is not None and not prerequisites.is_made(each):
-                print(prerequisites.shown(each))
+            if each.command is not None and not is_made(each):
+                print(shown(each))
         for run in runs:
             print(*(run.config[key] for key in ("selection", "command") if key in run.config), sep="\n")
         return 0
@@ -261,7 +262,7 @@ def run_suite(args: argparse.Namespace) -> int:
     if args.launcher == "slurm":
         return submit(args, suite, needed, todo, directory)
     if todo:
-        prerequisites.make(needed)
+        make(needed)
         experiments = {each.name: each for each in suite.experiments}
         logger.info(f"{len(todo):,} to do: {estimate(todo, experiments, needed, args.workers, directory)}")
         failed = ([] if args.retry_failed else failed) + run_all(args, todo)
@@ -277,7 +278,7 @@ def is_compared(directory: Path) -> bool:
     """Whether the comparison is younger than every run, and than the plan."""
     report = directory / REPORT
     names = [run_name(each["name"], seed, identity_of(each["settings_hash"], seed))
-             for each in read_plan(directory)["experiments"] for seed in each["seeds"]]  # fmt: skip
+             for each in read_plan(directory)["experiments"] for seed in each["seeds"]]
     files = [directory / PLAN, *(directory / name / META for name in names)]
     return report.exists() and all(
         file.stat().st_mtime_ns <= report.stat().st_mtime_ns for file in files if file.exists()
@@ -316,7 +317,7 @@ def run_all(args: argparse.Namespace, todo: Sequence[Run]) -> list[Run]:
             suite_runner.run_locally(
                 todo, workers=args.workers, retry=args.retry_failed, keep_models=args.keep_models,
                 stop_on_error=args.stop_on_error, done=done,
-            )  # fmt: skip
+            )
     except KeyboardInterrupt:
         logger.warning(f"stopped with {count} of {len(todo)} runs done; the same command goes on from there")
         raise
@@ -341,7 +342,7 @@ def report_failures(failed: Sequence[Run]) -> None:
 def submit(
     args: argparse.Namespace, suite: Suite, needed: Sequence[Prerequisite], todo: Sequence[Run], directory: Path
 ) -> int:
-    import slurm_launcher
+    from datamap.suites import slurm as slurm_launcher
 
     queued = queued_runs(directory)
     if queued:
@@ -353,15 +354,15 @@ def submit(
     limits: dict[str, Any] = {
         "time_minutes": args.slurm_time, "partition": args.slurm_partition, "gpus": args.slurm_gpus,
         "cpus": args.slurm_cpus,
-    }  # fmt: skip
+    }
     folder, after = directory / "slurm", None
-    if any(each.command is not None and not prerequisites.is_made(each) for each in needed):
-        after = slurm_launcher.submit(prerequisites.make, [needed], folder, name=f"{suite.name}-prerequisites",
-                                      parallel=None, after=None, **limits)  # fmt: skip
+    if any(each.command is not None and not is_made(each) for each in needed):
+        after = slurm_launcher.submit(make, [needed], folder, name=f"{suite.name}-prerequisites",
+                                      parallel=None, after=None, **limits)
         logger.info(f"job {after} makes the prerequisites, the runs wait for it")
     items = [(run, args.retry_failed, args.keep_models) for run in todo]
     job = slurm_launcher.submit(suite_runner.execute_task, items, folder, name=suite.name,
-                                parallel=args.slurm_parallel, after=after, **limits)  # fmt: skip
+                                parallel=args.slurm_parallel, after=after, **limits)
     file = directory / SLURM_JOBS
     jobs = read_json(file) if file.exists() else []
     write_json(file, [*jobs, {"job": job, "runs": [run.directory.name for run in todo]}])
@@ -374,7 +375,7 @@ def queued_runs(directory: Path) -> dict[str, str]:
     file = directory / SLURM_JOBS
     if not file.exists():
         return {}
-    import slurm_launcher
+    from datamap.suites import slurm as slurm_launcher
 
     found: dict[str, str] = {}
     for each in read_json(file):
@@ -418,7 +419,7 @@ def show_status(args: argparse.Namespace) -> None:
                 seconds = seconds_of(meta) if meta else None
                 told = " ".join(meta.get("error", "").split()) if meta and state == FAILED else ""
                 lines.append(f"  {each['name']:<28} seed {seed:<10} {state:<24} "
-                             f"{_duration(seconds) if seconds else '':>8}  {told}".rstrip())  # fmt: skip
+                             f"{_duration(seconds) if seconds else '':>8}  {told}".rstrip())
         print(f"{plan['name']}: " + ", ".join(f"{count} {state}" for state, count in counted.items()))
         print("\n".join(lines))
 

@@ -25,11 +25,13 @@ from typing import Any
 
 import numpy as np
 
-from artifacts import check_not_read, check_writable, recorded_task, stage, write_csv, write_json
-from dataset_selectors import FILLED, SELECTORS, Features, count_of, described, select
-from helpers import Split, UserError, command_line, load_split, name_a_few
-from selection_arguments import parse_args
-from tasks import Task, task_of
+from datamap.core.artifacts import check_not_read, check_writable, recorded_task, stage
+from datamap.core.errors import UserError, command_line, name_a_few
+from datamap.core.files import write_csv, write_json
+from datamap.core.splits import Split, load_split
+from datamap.selection.arguments import parse_args
+from datamap.selection.selectors import FILLED, SELECTORS, Features, count_of, described, select
+from datamap.tasks.base import Task, task_of
 
 OWNS = ("selected.csv", "selection_meta.json")
 COMMON = ("model", "max_length", "doc_stride", "batch_size", "max_samples")
@@ -48,7 +50,7 @@ def candidates(args: argparse.Namespace, task: Task) -> tuple[Split, np.ndarray]
     if not usable.all():
         bad = np.asarray(split.ids)[~usable].tolist()
         logger.warning(f"{len(bad):,} of {len(usable):,} examples ({name_a_few(bad)}) are not chosen from: "
-                       f"{split.task.unusable}")  # fmt: skip
+                       f"{split.task.unusable}")
     ids = split.ids
     position = np.array(sorted(np.flatnonzero(usable).tolist(), key=lambda row: ids[row]), dtype=np.int64)
     return dataclasses.replace(split, data=split.data.select(position)), position
@@ -59,7 +61,7 @@ def strata_of(split: Split, column: str) -> np.ndarray:
     name = label_column if column == "label" and label_column else column
     if name not in split.data.column_names:
         raise UserError(f"--stratify {column}: {split.name} has no such column; there is "
-                        f"{', '.join(split.data.column_names)}")  # fmt: skip
+                        f"{', '.join(split.data.column_names)}")
     values = split.data[name][:]
     if any(isinstance(value, list | dict) for value in values):
         raise UserError(f"--stratify {column}: expected a value per example, found {values[0]!r:.60}")
@@ -73,7 +75,7 @@ def label_counts(split: Split, ids: Sequence[str]) -> dict[str, int] | None:
         return None
     chosen, names = set(ids), split.data.features[column].names
     labels = (names[label] for example, label in zip(split.ids, split.data[column][:], strict=True)
-              if example in chosen)  # fmt: skip
+              if example in chosen)
     return dict(Counter(labels).most_common())
 
 
@@ -100,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.list:
         print(described())
         return
-    from selection_features import features_for
+    from datamap.selection.features import features_for
 
     settings, sources, read = (args.__dict__.pop(name) for name in ("settings", "sources", "read"))
     check_places(args, sources)
@@ -115,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     values, costs = features_for(split, position, args.features, args)
     began = time.monotonic()
     chosen = select(Features(split.ids, values | strata), args.selector, k, args.seed, settings,
-                    stratify=stratify)  # fmt: skip
+                    stratify=stratify)
     seconds = time.monotonic() - began
     meta: dict[str, Any] = {
         "selector": args.selector, "what": SELECTORS[args.selector].what, "k": k, "n": n, "fraction": k / n,
@@ -127,10 +129,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         "peak_memory_mb": round(peak_memory(), 1),
         "filled": int(chosen["reason"].str.startswith(FILLED).sum()),
         "labels": label_counts(split, chosen["id"].tolist()),
-    }  # fmt: skip
+    }
     if meta["labels"] and k > 1 and len(meta["labels"]) == 1:
         logger.warning(f"every chosen example has the label {next(iter(meta['labels']))!r}; --stratify label keeps "
-                       "the proportions of the dataset")  # fmt: skip
+                       "the proportions of the dataset")
     with stage(args.output_dir, args, owns=OWNS, inputs=sources, datasets=[split.identity()]) as path:
         write_csv(path / "selected.csv", chosen)
         write_json(path / "selection_meta.json", meta)
@@ -140,9 +142,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     task = split.task.settings()
     columns = ["--text_columns", *task["text_columns"], "--label_column", task["label_column"]] if (
         "label_column" in task and (args.text_columns or args.label_column)
-    ) else []  # fmt: skip
+    ) else []
     command = ["python", "run.py", "--do_train", "--task", args.task, "--dataset", args.dataset, *train_split,
-               *columns, "--train_ids", str(path / "selected.csv")]  # fmt: skip
+               *columns, "--train_ids", str(path / "selected.csv")]
     print(f"train on them: {shlex.join(command)}")
     print(f"wrote {k:,} of {n:,} ids, chosen by {args.selector} in {meta['seconds']:.1f} s, to {path}")
 

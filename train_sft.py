@@ -27,37 +27,28 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from artifacts import (
-    atomic,
-    check_not_read,
-    check_writable,
-    digest,
-    model_meta,
-    read_json,
-    stage,
-    write_csv,
-    write_json,
-    write_jsonl,
-)
-from checkpoints import checkpoint_to_resume
-from dataset_cartography import CARTOGRAPHY_FILES
-from dataset_filters import apply_filters, validate_config
-from helpers import Split, UserError, command_line, default_eval_split, is_main_process, load_split, name_a_few
-from prompts import PAIR, load_prompt
-from sft_arguments import RESUMED_WITH, parse_args
-from tasks import get_task
-from thought_data import load_pairs, read_reflections, read_thoughts, training_rows
+from datamap.analysis.filters import apply_filters, validate_config
+from datamap.cartography.metrics import CARTOGRAPHY_FILES
+from datamap.core.artifacts import check_not_read, check_writable, digest, model_meta, stage
+from datamap.core.errors import UserError, command_line, is_main_process, name_a_few
+from datamap.core.files import atomic, read_json, write_csv, write_json, write_jsonl
+from datamap.core.splits import Split, default_eval_split, load_split
+from datamap.tasks.base import get_task
+from datamap.thoughts.data import load_pairs, read_reflections, read_thoughts, training_rows
+from datamap.thoughts.prompts import PAIR, load_prompt
+from datamap.thoughts.sft_arguments import RESUMED_WITH, parse_args
+from datamap.training.checkpoints import checkpoint_to_resume
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from sft_training import Encoded, GeneratedAnswers, ThoughtTrainer
+    from datamap.thoughts.sft_training import Encoded, GeneratedAnswers, ThoughtTrainer
 
 DATA_FILE, PROMPT_FILE = "sft_data.jsonl", "prompt.txt"
 OWNS = (
     DATA_FILE, PROMPT_FILE, "filter_report.json", "train_metrics.json", "training_log.csv", "training_curves.png",
     "eval_generate.jsonl", "README.md", "adapter_config.json", "adapter_model.*", "checkpoint-[0-9]*",
-)  # fmt: skip
+)
 PACKAGES = ("trl", "transformers", "peft", "bitsandbytes", "torch")
 # What becomes of a row.
 TRAINED, HELD_OUT, FILTERED, TOO_LONG, NOT_USED = "train", "held_out", "filtered", "too_long", "not_used"
@@ -92,7 +83,7 @@ def held_out_rows(ids: Sequence[str], fraction: float, seed: int) -> list[int]:
     count = max(1, round(fraction * len(ids)))
     if count >= len(ids):
         raise UserError(f"--eval_fraction {fraction:g} holds out {count:,} of {len(ids):,} rows and leaves none to "
-                        "train on; lower it, or give more chains of thought")  # fmt: skip
+                        "train on; lower it, or give more chains of thought")
     order = sorted(range(len(ids)), key=lambda row: ids[row])
     return sorted(order[place] for place in np.random.default_rng(seed).permutation(len(ids))[:count])
 
@@ -113,7 +104,7 @@ def assign_parts(
     too_long = np.flatnonzero(encoded.prompt_lengths >= args.max_length)
     if named := [ids[row] for row in too_long if parts[row] != NOT_USED]:
         logger.warning(f"{len(named):,} rows ({name_a_few(named)}) are left out: their prompt alone has "
-                       f"--max_length {args.max_length:,} tokens or more")  # fmt: skip
+                       f"--max_length {args.max_length:,} tokens or more")
     for row in too_long.tolist():
         parts[row] = TOO_LONG if parts[row] != NOT_USED else NOT_USED
     report = None
@@ -138,16 +129,16 @@ def pairs_to_answer(
     if args.eval_dataset is None:
         if held_out:
             logger.warning("pairs of the held-out rows are answered, a biased sample: only such whose chain was right "
-                           "or was repaired; --eval_dataset names others")  # fmt: skip
+                           "or was repaired; --eval_dataset names others")
         return [dict(row) for row in held_out[: args.eval_samples]], None
     split = load_pairs(
         args.eval_dataset, args.eval_split or default_eval_split(args.eval_dataset), args.label_map, args.eval_samples,
         args.text_columns or (), args.label_column,
-    )  # fmt: skip
+    )
     pairs = [pair for pair in split.data.to_list() if pair["label"] is not None]
     if not pairs:
         raise UserError(f"{args.eval_dataset} [{split.split}]: none of the first {args.eval_samples:,} pairs has a "
-                        "label; name a labelled split with --eval_split")  # fmt: skip
+                        "label; name a labelled split with --eval_split")
     return pairs, split
 
 
@@ -159,19 +150,19 @@ def count_parts(
     label_cut_off = int((train.cut_labels(args.max_length) < 0).sum())
     if label_cut_off == len(trained):
         raise UserError(f"every row is cut before its label: --max_length is {args.max_length:,}, the rows have up to "
-                        f"{train.lengths.max():,} tokens; raise it")  # fmt: skip
+                        f"{train.lengths.max():,} tokens; raise it")
     if cut:
         named = [train.ids[row] for row in np.flatnonzero(train.lengths > args.max_length)]
         logger.warning(f"{cut:,} of {len(trained):,} rows ({100 * cut / len(trained):.1f} %) are longer than "
                        f"--max_length {args.max_length:,} tokens (up to {train.lengths.max():,}) and are cut "
                        f"({name_a_few(named)}), {label_cut_off:,} of them before their label"
-                       + ", which leaves these out of the data map" * args.enable_cartography)  # fmt: skip
+                       + ", which leaves these out of the data map" * args.enable_cartography)
     sources, labels = Counter(row["source"] for row in trained), Counter(row["label"] for row in trained)
     return {
         **{part: parts.count(part) for part in (HELD_OUT, FILTERED, TOO_LONG, NOT_USED)},
         "originals": sources["original"], "reflections": sources["reflection"],
         "label_0": labels[0], "label_1": labels[1], "truncated": cut, "label_cut_off": label_cut_off,
-    }  # fmt: skip
+    }
 
 
 # --- resuming -----------------------------------------------------------------------------------------------------
@@ -189,13 +180,13 @@ def checkpoint_of(args: argparse.Namespace, split: Split) -> str | None:
                 name, f"{name} {before.get(name)}, not {getattr(args, name, None)}"
             )
             raise UserError(f"{args.output_dir} was trained with {what}: resume with what it was started with, or "
-                            "start again with --overwrite")  # fmt: skip
+                            "start again with --overwrite")
     return checkpoint
 
 
 def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:
     inputs = {"thoughts": args.thoughts, "reflections": args.reflections, "prompt": args.prompt_file,
-              "model": args.model if Path(args.model).is_dir() else None}  # fmt: skip
+              "model": args.model if Path(args.model).is_dir() else None}
     for place, each in enumerate(validate_config(args.filters) if args.filters else ()):
         for setting in ("metrics_path", "cluster_path", "predictions_path"):
             if path := getattr(each, setting, None):
@@ -210,7 +201,7 @@ def train(
     trainer: ThoughtTrainer, answers: GeneratedAnswers | None, checkpoint: str | None, on_gpu: bool
 ) -> dict[str, Any]:
     """Train, evaluate and answer a last time; returns the numbers of train_metrics.json."""
-    from sft_training import mean_loss, peak_memory
+    from datamap.thoughts.sft_training import mean_loss, peak_memory
 
     result = trainer.train(resume_from_checkpoint=checkpoint)
     model = trainer.model
@@ -232,15 +223,14 @@ def train(
         "eval_generate": answers.metrics if answers is not None else None,
         "parameters": everything, "trainable_parameters": trained, "peak_memory_gb": peak_memory(on_gpu),
         "num_tokens": trainer._total_train_tokens,
-    }  # fmt: skip
+    }
 
 
 def plot_training(path: Path, log: pd.DataFrame, title: str, caption: str) -> None:
     """Loss, token accuracy, learning rate, and what was generated, against the step; without points no panel."""
     from matplotlib.ticker import MaxNLocator
 
-    from plotting import new_figure, save_figure
-    from slices import COLORS
+    from datamap.core.plots import COLORS, new_figure, save_figure
 
     panels: list[tuple[str, list[tuple[str, str]]]] = [
         ("loss (nats per token)", [("loss", "training"), ("eval_loss", "held out")]),
@@ -248,19 +238,19 @@ def plot_training(path: Path, log: pd.DataFrame, title: str, caption: str) -> No
         ("learning rate", [("learning_rate", "")]),
         ("answered pairs (share)", [("eval_generate_accuracy", "accuracy"), ("eval_generate_f1_macro", "F1, macro"),
                                     ("eval_generate_parse_rate", "parse rate")]),
-    ]  # fmt: skip
+    ]
     panels = [(label, [(column, name) for column, name in lines if column in log and log[column].notna().any()])
-              for label, lines in panels]  # fmt: skip
+              for label, lines in panels]
     panels = [panel for panel in panels if panel[1]]
     figure, axes = new_figure(3.4 * min(len(panels), 2), 2.6 * math.ceil(len(panels) / 2) + 0.7,
-                              math.ceil(len(panels) / 2), min(len(panels), 2), squeeze=False)  # fmt: skip
+                              math.ceil(len(panels) / 2), min(len(panels), 2), squeeze=False)
     for axis, (label, lines) in zip(axes.flat, panels, strict=False):
         for place, (column, name) in enumerate(lines):
             points = log[["step", column]].dropna()
             few = len(points) <= 30
             axis.plot(points["step"], points[column], color=COLORS[place], label=name, linewidth=1.2,
                       marker=("o", "s", "^")[place] if few or column.startswith("eval_") else None, markersize=3,
-                      linestyle=("-", "--", ":")[place])  # fmt: skip
+                      linestyle=("-", "--", ":")[place])
         if "(share)" in label:
             axis.set_ylim(-0.03, 1.03)
         axis.set_xlim(left=0)
@@ -278,12 +268,12 @@ def plot_training(path: Path, log: pd.DataFrame, title: str, caption: str) -> No
 def write_results(
     trainer: ThoughtTrainer, answers: GeneratedAnswers | None, args: argparse.Namespace, metrics: dict[str, Any],
     facts: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     from importlib import metadata
 
-    from model_card import model_card
-    from reporting import training_log
-    from sft_training import device_name
+    from datamap.thoughts.model_card import model_card
+    from datamap.thoughts.sft_training import device_name
+    from datamap.training.callbacks import training_log
 
     path = Path(args.output_dir)
     write_json(path / "train_metrics.json", metrics)
@@ -305,7 +295,7 @@ def write_results(
 
 
 def write_inputs(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], parts: Sequence[str],
-                 template: string.Template, report: dict[str, Any] | None) -> None:  # fmt: skip
+                 template: string.Template, report: dict[str, Any] | None) -> None:
     """The rows with what becomes of them, the prompt and the report of the filters: before anything is trained."""
     path = Path(args.output_dir)
     write_jsonl(path / DATA_FILE, [{**row, "part": part} for row, part in zip(rows, parts, strict=True)])
@@ -327,8 +317,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = load_rows(args)
     split = as_split(rows, str(Path(args.output_dir) / DATA_FILE))
 
-    from causal_lm import load_causal_lm, load_tokenizer
-    from sft_training import add_adapter, build_trainer, check_device, check_size, encode, sft_config
+    from datamap.thoughts.causal_lm import load_causal_lm, load_tokenizer
+    from datamap.thoughts.sft_training import add_adapter, build_trainer, check_device, check_size, encode, sft_config
 
     on_gpu = check_device(args)
     tokenizer = load_tokenizer(args.model)
@@ -354,34 +344,34 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     set_seed(args.seed)
     model = load_causal_lm(args.model, tokenizer, load_in_4bit=args.quantization == "4bit", no_cuda=args.no_cuda,
-                           trainable=True, attn_implementation=args.attn_implementation)  # fmt: skip
+                           trainable=True, attn_implementation=args.attn_implementation)
     check_size(model, min(int(chosen.lengths.max()), args.max_length), on_gpu)
     trainer = build_trainer(args, config, add_adapter(model, args), tokenizer, chosen, encoded.select(held_out))
     answers = None
     if pairs:
-        from sft_training import GeneratedAnswers
+        from datamap.thoughts.sft_training import GeneratedAnswers
 
         answers = GeneratedAnswers(trainer, tokenizer, template, pairs, args.eval_generate_steps,
-                                   config.per_device_eval_batch_size, args.max_new_tokens)  # fmt: skip
+                                   config.per_device_eval_batch_size, args.max_new_tokens)
         trainer.add_callback(answers)
     if args.enable_cartography:
-        from training_dynamics import CartographyCallback
+        from datamap.cartography.recorder import CartographyCallback
 
         CartographyCallback(
             chosen.ids, args.cartography_output_dir, checkpoint=checkpoint,
             title=f"{Path(args.thoughts).name}, {Path(args.model).name}",
             label_positions=chosen.cut_labels(args.max_length),
-        ).attach(trainer)  # fmt: skip
+        ).attach(trainer)
     logger.info(f"training on {len(trained):,} chains of thought, {len(held_out):,} held out")
 
     identities = [split.identity(), *([evaluated.identity()] if evaluated else [])]
     with ExitStack() as stack:
         run = stage(args.output_dir, args, owns=OWNS, inputs=inputs_of(args), datasets=identities,
-                    resume=bool(checkpoint))  # fmt: skip
+                    resume=bool(checkpoint))
         stack.enter_context(run)
         if args.enable_cartography:
             run = stage(args.cartography_output_dir, args, owns=CARTOGRAPHY_FILES, inputs=inputs_of(args),
-                        datasets=identities[:1], resume=bool(checkpoint))  # fmt: skip
+                        datasets=identities[:1], resume=bool(checkpoint))
             stack.enter_context(run)
         if is_main_process():
             write_inputs(args, rows, parts, template, report)
@@ -389,17 +379,17 @@ def main(argv: Sequence[str] | None = None) -> None:
         metrics |= {
             "train_rows": len(trained), "held_out_rows": len(held_out), "rows": counts,
             "truncated_percentage": 100 * counts["truncated"] / len(trained), "device": "gpu" if on_gpu else "cpu",
-        }  # fmt: skip
+        }
         trainer.save_model()  # with the tokenizer
         if is_main_process():
             name = f"{evaluated.name} [{evaluated.split}]" if evaluated else None
             facts = {"prompt": template.template, "counts": counts, "evaluated_on": name,
-                     "answered_in_training": repeated, "resumed_from_step": resumed}  # fmt: skip
+                     "answered_in_training": repeated, "resumed_from_step": resumed}
             write_results(trainer, answers, args, metrics, facts)
     if is_main_process():
         print(f"wrote adapter, metrics and model card to {args.output_dir}"
               + (f", training dynamics and cartography_map.png to {args.cartography_output_dir}"
-                 if args.enable_cartography else ""))  # fmt: skip
+                 if args.enable_cartography else ""))
 
 
 if __name__ == "__main__":

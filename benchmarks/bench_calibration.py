@@ -22,12 +22,18 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import comparison  # noqa: E402
-from artifacts import stage, write_csv, write_json  # noqa: E402
-from comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison, Resamples  # noqa: E402
-from flags import ListOf, Parser, positive_int  # noqa: E402
-from helpers import DEFAULT_SEED, command_line  # noqa: E402
-from slices import wilson_interval  # noqa: E402
+from datamap.core.artifacts import stage  # noqa: E402
+from datamap.core.errors import command_line  # noqa: E402
+from datamap.core.files import write_csv, write_json  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    ListOf,
+    Parser,
+    positive_int,
+)
+from datamap.core.intervals import wilson_interval  # noqa: E402
+from datamap.suites import comparison  # noqa: E402
+from datamap.suites.comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison, Resamples  # noqa: E402
 
 SEED_COUNTS = (3, 4, 5, 6, 8, 10)
 FAMILY = 6
@@ -235,7 +241,7 @@ def verdicts(tests: Tests, n: int, margin: float) -> np.ndarray:
 def simulate(
     shape: Shape | TwoLevel, n: int, difference: float, repetitions: int, family: int, margin: float,
     rng: np.random.Generator, resamples: Resamples,
-) -> Tests:  # fmt: skip
+) -> Tests:
     """Tests of ``family`` experiments that are truly better by ``difference`` than their one reference."""
     if isinstance(shape, Shape):
         values = shape.draw(rng, (repetitions, family, n), difference)
@@ -258,7 +264,7 @@ def simulate(
 def check(
     tests: Tests, values: np.ndarray, reference: np.ndarray, scores: np.ndarray | None, n: int, margin: float,
     resamples: Resamples,
-) -> None:  # fmt: skip
+) -> None:
     """Raise AssertionError unless comparison.py decides the first repetitions as the arrays do."""
     words = verdicts(tests, n, margin)
     for row in range(min(CHECKED, len(values))):
@@ -269,7 +275,7 @@ def check(
                 reference_scores=None if scores is None else scores[row, 0],
             )
             for place in range(values.shape[1])
-        ]  # fmt: skip
+        ]
         found = comparison.compare_family(family, resamples)
         for place, one in enumerate(found):
             assert one["verdict"] == words[row, place], (one, words[row, place])
@@ -300,7 +306,7 @@ def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int, resamples
         "family_error": rate(family), "family_low": family_low, "family_high": family_high,
         "t_test_alone": rate((tests.p_t[:, 0] <= ALPHA) & known), "t_coverage": rate(covered),
         "bootstrap_coverage": None, "no_spread": rate(~known), "no_difference": rate(alone == NO_DIFFERENCE),
-    }  # fmt: skip
+    }
     if tests.bootstrap_low is not None and tests.bootstrap_high is not None:
         row["bootstrap_coverage"] = rate((tests.bootstrap_low <= 0)[:, 0] & (tests.bootstrap_high >= 0)[:, 0])
     for difference in TRUE_DIFFERENCES:
@@ -327,7 +333,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     heads = [
         "shape", "n", "false findings % (95 % interval)", "of six %", "t test alone %", "t interval covers %",
         "bootstrap covers %", "power % at 0.5, 1, 2 sd", "missed %", "outside its bounds",
-    ]  # fmt: skip
+    ]
 
     def percent(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.1f}"
@@ -340,14 +346,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             f"{percent(row['false_findings'])} ({percent(row['low'])} to {percent(row['high'])})",
             percent(row["family_error"]), percent(row["t_test_alone"]), percent(row["t_coverage"]),
             percent(row["bootstrap_coverage"]), power, percent(row["missed"]), row["outside"],
-        ])  # fmt: skip
+        ])
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("How often the verdicts of comparison.py are wrong, on simulated seeds.")
     parser.add_argument("--repetitions", type=positive_int, default=10_000,
-                        help=f"of each cell; with per-example scores at most {TWO_LEVEL_REPETITIONS}")  # fmt: skip
+                        help=f"of each cell; with per-example scores at most {TWO_LEVEL_REPETITIONS}")
     parser.add_argument("--seed_counts", type=ListOf(positive_int), default=list(SEED_COUNTS), help="each 3 or more")
     parser.add_argument("--output_dir", default="./bench_calibration", help="where the table goes")
     args = parser.parse_args(argv)

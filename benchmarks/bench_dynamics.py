@@ -26,9 +26,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from artifacts import check_writable, write_json  # noqa: E402
-from flags import Parser, positive_int  # noqa: E402
-from helpers import DEFAULT_SEED, command_line  # noqa: E402
+from datamap.core.artifacts import check_writable  # noqa: E402
+from datamap.core.errors import command_line  # noqa: E402
+from datamap.core.files import write_json  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    Parser,
+    positive_int,
+)
 
 SECONDS_BOUND = 60.0  # for 1,000,000 examples over 10 epochs, read -> metrics -> files
 MEMORY_BOUND = 3e9  # bytes, peak resident memory of the reading process
@@ -59,14 +64,14 @@ def make_epochs(count: int, epochs: int, rng: np.random.Generator) -> Iterator[d
 
 def write_epochs(directory: str, examples: int, epochs: int, seed: int) -> dict[str, float]:
     """Write the dynamics files; seconds of the writing alone, and the bytes written."""
-    from dataset_cartography import dynamics_file, write_dynamics
+    from datamap.cartography.metrics import dynamics_file, write_dynamics
 
     rng = np.random.default_rng(seed)
     ids = make_ids(examples, rng)
     seconds, size = 0.0, 0
     for epoch, columns in enumerate(make_epochs(examples, epochs, rng), 1):
         columns = {name: values.astype(np.float32) if values.dtype.kind == "f" else values
-                   for name, values in columns.items()}  # fmt: skip
+                   for name, values in columns.items()}
         began = time.perf_counter()
         write_dynamics(directory, epoch, ids, columns)
         seconds += time.perf_counter() - began
@@ -76,7 +81,7 @@ def write_epochs(directory: str, examples: int, epochs: int, seed: int) -> dict[
 
 def read_and_measure(directory: str) -> dict[str, Any]:
     """Dynamics -> metrics -> files, as the end of a training does; seconds per step and this process's peak memory."""
-    import dataset_cartography
+    from datamap.cartography import metrics as dataset_cartography
 
     steps: dict[str, float] = {}
 
@@ -175,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "versions": {"python": platform.python_version(),
                              **{name: metadata.version(name) for name in ("numpy", "pandas", "pyarrow")}},
             },
-        )  # fmt: skip
+        )
     if any(found > bound for found, bound in measures.values()):
         raise SystemExit(1)
 

@@ -14,8 +14,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from flags import Parser, positive_int  # noqa: E402
-from helpers import DEFAULT_SEED, command_line  # noqa: E402
+from datamap.core.errors import command_line  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    Parser,
+    positive_int,
+)
 
 BOUND = 15.0  # seconds for 100,000 examples, one process
 CONTEXT_WORDS = 150
@@ -88,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     import pandas as pd
 
-    from error_rules import RULES, flag_errors
+    from datamap.analysis.error_rules import RULES, flag_errors
 
     columns = make_examples(args.examples, np.random.default_rng(args.seed))
     start = time.perf_counter()

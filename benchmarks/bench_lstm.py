@@ -18,10 +18,16 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from artifacts import stage, write_json  # noqa: E402
-from flags import Parser, positive_int  # noqa: E402
-from helpers import DEFAULT_SEED, Split, command_line, load_split  # noqa: E402
-from tasks import get_task  # noqa: E402
+from datamap.core.artifacts import stage  # noqa: E402
+from datamap.core.errors import command_line  # noqa: E402
+from datamap.core.files import write_json  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    Parser,
+    positive_int,
+)
+from datamap.core.splits import Split, load_split  # noqa: E402
+from datamap.tasks.base import get_task  # noqa: E402
 
 MODELS = ("tiny", "lstm", "lstm_reader")
 TOKENS = 200
@@ -35,8 +41,8 @@ class Runner:
     def __init__(self, name: str, split: Split):
         import torch
 
-        from models import load_model
-        from trainers import PadToLongest
+        from datamap.training.models import load_model
+        from datamap.training.trainer import PadToLongest
 
         torch.manual_seed(DEFAULT_SEED)
         self.model, tokenizer = load_model(name, split.task, split, TOKENS, {})
@@ -73,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     import datasets
     import torch
 
-    import demo_data
+    from datamap.demo import builtin as demo_data
 
     split = load_split("demo:stories", "test", get_task("classification"))
     rows = demo_data.generate("stories", "test", num_examples=args.stories)
@@ -92,7 +98,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{name:<12}{runner.tokens:>10,}{runner.seconds:>10.1f}{ratio:>9.2f}{runner.cpu_seconds:>13.1f}"
               f"{cpu_ratio:>9.2f}")
         found[name] = {"tokens": runner.tokens, "seconds": runner.seconds, "cpu_seconds": runner.cpu_seconds,
-                       "ratio": ratio, "cpu_ratio": cpu_ratio}  # fmt: skip
+                       "ratio": ratio, "cpu_ratio": cpu_ratio}
     with stage(args.output_dir, args, owns=("bench_lstm.json",)) as path:
         write_json(path / "bench_lstm.json", found)
     print(f"wrote bench_lstm.json to {args.output_dir}")

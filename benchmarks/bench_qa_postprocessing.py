@@ -31,7 +31,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import qa_metrics  # noqa: E402
+from datamap.tasks import qa_metrics  # noqa: E402
 
 BOUND = 20.0
 LENGTH = 384

@@ -31,12 +31,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from artifacts import load_meta, read_json, read_table, stage, write_csv, write_json, write_jsonl  # noqa: E402
-from comparison import Comparison, compare_family  # noqa: E402
-from flags import Parser, fraction, positive_int, seed_number  # noqa: E402
-from helpers import Split, UserError, command_line, default_eval_split, load_split  # noqa: E402
-from plotting import new_figure, save_figure  # noqa: E402
-from tasks import add_task_flags, get_task  # noqa: E402
+from datamap.core.artifacts import load_meta, stage  # noqa: E402
+from datamap.core.errors import UserError, command_line  # noqa: E402
+from datamap.core.files import read_json, read_table, write_csv, write_json, write_jsonl  # noqa: E402
+from datamap.core.flags import Parser, fraction, positive_int, seed_number  # noqa: E402
+from datamap.core.plots import new_figure, save_figure  # noqa: E402
+from datamap.core.splits import Split, default_eval_split, load_split  # noqa: E402
+from datamap.suites.comparison import Comparison, compare_family  # noqa: E402
+from datamap.tasks.base import add_task_flags, get_task  # noqa: E402
 
 # name in the tables -> flags of select_subset.py; {rest} is the share of a pipeline's last member.
 ARMS: dict[str, list[str]] = {
@@ -65,7 +67,7 @@ READS_MAP = ("forgetting", "aum", "confidence", "variability", "loss_trajectory"
 RANDOM, EVERYTHING = "random", "full"
 FRACTIONS = (0.05, 0.1, 0.2)
 DETECTORS = {"label_issues": "label_quality", "self_filter": "self_filter", "aum": "aum", "forgetting": "forgetting",
-             "confidence": "confidence", "variability": "variability"}  # fmt: skip
+             "confidence": "confidence", "variability": "variability"}
 HIGH_IS_WRONG = ("forgetting", "variability")
 MARGIN = 1.0  # percentage point
 BEST = 3  # selectors that are tried with fine-tuning too
@@ -105,7 +107,7 @@ def record_dynamics(args: argparse.Namespace, dataset: str, home: Path) -> float
         command = [sys.executable, str(ROOT / "run.py"), "--do_train", "--enable_cartography", f"--task={args.task}",
                    f"--dataset={dataset}", f"--model={args.encoder}", f"--num_train_epochs={args.epochs}", *size,
                    f"--config={home.parent / 'training.json'}", f"--cartography_output_dir={map_dir}", "--overwrite",
-                   f"--output_dir={home / 'trainer_output'}"]  # fmt: skip
+                   f"--output_dir={home / 'trainer_output'}"]
         subprocess.run(command, check=True)
     return read_json(home / "trainer_output" / "train_metrics.json")["train_runtime"]
 
@@ -142,14 +144,14 @@ def choose(args: argparse.Namespace, arm: str, share: float, seed: int, home: Pa
             sizes.append(f"--training_config={home / 'training.json'}")
         select_subset.main([*flags, *sizes, f"--task={args.task}", f"--dataset={args.dataset}", f"--seed={seed}",
                             f"--model={args.encoder}", f"--max_length={args.max_length}",
-                            f"--cache_dir={home / 'cache'}", f"--output_dir={place}", *on_cpu()])  # fmt: skip
+                            f"--cache_dir={home / 'cache'}", f"--output_dir={place}", *on_cpu()])
     return read_table(place / "selected.csv")["id"].tolist(), read_json(place / "selection_meta.json")
 
 
 def embedded(args: argparse.Namespace, split: Split, home: Path) -> np.ndarray:
     import torch
 
-    from text_features import embeddings
+    from datamap.selection.text_features import embeddings
 
     return np.asarray(embeddings(split, args.encoder, pooling="mean", max_length=args.max_length, doc_stride=128,
                                  batch_size=32, no_cuda=not torch.cuda.is_available(), cache_dir=home / "cache"))
@@ -168,7 +170,7 @@ def compare_heads(args: argparse.Namespace, home: Path) -> Any:
     import pandas as pd
 
     task = get_task(args.task, **({"text_columns": args.text_columns} if args.text_columns else {}),
-                    **({"label_column": args.label_column} if args.label_column else {}))  # fmt: skip
+                    **({"label_column": args.label_column} if args.label_column else {}))
     train = load_split(args.dataset, "train", task, args.max_samples)
     test = load_split(args.dataset, default_eval_split(args.dataset), task)
     column, place = train.task.label_column, {example: row for row, example in enumerate(train.ids)}
@@ -179,7 +181,7 @@ def compare_heads(args: argparse.Namespace, home: Path) -> Any:
     rows, correct = [], {}
     correct[EVERYTHING, 1.0] = np.stack([head_correct(vectors, labels, test_vectors, gold)] * len(args.seeds))
     rows.append({"selector": EVERYTHING, "fraction": 1.0, "seed": None, "k": len(labels), "seconds": 0.0,
-                 "accuracy": float(correct[EVERYTHING, 1.0][0].mean())})  # fmt: skip
+                 "accuracy": float(correct[EVERYTHING, 1.0][0].mean())})
     for share in FRACTIONS:
         for arm in ARMS:
             right = []
@@ -189,7 +191,7 @@ def compare_heads(args: argparse.Namespace, home: Path) -> Any:
                 right.append(head_correct(vectors[chosen], labels[chosen], test_vectors, gold))
                 seconds = meta["select_seconds"]
                 rows.append({"selector": arm, "fraction": share, "seed": seed, "k": len(ids), "seconds": seconds,
-                             "accuracy": float(right[-1].mean())})  # fmt: skip
+                             "accuracy": float(right[-1].mean())})
             correct[arm, share] = np.stack(right)
             logger.info(f"{share:g} {arm}: {correct[arm, share].mean():.2f} %")
     write_csv(home / "heads.csv", pd.DataFrame(rows).astype({"seed": "Int64"}))
@@ -201,7 +203,7 @@ def compare_heads(args: argparse.Namespace, home: Path) -> Any:
             Comparison(args.seeds, scores.mean(axis=1), reference.mean(axis=1), MARGIN, binary=True, scores=scores,
                        reference_scores=reference)
             for scores in (correct[arm, share] for arm in arms)
-        ])  # fmt: skip
+        ])
         table += [{"selector": arm, "fraction": share, **row} for arm, row in zip(arms, family, strict=True)]
         table.append({"selector": RANDOM, "fraction": share, "mean": float(reference.mean()),
                       "sd": float(reference.mean(axis=1).std(ddof=1)) if len(args.seeds) > 1 else None})
@@ -238,10 +240,10 @@ def find_wrong_labels(args: argparse.Namespace, home: Path) -> Any:
     import pandas as pd
     from sklearn.metrics import average_precision_score
 
-    import selection_arguments
+    from datamap.selection import arguments as selection_arguments
+    from datamap.selection.features import features_for
+    from datamap.tasks.base import task_of
     from select_subset import candidates
-    from selection_features import features_for
-    from tasks import task_of
 
     rows = []
     for seed in args.seeds:
@@ -250,7 +252,7 @@ def find_wrong_labels(args: argparse.Namespace, home: Path) -> Any:
                 f"--selector={name}", "--k=1", f"--dataset={home / 'noisy'}", f"--task={args.task}", f"--seed={seed}",
                 f"--model={args.encoder}", f"--max_length={args.max_length}", f"--cache_dir={home / 'cache'}",
                 *([f"--cartography_dir={home / 'noisy' / 'cartography_output'}"] if name in READS_MAP else []),
-            ])  # fmt: skip
+            ])
             split, position = candidates(given, task_of(given, None))
             began = time.monotonic()
             values, _ = features_for(split, position, [feature], given)
@@ -261,7 +263,7 @@ def find_wrong_labels(args: argparse.Namespace, home: Path) -> Any:
             rows.append({"score": name, "seed": seed, "n": len(wrong), "flipped": int(wrong.sum()),
                          "average_precision": float(average_precision_score(wrong[known], score[known])),
                          "found_among_as_many": float(wrong[np.argsort(-score, kind="stable")[: wrong.sum()]].mean()),
-                         "seconds": time.monotonic() - began})  # fmt: skip
+                         "seconds": time.monotonic() - began})
         chance = np.random.default_rng(seed).random(len(wrong))
         rows.append({"score": "random", "seed": seed, "n": len(wrong), "flipped": int(wrong.sum()),
                      "average_precision": float(average_precision_score(wrong, chance)),
@@ -283,13 +285,13 @@ def write_suite(args: argparse.Namespace, frame: Any, home: Path) -> None:
         if select.get("selector") in ("el2n", "grand"):
             size["training_config"] = str(home / "training.json")
         experiments.append({"name": arm.replace(", ", "-").replace(" ", "_"), "control": False,
-                            "select": {**select, **size}})  # fmt: skip
+                            "select": {**select, **size}})
     base = {**read_json(home / "training.json"), "task": args.task, "dataset": args.dataset, "model": args.encoder,
             "do_train": True, "do_eval": True, "num_train_epochs": 3,
             "cartography_output_dir": str(home / "clean" / "cartography_output"),
-            "max_train_samples": args.max_samples}  # fmt: skip
+            "max_train_samples": args.max_samples}
     write_json(home / "finetune.json", {"name": "finetune", "baseline": RANDOM, "base": base,
-                                        "experiments": experiments})  # fmt: skip
+                                        "experiments": experiments})
 
 
 # --- costs --------------------------------------------------------------------------------------------------------
@@ -322,7 +324,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     on_gpu = torch.cuda.is_available()
     training = {"max_length": args.max_length, "learning_rate": 1e-4, "warmup_steps": 0.1, "bf16": True,
-                "per_device_train_batch_size": 32, "save_strategy": "no", "no_cuda": not on_gpu}  # fmt: skip
+                "per_device_train_batch_size": 32, "save_strategy": "no", "no_cuda": not on_gpu}
     (home / "training.json").write_text(json.dumps(training, indent=2) + "\n")
     train = load_split(args.dataset, "train", get_task(args.task), args.max_samples)
     if not (home / "noisy" / "train.jsonl").exists():
@@ -330,14 +332,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     owns = ("finetune.json", "heads.csv", "comparison.csv", "noise.csv", "selection.png", "bench_selection.json")
     with stage(home, args, owns=owns, datasets=[train.identity()]):
         seconds = {"clean": record_dynamics(args, args.dataset, home / "clean"),
-                   "noisy": record_dynamics(args, str(home / "noisy"), home / "noisy")}  # fmt: skip
+                   "noisy": record_dynamics(args, str(home / "noisy"), home / "noisy")}
         noise = find_wrong_labels(args, home)
         heads = compare_heads(args, home)
         write_suite(args, heads, home)
         write_json(home / "bench_selection.json", {"threads": torch.get_num_threads(), "seconds": {
             "maps": seconds, "embeddings": embedding_seconds(home / "cache", len(train.data)),
             "selectors": heads_seconds(home),
-        }})  # fmt: skip
+        }})
     print(noise.groupby("score", sort=False)[["average_precision", "found_among_as_many"]].mean().round(3))
     shown = heads[["selector", "fraction", "mean", "difference", "bootstrap_low", "bootstrap_high", "verdict"]]
     print(shown.sort_values(["fraction", "difference"], ascending=[True, False]).to_string(index=False))

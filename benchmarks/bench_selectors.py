@@ -43,14 +43,19 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-import diversity  # noqa: E402
-from artifacts import stage, write_json  # noqa: E402
-from flags import Parser, positive_int  # noqa: E402
-from helpers import DEFAULT_SEED, command_line  # noqa: E402
+from datamap.core.artifacts import stage  # noqa: E402
+from datamap.core.errors import command_line  # noqa: E402
+from datamap.core.files import write_json  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    Parser,
+    positive_int,
+)
+from datamap.selection import diversity  # noqa: E402
 
 DIMS, CLUSTERS, GROUPS, CHUNK = 768, 128, 200, 4096
 BOUNDS = {"one product": 4.0, "pairwise to the newest": 40.0, "pairwise to all": 40.0, "copying": 5.0,
-          "MiniBatchKMeans": 1.0}  # fmt: skip
+          "MiniBatchKMeans": 1.0}
 RADIUS_BOUND, MEMORY_BOUND = 1e-5, 1.5
 KINDS = ("random", "clustered")
 COLORS = {"k-center": "#0072b2", "herding": "#d55e00", "k-means": "#009e73"}
@@ -146,7 +151,7 @@ def measure_k_center(vectors: np.ndarray, k: int, steps: int, devices: Sequence[
     totals = {name: k * float(np.mean(each)) for name, each in slow.items()}
     totals["pairwise to all"] = float(base * k + slope * k * (k + 1) / 2)
     return {"ours": ours, "their_seconds": totals, "their_steps": slow, "all_picks_sizes": sizes,
-            "all_picks_seconds": grown}  # fmt: skip
+            "all_picks_seconds": grown}
 
 
 def greedy_gap(vectors: np.ndarray, picks: np.ndarray, distances: np.ndarray, radius: float) -> dict[str, float]:
@@ -255,16 +260,16 @@ def measure_scaling(file: str, sizes: Sequence[int], ks: dict[str, int], cluster
 
 
 def plot_scaling(path: Path, scaling: dict[str, Any], ks: dict[str, int], clusters: int, device: str) -> None:
-    from plotting import new_figure, save_figure
+    from datamap.core.plots import new_figure, save_figure
 
     figure, axis = new_figure(6.4, 4.4)
     labels = {"k-center": f"k-center, k = {ks['k-center']:,}", "herding": f"herding, k = {ks['herding']:,}",
-              "k-means": f"k-means, {clusters} clusters"}  # fmt: skip
+              "k-means": f"k-means, {clusters} clusters"}
     for (name, found), marker in zip(scaling.items(), "osD", strict=True):
         n = np.array(found["n"])
         axis.plot(n, np.exp(found["offset"]) * n ** found["exponent"], color=COLORS[name], linewidth=1, alpha=0.6)
         axis.plot(n, found["seconds"], marker, color=COLORS[name], markersize=6,
-                  label=rf"{labels[name]}:  time $\propto n^{{{found['exponent']:.2f}}}$")  # fmt: skip
+                  label=rf"{labels[name]}:  time $\propto n^{{{found['exponent']:.2f}}}$")
     axis.set(xscale="log", yscale="log", xlabel="rows n", ylabel="time (s)")
     axis.set_ylim(top=10 * axis.get_ylim()[1])  # room for the legend
     axis.grid(which="major", color="#e4e4e4", linewidth=0.6)
@@ -289,11 +294,11 @@ def rows_of(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
                 for peer, seconds in one["their_seconds"].items():
                     ratio = seconds / ours["seconds"]
                     yield (f"{kind}, {name}", device, f"{ours['seconds']:,.2f}", peer, f"{seconds:,.1f}",
-                           f"{ratio:,.1f}", f">= {BOUNDS[peer]:g}")  # fmt: skip
+                           f"{ratio:,.1f}", f">= {BOUNDS[peer]:g}")
                 if name == "k-center":
                     for what in ("pick_gap", "radius_gap"):
                         yield (f"{kind}, {name}", device, "", f"plain greedy, float64: {what.replace('_', ' ')}", "",
-                               f"{ours[what]:.1e}", f"<= {RADIUS_BOUND:g}")  # fmt: skip
+                               f"{ours[what]:.1e}", f"<= {RADIUS_BOUND:g}")
                 if name == "k-means":
                     ratio = ours["inertia_ratio"]
                     yield f"{kind}, {name}", device, "", "MiniBatchKMeans: inertia", "", f"{ratio:.4f}", "<= 1"
@@ -302,7 +307,7 @@ def rows_of(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
     for device, scaling in found["scaling"].items():
         for name, one in scaling.items():
             yield (name, device, f"{one['seconds'][-1]:,.1f}", f"n = {one['n'][-1]:,}", "", f"n^{one['exponent']:.2f}",
-                   "")  # fmt: skip
+                   "")
 
 
 def threads() -> int:
@@ -322,7 +327,7 @@ def machine() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "versions": {"python": platform.python_version(),
                      **{name: metadata.version(name) for name in ("numpy", "torch", "scikit-learn")}},
-    }  # fmt: skip
+    }
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -332,7 +337,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=positive_int, default=3, help="of k-means; medians are shown")
     parser.add_argument("--max_n", type=positive_int, default=1_000_000, help="rows of the last point of the plot")
     parser.add_argument("--scaling_k", type=positive_int, default=1000, help="picks of k-center in the plot; herding "
-                        "takes a fifth")  # fmt: skip
+                        "takes a fifth")
     parser.add_switch("--quick", help="tiny sizes: shows that it runs, measures nothing")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the matrices")
     parser.add_argument("--output_dir", default="./bench_selectors", help="where the JSON and the picture go")
@@ -369,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         del vectors
         found["peak_memory_ratio"] = measure_memory(file, ks["k-center"], CLUSTERS)
         draw("random", args.max_n, rng,
-             np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(args.max_n, DIMS)))  # fmt: skip
+             np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(args.max_n, DIMS)))
         found["scaling"] = {device: measure_scaling(file, sizes, ks, CLUSTERS, device) for device in devices}
         for device, scaling in found["scaling"].items():
             plot_scaling(path / f"selector_scaling_{device}.png", scaling, ks, CLUSTERS, device)

@@ -35,15 +35,21 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import demo_data  # noqa: E402
 import run_experiments  # noqa: E402
-from artifacts import META, read_json, stage, write_csv, write_json  # noqa: E402
-from flags import Parser, positive_int  # noqa: E402
-from helpers import DEFAULT_SEED, UserError, command_line, load_split  # noqa: E402
+from datamap.core.artifacts import META, stage  # noqa: E402
+from datamap.core.errors import UserError, command_line  # noqa: E402
+from datamap.core.files import read_json, write_csv, write_json  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    Parser,
+    positive_int,
+)
+from datamap.core.splits import load_split  # noqa: E402
+from datamap.demo import builtin as demo_data  # noqa: E402
+from datamap.suites.definition import Run, Suite  # noqa: E402
+from datamap.suites.runner import CONFIG, FINISHED, LOCK, Outcome, run_locally  # noqa: E402
+from datamap.tasks.base import get_task  # noqa: E402
 from run import EVALUATION_FILES, TRAINING_FILES  # noqa: E402
-from suite_runner import CONFIG, FINISHED, LOCK, Outcome, run_locally  # noqa: E402
-from suites import Run, Suite  # noqa: E402
-from tasks import get_task  # noqa: E402
 
 OVERHEAD_BOUND, RESUME_BOUND, ANALYZE_BOUND, MEMORY_BOUND = "1.5 s", "5 s", "60 s", "4 GB"
 RESUME_EXPERIMENTS, RESUME_SEEDS, RESUME_PREDICTIONS, RESUME_ROUNDS, ANALYZE_SEEDS = 20, 10, 400, 3, 6
@@ -51,7 +57,7 @@ BASE = {
     "dataset": "demo:clinical", "model": "tiny", "max_train_samples": 400, "max_length": 128, "doc_stride": 32,
     "num_train_epochs": 1, "per_device_train_batch_size": 16, "warmup_steps": 0.1, "save_strategy": "epoch",
     "save_total_limit": 1, "logging_steps": 50, "no_cuda": True, "do_train": True, "do_eval": True,
-}  # fmt: skip
+}
 # The script given first, then a line with its peak memory: what the parent is told counts the parent's own.
 MEASURED = """
 import atexit, runpy, sys
@@ -64,7 +70,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def plan(directory: Path, experiments: int, seeds: Sequence[int]) -> tuple[Suite, list[Run], list[str]]:
     """A suite whose experiments differ in their learning rate, its runs, and the flags that name it."""
     rates = [{"name": f"rate{number:02}" if number else "baseline", "args": {"learning_rate": 2e-3 + 1e-5 * number}}
-             for number in range(experiments)]  # fmt: skip
+             for number in range(experiments)]
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "bench.json", {"name": "bench", "base": BASE, "experiments": rates})
     flags = ["--suite", str(directory / "bench.json"), "--experiments_dir", str(directory)]
@@ -136,7 +142,7 @@ def prediction_lines(number: int) -> tuple[list[list[bytes]], np.ndarray]:
         row = {**row, "context": f"{row['context']} {after['context']}"[:600]}
         answers = ("none of it", "a part of it", row["answers"]["text"][0] if row["answers"]["text"] else "")
         versions = [{**row, "predicted_answer": answer, "exact_match": int(overlap == 1), "f1": overlap}
-                    for answer, overlap in zip(answers, f1.tolist(), strict=True)]  # fmt: skip
+                    for answer, overlap in zip(answers, f1.tolist(), strict=True)]
         lines.append([(json.dumps(each, ensure_ascii=False) + "\n").encode() for each in versions])
     return lines, f1
 
@@ -179,7 +185,7 @@ def measure_resume(directory: Path) -> dict[str, Any]:
         **{name: float(np.median([each[name] for each in rounds])) for name in rounds[0]}, "rounds": rounds,
         "planning": run_suite_script([*run, "--dry_run"]),
         "comparing": run_suite_script(["--mode", "analyze", *flags]),
-    }  # fmt: skip
+    }
 
 
 def measure_analyze(directory: Path, experiments: int, predictions: int) -> dict[str, Any]:
@@ -198,14 +204,14 @@ def table(found: dict[str, Any]) -> str:
         cold = [each["overhead"] for each in one["cold_processes"]]
         rows += [("a worker's first run, beyond its training", f"{first:.2f} s", ""),
                  (f"its {len(later)} later runs, median", spread(later), OVERHEAD_BOUND),
-                 (f"{len(cold)} processes of run.py, median", spread(cold), "")]  # fmt: skip
+                 (f"{len(cold)} processes of run.py, median", spread(cold), "")]
     if one := found.get("resume"):
         rows += [(f"resuming {one['runs']} finished runs", shown(one), RESUME_BOUND),
                  ("planning them (--dry_run)", shown(one["planning"]), ""),
-                 ("comparing them anew (--mode analyze)", shown(one["comparing"]), "")]  # fmt: skip
+                 ("comparing them anew (--mode analyze)", shown(one["comparing"]), "")]
     if one := found.get("analyze"):
         rows += [(f"analysing {one['runs']} runs of {one['predictions']:,} predictions", shown(one), ANALYZE_BOUND),
-                 ("its peak memory", f"{one['peak_gb']:.2f} GB", MEMORY_BOUND)]  # fmt: skip
+                 ("its peak memory", f"{one['peak_gb']:.2f} GB", MEMORY_BOUND)]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

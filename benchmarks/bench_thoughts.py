@@ -23,9 +23,10 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from artifacts import stage, write_json, write_jsonl  # noqa: E402
-from flags import Parser, number, positive_int  # noqa: E402
-from helpers import UserError, command_line  # noqa: E402
+from datamap.core.artifacts import stage  # noqa: E402
+from datamap.core.errors import UserError, command_line  # noqa: E402
+from datamap.core.files import write_json, write_jsonl  # noqa: E402
+from datamap.core.flags import Parser, number, positive_int  # noqa: E402
 
 WANTED = 0.9  # of workers / latency
 THOUGHT = {"thought_process": "Step 1: a. Step 2: b. Step 3: c.", "predicted_label": 1}
@@ -43,7 +44,7 @@ class Handler(BaseHTTPRequestHandler):
         choices = [{"index": 0, "message": message, "finish_reason": "stop"}]
         usage = {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5}
         whole = {"id": "c", "object": "chat.completion", "created": 0, "model": "m", "choices": choices,
-                 "usage": usage}  # fmt: skip
+                 "usage": usage}
         answer = json.dumps(whole).encode()
         time.sleep(max(0.0, self.latency - (time.monotonic() - began)))
         head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(answer)}\r\n\r\n"
@@ -69,7 +70,7 @@ def rate(url: str, pairs: int, workers: int) -> float:
         file = Path(directory) / "pairs.jsonl"
         write_jsonl(file, texts)
         argv = ["--mode", "generate", "--dataset", str(file), "--model", "m", "--base_url", url, "--workers",
-                str(workers), "--output_dir", str(Path(directory) / "out")]  # fmt: skip
+                str(workers), "--output_dir", str(Path(directory) / "out")]
         args = generate_thoughts.parse_args(argv)
         questions = [(str(place), dict(pair), dict(pair)) for place, pair in enumerate(texts)]
         began = time.perf_counter()
@@ -109,11 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         server.join()
     most = args.workers / args.latency
     found = {"pairs": args.pairs, "workers": args.workers, "latency_seconds": args.latency, "rates_per_second": rates,
-             "possible_per_second": most, "median_share": float(np.median(rates)) / most}  # fmt: skip
+             "possible_per_second": most, "median_share": float(np.median(rates)) / most}
     with stage(args.output_dir, args, owns=("bench_thoughts.json",)) as path:
         write_json(path / "bench_thoughts.json", found)
     print(f"{', '.join(f'{one:.1f}' for one in rates)} answers per second, of {most:.1f} that are possible: "
-          f"{found['median_share']:.1%}")  # fmt: skip
+          f"{found['median_share']:.1%}")
     print(f"wrote bench_thoughts.json to {args.output_dir}")
     if args.check and found["median_share"] < WANTED:
         raise UserError(f"{found['median_share']:.1%} is below {WANTED:.0%} of workers / latency")

@@ -24,9 +24,14 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from artifacts import stage, write_json  # noqa: E402
-from flags import Parser, positive_int  # noqa: E402
-from helpers import DEFAULT_SEED, command_line  # noqa: E402
+from datamap.core.artifacts import stage  # noqa: E402
+from datamap.core.errors import command_line  # noqa: E402
+from datamap.core.files import write_json  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    Parser,
+    positive_int,
+)
 
 # Median and spread (standard deviation of the logarithm) of the lengths, tokens.
 SPREADS = {"pairs": (100, 0.18), "documents": (200, 0.9)}
@@ -50,7 +55,7 @@ def small_mistral(hidden_size: int) -> tuple[Any, Any]:
         vocab_size=len(words), hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=4,
         num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=2 * LONGEST, sliding_window=None,
         bos_token_id=None, eos_token_id=None, pad_token_id=1,
-    )  # fmt: skip
+    )
     torch.manual_seed(DEFAULT_SEED)
     return (
         MistralForCausalLM(config).eval(),
@@ -68,7 +73,7 @@ def seconds_of(
     model: Any, tokenizer: Any, prompts: Sequence[str], args: argparse.Namespace, sort: bool
 ) -> tuple[float, float]:
     """Of the clock and of the CPU."""
-    from generation import generate
+    from datamap.thoughts.generation import generate
 
     began, cpu_began = time.perf_counter(), time.process_time()
     settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "sort": sort}
@@ -109,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "threads": torch.get_num_threads(), "prompts": args.prompts, "batch_size": args.batch_size,
         "max_new_tokens": args.max_new_tokens, "hidden_size": args.hidden_size, "rounds": args.rounds,
-    }  # fmt: skip
+    }
     print(f"{'lengths':<12}{'padding':>14}{'':>8}{'seconds, median':>18}{'unsorted / sorted: min, median, max':>38}")
     for spread in SPREADS:
         prompts, lengths = prompts_of(spread, args.prompts, np.random.default_rng(DEFAULT_SEED))
@@ -122,13 +127,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         found[spread] = {
             "median_length": float(np.median(lengths)), "longest": int(lengths.max()),
             "padding_unsorted": padding[False], "padding_sorted": padding[True],
-        }  # fmt: skip
+        }
         for kind, name in enumerate(("clock", "CPU")):
             unsorted, by_length = (np.array([pair[kind] for pair in seconds[sort]]) for sort in (False, True))
             ratios = unsorted / by_length
             ratio = {"min": float(ratios.min()), "median": float(np.median(ratios)), "max": float(ratios.max())}
             found[spread][name] = {"seconds_unsorted": unsorted.tolist(), "seconds_sorted": by_length.tolist(),
-                                   "ratio": ratio}  # fmt: skip
+                                   "ratio": ratio}
             shares = f"{padding[False]:.0%} / {padding[True]:.0%}"
             medians = f"{np.median(unsorted):.2f} / {np.median(by_length):.2f}"
             print(f"{spread:<12}{shares:>14}{name:>8}{medians:>18}"

@@ -30,10 +30,16 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-from artifacts import check_writable, write_json  # noqa: E402
-from flags import Parser, positive_int  # noqa: E402
-from helpers import DEFAULT_SEED, UserError, command_line, load_split  # noqa: E402
-from tasks import get_task  # noqa: E402
+from datamap.core.artifacts import check_writable  # noqa: E402
+from datamap.core.errors import UserError, command_line  # noqa: E402
+from datamap.core.files import write_json  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    Parser,
+    positive_int,
+)
+from datamap.core.splits import load_split  # noqa: E402
+from datamap.tasks.base import get_task  # noqa: E402
 
 if TYPE_CHECKING:
     import datasets
@@ -50,7 +56,7 @@ def load_model(name: str, data: datasets.Dataset) -> tuple[PreTrainedModel, PreT
     import torch
     from transformers import AutoTokenizer
 
-    import tiny_model
+    from datamap.training import tiny_model
 
     task = get_task("qa")
     torch.manual_seed(DEFAULT_SEED)
@@ -67,7 +73,7 @@ class Bench:
     """Trains copies of one model on given rows and times it."""
 
     def __init__(self, args: argparse.Namespace, scratch: str):
-        from trainers import PadToLongest
+        from datamap.training.trainer import PadToLongest
 
         self.args, self.scratch = args, Path(scratch)
         self.task = get_task("qa")
@@ -96,8 +102,8 @@ class Bench:
         import torch
         from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
-        from trainers import CartographyTrainer
-        from training_dynamics import CartographyCallback
+        from datamap.cartography.recorder import CartographyCallback
+        from datamap.training.trainer import CartographyTrainer
 
         class Epochs(TrainerCallback):
             seconds = cpu_seconds = 0.0
@@ -129,7 +135,7 @@ class Bench:
             ),
             train_dataset=features, processing_class=self.tokenizer,
             data_collator=self.collators[padded], task=self.task, dynamics=dynamics,
-        )  # fmt: skip
+        )
         trainer.remove_callback(PrinterCallback)
         clock = Epochs()
         trainer.add_callback(clock)
@@ -144,7 +150,7 @@ class Bench:
 
     def sample(self, steps: int, seed: int) -> datasets.Dataset:
         """The rows of ``steps`` batches, drawn at random from the batches of one epoch of our sampler."""
-        from trainers import LengthGroupedSampler
+        from datamap.training.trainer import LengthGroupedSampler
 
         size = self.args.batch_size
         order = list(LengthGroupedSampler(self.features["length"][:], size, seed))
@@ -179,7 +185,7 @@ def interleaved(rounds: int, one: Callable[[int], Any], other: Callable[[int], A
 
 def measure_padding(bench: Bench, rounds: int, steps: int, seed: int) -> dict[str, Any]:
     warm_up, *samples = [bench.sample(WARM_UP_STEPS if number == 0 else steps, seed + number)
-                         for number in range(rounds + 1)]  # fmt: skip
+                         for number in range(rounds + 1)]
     for padded in (False, True):
         bench.train(warm_up, in_order=True, padded=padded)
     pairs = interleaved(
@@ -278,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"{'recording, % of training (median)':<34}{100 * recording['share']:>9.2f}  {share}; "
           f"bound {100 * RECORDING_BOUND:g}")
     for name, label in (("on_off_ratio", "epochs with/without recording"), ("on_off_cpu_ratio", "the same, CPU time"),
-                        ("seconds_at_the_end", "metrics and data map, s")):  # fmt: skip
+                        ("seconds_at_the_end", "metrics and data map, s")):
         print(f"{label:<34}{recording[name]:>9.3f}  {spread(recording['rounds'][name])}")
     broken = [name for name, is_broken in (("padding", padding["ratio"] < SPEED_BOUND),
                                            ("recording", recording["share"] > RECORDING_BOUND)) if is_broken]
@@ -302,7 +308,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 "versions": {"python": platform.python_version(),
                              **{name: metadata.version(name) for name in ("torch", "transformers", "numpy")}},
             },
-        )  # fmt: skip
+        )
     if broken:
         print(f"BROKEN: {', '.join(broken)}")
         raise SystemExit(1)

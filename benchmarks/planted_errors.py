@@ -21,10 +21,12 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from artifacts import check_not_read, check_same_dataset, stage, write_csv, write_json  # noqa: E402
-from flags import Parser  # noqa: E402
-from helpers import UserError, command_line, load_split  # noqa: E402
-from tasks import TASKS, get_task  # noqa: E402
+from datamap.core.artifacts import check_not_read, check_same_dataset, stage  # noqa: E402
+from datamap.core.errors import UserError, command_line  # noqa: E402
+from datamap.core.files import write_csv, write_json  # noqa: E402
+from datamap.core.flags import Parser  # noqa: E402
+from datamap.core.splits import load_split  # noqa: E402
+from datamap.tasks.base import TASKS, get_task  # noqa: E402
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,14 +70,14 @@ def detection(confidence: np.ndarray, error: np.ndarray) -> pd.DataFrame:
 def plot_planted_errors(path: Path, frame: pd.DataFrame, table: pd.DataFrame, title: str) -> None:
     """The data map with the planted errors marked by kind over the clean examples, and confidence by kind beside it,
     where the marks of the crowded corner can be told apart."""
-    from plotting import new_figure, save_figure
+    from datamap.core.plots import new_figure, save_figure
 
     figure, (axis, strips) = new_figure(10.5, 5.2, 1, 2, sharey=True, width_ratios=[3, 2])
     rng = np.random.default_rng(0)
     overall, *kinds = table.itertuples()
     groups = [("", "clean", None, ".", CLEAN_COLOR)]
     groups += [(row.planted_error, label_of(row.planted_error), row.auroc, *style)
-               for row, style in zip(kinds, STYLES, strict=False)]  # fmt: skip
+               for row, style in zip(kinds, STYLES, strict=False)]
     for place, (kind, label, auroc, marker, color) in enumerate(groups):
         points = frame[frame["planted_error"] == kind]
         look: dict[str, Any] = {"marker": marker, "color": color, "s": 22, "linewidths": 0, "zorder": 1}
@@ -88,7 +90,7 @@ def plot_planted_errors(path: Path, frame: pd.DataFrame, table: pd.DataFrame, ti
             strips.annotate(f"{auroc:.3f}", (place, 1.0), ha="center", va="bottom", fontsize=8)
     strips.annotate("AUROC", (0, 1.0), ha="center", va="bottom", fontsize=8)
     axis.set(xlabel="variability (standard deviation of p(gold) over epochs)", ylim=(-0.02, 1.05),
-             ylabel="confidence (mean p(gold) over epochs)")  # fmt: skip
+             ylabel="confidence (mean p(gold) over epochs)")
     axis.set_xlim(-0.01, 0.51)
     # This corner is empty: values in 0..1 with mean m have a standard deviation of at most sqrt(m * (1 - m)).
     axis.legend(loc="lower right", fontsize=8, frameon=False, labelspacing=0.25, borderpad=0)
@@ -108,7 +110,7 @@ def missed_bounds(table: pd.DataFrame) -> list[str]:
     bounds = np.where(table["planted_error"] == "all", OVERALL_BOUND, KIND_BOUND)
     return [f"{name} {auroc:.3f} < {bound:g}"
             for name, auroc, bound in zip(table["planted_error"], table["auroc"], bounds, strict=True)
-            if auroc < bound]  # fmt: skip
+            if auroc < bound]
 
 
 def print_table(table: pd.DataFrame) -> None:
@@ -133,8 +135,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    from dataset_cartography import load_cartography_metrics
-    from plotting import dataset_label
+    from datamap.cartography.metrics import load_cartography_metrics
+    from datamap.core.plots import dataset_label
 
     check_not_read(args.output_dir, args.cartography_dir)
     metrics = load_cartography_metrics(args.cartography_dir)
@@ -148,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     errors = int((frame["planted_error"] != "").sum())
     if errors in (0, len(frame)):
         raise UserError(f"{args.dataset} [{args.split}]: {errors:,} of {len(frame):,} examples with metrics carry a "
-                        "planted error; a ranking needs errors and clean examples")  # fmt: skip
+                        "planted error; a ranking needs errors and clean examples")
     table = detection(frame["confidence"].to_numpy(dtype=float), frame["planted_error"].to_numpy(dtype=str))
     result: dict[str, Any] = {
         "dataset": args.dataset,

@@ -18,9 +18,11 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import run  # noqa: E402
-from artifacts import atomic, load_meta, read_table, stage, write_csv  # noqa: E402
-from flags import Parser, positive_int, seed_number  # noqa: E402
-from helpers import UserError, command_line, default_eval_split  # noqa: E402
+from datamap.core.artifacts import load_meta, stage  # noqa: E402
+from datamap.core.errors import UserError, command_line  # noqa: E402
+from datamap.core.files import atomic, read_table, write_csv  # noqa: E402
+from datamap.core.flags import Parser, positive_int, seed_number  # noqa: E402
+from datamap.core.splits import default_eval_split  # noqa: E402
 
 # What each kind of model is trained with; anything that is not built in counts as a pretrained encoder.
 SETTINGS = {
@@ -45,7 +47,7 @@ def train(args: argparse.Namespace, model: str, seed: int, directory: Path) -> N
     meta = load_meta(directory) or {}
     if meta.get("status") == "finished" and (directory / "generalization.csv").exists():
         wanted = {"dataset": args.dataset, "model": model, "num_train_epochs": float(settings[1]),
-                  "max_train_samples": args.max_train_samples}  # fmt: skip
+                  "max_train_samples": args.max_train_samples}
         for name, value in wanted.items():
             if meta["arguments"].get(name) != value:
                 raise UserError(f"{directory} is of a run with {name} {meta['arguments'].get(name)}, not {value}; "
@@ -60,7 +62,7 @@ def train(args: argparse.Namespace, model: str, seed: int, directory: Path) -> N
         "--per_device_train_batch_size", "32", "--per_device_eval_batch_size", "64", "--warmup_steps", "0.1",
         "--save_strategy", "no", "--no_cuda",
         "--seed", str(seed), "--output_dir", str(directory), *settings,
-    ])  # fmt: skip
+    ])
 
 
 def rows_of(directory: Path, model: str, seed: int):  # type: ignore[no-untyped-def]
@@ -109,7 +111,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Accuracy on story questions by category and number of actors, for several models and seeds.")
     parser.add_argument("--dataset", default="demo:stories", help="demo:stories, or a directory of that layout")
     parser.add_list("--models", default=["lstm", "lstm_reader", "tiny"],
-                    help="built-in ones, and at most one pretrained encoder")  # fmt: skip
+                    help="built-in ones, and at most one pretrained encoder")
     parser.add_list("--seeds", type=seed_number, default=[42, 43, 44], help="one run each")
     parser.add_argument("--epochs", type=positive_int, help="instead of each model's own number")
     parser.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N stories (default: all)")

@@ -32,17 +32,23 @@ from typing import Any
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))  # the modules beside this folder, installed or not
 
-from artifacts import artifact_file, check_writable, load_meta, read_json, read_jsonl  # noqa: E402
-from flags import Parser, positive_int, seed_number  # noqa: E402
-from helpers import DEFAULT_SEED, UserError, command_line  # noqa: E402
-from thought_data import is_right, read_reflections, read_thoughts  # noqa: E402
+from datamap.core.artifacts import artifact_file, check_writable, load_meta  # noqa: E402
+from datamap.core.errors import UserError, command_line  # noqa: E402
+from datamap.core.files import read_json, read_jsonl  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    Parser,
+    positive_int,
+    seed_number,
+)
+from datamap.thoughts.data import is_right, read_reflections, read_thoughts  # noqa: E402
 
 PAIRS = ["--dataset", "demo:nli", "--label_map", "entailment=1,neutral=0,contradiction=0"]
 SERVING = ("fastapi", "uvicorn", "openai")  # what transformers serve needs
 READY_SECONDS, END_SECONDS = 120, 10  # that the server may take to begin, and to end
 # Settings of train_sft.py for a model that is 10,000 times smaller than the ones that its defaults are for.
 TRAINING = ["--effective_batch_size", "8", "--learning_rate", "1e-2", "--warmup_steps", "2", "--logging_steps", "1",
-            "--eval_generate_steps", "5", "--save_strategy", "no", "--max_new_tokens", "128"]  # fmt: skip
+            "--eval_generate_steps", "5", "--save_strategy", "no", "--max_new_tokens", "128"]
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +63,7 @@ def run(*command: Any) -> None:
     code = subprocess.run([sys.executable, str(REPOSITORY / words[0]), *words[1:]], check=False).returncode
     if code:
         raise UserError(f"{words[0]} ended with exit status {code}: what it said stands above; the same command of "
-                        "this demo goes on from what is there")  # fmt: skip
+                        "this demo goes on from what is there")
 
 
 @contextmanager
@@ -66,7 +72,7 @@ def served(model: Path, log: Path) -> Iterator[str]:
     missing = [name for name in SERVING if importlib.util.find_spec(name) is None]
     if missing:
         raise UserError(f"transformers serve needs {', '.join(missing)}: pip install -c constraints.txt -e "
-                        "'.[serving]'")  # fmt: skip
+                        "'.[serving]'")
     port = free_port()
     arguments = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     print(f"\n$ transformers {shlex.join(arguments)} > {log} &", flush=True)
@@ -77,7 +83,7 @@ def served(model: Path, log: Path) -> Iterator[str]:
             [sys.executable, "-m", "transformers.cli.transformers", *arguments], stdout=output,
             stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**environment, "HF_HUB_OFFLINE": "1"},
             start_new_session=True,  # Ctrl-C is for the scripts; the server answers until they are through
-        )  # fmt: skip
+        )
     try:
         wait_until_ready(server, f"http://127.0.0.1:{port}/health", log)
         yield f"http://127.0.0.1:{port}/v1"
@@ -131,7 +137,7 @@ def ask(args: argparse.Namespace, output: Path, base_url: str, model: Path) -> N
     thoughts = output / "thoughts_output"
     server = ["--model", model, "--base_url", base_url, "--max_tokens", 256, "--workers", 2, "--output_dir", thoughts]
     run("generate_thoughts.py", "--mode", "generate", *PAIRS, "--split", "train", "--max_samples", args.num_pairs,
-        *server)  # fmt: skip
+        *server)
     run("generate_thoughts.py", "--mode", "reflect", "--thoughts", thoughts / "thoughts.jsonl", *server)
     run("generate_thoughts.py", "--mode", "score", "--thoughts", thoughts, *server)
 
@@ -142,16 +148,16 @@ def learn(args: argparse.Namespace, output: Path, model: Path) -> None:
     run("train_sft.py", "--model", model, "--thoughts", thoughts, *reflections, *TRAINING, "--num_train_epochs",
         args.num_train_epochs, "--enable_cartography", "--cartography_output_dir", cartography, "--eval_dataset",
         *PAIRS[1:], "--eval_split", "validation", "--eval_samples", 16, "--seed", args.seed, "--no_cuda",
-        "--output_dir", output / "sft_output", "--overwrite")  # fmt: skip
+        "--output_dir", output / "sft_output", "--overwrite")
     run("analyze_cartography.py", "--cartography_dir", cartography, "--output_dir", output / "cartography_analysis")
     run("evaluate_thoughts.py", "--model", model, "--adapter", output / "sft_output", *PAIRS, "--split", "validation",
         "--max_samples", 2 * args.num_pairs, "--quantization", "4bit", "--max_new_tokens", 128, "--no_cuda",
-        "--output_dir", output / "thoughts_evaluation", "--overwrite")  # fmt: skip
+        "--output_dir", output / "thoughts_evaluation", "--overwrite")
 
 
 def findings(output: Path) -> Iterator[tuple[str, str]]:
     """What each stage found, as (name, text), read from its artifacts."""
-    from dataset_cartography import CATEGORIES, categorize_examples, load_cartography_metrics
+    from datamap.cartography.metrics import CATEGORIES, categorize_examples, load_cartography_metrics
 
     directory = output / "thoughts_output"
     thoughts = read_thoughts(directory)

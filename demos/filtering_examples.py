@@ -17,9 +17,14 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules are one directory up
 
-from artifacts import recorded_dataset, recorded_task  # noqa: E402
-from flags import Parser, seed_number  # noqa: E402
-from helpers import DEFAULT_SEED, Split, command_line, load_split  # noqa: E402
+from datamap.core.artifacts import recorded_dataset, recorded_task  # noqa: E402
+from datamap.core.errors import command_line  # noqa: E402
+from datamap.core.flags import (  # noqa: E402
+    DEFAULT_SEED,  # noqa: E402
+    Parser,
+    seed_number,
+)
+from datamap.core.splits import Split, load_split  # noqa: E402
 
 
 def several_filters(cartography_dir: str, cluster_dir: str | None, rules: bool) -> dict[str, Any]:
@@ -50,7 +55,7 @@ def show_report(report: dict[str, Any]) -> None:
 
 
 def show(split: Split, cartography_dir: str, cluster_dir: str | None, seed: int) -> None:
-    from dataset_filters import CategoryFilter, apply_filters
+    from datamap.analysis.filters import CategoryFilter, apply_filters
 
     config = several_filters(cartography_dir, cluster_dir, split.task.has_error_rules)
     filtered, report = apply_filters(split, config, max_drop_percentage=90, return_report=True)
@@ -83,8 +88,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    from dataset_cartography import load_cartography_metrics
-    from tasks import get_task
+    from datamap.cartography.metrics import load_cartography_metrics
+    from datamap.tasks.base import get_task
 
     load_cartography_metrics(args.cartography_dir)  # says how to make them before a dataset is loaded
     recorded = recorded_dataset(args.cartography_dir) or {}

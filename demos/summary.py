@@ -14,9 +14,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
 
-from artifacts import artifact_file, read_json
-from flags import Parser
-from helpers import UserError, command_line
+from datamap.core.artifacts import artifact_file
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import read_json
+from datamap.core.flags import Parser
 
 
 def findings(directory: Path) -> Iterator[tuple[str, str]]:
@@ -26,7 +27,7 @@ def findings(directory: Path) -> Iterator[tuple[str, str]]:
             split = file.stem.removeprefix("eval_metrics").replace("_", " ", 1)
             yield title + split, quality(read_json(artifact_file(file, file.name, "run.py --do_eval")))
     if (directory / "cartography_output").exists():
-        from dataset_cartography import CATEGORIES, categorize_examples, load_cartography_metrics
+        from datamap.cartography.metrics import CATEGORIES, categorize_examples, load_cartography_metrics
 
         counts = categorize_examples(load_cartography_metrics(directory / "cartography_output"))["category"]
         parts = ", ".join(f"{(counts == category).sum():,} {category}" for category in CATEGORIES)

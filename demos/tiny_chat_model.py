@@ -25,12 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules besi
 
 import numpy as np
 
-import demo_data
-from artifacts import check_writable, stage, write_json
-from flags import Parser, positive_int, seed_number
-from helpers import DEFAULT_SEED, command_line, name_a_few
-from prompts import PAIR, PROMPTS, TUNED, fill_tagged, load_prompt
-from thoughts import (
+from datamap.core.artifacts import check_writable, stage
+from datamap.core.errors import command_line, name_a_few
+from datamap.core.files import write_json
+from datamap.core.flags import DEFAULT_SEED, Parser, positive_int, seed_number
+from datamap.demo import builtin as demo_data
+from datamap.thoughts.prompts import PAIR, PROMPTS, TUNED, fill_tagged, load_prompt
+from datamap.thoughts.reader import (
     ANALYSIS,
     CRITERIA,
     IMPROVED,
@@ -40,7 +41,7 @@ from thoughts import (
     parse_reflection,
     parse_scores,
     parse_thought,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from string import Template
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from transformers import MistralForCausalLM, PreTrainedTokenizerFast
 
 OWNS = ("config.json", "generation_config.json", "model.safetensors", "tokenizer*", "special_tokens_map.json",
-        "chat_template.jinja", "tiny_chat_model.json")  # fmt: skip
+        "chat_template.jinja", "tiny_chat_model.json")
 MODES = {
     "generate": ("premise", "hypothesis"),
     "reflect": ("premise", "hypothesis", "true_label", "thought"),
@@ -99,7 +100,7 @@ def chain(pair: Mapping[str, str], label: int) -> str:
     """Three steps that end in ``label``; the second depends on the last word of the hypothesis."""
     third = "follows" if label else "does not follow"
     return (f"Step 1: The premise says what people are doing. Step 2: The hypothesis speaks of {last_word(pair)}. "
-            f"Step 3: So the hypothesis {third}.")  # fmt: skip
+            f"Step 3: So the hypothesis {third}.")
 
 
 def last_word(pair: Mapping[str, str]) -> str:
@@ -168,7 +169,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE, special_tokens=[UNK, BOS, EOS, PAD], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{BOS} $A", special_tokens=[(BOS, tokenizer.token_to_id(BOS))]
@@ -176,7 +177,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, bos_token=BOS, eos_token=EOS, unk_token=UNK, pad_token=PAD,
         chat_template=CHAT_TEMPLATE, model_max_length=MAX_LENGTH, clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+    )
 
 
 def chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
@@ -195,7 +196,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
         num_hidden_layers=NUM_LAYERS, num_attention_heads=NUM_HEADS, num_key_value_heads=NUM_KV_HEADS,
         max_position_embeddings=MAX_LENGTH, sliding_window=WINDOW, initializer_range=INITIALIZER_RANGE,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     return MistralForCausalLM(config)
 
 
@@ -274,7 +275,7 @@ def readable(
     model: MistralForCausalLM, tokenizer: PreTrainedTokenizerFast, cases: Mapping[str, Sequence[tuple[str, str]]]
 ) -> dict[str, dict[str, int]]:
     """Of each mode's cases: n, how many answers can be read (parsed), and how many are the template's (exact)."""
-    from generation import generate
+    from datamap.thoughts.generation import generate
 
     found = {}
     for mode, pairs in cases.items():
@@ -295,7 +296,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Make a tiny chat model that answers the prompts of generate_thoughts.py.")
     parser.add_argument("--output_dir", default="./tiny_chat_model", help="where model and tokenizer are written")
     parser.add_argument("--prompts", metavar="DIR", default=str(PROMPTS),
-                        help="with generate.txt, reflect.txt, score.txt and compare.txt")  # fmt: skip
+                        help="with generate.txt, reflect.txt, score.txt and compare.txt")
     parser.add_argument("--steps", type=positive_int, default=120, help="of training; each takes about 0.4 s")
     parser.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of weights, pairs and their order")
     return parser.parse_args(argv)
@@ -330,10 +331,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_json(path / "tiny_chat_model.json", {
             "steps": args.steps, "first_loss": losses[0], "last_loss": losses[-1], "held_out": answers,
             "seconds": round(time.monotonic() - began, 1),
-        })  # fmt: skip
+        })
     for mode, counts in answers.items():
         print(f"{mode:<9} {counts['parsed']} of {counts['n']} answers on unseen pairs can be read, {counts['exact']} "
-              "are to the letter what the template says")  # fmt: skip
+              "are to the letter what the template says")
     bad = [mode for mode, counts in answers.items() if counts["parsed"] < READABLE_SHARE * counts["n"]]
     if bad:
         logger.warning(f"too many answers to {name_a_few(bad)} cannot be read; more --steps help, or another --seed")

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
 
-from artifacts import artifact_file, check_not_read, read_table, recorded_dataset, stage, write_csv
-from flags import Parser
-from helpers import UserError, command_line
+from datamap.core.artifacts import artifact_file, check_not_read, recorded_dataset, stage
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import read_table, write_csv
+from datamap.core.flags import Parser
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,7 +34,7 @@ EXAMPLES_PRINTED = 5
 
 def load_unified(path: str | Path) -> pd.DataFrame:
     """The unified table with its own types: cluster Int64, the rules, if any, booleans that can be missing."""
-    from error_rules import RULES
+    from datamap.analysis.error_rules import RULES
 
     file = artifact_file(path, "unified_analysis.csv", "analyze_dataset.py --export_unified")
     table = read_table(file, columns=NEEDED, text=("question", "context", "answer"))
@@ -44,7 +45,7 @@ def load_unified(path: str | Path) -> pd.DataFrame:
 
 
 def has_rules(df: pd.DataFrame) -> bool:
-    from error_rules import RULES
+    from datamap.analysis.error_rules import RULES
 
     return {*SHOWN, *RULES, "is_dataset_error"} <= set(df.columns)
 
@@ -62,7 +63,7 @@ def rule_distribution(df: pd.DataFrame) -> pd.DataFrame:
     """One row per rule: of how many examples it could be applied to, how many it flags."""
     import pandas as pd
 
-    from error_rules import RULES
+    from datamap.analysis.error_rules import RULES
 
     rules = df[list(RULES)]
     applied, flagged = rules.notna().sum(), rules.sum().astype(int)
@@ -72,7 +73,7 @@ def rule_distribution(df: pd.DataFrame) -> pd.DataFrame:
 
 def problem_examples(df: pd.DataFrame) -> pd.DataFrame:
     """Hard or ambiguous examples that break at least three rules, the most suspicious first."""
-    from error_rules import RULES
+    from datamap.analysis.error_rules import RULES
 
     problems = df[(df["category"].isin(["hard", "ambiguous"])) & (df["is_dataset_error"])]
     problems = problems.sort_values(["dataset_error_score", "confidence", "id"], ascending=[False, True, True])
@@ -90,8 +91,8 @@ def hard_examples(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
-    from dataset_cartography import CATEGORIES
-    from plotting import new_figure, save_figure
+    from datamap.cartography.metrics import CATEGORIES
+    from datamap.core.plots import new_figure, save_figure
 
     sizes = table.groupby("cluster")["n"].sum()
     shown = sorted(sizes.nlargest(MAX_CLUSTERS_DRAWN).index)
@@ -118,7 +119,7 @@ def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
 
 
 def plot_rules(path: Path, table: pd.DataFrame, caption: str) -> None:
-    from plotting import new_figure, save_figure
+    from datamap.core.plots import new_figure, save_figure
 
     figure, axis = new_figure(7, 3.6)
     bars = axis.barh(range(len(table)), (100 * table["rate"]).fillna(0), color="#0072B2")
@@ -138,8 +139,9 @@ def plot_rules(path: Path, table: pd.DataFrame, caption: str) -> None:
 def plot_flagged(path: Path, df: pd.DataFrame, caption: str) -> None:
     import numpy as np
 
-    from dataset_cartography import CATEGORIES, CATEGORY_COLORS
-    from plotting import GREY, LIGHT_GREY, METRIC_LABELS, new_figure, save_figure
+    from datamap.analysis.groups import METRIC_LABELS
+    from datamap.cartography.metrics import CATEGORIES, CATEGORY_COLORS
+    from datamap.core.plots import GREY, LIGHT_GREY, new_figure, save_figure
 
     flagged = df[df["is_dataset_error"]]
     figure, axis = new_figure(6.5, 5)
@@ -150,7 +152,7 @@ def plot_flagged(path: Path, df: pd.DataFrame, caption: str) -> None:
         axis.scatter(
             points["variability"], points["confidence"], s=22, color=CATEGORY_COLORS[category], edgecolors=GREY,
             linewidths=0.4, label=f"flagged, {category} ({len(points):,})",
-        )  # fmt: skip
+        )
     axis.set(xlabel=METRIC_LABELS["variability"], ylabel=METRIC_LABELS["confidence"])
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path, "Flagged examples\non the data map", caption)
@@ -169,7 +171,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    from plotting import dataset_label
+    from datamap.core.plots import dataset_label
 
     check_not_read(args.output_dir, args.unified_dir)
     df = load_unified(args.unified_dir)

@@ -21,7 +21,7 @@ def completion(text, finish="stop") -> bytes:
             "choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish}],
             "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
         }
-    ).encode()  # fmt: skip
+    ).encode()
 
 
 # --- faults: how one request is answered -------------------------------------------------------------------------
@@ -73,7 +73,7 @@ class Handler(BaseHTTPRequestHandler):
     def reply(self, code, raw, headers=None) -> None:
         self.send_response(code)
         fields = {"Content-Type": "application/json", "Content-Length": str(len(raw)),
-                  "Connection": "keep-alive", **(headers or {})}  # fmt: skip
+                  "Connection": "keep-alive", **(headers or {})}
         for name, value in fields.items():
             self.send_header(name, value)
         self.end_headers()

@@ -63,7 +63,7 @@ def review_rows(count: int, seed: int, classes=("good", "bad"), prefix="r") -> l
         words = [str(rng.choice(("the", "film", "was", "and", "we"))) for _ in range(size)]
         words.insert(int(rng.integers(size + 1)), str(rng.choice(OPINIONS[label])))
         rows.append({"id": f"{prefix}{number:03d}", "sentence": " ".join(words), "label": label, "size": size,
-                     "kind": "old" if number % 5 else "new"})  # fmt: skip
+                     "kind": "old" if number % 5 else "new"})
     return rows
 
 
@@ -96,7 +96,7 @@ def tiny_model(tmp_path_factory, qa_dir) -> Path:
     import torch
     from transformers import ElectraConfig, ElectraForQuestionAnswering
 
-    from tiny_model import train_tokenizer
+    from datamap.training.tiny_model import train_tokenizer
 
     texts = [text for row in qa_rows(24, seed=1) for text in (row["question"], row["context"])]
     tokenizer = train_tokenizer(texts, max_length=128)
@@ -105,7 +105,7 @@ def tiny_model(tmp_path_factory, qa_dir) -> Path:
         vocab_size=len(tokenizer), embedding_size=32, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
         intermediate_size=64, max_position_embeddings=128, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
         initializer_range=0.3,
-    )  # fmt: skip
+    )
     directory = tmp_path_factory.mktemp("model")
     ElectraForQuestionAnswering(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)

@@ -21,7 +21,7 @@ def chain_rows(count: int, seed: int = 0, long: tuple[int, ...] = ()) -> list[di
             "id": f"pair-{number:03d}", "premise": f"The kite number {number} is {first}.",
             "hypothesis": f"The kite is {second}.", "thought_process": " ".join([thought] * times),
             "predicted_label": label if number % 4 else 1 - label, "true_label": label,
-        })  # fmt: skip
+        })
     return rows
 
 
@@ -30,7 +30,7 @@ def reflected(rows: list[dict]) -> list[dict]:
         {**row, "predicted_label": row["true_label"], "error_analysis": "wrong",
          "improved_thought_process": row["thought_process"]}
         for row in rows if row["predicted_label"] != row["true_label"]
-    ]  # fmt: skip
+    ]
 
 
 def write_chains(directory: Path, rows: list[dict]) -> Path:
@@ -54,7 +54,7 @@ def tiny_tokenizer(texts: list[str], vocab_size: int = 420, merges: bool = True)
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size if merges else 0, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(texts, trainer)
     tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
@@ -69,7 +69,7 @@ def tiny_mistral(directory: Path, tokenizer, seed: int = 0, vocab_size: int | No
         vocab_size=vocab_size or len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512, bos_token_id=1, eos_token_id=2,
         initializer_range=0.3,
-    )  # fmt: skip
+    )
     MistralForCausalLM(config).save_pretrained(directory)
     tokenizer.save_pretrained(directory)
     return directory

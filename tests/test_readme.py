@@ -106,7 +106,7 @@ def small_trainer(directory: Path):
     config = ElectraConfig(
         vocab_size=50, embedding_size=16, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
         intermediate_size=32,
-    )  # fmt: skip
+    )
     data = datasets.Dataset.from_dict({"input_ids": [[1, 2 + row % 5] for row in range(12)], "labels": [0, 1] * 6})
     args = TrainingArguments(str(directory), num_train_epochs=3, use_cpu=True, save_strategy="no", disable_tqdm=True)
     trainer = Trainer(model=ElectraForSequenceClassification(config), args=args, train_dataset=data)
@@ -141,7 +141,7 @@ def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_pat
         "selection_output": "selected.csv", "sst2/subset": "filter_report.json",
         "experiments/selection": "comparison.md", "experiments/demo": "comparison.md",
         "config_demo": "eval_metrics.json",
-    }.items():  # fmt: skip
+    }.items():
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]
     assert len(names["train_df"]) == 24 and "variability" in names["train_df"]  # type: ignore[operator,arg-type]
@@ -172,7 +172,7 @@ def test_the_chains_of_thought_run_from_top_to_bottom(tmp_path, monkeypatch, one
     save_model(tmp_path / "model")
     with chat_server(chat_answer) as server:
         local = {"https://api.mistral.ai/v1": server.url, "nyu-mll/glue:mnli": "demo:nli",
-                 "validation_matched": "validation", "2000": "24"}  # fmt: skip
+                 "validation_matched": "validation", "2000": "24"}
         for language, text in blocks(CHAINS):
             assert language == "bash"
             for command in commands(text):
@@ -186,7 +186,7 @@ def test_the_chains_of_thought_run_from_top_to_bottom(tmp_path, monkeypatch, one
                 load_script(script).main(words)
     for artifact in ("thoughts_output/reflections.jsonl", "thoughts_output/score_report.json", "sft_output/README.md",
                      "my_statistics/thought_lengths.png", "sft_map/cartography_map.png",
-                     "sft_analysis/label_analysis.csv", "thoughts_evaluation/metrics.json"):  # fmt: skip
+                     "sft_analysis/label_analysis.csv", "thoughts_evaluation/metrics.json"):
         assert (tmp_path / artifact).exists(), artifact
     [hardest, *_] = json.loads((tmp_path / "sft_analysis" / "hard_samples.json").read_text(encoding="utf-8"))
     assert hardest["thought_process"].startswith("Step 1") and 0 <= hardest["label_confidence"] <= 1
@@ -200,7 +200,7 @@ def test_the_chains_of_thought_run_from_top_to_bottom(tmp_path, monkeypatch, one
 def test_two_processes(launcher, artifact, qa_dir, tiny_model, tmp_path):
     """The commands with a launcher, really launched, on two CPU processes."""
     [command] = [command for language, text in blocks() if language == "bash"
-                 for command in commands(text) if launcher in command]  # fmt: skip
+                 for command in commands(text) if launcher in command]
     program, *words = shlex.split(command)
     script = words.index("run.py")
     argv = with_local("run.py", words[script + 1 :], qa_dir, tiny_model)
@@ -212,8 +212,8 @@ def test_two_processes(launcher, artifact, qa_dir, tiny_model, tmp_path):
 
 
 def test_the_examples_of_rows_can_be_loaded(tmp_path):
-    from helpers import load_split
-    from tasks import get_task
+    from datamap.core.splits import load_split
+    from datamap.tasks.base import get_task
 
     texts = [text for language, text in blocks() if language == "json" and '"experiments"' not in text]
     for text, task, example in zip(texts, ("qa", "nli"), ("7", "8"), strict=True):
@@ -259,7 +259,7 @@ def test_the_commands_of_make_parse(words, qa_dir):
     lines = [line for line in commands(done.stdout) if re.match(r"\.venv/bin/python [\w/]+\.py ", line)]
     scripts = [shlex.split(line)[1:] for line in lines]
     assert {"run.py", "analyze_cartography.py", "extract_embeddings.py", "cluster_analysis.py", "analyze_dataset.py",
-            "demos/summary.py"} <= {script for script, *_ in scripts}  # fmt: skip
+            "demos/summary.py"} <= {script for script, *_ in scripts}
     for script, *argv in scripts:
         load_script(script).parse_args(argv)
 

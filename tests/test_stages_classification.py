@@ -20,16 +20,16 @@ from conftest import REPOSITORY, write_rows
 import analyze_cartography
 import analyze_dataset
 import cluster_analysis
-import demo_data
 import extract_embeddings
 import run
-import text_features
-from artifacts import read_json, read_jsonl, read_table
-from dataset_cartography import CATEGORIES, categorize_examples, load_cartography_metrics
-from error_rules import RULES
-from helpers import load_split
-from tasks import get_task
-from unified_table import unified_table
+from datamap.analysis.error_rules import RULES
+from datamap.analysis.unified_table import unified_table
+from datamap.cartography.metrics import CATEGORIES, categorize_examples, load_cartography_metrics
+from datamap.core.files import read_json, read_jsonl, read_table
+from datamap.core.splits import load_split
+from datamap.demo import builtin as demo_data
+from datamap.selection import text_features
+from datamap.tasks.base import get_task
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -48,7 +48,7 @@ def sentiment_rows() -> list[dict]:
         parts = [f"the {rng.choice(THINGS)} is {rng.choice(words)}" for _ in range(int(rng.integers(1, 4)))]
         label = "positive" if row % 3 else "negative"
         made.append({"id": f"{row:03d}", "sentence": " and ".join(parts), "label": label,
-                     "category": f"genre {row % 2}", "stars": None if row == 5 else row % 5})  # fmt: skip
+                     "category": f"genre {row % 2}", "stars": None if row == 5 else row % 5})
     return made
 
 
@@ -61,7 +61,7 @@ def nli_rows() -> list[dict]:
         said = (word, str(rng.choice(BAD)), "long")[row % 3]
         premise = f"the {thing} is {word}" + " and everybody says so" * (row % 2)
         made.append({"id": f"pair-{row}", "premise": premise, "hypothesis": f"the {thing} is {said}",
-                     "label": -1 if row in (7, 8) else (0, 2, 1)[row % 3]})  # fmt: skip
+                     "label": -1 if row in (7, 8) else (0, 2, 1)[row % 3]})
     return made
 
 
@@ -105,17 +105,17 @@ def houses(tmp_path_factory) -> dict[str, Path]:
                  str(WIDTH), "--learning_rate", "5e-3", "--max_length", str(LENGTHS[case]),
                  "--output_dir", str(house / "trainer_output"), "--save_strategy", "no", "--no_cuda",
                  "--cartography_output_dir", str(house / "cartography_output")]
-            )  # fmt: skip
+            )
             for pooling in ("cls", "mean"):
                 extract(house, house / f"embeddings_{pooling}", *(["--pooling", "mean"] if pooling == "mean" else []))
             cluster_analysis.main(
                 ["--embedding_dir", str(house / "embeddings_cls"), "--output_dir", str(house / "cluster_output"),
                  "--visualization_method", "pca", "--min_cluster_size", "5"]
-            )  # fmt: skip
+            )
             analyze_cartography.main(
                 ["--cartography_dir", str(house / "cartography_output"),
                  "--output_dir", str(house / "cartography_analysis")]
-            )  # fmt: skip
+            )
             integrate(house, house / "integrated_analysis")
             predictions = ["--predictions", str(house / "trainer_output")] if case != "stories" else []
             integrate(house, house / "unified_export", "--export_unified", *predictions)
@@ -133,7 +133,7 @@ def integrate(house: Path, output: Path, *flags: str) -> None:
     analyze_dataset.main(
         ["--cartography_dir", str(house / "cartography_output"), "--cluster_dir", str(house / "cluster_output"),
          "--output_dir", str(output), *flags]
-    )  # fmt: skip
+    )
 
 
 # --- embeddings --------------------------------------------------------------------------------------------------
@@ -201,7 +201,7 @@ def test_what_stands_at_padding_has_no_weight():
             longer[row, length:] = 1e9
         assert torch.equal(text_features.pool(longer, spans), found)
         slow = [hidden[row, :length].mean(dim=0) if pooling == "mean" else hidden[row, cls[row]]
-                for row, length in enumerate(lengths)]  # fmt: skip
+                for row, length in enumerate(lengths)]
         np.testing.assert_allclose(found, torch.stack(slow), atol=1e-6)
 
 
@@ -266,11 +266,11 @@ def test_label_analysis_and_samples(houses, case):
 
 def test_pictures(houses):
     pictures = {path.name: path for stage in ("cartography_analysis", "integrated_analysis", "unified_export")
-                for path in (houses["sentiment"] / stage).glob("*.png")}  # fmt: skip
+                for path in (houses["sentiment"] / stage).glob("*.png")}
     assert pictures.keys() == {
         "category_by_label.png", "metric_distributions.png", "metric_correlations.png", "category_by_cluster.png",
         "cluster_difficulty.png", "cluster_map_by_category.png",
-    }  # fmt: skip
+    }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures.values())
 
 
@@ -297,7 +297,7 @@ def test_without_the_unified_table(houses, case):
 
 
 METRICS = ["confidence", "variability", "correctness", "num_epochs", "forgetting_events", "never_learned", "aum",
-           "el2n", "aleatoric", "loss"]  # fmt: skip
+           "el2n", "aleatoric", "loss"]
 CLUSTER = ["category", "cluster", "dim1", "dim2", "cluster_probability"]
 
 
@@ -324,7 +324,7 @@ def test_unified_table(houses, case, original, predicted):
     assert table["confidence"].tolist() == pytest.approx(metrics["confidence"].tolist())
     if predicted:
         written = {row["id"]: row["predicted_label"] for row in
-                   read_jsonl(houses[case] / "trainer_output" / "eval_predictions.jsonl")}  # fmt: skip
+                   read_jsonl(houses[case] / "trainer_output" / "eval_predictions.jsonl")}
         assert table["predicted_label"].tolist() == [written[example] for example in table["id"]]
 
 
@@ -338,7 +338,7 @@ def test_overlap_summary_has_nothing_of_the_rules(houses, case):
     assert summary["coverage"] == {
         "cartography": everything, "clusters": everything, "cartography_and_clusters": everything,
         "predictions": None if case == "stories" else everything,
-    }  # fmt: skip
+    }
 
 
 def test_predictions_of_some_examples(houses, tmp_path, refused):
@@ -367,7 +367,7 @@ def test_predictions_of_some_examples(houses, tmp_path, refused):
 def test_columns_with_names_that_are_taken(tmp_path):
     """The label column, a text column and another one are called like columns of the analyses."""
     rows = [{"id": f"r{row}", "loss": f"text {row}", "category": ("x", "y")[row % 2], "cluster": row,
-             "data_cluster": 7, "is_dataset_error": True} for row in range(6)]  # fmt: skip
+             "data_cluster": 7, "is_dataset_error": True} for row in range(6)]
     data = write_rows(tmp_path / "train.jsonl", rows)
     task = get_task("classification", text_columns=["loss"], label_column="category")
     split = load_split(str(data), "train", task)
@@ -376,7 +376,7 @@ def test_columns_with_names_that_are_taken(tmp_path):
     clusters = pd.DataFrame({"cluster": 3}, index=ids)
     table = unified_table(split, metrics, clusters, None)
     assert list(table) == ["id", "data_loss", "data_category", "data_data_cluster", "data_cluster", "is_dataset_error",
-                           "confidence", "variability", "loss", "category", "cluster"]  # fmt: skip
+                           "confidence", "variability", "loss", "category", "cluster"]
     assert table["data_loss"].tolist() == [row["loss"] for row in rows]
     assert table["data_category"].tolist() == ["x", "y"] * 3 and set(table["category"]) == {"hard"}
     assert table["data_data_cluster"].tolist() == list(range(6)) and set(table["data_cluster"]) == {7}

@@ -23,7 +23,7 @@ def save_tokenizer(directory, texts=TEXTS, vocab_size: int = 384, special=SPECIA
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=list(special.values()), show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     tokenizer.train_from_iterator(texts, trainer)
     begin = (special["bos_token"], tokenizer.token_to_id(special["bos_token"]))
     tokenizer.post_processor = processors.Sequence([
@@ -46,7 +46,7 @@ def save_model(directory, seed: int = 0, vocab_size: int = 384, positions: int =
         vocab_size=len(tokenizer), hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=2, max_position_embeddings=positions, sliding_window=None, initializer_range=spread,
         bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )
     torch.manual_seed(seed)
     MistralForCausalLM(config).save_pretrained(directory)
     return Path(directory)

@@ -1,0 +1,430 @@
+"""Record training dynamics from any HuggingFace Trainer: what the model thinks of each example as it learns it.
+
+With a Trainer of your own, two lines; the training rows are numbered by their place in ``ids``:
+
+    from datamap.cartography.recorder import CartographyCallback
+    CartographyCallback(ids, "./cartography_output").attach(trainer)
+
+The Trainer may be for question answering, for classification, or TRL's SFTTrainer, whose completions are recorded.
+``trainers.CartographyTrainer`` (run.py) calls ``record_heads`` itself. Recorded are scalars from the forward pass that
+trains, before that batch's update; only the end of an epoch and the writing of a checkpoint wait for the device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from datamap.cartography.metrics import (
+    CARTOGRAPHY_FILES,
+    ONE_PROCESS_PER_GPU,
+    compute_metrics,
+    read_dynamics,
+    write_cartography,
+    write_dynamics,
+)
+from datamap.core.artifacts import META, check_writable
+from datamap.core.errors import UserError
+from datamap.core.files import atomic
+
+logger = logging.getLogger(__name__)
+
+CONFIDENCE_TYPES = ("geometric", "product", "mean")
+CHECKPOINT_FILE = "training_dynamics.npz"
+QA_COLUMNS = ("confidence", "correct", "loss", "aum", "el2n", "start_confidence", "end_confidence")
+COMPLETION_COLUMNS = ("confidence", "correct", "loss", "label_confidence")
+
+
+class Heads(NamedTuple):
+    """The decisions of a model for a batch: H = 2 for question answering (start, end), 1 for classification."""
+
+    logits: torch.Tensor  # (B, H, C) float32; -inf at padding, so that it takes no probability
+    gold: torch.Tensor  # (B, H) int64
+    candidates: torch.Tensor  # (B, C) bool, where label smoothing may put mass
+
+
+def heads_of(outputs: Any, batch: Mapping[str, torch.Tensor]) -> Heads:
+    """Logits and gold decisions of a model output, whether it answers questions or classifies.
+
+    For question answering ``batch`` holds start_positions and end_positions, and ``token_roles`` (see tasks.py) or,
+    from other people's trainers, attention_mask to tell the padding.
+    """
+    start_logits = getattr(outputs, "start_logits", None)
+    if start_logits is not None:
+        roles = batch.get("token_roles")
+        real = roles > 0 if roles is not None else batch["attention_mask"].bool()
+        candidates = roles > 1 if roles is not None else real
+        logits = torch.stack([start_logits.float(), outputs.end_logits.float()], dim=1)
+        gold = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
+        return Heads(logits.masked_fill(~real[:, None, :], -torch.inf), gold, candidates)
+    logits, labels = getattr(outputs, "logits", None), batch.get("labels")
+    if logits is None or labels is None or logits.dim() != 2 or labels.dim() != 1:
+        raise TypeError(
+            "expected a model output with start_logits and end_logits, logits (B, C) and labels (B,), or log_probs "
+            f"and label_mask (B, L - 1); found {type(outputs).__name__}"
+        )
+    return Heads(logits.float()[:, None, :], labels[:, None], torch.ones_like(logits, dtype=torch.bool))
+
+
+def row_losses(heads: Heads, smoothing: torch.Tensor | None = None) -> torch.Tensor:
+    """Cross-entropy per row, mean over heads; (B,), in nats.
+
+    ``smoothing`` (B,), 0..1: the share of each row's target that is spread uniformly over its candidates.
+    """
+    log_p = heads.logits.log_softmax(dim=-1)
+    loss = -log_p.gather(-1, heads.gold[..., None]).squeeze(-1)
+    if smoothing is not None:
+        candidates = heads.candidates[:, None, :]
+        spread = -log_p.masked_fill(~candidates, 0).sum(-1) / candidates.sum(-1)
+        loss = (1 - smoothing[:, None]) * loss + smoothing[:, None] * spread
+    return loss.mean(dim=1)
+
+
+def row_statistics(heads: Heads, confidence_type: str = "geometric") -> torch.Tensor:
+    """What is recorded of each row, (B, 5 or 7) float32 in the order of QA_COLUMNS (the last two for two heads).
+
+    confidence: of p over the heads the geometric mean, the product or the mean, 0..1. correct: every head's argmax is
+    the gold one. loss, aum (gold logit minus largest other), el2n (norm of softmax minus one-hot): means over heads.
+    """
+    gold = heads.gold[..., None]
+    log_p = heads.logits.log_softmax(dim=-1)
+    gold_log_p = log_p.gather(-1, gold).squeeze(-1)
+    p = gold_log_p.exp()
+    top = heads.logits.topk(2, dim=-1)
+    is_top = top.indices[..., 0] == heads.gold
+    gold_logit = heads.logits.gather(-1, gold).squeeze(-1)
+    margin = gold_logit - torch.where(is_top, top.values[..., 1], top.values[..., 0])
+    # Not sqrt(1 - 2p + sum p^2): in float32 that loses everything when p is near 1.
+    others = log_p.exp().scatter(-1, gold, 0).square().sum(-1)
+    el2n = (torch.expm1(gold_log_p).square() + others).sqrt()
+    if p.shape[1] == 1:
+        confidence = p[:, 0]
+    elif confidence_type == "mean":
+        confidence = p.mean(dim=1)
+    else:
+        product = p.prod(dim=1)
+        confidence = product.sqrt() if confidence_type == "geometric" else product
+    columns = [confidence, is_top.all(dim=1).float(), -gold_log_p.mean(1), margin.mean(1), el2n.mean(1)]
+    if p.shape[1] == 2:
+        columns += [p[:, 0], p[:, 1]]
+    return torch.stack(columns, dim=1)
+
+
+def completion_statistics(outputs: Any, label_position: torch.Tensor | None = None) -> torch.Tensor:
+    """What is recorded of each completion, (B, 3 or 4) float32 in the order of COMPLETION_COLUMNS.
+
+    outputs: of TRL's fused head, which has no logits: ``log_probs`` of the gold tokens 1 to L - 1, ``is_top1`` and
+    ``label_mask``, which is true on the completion (EOS included), each (B, L - 1). label_position: (B,) int64, where
+    in ``input_ids`` the token stands that says the label.
+
+    confidence: geometric mean of the probabilities of the completion's gold tokens, 0..1. loss: the mean of their
+    negative logarithms, nats. correct: the label's token is the likeliest after the gold chain before it; without
+    label_position, every token of the completion is. label_confidence: probability of the label's token, 0..1.
+    """
+    mask, is_top = outputs.label_mask.bool(), outputs.is_top1.bool()
+    log_p = outputs.log_probs.float().clamp(max=0)  # rounding may leave it a little above
+    mean = log_p.masked_fill(~mask, 0).sum(dim=1) / mask.sum(dim=1).clamp(min=1)
+    if label_position is None:
+        return torch.stack([mean.exp(), (is_top | ~mask).all(dim=1).float(), -mean], dim=1)
+    place = (label_position - 1).clamp(min=0)[:, None]  # what stands at 0 has no probability: the rest moves up
+    label_p, right = log_p.gather(1, place).squeeze(1).exp(), is_top.gather(1, place).squeeze(1)
+    return torch.stack([mean.exp(), right.float(), -mean, label_p], dim=1)
+
+
+class CartographyCallback(TrainerCallback):
+    """Records the training dynamics of every example and writes them, epoch by epoch, to ``output_dir``.
+
+    ids: one string per example. row_to_example: (rows,) index into ids of each training row (window), -1 where the
+    row does not count; default: the rows are the examples. Rows of one example are averaged; it counts as right when
+    all are. checkpoint: the one that training resumes from; default ``output_dir/checkpoint-N`` of the Trainer.
+    label_positions: (rows,) for completions that end in a label, the index in ``input_ids`` of the token that says it,
+    -1 where it was cut off: such a row does not count. See ``completion_statistics``.
+
+    Every (epoch, row) counts once, also where distributed training repeats rows to fill its batches. Each checkpoint
+    gets what was recorded so far, and a resumed training goes on from that, also in mid-epoch.
+    """
+
+    def __init__(
+        self,
+        ids: Sequence[str],
+        output_dir: str | Path,
+        row_to_example: Sequence[int] | np.ndarray | None = None,
+        confidence_type: str = "geometric",
+        checkpoint: str | Path | None = None,
+        title: str | None = None,
+        label_positions: Sequence[int] | np.ndarray | None = None,
+    ):
+        if confidence_type not in CONFIDENCE_TYPES:
+            raise UserError(f"unknown confidence type {confidence_type!r}; there is {', '.join(CONFIDENCE_TYPES)}")
+        self.ids = list(ids)
+        self.output_dir = Path(output_dir)
+        self.row_to_example = np.arange(len(self.ids)) if row_to_example is None else np.asarray(row_to_example)
+        if len(self.row_to_example) and self.row_to_example.max() >= len(self.ids):
+            raise ValueError(f"row_to_example points at {self.row_to_example.max()}, there are {len(self.ids)} ids")
+        self.label_positions = None if label_positions is None else np.asarray(label_positions, dtype=np.int64)
+        if self.label_positions is not None:
+            if len(self.label_positions) != len(self.row_to_example):
+                raise ValueError(f"{len(self.label_positions)} label positions for {len(self.row_to_example)} rows")
+            self.row_to_example = np.where(self.label_positions < 0, -1, self.row_to_example)
+        self._places: torch.Tensor | None = None  # label_positions on the device of the model
+        self.confidence_type = confidence_type
+        self.checkpoint = checkpoint
+        self.title = title
+        self._attached = False
+        self.seconds = 0.0  # spent recording; on a GPU without the kernels' own time
+        self._history: list[dict[str, np.ndarray]] = []  # finished epochs: columns over all examples, and "seen"
+        self._values: torch.Tensor | None = None  # (rows, columns) of this epoch, on the device of the model
+        self._seen: torch.Tensor | None = None  # (rows,) bool
+        self._columns: tuple[str, ...] = QA_COLUMNS  # names of the columns of _values
+
+    # --- recording ---
+
+    @torch.no_grad()
+    def record(self, outputs: Any, batch: Mapping[str, torch.Tensor], row_index: torch.Tensor) -> None:
+        """Take what is needed from a model's output and its batch; row_index (B,). No host synchronisation."""
+        if getattr(outputs, "log_probs", None) is None:
+            self.record_heads(heads_of(outputs, batch), row_index)
+            return
+        began = time.perf_counter()
+        position = None
+        if self.label_positions is not None:
+            if self._places is None:
+                self._places = torch.from_numpy(self.label_positions).to(outputs.log_probs.device)
+            position = self._places[row_index]
+        self._store(completion_statistics(outputs, position), row_index, COMPLETION_COLUMNS)
+        self.seconds += time.perf_counter() - began
+
+    @torch.no_grad()
+    def record_heads(self, heads: Heads, row_index: torch.Tensor) -> None:
+        """Take what is needed from one training forward pass; row_index (B,). No host synchronisation."""
+        began = time.perf_counter()
+        statistics = row_statistics(Heads(heads.logits.detach(), heads.gold, heads.candidates), self.confidence_type)
+        self._store(statistics, row_index, QA_COLUMNS)
+        self.seconds += time.perf_counter() - began
+
+    def _store(self, statistics: torch.Tensor, row_index: torch.Tensor, names: tuple[str, ...]) -> None:
+        if self._values is None or self._seen is None:
+            self._allocate(statistics.shape[1], statistics.device)
+            self._columns = names
+        assert self._values is not None and self._seen is not None
+        self._values.index_copy_(0, row_index, statistics)
+        self._seen.index_fill_(0, row_index, True)
+
+    def _allocate(self, columns: int, device: torch.device | str) -> None:
+        rows = len(self.row_to_example)
+        self._values = torch.zeros(rows, columns, dtype=torch.float32, device=device)
+        self._seen = torch.zeros(rows, dtype=torch.bool, device=device)
+
+    def attach(self, trainer: Trainer) -> CartographyCallback:
+        """Connect to any Trainer whose training dataset is map-style; call before ``train``."""
+        if len(trainer.train_dataset) != len(self.row_to_example):
+            raise UserError(f"{len(trainer.train_dataset):,} training rows, but ids for {len(self.row_to_example):,}")
+        if trainer.label_smoother is not None:
+            raise UserError("label_smoothing_factor hides the labels from the recorder; set it to 0")
+        for name in ("packing", "padding_free"):  # of TRL
+            if getattr(trainer.args, name, False):
+                raise UserError(f"{name} puts several examples into one row, which hides them from the recorder; set "
+                                "it to False")
+        if getattr(trainer.args, "shuffle_dataset", False):  # it has been, and the ids have not
+            raise UserError("shuffle_dataset has changed the order of the rows, so they have other ids; set it to "
+                            "False (every epoch is shuffled anyway)")
+        columns = getattr(trainer.train_dataset, "column_names", None)
+        if columns is None:
+            trainer.train_dataset = _WithRowIndex(trainer.train_dataset)
+        elif "row_index" not in columns:
+            rows = list(range(len(self.row_to_example)))
+            trainer.train_dataset = trainer.train_dataset.add_column("row_index", rows)
+        check_writable(self.output_dir)
+        self._attached = True
+        trainer._set_signature_columns_if_needed()
+        trainer._signature_columns.append("row_index")
+        trainer.data_collator = _KeepRowIndex(trainer.data_collator)
+        trainer.model.register_forward_pre_hook(self._take_row_index, with_kwargs=True)
+        trainer.model.register_forward_hook(self._read_outputs, with_kwargs=True)
+        trainer.add_callback(self)
+        return self
+
+    def _take_row_index(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
+        self._row_index = kwargs.pop("row_index", None)
+        return args, kwargs
+
+    def _read_outputs(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
+        if self._row_index is not None and module.training and torch.is_grad_enabled():
+            self.record(outputs, kwargs, self._row_index)
+
+    # --- events of the Trainer ---
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if args.n_gpu > 1:  # the library would split batches over threads
+            raise UserError(ONE_PROCESS_PER_GPU)
+        self._history, self._values, self._seen = [], None, None
+        if state.global_step > 0:
+            checkpoint = self.checkpoint or Path(args.output_dir) / f"checkpoint-{state.global_step}"
+            self._restore(Path(checkpoint), args.device)
+        if state.is_world_process_zero:
+            self.output_dir.mkdir(parents=True, exist_ok=True)
+            if self._attached:  # of an earlier run.py: it would describe this recording wrongly
+                (self.output_dir / META).unlink(missing_ok=True)
+            for pattern in CARTOGRAPHY_FILES:  # epochs of an earlier, longer run must not survive
+                for file in self.output_dir.glob(pattern):
+                    file.unlink()
+            for epoch in range(1, len(self._history) + 1):
+                self._write_epoch(epoch)
+        if self._values is not None and round(state.epoch or 0, 6) >= len(self._history) + 1:
+            self._end_epoch(state)  # the checkpoint was written on the last step of an epoch
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        began = time.perf_counter()
+        self._end_epoch(state)
+        self.seconds += time.perf_counter() - began
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        merged = self._merged()  # every process takes part
+        if not state.is_world_process_zero:
+            return
+        arrays = {f"epoch{number}/{name}": column for number, epoch in enumerate(self._history, 1)
+                  for name, column in epoch.items()}
+        if merged is not None:
+            arrays["values"], arrays["seen"] = merged
+            arrays["columns"] = np.array(self._columns)
+        with atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_FILE) as temporary:
+            np.savez(temporary, identity=self._identity(), **arrays)  # type: ignore[arg-type]
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            began = time.perf_counter()
+            write_cartography(self.output_dir, compute_metrics(read_dynamics(self.output_dir)), self.title)
+            logger.info(f"wrote metrics and data map in {time.perf_counter() - began:.1f} s")
+
+    # --- epochs and checkpoints ---
+
+    def _merged(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """The current epoch's (values, seen) over all processes, each row from the first process that saw it."""
+        values, seen = self._values, self._seen
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
+            if world > 1:
+                if values is None or seen is None:
+                    return None  # all processes train in step, so none has recorded anything
+                owner = torch.where(seen, rank, world).to(torch.int32)
+                torch.distributed.all_reduce(owner, torch.distributed.ReduceOp.MIN)
+                values = torch.where((owner == rank)[:, None], values, 0.0)
+                torch.distributed.all_reduce(values, torch.distributed.ReduceOp.SUM)
+                seen = owner < world
+        if values is None or seen is None:
+            return None
+        return values.cpu().numpy(), seen.cpu().numpy()
+
+    def _end_epoch(self, state: TrainerState) -> None:
+        merged = self._merged()
+        self._values = self._seen = None
+        if merged is None:
+            return
+        self._history.append(_average_rows(*merged, self._columns, self.row_to_example, len(self.ids)))
+        if state.is_world_process_zero:
+            self._write_epoch(len(self._history))
+
+    def _write_epoch(self, epoch: int) -> None:
+        columns = self._history[epoch - 1]
+        rows = np.flatnonzero(columns["seen"]).tolist()
+        write_dynamics(
+            self.output_dir,
+            epoch,
+            [self.ids[row] for row in rows],
+            {name: column[rows] for name, column in columns.items() if name != "seen"},
+        )
+
+    def _identity(self) -> str:
+        digest = hashlib.blake2b("\x1e".join([self.confidence_type, *self.ids]).encode(), digest_size=8)
+        digest.update(np.ascontiguousarray(self.row_to_example, dtype=np.int64).tobytes())
+        if self.label_positions is not None:
+            digest.update(self.label_positions.tobytes())
+        return digest.hexdigest()
+
+    def _restore(self, checkpoint: Path, device: torch.device) -> None:
+        file = checkpoint / CHECKPOINT_FILE
+        if not file.exists():
+            raise UserError(
+                f"{checkpoint} holds no training dynamics ({CHECKPOINT_FILE}): it was killed while it was saved, or "
+                "trained without cartography; resume from an earlier checkpoint, or start again with --overwrite"
+            )
+        with np.load(file) as saved:
+            if str(saved["identity"]) != self._identity():
+                raise UserError(
+                    f"{checkpoint} was recorded with other examples, windows or confidence type; resume with the data "
+                    "and flags it was started with"
+                )
+            number = 1
+            while f"epoch{number}/seen" in saved:
+                prefix = f"epoch{number}/"
+                self._history.append({key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)})
+                number += 1
+            if "values" in saved:
+                self._columns = tuple(saved["columns"].tolist()) if "columns" in saved else QA_COLUMNS
+                # The first process takes it all; the others go on from nothing, and _merged joins them again.
+                if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
+                    self._values = torch.from_numpy(saved["values"]).to(device)
+                    self._seen = torch.from_numpy(saved["seen"]).to(device)
+                else:
+                    self._allocate(saved["values"].shape[1], device)
+
+
+class _WithRowIndex(torch.utils.data.Dataset):
+    """A map-style dataset whose rows are dicts, with their numbers."""
+
+    def __init__(self, data: Any):
+        self.data = data
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return {**self.data[row], "row_index": row}
+
+
+class _KeepRowIndex:
+    """Wraps a collator so that the column row_index survives it, as a tensor."""
+
+    def __init__(self, collator: Any):
+        self.collator = collator
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        if "row_index" not in rows[0]:  # evaluation
+            return self.collator(rows)
+        batch = self.collator([{key: value for key, value in row.items() if key != "row_index"} for row in rows])
+        batch["row_index"] = torch.tensor([row["row_index"] for row in rows])
+        return batch
+
+
+def _average_rows(
+    values: np.ndarray, seen: np.ndarray, names: Sequence[str], row_to_example: np.ndarray, num_examples: int
+) -> dict[str, np.ndarray]:
+    """One epoch per example from one epoch per row: means, except that every row must be right for ``correct``.
+
+    names: those of the columns of ``values``, and maybe others behind them.
+    """
+    rows = np.flatnonzero(seen & (row_to_example >= 0))
+    example = row_to_example[rows]
+    counts = np.bincount(example, minlength=num_examples)
+    columns = {}
+    for name, column in zip(names, values[rows].T, strict=False):
+        total = np.bincount(example, weights=column.astype(np.float64), minlength=num_examples)
+        if name == "correct":
+            columns[name] = (counts > 0) & (total == counts)
+        else:
+            columns[name] = (total / np.maximum(counts, 1)).astype(np.float32)
+    return {"seen": counts > 0, **columns}

@@ -1,0 +1,350 @@
+"""Artifacts: the files that one stage writes and the next one reads, whole or not at all (DESIGN 5)."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import logging
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from fnmatch import fnmatch
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from datamap.core.errors import UserError, is_main_process
+from datamap.core.files import plain, read_json, write_json
+from datamap.core.places import CHECKOUT
+from datamap.core.splits import RowFormat, Split, load_split
+
+META = "run_meta.json"
+PACKAGES = ("transformers", "datasets", "torch", "accelerate", "pandas", "numpy", "scikit-learn", "hdbscan",
+            "umap-learn")
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
+
+logger = logging.getLogger(__name__)
+
+
+# --- one run of a stage ------------------------------------------------------------------------------------------
+
+
+def check_writable(directory: str | Path) -> None:
+    """Raise UserError unless files can be made in ``directory``, which need not exist yet; creates nothing."""
+    path = Path(directory).absolute()
+    if path.exists() and not path.is_dir():
+        raise UserError(f"output directory {directory} is a file; name a directory")
+    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError(f"output directory {directory} is not writable ({existing} refuses); name another")
+
+
+@contextmanager
+def stage(
+    output_dir: str | Path,
+    args: argparse.Namespace | Mapping[str, Any],
+    *,
+    owns: Sequence[str],
+    inputs: Mapping[str, str | Path | None] | None = None,
+    datasets: Sequence[Mapping[str, Any]] = (),
+    resume: bool = False,
+) -> Iterator[Path]:
+    """Run one stage into ``output_dir``: its old artifacts go, ``run_meta.json`` says what happened to it.
+
+    ``owns`` are the glob patterns of the files this stage writes there; they are removed first unless ``resume``.
+    ``inputs`` names the artifacts read, ``datasets`` the identities of the splits used (``Split.identity()``).
+    ``run_meta.json`` is marked ``running`` inside the block, then ``finished`` or ``failed``; earlier runs move to
+    its list ``history``. Check the user's input before entering: entering removes. In a distributed run only the
+    main process touches files.
+    """
+    path = Path(output_dir)
+    if not is_main_process():
+        yield path
+        return
+    check_writable(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        meta = {**_start_meta(path, args, inputs or {}, datasets), "owns": list(owns)}
+        write_json(path / META, meta)
+    except OSError as error:
+        raise UserError(f"output directory {output_dir} is not writable ({error.strerror}); name another") from error
+    if not resume:
+        _remove(path, [*owns, ".*.tmp-*"])
+    try:
+        yield path
+    except BaseException as error:
+        _end_meta(path, meta, "failed", owns, error=f"{type(error).__name__}: {error}"[:500])
+        raise
+    _end_meta(path, meta, "finished", owns)
+
+
+def mark_failed(directory: str | Path, error: str) -> None:
+    """Mark the run in a directory as failed from outside, also one that failed before its stage began."""
+    path = Path(directory)
+    path.mkdir(parents=True, exist_ok=True)
+    try:
+        meta = load_meta(path)
+    except UserError:  # damaged
+        meta = None
+    meta = meta or {"arguments": {}, "started": None, "history": []}
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    write_json(path / META, {**meta, "status": "failed", "finished": finished, "error": error[:500]})
+
+
+def _start_meta(
+    path: Path,
+    args: argparse.Namespace | Mapping[str, Any],
+    inputs: Mapping[str, str | Path | None],
+    datasets: Sequence[Mapping[str, Any]],
+) -> dict[str, Any]:
+    arguments = dict(args) if isinstance(args, Mapping) else vars(args)
+    earlier = load_meta(path)
+    history = []
+    if earlier:
+        history = [*earlier.pop("history", []), earlier]
+    commit, dirty = _git_state()
+    return {
+        "status": "running",
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "arguments": arguments,
+        "seed": arguments.get("seed"),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "versions": {"python": sys.version.split()[0], **_versions()},
+        "datasets": [dict(identity) for identity in datasets],
+        "inputs": {label: _describe_input(file) for label, file in inputs.items() if file},
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "finished": None,
+        "history": history,
+    }
+
+
+def _end_meta(path: Path, meta: dict[str, Any], status: str, owns: Sequence[str], error: str | None = None) -> None:
+    meta["status"] = status
+    meta["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
+    if error is not None:
+        meta["error"] = error
+    files = {file for pattern in owns for file in path.glob(pattern) if file.is_file()}
+    meta["outputs"] = {file.name: file.stat().st_size for file in sorted(files)}
+    history = meta.pop("history")
+    write_json(path / META, {**meta, "history": history})
+
+
+def _describe_input(file: str | Path) -> dict[str, Any]:
+    recorded = load_meta(file)
+    identities = recorded.get("datasets", []) if recorded else []
+    return {"path": str(file), "fingerprints": [identity["fingerprint"] for identity in identities]}
+
+
+def _git_state() -> tuple[str | None, bool | None]:
+    """Commit of the code and whether it was changed since; None where the code is not in a git checkout."""
+    if not (CHECKOUT / ".git").exists():
+        return None, None
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=True)
+        except (OSError, subprocess.CalledProcessError):
+            return None
+        return done.stdout.strip()
+
+    commit = git("rev-parse", "HEAD")
+    status = git("status", "--porcelain", "--untracked-files=no") if commit else None
+    return commit, None if status is None else bool(status)
+
+
+def _versions() -> dict[str, str]:
+    installed = {}
+    for package in PACKAGES:
+        try:
+            installed[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return installed
+
+
+def _remove(path: Path, patterns: Iterable[str]) -> None:
+    for pattern in patterns:
+        for item in path.glob(pattern):
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def load_meta(path: str | Path) -> dict[str, Any] | None:
+    """The run_meta.json of an artifact (a file or its directory), or None where there is none."""
+    path = Path(path)
+    file = (path if path.is_dir() else path.parent) / META
+    if not file.exists():
+        return None
+    return read_json(file)
+
+
+def model_meta(path: str | Path) -> dict[str, Any] | None:
+    """The run that trained the model in a directory, also when it was evaluated into the same directory since."""
+    meta = load_meta(path)
+    runs = [meta, *reversed(meta.get("history", []))] if meta else []
+    return next((run for run in runs if run.get("arguments", {}).get("do_train")), None)
+
+
+def trained_fingerprint(model: str | Path) -> str | None:
+    """The fingerprint of what run.py trained the model in a directory on, checkpoints too; None where that is unknown,
+    as of a Hub model."""
+    path = Path(model)
+    if not path.is_dir():
+        return None
+    meta = model_meta(path) or (model_meta(path.parent) if path.name.startswith("checkpoint-") else None)
+    return meta["datasets"][0]["fingerprint"] if meta and meta.get("datasets") else None
+
+
+def check_whole_model(path: str | Path) -> None:
+    """Refuse a model directory whose training did not finish; a Hub name, or one trained elsewhere, passes."""
+    if not Path(path).is_dir():
+        return
+    if not (Path(path) / "config.json").exists():
+        raise UserError(f"{path} holds no config.json, so no model; run.py --do_train writes one")
+    if not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
+        # The library would make up a tokenizer that knows no word.
+        raise UserError(f"{path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the model")
+    meta = model_meta(path)
+    if meta and meta.get("status") != "finished":
+        raise UserError(f"model {path} is not whole: its training is marked {meta.get('status')}; train it again")
+
+
+def artifact_file(path: str | Path, filename: str, made_by: str, appended: bool = False) -> Path:
+    """The file of an artifact given as its directory or as the file itself.
+
+    ``made_by`` is the command that writes it, for the message. Raises UserError when it is missing, empty, shorter
+    than when it was written, or when its run is marked running or failed. Files made elsewhere, without
+    run_meta.json, are accepted. appended: the file only grows, by whole records: what a failed run left of it is
+    taken, with a warning.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory; {made_by} writes {filename}")
+    file = path / filename if path.is_dir() else path
+    meta = load_meta(file) or {}
+    # Several stages may write into one directory: the last run that owns this file says whether it is whole.
+    runs = [meta, *reversed(meta.get("history", []))]
+    owner = next((run for run in runs if any(fnmatch(file.name, each) for each in run.get("owns", ()))), meta)
+    status = owner.get("status", "finished")  # a meta of somebody else's says nothing
+    if status == "failed" and appended and file.exists():
+        logger.warning(f"{file}: the last run that wrote it failed ({owner.get('error') or 'no reason given'}); what "
+                       "there is of it is taken")
+    elif status != "finished":
+        reason = "is still running or was killed" if status == "running" else "failed"
+        raise UserError(f"{file.parent} is not whole: the run that writes it {reason} ({META}); run {made_by} again")
+    if not file.exists():
+        raise UserError(f"{path} holds no {filename}; {made_by} writes it")
+    size = file.stat().st_size
+    if size == 0:
+        raise UserError(f"{file} is empty; run {made_by} again")
+    written = owner.get("outputs", {}).get(file.name, size)
+    if size < written:
+        raise UserError(
+            f"{file} is truncated: {size:,} bytes, {written:,} when it was written; run {made_by} again (a file "
+            "shortened on purpose belongs into a directory of its own)"
+        )
+    return file
+
+
+def recorded_dataset(path: str | Path) -> dict[str, Any] | None:
+    """``{"dataset", "split", "fingerprint", "rows"}`` of the split that an artifact was made from, or None."""
+    path = Path(path)
+    if path.name.startswith("checkpoint-") and not (path / META).exists():
+        path = path.parent
+    meta = model_meta(path) or load_meta(path)  # a model stands for what it was trained on
+    return meta["datasets"][0] if meta and meta.get("datasets") else None
+
+
+def recorded_task(*artifacts: str | Path) -> dict[str, Any] | None:
+    """The settings of the task (tasks.py) for which the first of these artifacts that records one was made."""
+    for artifact in artifacts:
+        recorded = recorded_dataset(artifact) or {}
+        if "task" in recorded:
+            return recorded["task"]
+    return None
+
+
+def recorded_split(
+    artifact: str | Path, dataset: str | None, split: str | None, task: RowFormat, max_samples: int | None = None
+) -> Split | None:
+    """The split named on the command line, else the one recorded in the artifact; None where neither names one."""
+    recorded = recorded_dataset(artifact) or {}
+    name = dataset or recorded.get("dataset")
+    if name is None:
+        return None
+    try:
+        return load_split(name, split or recorded.get("split", "train"), task, max_samples)
+    except UserError as error:
+        if dataset:
+            raise
+        raise UserError(f"{error} (recorded in {artifact}; --dataset names another place)") from error
+
+
+def check_not_read(output_dir: str | Path, *sources: str | Path) -> None:
+    """Refuse an output directory that holds what is read: writing starts by removing."""
+    for source in map(Path, sources):
+        if Path(output_dir).resolve() == (source if source.is_dir() else source.parent).resolve():
+            raise UserError(f"--output_dir {output_dir} holds {source.name}, which is read; name another directory")
+
+
+def check_same_dataset(path: str | Path, artifact_ids: Iterable[str], split: Split) -> float:
+    """Refuse an artifact that was made from another dataset; return the fraction of the split's ids it covers.
+
+    No shared ids, or shared ids with another fingerprint (other content under the same ids), is a UserError that
+    names both datasets; partial overlap is reported.
+    """
+    recorded = recorded_dataset(path)
+    other = f"{recorded['dataset']} [{recorded['split']}]" if recorded else "another dataset"
+    this = f"{split.name} [{split.split}]"
+    known = set(artifact_ids)
+    shared = sum(example_id in known for example_id in split.ids)
+    if not shared:
+        raise UserError(f"{path} was made from {other} and shares no ids with {this}; give the one made from {this}")
+    if recorded and recorded["fingerprint"] != split.fingerprint:
+        raise UserError(
+            f"{path} was made from {other}, which has ids of {this} but other content (fingerprints "
+            f"{recorded['fingerprint']} and {split.fingerprint}); make it again from {this}"
+        )
+    covered = shared / len(split.data)
+    if covered < 1:
+        logger.info(f"{path} covers {shared:,} of {len(split.data):,} examples of {this} ({covered:.1%})")
+    return covered
+
+
+# --- telling one from another --------------------------------------------------------------------------------------
+
+
+def content_key(path: str | Path) -> str:
+    """What tells an artifact from one that was made again in the same place."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file or directory, and it is to be read")
+    if path.is_file():
+        return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
+    meta = load_meta(path)
+    if meta is not None:
+        return digest([meta.get("started"), meta.get("arguments"), meta.get("outputs")])
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    return digest([[str(file.relative_to(path)), hashlib.blake2b(file.read_bytes()).hexdigest()] for file in files])
+
+
+def digest(value: Any) -> str:
+    """16 hex digits over a JSON value."""
+    text = json.dumps(value, sort_keys=True, default=plain)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

@@ -1,0 +1,238 @@
+"""Files in and out: whole or not at all when written; plain or .gz, UTF-8 and checked when read."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import logging
+import math
+import os
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import date, time, timedelta
+from decimal import Decimal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from datamap.core.errors import UserError, first_line, name_a_few
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+
+# --- writing -----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path`` (same suffix) that replaces it when the block ends well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def nulls_for_nan(value: Any) -> Any:
+    """A value of the user's with None for every NaN: strict JSON has no other way to say that a value is missing."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: nulls_for_nan(item) for key, item in value.items()}
+    return [nulls_for_nan(item) for item in value] if isinstance(value, list) else value
+
+
+def plain(value: Any) -> Any:
+    """``default=`` of json.dumps for what we write; unknown objects raise."""
+    if hasattr(value, "tolist"):  # numpy scalars and arrays
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, date | time):  # this and what follows: of the user's columns
+        return value.isoformat()
+    if isinstance(value, Decimal | timedelta):
+        return str(value)
+    if isinstance(value, bytes):
+        return value.hex()
+    raise TypeError(f"cannot write {type(value).__name__} as JSON: {value!r}")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Strict JSON: NaN and unknown objects raise; a missing value is None."""
+    text = json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False, default=plain)
+    with atomic(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def write_jsonl(path: str | Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    with atomic(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        for row in rows:
+            file.write(json.dumps(row, allow_nan=False, ensure_ascii=False, default=plain) + "\n")
+
+
+def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
+    """Tidy CSV at full precision; a missing value is an empty cell."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    table = pa.Table.from_pandas(frame, preserve_index=False)
+    with atomic(path) as temporary:
+        pyarrow.csv.write_csv(table, str(temporary))
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file, unpacked where its name ends in .gz."""
+    path = Path(path)
+    raw = path.read_bytes()
+    if path.suffix != ".gz":
+        return raw
+    try:
+        return gzip.decompress(raw)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is not a whole gzip file ({first_line(error)})") from error
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file, plain or .gz, with its line ends as they stand and without a byte order mark."""
+    raw = read_bytes(path)
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise UserError(f"{path}, line {line}: not UTF-8 text; convert the file to UTF-8") from error
+
+
+def read_json(path: str | Path, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    try:
+        return json.loads(read_text(path), object_pairs_hook=object_pairs_hook)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg}); is the file whole?") from error
+
+
+def read_jsonl(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """The objects of JSON Lines, one a line; ``columns`` must stand in each. Blank lines are passed over."""
+    rows = []
+    for number, line in enumerate(read_text(path).split("\n"), 1):  # not splitlines(): strings may hold U+2028
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}, line {number}: malformed JSON ({error.msg})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}")
+        if missing := [column for column in columns if column not in row]:
+            raise UserError(f"{path}, line {number}: no {name_a_few(missing)} in {line.strip():.60}")
+        rows.append(row)
+    return rows
+
+
+def read_rows(path: str | Path) -> list[dict[str, Any]]:
+    """The objects of a JSON list, of ``{"data": [...]}`` or of JSON Lines, whatever the file's ending says."""
+    path = Path(path)
+    text = read_text(path)
+    if not text.strip():
+        return []
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        if path.suffixes[:1] != [".jsonl"]:
+            try:  # a document over several lines fails in its first line too; its own error says more
+                json.loads(text.lstrip().partition("\n")[0])
+            except json.JSONDecodeError:
+                raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg})") from error
+        return read_jsonl(path)
+    if isinstance(content, dict) and isinstance(content.get("data"), list):
+        content = content["data"]
+    if isinstance(content, dict):
+        content = [content]
+    if not isinstance(content, list) or not all(isinstance(row, dict) for row in content):
+        raise UserError(f"{path}: expected a list of objects, JSON Lines, or SQuAD-style nested JSON")
+    return content
+
+
+def appended_records(path: Path, parse: Callable[[bytes], T], mend: str) -> list[T]:
+    """What ``parse`` makes of every line of JSON Lines that grow by whole records; [] where there is no file.
+
+    A last line that was cut off in mid-write is taken off the file, with a warning; UserError for any other line that
+    ``parse`` raises ValueError for. mend: what to do about such a line, for the message.
+    """
+    records: list[T] = []
+    if not path.exists():
+        return records
+    with path.open("r+b") as file:
+        end = 0
+        for number, line in enumerate(file, 1):
+            try:
+                records.append(parse(line))
+            except ValueError as error:
+                if not line.endswith(b"\n"):
+                    logger.warning(f"{path}, line {number}, was cut off in mid-write; it is taken off")
+                    file.truncate(end)
+                    break
+                raise UserError(f"{path}, line {number}: damaged ({error}); {mend}") from error
+            end += len(line)
+            if not line.endswith(b"\n"):  # whole, but the next record would land in the same line
+                file.seek(end)
+                file.write(b"\n")
+    return records
+
+
+def csv_records(path: str | Path) -> Iterator[list[str]]:
+    """The rows of a CSV, header first; each must have as many cells as the header, whose names must differ."""
+    csv.field_size_limit(2**31 - 1)  # contexts are longer than the module's default of 131,072 characters
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    header: list[str] = []
+    try:
+        for cells in reader:
+            if not header:
+                header = cells
+                if len(set(header)) < len(header):
+                    repeated = sorted({name for name in header if header.count(name) > 1})
+                    raise UserError(f"{path}: columns {name_a_few(repeated)} are in the header more than once")
+            if cells and len(cells) != len(header):
+                raise UserError(
+                    f"{path}, line {reader.line_num}: {len(cells)} columns where the header has {len(header)}"
+                )
+            if cells:
+                yield cells
+    except csv.Error as error:
+        raise UserError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
+
+
+def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV with its ids, and the columns ``text``, as strings ("001" stays "001"); only an empty cell is missing.
+
+    ``columns`` must be there.
+    """
+    import pandas as pd
+
+    if not sum(1 for _ in csv_records(path)):  # pandas fills short rows with NaN and takes long ones for an index
+        raise UserError(f"{path} is empty")
+    frame = pd.read_csv(
+        path, dtype=dict.fromkeys(("id", *text), str), keep_default_na=False, na_values=[""],
+        float_precision="round_trip",
+    )
+    missing = [column for column in columns if column not in frame.columns]
+    if missing:
+        raise UserError(f"{path} has no column {name_a_few(missing)}; it has {name_a_few(frame.columns, 12)}")
+    if "id" in frame.columns:
+        if frame["id"].isna().any():
+            row = int(frame["id"].isna().to_numpy().argmax())
+            raise UserError(f"{path}, line {row + 2}: no id")
+        repeated = frame["id"][frame["id"].duplicated()]
+        if len(repeated):
+            raise UserError(f"{path}: {len(repeated):,} ids occur more than once ({name_a_few(repeated.unique())})")
+    return frame

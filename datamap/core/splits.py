@@ -1,0 +1,328 @@
+"""Datasets and ids: one split of any source, in the columns of a task, each example with an id of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import io
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from datamap.core.errors import UserError, first_line, name_a_few
+from datamap.core.files import csv_records, read_bytes, read_rows
+
+if TYPE_CHECKING:
+    import datasets
+
+EVAL_SPLITS = ("validation", "validation_matched", "valid", "dev")  # the first that a dataset has is evaluated on
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+
+
+class RowFormat(Protocol):
+    """What loading needs to know of a task (tasks.py): its columns and how to bring raw rows into them."""
+
+    @property
+    def content_columns(self) -> tuple[str, ...]: ...
+
+    def settings(self) -> dict[str, Any]: ...
+
+    def for_columns(self, columns: Sequence[str], source: str) -> Any: ...
+
+    def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset: ...
+
+
+@dataclass
+class Split:
+    """One split of a dataset as loaded, with what is needed to recognise it again.
+
+    ``fingerprint`` is 16 hex digits over ids and content of the *whole* split, before any cap, and does not depend
+    on the file format. ``rows`` is the size of the whole split. ``task``: what it was loaded for, its columns named.
+    """
+
+    data: datasets.Dataset
+    name: str
+    split: str
+    fingerprint: str
+    rows: int
+    task: Any
+
+    @property
+    def ids(self) -> list[str]:
+        return self.data["id"][:]
+
+    def identity(self) -> dict[str, Any]:
+        local = os.path.exists(self.name)
+        return {
+            "dataset": os.path.abspath(self.name) if local else self.name,
+            "split": self.split,
+            "fingerprint": self.fingerprint,
+            "rows": self.rows,
+            "task": self.task.settings(),
+        }
+
+
+def load_split(name: str, split: str, task: RowFormat, max_samples: int | None = None) -> Split:
+    """Load one split in the column layout of ``task``; ids are unique strings.
+
+    ``name`` is a Hub name (``name`` or ``name:subset``), a local file (json, jsonl, csv, parquet, also .gz;
+    SQuAD-style nesting is flattened), a directory of split files or one written by ``save_to_disk``, or a built-in
+    ``demo:...``. ``max_samples`` keeps the first rows. Raises UserError for everything that a user can mend.
+    """
+    whole = _load_whole(name, split, task, _stamp(Path(name)))  # type: ignore[arg-type]
+    if max_samples is None or max_samples >= whole.rows:
+        return dataclasses.replace(whole)
+    return dataclasses.replace(whole, data=whole.data.select(range(max_samples)))
+
+
+@functools.lru_cache(maxsize=4)
+def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
+    """``stamp`` tells a file from its older contents: the runs of a suite load the same splits again and again."""
+    data = _read(name, split)
+    if len(data) == 0:
+        raise UserError(f"{name}: split {split!r} holds no examples")
+    task = task.for_columns(data.column_names, name)
+    data = task.normalize(_string_ids(data, name), f"{name} [{split}]")
+    if "id" not in data.column_names:
+        data = data.add_column("id", generate_hash_ids(data, task.content_columns))
+    data = data.select_columns(["id", *(column for column in data.column_names if column != "id")])
+    return Split(data, name, split, _fingerprint(data, task.content_columns), len(data), task)
+
+
+def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
+    files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
+    return tuple((str(file), (status := file.stat()).st_mtime_ns, status.st_size) for file in files) or None
+
+
+def default_eval_split(name: str) -> str:
+    """The split to evaluate on when none is named: validation, or what stands for it (MNLI: validation_matched)."""
+    path = Path(name)
+    if path.is_file():
+        return "train"  # the only one
+    known: Sequence[str] = ()
+    if name.startswith("demo:"):
+        from datamap.demo import builtin as demo_data
+
+        demo = name.removeprefix("demo:")
+        known = demo_data.splits(demo) if demo in demo_data.DEMOS else ()
+    elif path.is_dir():
+        known = _directory_splits(path)
+    elif path.suffix not in FILE_SUFFIXES:
+        known = _hub_splits(name)
+    return next((split for split in EVAL_SPLITS if split in known), EVAL_SPLITS[0])
+
+
+def _string_ids(data: datasets.Dataset, name: str) -> datasets.Dataset:
+    if "id" not in data.column_names:
+        return data
+    ids = [None if value is None else str(value) for value in data["id"][:]]
+    if None in ids or "" in ids:
+        row = next(row for row, value in enumerate(ids) if not value)
+        raise UserError(f"{name}: row {row + 1} has no id; give every row one, or drop the column to have ids made")
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        repeated = list(dict.fromkeys(value for value in ids if value in seen or seen.add(value)))  # type: ignore
+        raise UserError(
+            f"{name}: {len(repeated):,} ids occur more than once ({name_a_few(repeated)}); ids must be unique in a "
+            "split: rename them, or drop the id column to have ids made"
+        )
+    data = data.remove_columns("id")
+    return data.add_column("id", ids)
+
+
+def generate_hash_ids(data: datasets.Dataset, columns: Sequence[str]) -> list[str]:
+    """Ids for a dataset that has none: 16 hex digits over the content columns; exact duplicates get -2, -3, ..."""
+    counts: dict[str, int] = {}
+    ids = []
+    for row in zip(*(_as_text(data, column) for column in columns), strict=True):
+        key = hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).hexdigest()
+        counts[key] = counts.get(key, 0) + 1
+        ids.append(key if counts[key] == 1 else f"{key}-{counts[key]}")
+    return ids
+
+
+def _fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
+    digest = hashlib.blake2b(digest_size=8)
+    for column in ("id", *columns):
+        digest.update("\x1e".join(_as_text(data, column)).encode())
+        digest.update(b"\x1d")
+    return digest.hexdigest()
+
+
+def _as_text(data: datasets.Dataset, column: str) -> list[str]:
+    values = data[column][:]
+    names = getattr(data.features[column], "names", None)
+    if names is not None:  # the number of a class depends on which classes a file holds, its name does not
+        values = [names[value] for value in values]
+    return [
+        value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False) for value in values
+    ]
+
+
+def _read(name: str, split: str) -> datasets.Dataset:
+    path = Path(name)
+    if name.startswith("demo:"):
+        return _read_demo(name, split)
+    if path.is_dir():
+        return _read_directory(path, split)
+    plain = path.with_suffix("") if path.suffix == ".gz" else path
+    if path.is_file():
+        if plain.suffix not in FILE_SUFFIXES:
+            raise UserError(f"{name}: expected one of {', '.join(FILE_SUFFIXES)}, plain or .gz")
+        if split != "train":
+            raise UserError(
+                f"{name} is a single file, whose only split is 'train'; {split!r} was asked for: name 'train', or put "
+                f"train{plain.suffix} and {split}{plain.suffix} into one directory and give that"
+            )
+        return _read_file(path)
+    if plain.suffix in FILE_SUFFIXES or name.startswith((".", "/", "~")):
+        raise UserError(f"dataset {name!r}: no such file or directory")
+    return read_hub(name, split)
+
+
+def _read_demo(name: str, split: str) -> datasets.Dataset:
+    import datasets
+
+    from datamap.demo import builtin as demo_data
+
+    demo = name.removeprefix("demo:")
+    if demo not in demo_data.DEMOS:
+        known = ", ".join(f"demo:{known}" for known in demo_data.DEMOS)
+        raise UserError(f"dataset {name!r} is not built in; there is {known}")
+    _check_split(name, split, demo_data.splits(demo))
+    return datasets.Dataset.from_list(demo_data.generate(demo, split))
+
+
+def _read_directory(path: Path, split: str) -> datasets.Dataset:
+    import datasets
+
+    _check_split(str(path), split, _directory_splits(path))
+    if (path / "dataset_dict.json").exists():
+        return datasets.load_from_disk(str(path))[split]
+    if (path / "state.json").exists():
+        return datasets.load_from_disk(str(path))
+    return _read_file(_split_files(path)[split])
+
+
+def _directory_splits(path: Path) -> list[str]:
+    if (path / "dataset_dict.json").exists():  # of save_to_disk
+        return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+    return ["train"] if (path / "state.json").exists() else list(_split_files(path))
+
+
+def _split_files(path: Path) -> dict[str, Path]:
+    files: dict[str, Path] = {}
+    for file in sorted(path.iterdir()):
+        plain = file.with_suffix("") if file.suffix == ".gz" else file
+        if plain.suffix in FILE_SUFFIXES:
+            if plain.stem in files:
+                raise UserError(f"{path} holds both {files[plain.stem].name} and {file.name}; keep one of them")
+            files[plain.stem] = file
+    if not files:
+        raise UserError(
+            f"{path} holds no dataset: expected train.* / validation.* as {', '.join(FILE_SUFFIXES)}, or a directory "
+            "written by save_to_disk"
+        )
+    return files
+
+
+def _check_split(name: str, split: str, known: Sequence[str]) -> None:
+    if split not in known:
+        raise UserError(f"{name} has no split {split!r}; it has {', '.join(sorted(known))}")
+
+
+def read_hub(name: str, split: str) -> datasets.Dataset:
+    import datasets
+
+    repository, _, subset = name.partition(":")
+    try:
+        return datasets.load_dataset(repository, subset or None, split=split)
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
+        raise UserError(
+            f"dataset {name!r} is neither a local file or directory nor to be had from the Hub "
+            f"({first_line(error)}); check the name, the network, or log in with `hf auth login`"
+        ) from error
+    except ValueError as error:  # an unknown split or subset: the message lists the known ones
+        raise UserError(f"dataset {name!r}: {first_line(error)}") from error
+
+
+def _hub_splits(name: str) -> Sequence[str]:
+    import datasets
+
+    repository, _, subset = name.partition(":")
+    try:
+        return datasets.get_dataset_split_names(repository, subset or None)
+    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError):
+        return ()  # loading it comes next and says what is wrong
+
+
+def _read_file(path: Path) -> datasets.Dataset:
+    import datasets
+    import pyarrow as pa
+
+    raw = read_bytes(path)
+    if not raw.strip():
+        raise UserError(f"{path} is empty")
+    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    if suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            return datasets.Dataset(pq.read_table(io.BytesIO(raw)))
+        except pa.ArrowInvalid as error:
+            raise UserError(f"{path} is not a parquet file ({first_line(error)})") from error
+    rows = _csv_rows(path) if suffix == ".csv" else _json_rows(path)
+    if not rows:
+        raise UserError(f"{path} holds no rows")
+    for row in rows:
+        if row.get("id") is not None:  # ids may be numbers in one row and strings in the next
+            row["id"] = str(row["id"])
+    columns = dict.fromkeys(key for row in rows for key in row)  # rows may lack keys; from_list reads the first's only
+    try:
+        return datasets.Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+    except UnicodeEncodeError as error:
+        raise UserError(f"{path}: a text holds half a surrogate pair, which UTF-8 cannot hold ({error})") from error
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
+        raise UserError(f"{path}: a column holds values of different types ({first_line(error)})") from error
+
+
+def _csv_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a CSV: every cell a string but whole numbers outside ``id``; empty cells are None."""
+    records = csv_records(path)
+    header = next(records)
+    rows: list[dict[str, Any]] = [dict(zip(header, cells, strict=True)) for cells in records]
+    for column in header:
+        values = [row[column] for row in rows]
+        whole = column != "id" and all(_is_whole_number(value) for value in values if value != "")
+        for row in rows:
+            value = row[column]
+            row[column] = None if value == "" else int(value) if whole else value
+    return rows
+
+
+def _is_whole_number(text: str) -> bool:
+    digits = text[1:] if text.startswith("-") else text
+    plain = digits == "0" or not digits.startswith("0")
+    return digits.isascii() and digits.isdigit() and plain and len(digits) <= 18  # what 64 bits hold
+
+
+def _json_rows(path: Path) -> list[dict[str, Any]]:
+    rows = read_rows(path)
+    return _flatten_squad(path, rows) if rows and all("paragraphs" in row for row in rows) else rows
+
+
+def _flatten_squad(path: Path, articles: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    rows = []
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for question in paragraph["qas"]:
+                    row = {key: value for key, value in question.items() if key != "plausible_answers"}
+                    rows.append({"title": article.get("title", ""), "context": paragraph["context"], **row})
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: nested like SQuAD, but a paragraph or question lacks {error}") from error
+    return rows

@@ -1,0 +1,170 @@
+"""A language model's opinion of each example: is it ambiguous, is it sarcastic, is its label wrong?
+
+The examples go to an OpenAI-compatible server (chat_client.py), put into a prompt that is a file: DEFAULT_PROMPT, or
+one of the user's own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.core.errors import name_a_few
+from datamap.core.splits import Split
+from datamap.thoughts.chat_client import KEY_VARIABLE, Question, ask_all
+from datamap.thoughts.prompts import PROMPTS, load_prompt
+from datamap.thoughts.reader import objects_in
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DEFAULT_PROMPT = PROMPTS / "judge.txt"
+ANSWERS = "judge_answers.jsonl"
+VERDICTS = ("ambiguous", "sarcastic", "label_disagrees")
+PLACEHOLDERS = ("texts", "label")
+UNANSWERABLE = "(none: the dataset says that the context does not answer the question)"
+
+logger = logging.getLogger(__name__)
+
+
+def judge(
+    ids: Sequence[str],
+    texts: Mapping[str, Sequence[str]],
+    labels: Sequence[str],
+    *,
+    directory: str | Path,
+    model: str,
+    base_url: str | None = None,
+    key_variable: str = KEY_VARIABLE,
+    prompt_file: str | Path = DEFAULT_PROMPT,
+    parameters: Mapping[str, Any] | None = None,
+    workers: int = 4,
+    requests_per_minute: float | None = None,
+    max_requests: int | None = None,
+    max_retries: int = 5,
+    timeout: float = 120.0,
+    retry_failures: bool = False,
+) -> pd.DataFrame:
+    """The judge's verdicts, indexed by id in the order of ``ids``.
+
+    texts: column -> N texts; labels: N, what the dataset says. A verdict depends on its own example alone, not on the
+    others nor on their order. parameters: of the request; None for temperature 0, {} for the server's own. The rest is
+    ``chat_client.ask_all``'s; the answers are kept in ``directory``/judge_answers.jsonl and not asked for again.
+
+    Columns ``ambiguous``, ``sarcastic``, ``label_disagrees`` (nullable booleans) and ``reason``; null where the model
+    gave no verdict that can be read. ``attrs["usage"]``: requests and tokens that they cost.
+    """
+    import pandas as pd
+
+    template = load_prompt(prompt_file, PLACEHOLDERS)
+    columns = list(texts)
+    lengths = {"ids": len(ids), "labels": len(labels), **{column: len(texts[column]) for column in columns}}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"expected as many of each, found {lengths}")
+    questions = [
+        Question(name, [{"role": "user", "content": fill(template, dict(zip(columns, row, strict=True)), label)}])
+        for name, label, *row in zip(ids, labels, *texts.values(), strict=True)
+    ]
+    answers = ask_all(
+        questions, Path(directory) / ANSWERS, model=model, base_url=base_url, key_variable=key_variable,
+        parameters={"temperature": 0} if parameters is None else parameters, check=parse_verdict, workers=workers,
+        requests_per_minute=requests_per_minute, max_requests=max_requests, max_retries=max_retries, timeout=timeout,
+        retry_failures=retry_failures,
+    )
+    if answers.failures:
+        first, reason = next(iter(answers.failures.items()))
+        logger.warning(
+            f"the judge gives no verdict on {len(answers.failures):,} of {len(ids):,} examples "
+            f"({name_a_few(answers.failures)}; {first!r}: {reason})"
+        )
+    verdicts = [answers.parsed.get(name, {}) for name in ids]
+    judgements = pd.DataFrame(
+        {
+            **{name: pd.array([verdict.get(name) for verdict in verdicts], dtype="boolean") for name in VERDICTS},
+            "reason": pd.array([verdict.get("reason") for verdict in verdicts], dtype="string"),
+        },
+        index=pd.Index(list(ids), dtype=object, name="id"),
+    )
+    judgements.attrs["usage"] = answers.usage
+    return judgements
+
+
+def flags(judgements: pd.DataFrame) -> np.ma.MaskedArray:
+    """(N,) int64: how many of the three the judge found, 0 to 3, higher = worse; masked where there is no verdict."""
+    absent = judgements[list(VERDICTS)].isna().any(axis=1).to_numpy(dtype=bool)
+    counts = judgements[list(VERDICTS)].fillna(False).to_numpy(dtype=np.int64).sum(axis=1)
+    return np.ma.MaskedArray(counts, mask=absent)
+
+
+def texts_and_labels(split: Split) -> tuple[dict[str, list[str]], list[str]]:
+    """What the judge reads of a split of any task: its text columns, and its label names or answers."""
+    readable = split.task.readable(split.data)
+    column = getattr(split.task, "label_column", "answer")
+    labels = [str(label) for label in readable.pop(column)]
+    return readable, [label or UNANSWERABLE for label in labels]
+
+
+# --- prompt ------------------------------------------------------------------------------------------------------
+
+
+def fill(template: string.Template, texts: Mapping[str, str], label: str) -> str:
+    """The prompt of one example, each part between two lines that no text can hold.
+
+    The lines carry a hash over the example: a text that wants to close its part would have to hold its own hash.
+    """
+    content = json.dumps([list(texts.items()), label])
+    code = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+
+    def part(name: str, text: str) -> str:
+        return f"[begin {name} {code}]\n{text}\n[end {name} {code}]"
+
+    return template.substitute(
+        texts="\n\n".join(part(name, text) for name, text in texts.items()), label=part("label", label)
+    )
+
+
+# --- verdict -----------------------------------------------------------------------------------------------------
+
+
+def parse_verdict(text: str) -> dict[str, Any]:
+    """The verdict in a model's answer: VERDICTS as booleans and ``reason``.
+
+    It is the JSON object that has these keys, alone or among other text; what a model thinks aloud before ``</think>``
+    does not count. The strings "true" and "false" count as booleans. ValueError where there is no such object, and
+    where there are several that differ.
+    """
+    text = text.rpartition("</think>")[2]
+    verdicts: list[dict[str, Any]] = []
+    trouble = "no JSON object"
+    for _, _, found in objects_in(text, (*VERDICTS, "reason")):
+        try:
+            verdicts.append(_verdict(found))
+        except ValueError as error:
+            trouble = str(error)
+    if not verdicts:
+        raise ValueError(f"{trouble} in {text.strip()!r:.80}")
+    if any([verdict[name] for name in VERDICTS] != [verdicts[0][name] for name in VERDICTS] for verdict in verdicts):
+        raise ValueError(f"{len(verdicts)} verdicts that differ")
+    return verdicts[0]
+
+
+def _verdict(found: Mapping[str, Any]) -> dict[str, Any]:
+    missing = [name for name in (*VERDICTS, "reason") if name not in found]
+    if missing:
+        raise ValueError(f"no key {missing[0]!r}")
+    verdict = {}
+    for name in VERDICTS:
+        value = {"true": True, "false": False}.get(found[name]) if isinstance(found[name], str) else found[name]
+        if not isinstance(value, bool):
+            raise ValueError(f"{name!r} is {found[name]!r:.40}, neither true nor false")
+        verdict[name] = value
+    if not isinstance(found["reason"], str):
+        raise ValueError(f"'reason' is {found['reason']!r:.40}, no text")
+    return {**verdict, "reason": found["reason"]}

@@ -1,0 +1,236 @@
+"""Features of texts, computed once and kept on disk: embeddings, perplexity, readability and lexical diversity.
+
+What is kept (feature_cache.py) is found again by the fingerprint of the dataset, the examples and their order, the
+model with its revision and the parameters. Rows are those of the ``Split`` that is given, in its order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.core.artifacts import check_whole_model, content_key
+from datamap.core.errors import UserError, name_a_few
+from datamap.core.splits import Split
+from datamap.selection.cache import cached
+from datamap.training.models import SCRATCH_MODELS, load_encoder, usable_length, usable_stride
+
+if TYPE_CHECKING:
+    import datasets
+    import pandas as pd
+    import torch
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SEPARATOR = "\n"  # between the columns of an example where it is taken as one text
+
+logger = logging.getLogger(__name__)
+
+
+def texts_of(split: Split) -> list[str]:
+    """Each example as one text: its text columns one below the other."""
+    return [SEPARATOR.join(parts) for parts in zip(*(split.data[name][:] for name in split.task.text_columns),
+                                                   strict=True)]
+
+
+def split_key(split: Split) -> dict[str, Any]:
+    """What tells the rows of a split from others: the dataset, which of its examples, and in which order."""
+    ids = hashlib.blake2b("\x1f".join(split.ids).encode(), digest_size=8).hexdigest()
+    return {"fingerprint": split.fingerprint, "task": split.task.settings(), "ids": ids}
+
+
+def model_key(name: str, no_cuda: bool) -> dict[str, Any]:
+    """What tells the numbers of a model from those of another of the same name: the content of a directory, the
+    commit of a Hub model; and the precision, which on a GPU is bfloat16."""
+    import torch
+
+    precision = "bfloat16" if torch.cuda.is_available() and not no_cuda else "float32"
+    if Path(name).exists():
+        return {"content": content_key(name), "precision": precision}
+    return {"name": name, "commit": getattr(_config(name), "_commit_hash", None), "precision": precision}
+
+
+def _config(name: str) -> Any:
+    from transformers import AutoConfig
+
+    from datamap.training import lstm_model  # noqa: F401  so that the Auto classes know it
+
+    if name in SCRATCH_MODELS:
+        raise UserError(f"model {name} is trained from scratch and gives no features untrained; name a Hub model or a "
+                        "directory that run.py wrote")
+    try:
+        return AutoConfig.from_pretrained(name)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"model {name!r} cannot be loaded: give a Hub name, or a directory with config.json and "
+                        f"weights ({reason:.200})") from error
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    from transformers import AutoTokenizer
+
+    _config(name)  # says what is wrong with the name
+    check_whole_model(name)
+    return AutoTokenizer.from_pretrained(name)
+
+
+# --- embeddings ---------------------------------------------------------------------------------------------------
+
+
+def pooled_spans(pooling: str, cls: np.ndarray, answers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """(N, P, 2): first and last token of the P spans whose mean vectors, one after the other, make an embedding.
+
+    cls (N,): position of the [CLS] token. answers (N, 2): first and last token of the answer, -1 where there is none:
+    there the [CLS] token stands for it. lengths (N,): tokens without padding.
+    """
+    if pooling == "mean":
+        return np.stack([np.zeros_like(lengths), lengths - 1], axis=1)[:, None]
+    alone = np.stack([cls, cls], axis=1)
+    if pooling == "cls":
+        return alone[:, None]
+    return np.stack([alone, np.where(answers < 0, alone, answers)], axis=1)
+
+
+def pool(hidden: torch.Tensor, spans: torch.Tensor) -> torch.Tensor:
+    """(B, L, H) last hidden states to (B, P H) float32: the mean vector of each span, one after the other.
+
+    spans (B, P, 2): first and last position, both included. Padding lies outside every span and so has no weight.
+    """
+    import torch
+
+    hidden = hidden.float()
+    position = torch.arange(hidden.shape[1], device=hidden.device)
+    inside = ((position >= spans[:, :, :1]) & (position <= spans[:, :, 1:])).float()
+    means = torch.einsum("bpl,blh->bph", inside, hidden) / inside.sum(dim=2, keepdim=True)
+    return means.flatten(start_dim=1)
+
+
+def embedding_spans(
+    split: Split, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, pooling: str
+) -> tuple[datasets.Dataset, np.ndarray, np.ndarray]:
+    """One row of features per example, their ``pooled_spans`` (N, P, 2), and whether each has an answer span, (N,)."""
+    rows, cls, answers = split.task.embedding_rows(split.data, features, tokenizer)
+    if pooling != "mean" and (cls < 0).any():
+        example = name_a_few(np.asarray(split.ids)[cls < 0].tolist(), 1)
+        raise UserError(
+            f"--pooling {pooling} needs a [CLS] token, which {type(tokenizer).__name__} does not put into every "
+            f"text (example {example}); give --pooling mean"
+        )
+    return rows, pooled_spans(pooling, cls, answers, np.asarray(rows["length"][:])), answers[:, 0] >= 0
+
+
+def embedder(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
+    spans: np.ndarray,
+    batch_size: int,
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+    """The order in which N rows are best embedded, and what embeds some of them: (m,) places to (m, P H) float32.
+
+    spans: (N, P, 2), see ``pooled_spans``. The order goes from long to short, so that little is padded and memory
+    runs out at once or never. On a GPU in bfloat16.
+    """
+    import torch
+
+    accepted = inspect.signature(model.forward).parameters
+    names = [name for name in tokenizer.model_input_names if name in rows.column_names and name in accepted]
+    order = np.argsort(-np.asarray(rows["length"][:]), kind="stable")
+    device = model.device
+    model.eval()
+
+    def embed(places: np.ndarray) -> np.ndarray:
+        vectors = []
+        for first in range(0, len(places), batch_size):
+            some = places[first : first + batch_size]
+            chosen = rows[some]
+            batch = tokenizer.pad({name: chosen[name] for name in names}, return_tensors="pt").to(device)
+            with torch.inference_mode(), torch.autocast(
+                device.type, torch.bfloat16, enabled=device.type == "cuda"
+            ):
+                hidden = model(**batch).last_hidden_state
+                vectors.append(pool(hidden, torch.from_numpy(spans[some]).to(device)).cpu().numpy())
+            if not np.isfinite(vectors[-1]).all():
+                raise UserError("the model gives NaN or infinite vectors: its training diverged; train it again")
+        return np.concatenate(vectors)
+
+    return order, embed
+
+
+def embeddings(
+    split: Split,
+    name: str,
+    *,
+    pooling: str,
+    max_length: int,
+    doc_stride: int,
+    batch_size: int,
+    no_cuda: bool,
+    cache_dir: Path,
+) -> np.ndarray:
+    """(N, D) float32, a memory map: one vector per example of the encoder of a model; see ``pooled_spans``."""
+    key = {**split_key(split), **model_key(name, no_cuda), "pooling": pooling, "max_length": max_length,
+           "doc_stride": doc_stride}
+
+    def prepare() -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        model, tokenizer = load_encoder(name, no_cuda)
+        length = usable_length(max_length, model, tokenizer)
+        stride = usable_stride(doc_stride, length) if "doc_stride" in split.task.flags else 0
+        features = split.task.features(split.data, tokenizer, max_length=length, doc_stride=stride)
+        rows, spans, _ = embedding_spans(split, features, tokenizer, pooling)
+        return embedder(model, tokenizer, rows, spans, batch_size)
+
+    dims = _config(name).hidden_size * (1 if pooling in ("cls", "mean") else 2)
+    return cached(cache_dir, "embeddings", key, (len(split.data), dims), prepare)
+
+
+# --- language models ----------------------------------------------------------------------------------------------
+
+
+def perplexity(
+    split: Split, name: str, *, masked: bool, max_length: int, batch_size: int, no_cuda: bool, cache_dir: Path
+) -> np.ma.MaskedArray:
+    """(N,) >= 1, masked where a text is too short to score; under a causal, or a masked, language model."""
+    from datamap.selection import language_models
+
+    def prepare() -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        load, score = (
+            (language_models.load_masked, language_models.pseudo_perplexity_rows) if masked
+            else (language_models.load_causal, language_models.perplexity_rows)
+        )
+        model, tokenizer = load(name, no_cuda)
+        length = usable_length(max_length, model, tokenizer)
+        return score(texts_of(split), model, tokenizer, length, batch_size)
+
+    key = {**split_key(split), **model_key(name, no_cuda), "max_length": max_length}
+    values = cached(cache_dir, "pseudo_perplexity" if masked else "perplexity", key, (len(split.data),), prepare)
+    scores = np.ma.masked_invalid(np.asarray(values, dtype=np.float64))
+    short = np.asarray(split.ids)[np.ma.getmaskarray(scores)].tolist()
+    if short:
+        logger.warning(f"{len(short):,} of {len(scores):,} texts are too short to score ({name_a_few(short)})")
+    return scores
+
+
+# --- text metrics -------------------------------------------------------------------------------------------------
+
+
+def metrics_table(split: Split, mattr_window: int, syllables_by: str, cache_dir: Path) -> pd.DataFrame:
+    """The text metrics (text_metrics.py) of each example, as one text."""
+    import pandas as pd
+
+    from datamap.selection.text_metrics import METRICS, text_metrics
+
+    def prepare() -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
+        texts = texts_of(split)
+        return np.arange(len(texts)), lambda rows: text_metrics(
+            [texts[row] for row in rows], syllables_by, mattr_window
+        )[list(METRICS)].to_numpy(dtype=float)
+
+    key = {**split_key(split), "mattr_window": mattr_window, "syllables_by": syllables_by}
+    values = cached(cache_dir, "text_metrics", key, (len(split.data), len(METRICS)), prepare, dtype=np.float64)
+    return pd.DataFrame(np.asarray(values), columns=list(METRICS))

@@ -1,0 +1,156 @@
+"""Pictures of a suite: differences with their intervals, metrics against training-set size, learning curves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datamap.core.plots import LIGHT_GREY, new_figure, save_figure
+from datamap.suites.comparison import BETTER, NO_DIFFERENCE, UNDERPOWERED, WORSE
+from datamap.suites.definition import CONTROL
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from datamap.suites.results import Metric
+
+# Colours of Okabe and Ito (2008), told apart by the colour-blind.
+VERDICT_COLORS = {BETTER: "#009e73", WORSE: "#d55e00", NO_DIFFERENCE: "#0072b2", UNDERPOWERED: "#666666"}
+LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LEGEND_LINE = 0.2  # inches
+MARKERS = "Dos^vP"
+MAX_BANDS = 7  # more of them would be one grey mass
+LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False, "loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+
+
+def write_plots(
+    directory: Path,
+    plan: Mapping[str, Any],
+    results: pd.DataFrame,
+    metrics: Sequence[Metric],
+    rows: Sequence[Mapping[str, Any]],
+    curves: pd.DataFrame,
+) -> None:
+    """``comparison_METRIC.png`` and ``training_size_METRIC.png`` of every metric, and ``learning_curves.png``.
+
+    results: results.csv; rows: comparison.csv; curves: learning_curves.csv, which hold what is drawn.
+    """
+    title = plan["description"] or plan["name"]
+    own = [each["name"] for each in plan["experiments"] if each["control_of"] is None]
+    for metric in metrics:
+        drawn = [row for row in rows if row["metric"] == metric.name and row["n"] > 0]
+        if drawn:
+            plot_differences(directory / f"comparison_{metric.name}.png", title, metric, drawn)
+        sized = results[results["train_examples"].notna() & results[metric.name].notna()]
+        if sized["train_examples"].nunique() > 1:
+            plot_sizes(directory / f"training_size_{metric.name}.png", title, metric, sized, own)
+    logged = [name for name in curves.columns if name in ("loss", *(f"eval_{metric.name}" for metric in metrics))
+              and curves[name].notna().any()]
+    if logged:
+        plot_curves(directory / "learning_curves.png", title, curves, logged, own)
+
+
+def _unit(metric: Metric, points: str) -> str:
+    return f"{metric.title} ({points if metric.scale == 100 else '0..1'})"
+
+
+def literal(name: str) -> str:
+    """A name for matplotlib: no formula, and of a long one not the middle."""
+    name = name if len(name) <= 40 else f"{name[:24]}...{name[-13:]}"
+    return name.replace("$", r"\$")
+
+
+def _range(counts: Collection[int]) -> str:
+    low, high = min(counts), max(counts)
+    return f"{low}" if low == high else f"{low} to {high}"
+
+
+def _seeds(counts: Collection[int]) -> str:
+    text = _range(counts)
+    return f"{text} seed" + "s" * (text != "1")
+
+
+def plot_differences(path: Path, title: str, metric: Metric, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Difference from the reference of every comparison: the seeds, their mean, its 95 % interval, and the verdict."""
+    families = [row["against"] for row in rows]
+    # Half a line between the families.
+    places = [number + 0.5 * len(set(families[: number + 1])) for number in range(len(rows))]
+    figure, axis = new_figure(8, 1.6 + 0.42 * places[-1])
+    margin = rows[0]["margin"]
+    axis.axvspan(-margin, margin, color=LIGHT_GREY, alpha=0.5, lw=0)
+    axis.axvline(0, color="#444444", lw=0.8)
+    for place, row in zip(places, rows, strict=True):
+        color = VERDICT_COLORS[row["verdict"]]
+        pairs = zip(row["values"], row["reference_values"], strict=True)
+        differences = [value - reference for value, reference in pairs]
+        low, high = row["shown_low"], row["shown_high"]
+        if low is not None:
+            axis.plot([low, high], [place, place], color=color, lw=2.2, solid_capstyle="butt")
+        if row["n"] > 1:
+            axis.plot(differences, [place] * len(differences), "o", ms=4.5, mfc="white", mec=color)
+        axis.plot(row["difference"], place, "D", color=color, ms=6)
+        word = row["verdict"] + "\n(this checkpoint)" * (row["n"] == 1)
+        axis.annotate(word, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=color)
+    labels = [f"{literal(row['experiment'])}\nagainst {literal(row['reference'])}" for row in rows]
+    axis.set_yticks(places, labels, fontsize=8)
+    axis.set_ylim(places[-1] + 0.6, places[0] - 0.6)
+    axis.set_xlabel(f"difference in {_unit(metric, 'percentage points')}")
+    caption = (f"Diamonds: mean difference over {_seeds([row['n'] for row in rows])}, paired by seed; circles: each "
+               "of them; bars: 95 % interval of the comparison alone (the verdict counts all of a group, Holm). Grey "
+               f"band: differences below {margin:g}, which do not matter.")
+    save_figure(figure, path, title, caption)
+
+
+def plot_sizes(path: Path, title: str, metric: Metric, results: pd.DataFrame, own: Sequence[str]) -> None:
+    """The metric of every run against the number of examples it was trained on; controls (not in own) are hollow."""
+    names = list(dict.fromkeys(results["experiment"]))
+    figure, axis = new_figure(8, max(4.2, LEGEND_LINE * len(names)))
+    step = 0.012 * (results["train_examples"].max() - results["train_examples"].min())
+    sizes = results.groupby("experiment")["train_examples"].mean()
+    handles: list[Any] = []
+    for name in names:
+        part = results[results["experiment"] == name]
+        control_of = part["control_of"].iloc[0]
+        family = own.index(control_of if name not in own else name)
+        color, marker = LINES[family % len(LINES)], MARKERS[family // len(LINES) % len(MARKERS)]
+        # Experiments of one size stand a little apart.
+        alike = [other for other in names if sizes[other] == sizes[name]]
+        place = sizes[name] + step * (alike.index(name) - (len(alike) - 1) / 2)
+        values = part[metric.name].to_numpy(float)
+        fill = color if name in own else "none"
+        axis.plot([place] * len(values), values, "_", ms=9, color=color, alpha=0.8)
+        handles += axis.plot(place, values.mean(), marker, ms=6, mfc=fill, mec=color)
+    axis.set_xlabel("training examples")
+    axis.set_ylabel(_unit(metric, "percent"))
+    axis.xaxis.set_major_formatter("{x:,.0f}")
+    axis.legend(handles, [literal(name) for name in names], **LEGEND)
+    save_figure(figure, path, title, f"Dashes: one seed each, n = {len(results):,} runs; symbols: their mean, hollow "
+                "for size-matched random controls. Experiments of one size are drawn side by side.")
+
+
+def plot_curves(path: Path, title: str, curves: pd.DataFrame, logged: Sequence[str], own: Sequence[str]) -> None:
+    """What was logged while training, mean over seeds, with the range of the seeds behind it; controls are dashed."""
+    names = list(dict.fromkeys(curves["experiment"]))
+    figure, axes = new_figure(8, max(3.4 * len(logged), LEGEND_LINE * len(names)), rows=len(logged), squeeze=False)
+    handles: dict[str, Any] = {}
+    for axis, column in zip(axes[:, 0], logged, strict=True):
+        for name in names:
+            part = curves[(curves["experiment"] == name) & curves[column].notna()]
+            if part.empty:
+                continue
+            # Where seeds train on other examples, the k-th log comes at slightly other epochs.
+            logs = part.groupby(part.groupby("seed").cumcount())
+            epoch, values = logs["epoch"].mean(), logs[column]
+            family = own.index(name if name in own else name.removesuffix(CONTROL))
+            color, style = LINES[family % len(LINES)], "-" if name in own else "--"
+            marker = MARKERS[family // len(LINES) % len(MARKERS)] if family >= len(LINES) or len(epoch) == 1 else None
+            [handles[name]] = axis.plot(epoch, values.mean(), style, marker=marker, ms=3, color=color, lw=1.4)
+            if len(names) <= MAX_BANDS:
+                axis.fill_between(epoch, values.min(), values.max(), color=color, alpha=0.12, lw=0)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("training loss (nats)" if column == "loss" else column.replace("_", " ").replace("f1", "F1"))
+    axes[0, 0].legend(list(handles.values()), [literal(name) for name in handles], **LEGEND)
+    bands = "; bands: from the lowest to the highest" if len(names) <= MAX_BANDS else ""
+    seeds = _seeds(curves.groupby("experiment")["seed"].nunique())
+    save_figure(figure, path, title, f"Lines: mean of {seeds}{bands}. Dashed: size-matched random controls.")

@@ -1,0 +1,152 @@
+"""What the experiments of a suite read: a cartography run, embeddings, clusters. Found, or made once and shared."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datamap.core.artifacts import content_key, digest, load_meta
+from datamap.core.errors import UserError
+from datamap.core.flags import DEFAULT_SEED
+from datamap.suites.definition import Suite, fingerprints, parse_quietly, settings_hash
+from datamap.tasks.base import TASKS
+from datamap.training.arguments import inputs_of, parse_args
+from datamap.training.prerequisites import Prerequisite, is_made
+
+SCRIPTS = {"embeddings": "extract_embeddings.py", "clusters": "cluster_analysis.py"}
+# What makes a run read a map; the run that makes one does without.
+LEFT_OUT = (
+    "filter_random", "filter_cartography", "ambiguous_top_fraction", "filter_categories", "filter_clusters",
+    "exclude_clusters", "min_cluster_probability", "cluster_assignments_path", "filter_config", "filter_validation",
+    "train_ids", "max_drop_percentage", "use_label_smoothing", "smoothing_factor", "use_soft_weighting",
+    "weight_clip_min", "weight_clip_max",
+    # Nor does it evaluate: suites that differ in how they do share a map.
+    "do_eval", "eval_split", "eval_strategy", "eval_steps", "eval_ablations", "max_eval_samples", "slice_by",
+    "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "max_answer_length",
+)
+# What a map depends on, beside the data and the number of rows.
+MADE_WITH = ("model", "ablations", "confidence_type", "hidden_size", "num_layers", "dropout", "vocab_size")
+METRICS_FILE = "cartography_metrics.csv"
+
+logger = logging.getLogger(__name__)
+
+
+def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
+    """The prerequisites that the suite names, those that they need themselves first."""
+    if not suite.prerequisites:
+        return []
+    where = f"{suite.file}, prerequisites"
+    flags = {name: suite.prerequisites.get(name, []) for name in ("cartography", "embeddings", "clusters")}
+    base = [word for word in suite.base if word.partition("=")[0].removeprefix("--") not in LEFT_OUT]
+    argv = [*base, *flags["cartography"], "--do_train=true", "--enable_cartography=true", f"--seed={DEFAULT_SEED}"]
+    arguments = parse_quietly(parse_args, argv, where)
+    identity = settings_hash(arguments, inputs_of(arguments), {}) + f"-{arguments.seed}"
+    home = experiments_dir / "shared" / f"cartography-{identity[:8]}"
+    asked = [word.partition("=")[0].removeprefix("--") for word in flags["cartography"]]
+    found = _matching_map(Path(arguments.cartography_output_dir), arguments, asked)
+    given = any(word.startswith("--cartography_output_dir") for word in suite.base)
+    if given and found is None:
+        raise UserError(f"{where}: {arguments.cartography_output_dir} is no finished map of {arguments.dataset} "
+                        f"[{arguments.train_split}]; leave --cartography_output_dir out to have one made")
+    places = [f"--cartography_output_dir={home / 'cartography_output'}", f"--output_dir={home / 'trainer_output'}"]
+    made = Prerequisite("cartography", home / "cartography_output", ["run.py", *argv, *places], identity)
+    if not given and is_made(made):
+        found = None  # the runs that are there have read it
+    needed = [made if found is None else Prerequisite("cartography", found, None, None)]
+    if "embeddings" in suite.prerequisites or "clusters" in suite.prerequisites:
+        needed += _clusters(suite, flags, arguments, needed[0], home)
+    return needed
+
+
+def _matching_map(directory: Path, arguments: argparse.Namespace, asked: Sequence[str]) -> Path | None:
+    """The directory when it holds a finished map of what the baseline trains on, by the same model.
+
+    asked: names of the flags that the suite itself gives for its map.
+    """
+    meta = load_meta(directory) if directory.is_dir() else None
+    reason = _why_not(meta, arguments, asked)
+    if reason is None and not (directory / METRICS_FILE).exists():
+        reason = f"it holds no {METRICS_FILE}"
+    if reason is None:
+        return directory
+    if directory.exists():
+        logger.info(f"{directory} is no map of all of {arguments.dataset} [{arguments.train_split}] by "
+                    f"{arguments.model} ({reason}): not used")
+    return None
+
+
+def _why_not(meta: dict[str, Any] | None, arguments: argparse.Namespace, asked: Sequence[str]) -> str | None:
+    """What keeps the map with this run_meta.json from standing for one of these arguments; None when it does."""
+    if meta is None:
+        return "it holds no run_meta.json"
+    if meta["status"] != "finished":
+        return f"it is marked {meta['status']}"
+    if not meta.get("datasets"):
+        return "it names no dataset"
+    before = meta["arguments"]
+    for name in dict.fromkeys((*MADE_WITH, *asked)):
+        if before.get(name) != getattr(arguments, name):
+            return f"its {name} is {before.get(name)}, not {getattr(arguments, name)}"
+    rows = meta["datasets"][0]["rows"]
+    if (before.get("max_train_samples") or rows) < min(arguments.max_train_samples or rows, rows):
+        return f"its max_train_samples is {before['max_train_samples']}"
+    if before.get("filters") or before.get("train_ids"):
+        return "it was made with filters or train_ids"
+    if meta["datasets"][0]["fingerprint"] != fingerprints(arguments)[arguments.train_split]:
+        return f"it is of {meta['datasets'][0]['dataset']}"
+    return None
+
+
+def _clusters(
+    suite: Suite, flags: dict[str, list[str]], arguments: argparse.Namespace, cartography: Prerequisite, home: Path
+) -> list[Prerequisite]:
+    existing = Path(arguments.cluster_assignments_path)
+    if _are_clusters_of(existing, arguments):
+        return [Prerequisite("clusters", existing, None, None)]
+    if existing.exists():
+        logger.info(f"{existing} holds no finished clusters of all of {arguments.dataset} "
+                    f"[{arguments.train_split}]: not used")
+    model = home / "trainer_output"
+    if cartography.command is None:
+        model = Path((load_meta(cartography.directory) or {})["arguments"]["output_dir"])
+        if not (model / "config.json").exists():
+            raise UserError(f"{suite.file}, prerequisites: clusters need the model of {cartography.directory}, and "
+                            f"{model} holds none; move the map away to have both made")
+    origin = cartography.identity or content_key(cartography.directory)
+    identity = digest([origin, flags["embeddings"], flags["clusters"]])
+    home = home.with_name(f"clusters-{identity[:8]}")
+    lengths = ["max_length", *(["doc_stride"] if "doc_stride" in TASKS[arguments.task].flags else [])]
+    sizes = [f"--{name}={getattr(arguments, name)}" for name in lengths]
+    if arguments.max_train_samples:
+        sizes.append(f"--max_samples={arguments.max_train_samples}")
+    places = {
+        "embeddings": [f"--model_path={model}", f"--split={arguments.train_split}",
+                       *sizes, f"--no_cuda={arguments.no_cuda}".lower(),
+                       f"--output_dir={home / 'embeddings_output'}"],
+        "clusters": [f"--embedding_dir={home / 'embeddings_output'}", f"--output_dir={home / 'cluster_output'}"],
+    }
+    needed = []
+    for name in ("embeddings", "clusters"):
+        argv = [*places[name], *flags[name]]
+        parse_quietly(suite.parsers[name].parse_args, argv, f"{suite.file}, prerequisites, {name}")
+        needed.append(Prerequisite(name, Path(places[name][-1].partition("=")[2]), [SCRIPTS[name], *argv], identity))
+    return needed
+
+
+def _are_clusters_of(directory: Path, arguments: argparse.Namespace) -> bool:
+    meta, file = load_meta(directory) if directory.is_dir() else None, directory / "cluster_assignments.csv"
+    if meta is None or meta["status"] != "finished" or not meta.get("datasets") or not file.exists():
+        return False
+    recorded = meta["datasets"][0]
+    rows = sum(1 for _ in file.open("rb")) - 1
+    asked = min(arguments.max_train_samples or recorded["rows"], recorded["rows"])
+    return recorded["fingerprint"] == fingerprints(arguments)[arguments.train_split] and rows >= asked
+
+
+def places_of(needed: Sequence[Prerequisite]) -> list[str]:
+    """The flags of run.py that say where the prerequisites are."""
+    flags = {"cartography": "--cartography_output_dir", "clusters": "--cluster_assignments_path"}
+    return [f"{flags[each.name]}={each.directory}" for each in needed if each.name in flags]

@@ -1,0 +1,228 @@
+"""What a suite tells its reader: results.csv, comparison.csv, .json and .md, plots, and the table on the console."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamap.core.files import atomic, write_csv, write_json
+from datamap.suites import plots as suite_plots
+from datamap.suites.comparison import ALPHA, MIN_SEEDS, ROW, UNDERPOWERED
+from datamap.suites.results import (
+    CONTROLS,
+    LISTS,
+    SUBJECT,
+    Metric,
+    RunResult,
+    collect,
+    compare,
+    learning_curves,
+    read_plan,
+    results_table,
+)
+from datamap.suites.runner import FAILED, FINISHED
+from datamap.tasks.qa_features import ABLATIONS
+
+REPORT = "comparison.md"  # written when all else is
+HEADINGS = ("experiment", "against", "training examples", "n", "mean ± SD", "difference", "95 % interval", "wins", "p",
+            "p (Holm) of family", "p (sign flip; smallest possible)", "d", "verdict")
+METHODS = (
+    "Differences are paired by seed. The interval is that of the mean difference over seeds and evaluation examples "
+    "resampled together (Sellam et al. 2021), or the paired t interval over seeds where that is wider; with one seed, "
+    "a paired bootstrap over examples. A difference counts as better or worse when the p that belongs to the interval "
+    "is at most 0.05 after Holm's correction over the comparisons of a metric with the same kind of reference. No "
+    "detectable difference: one of {margin:g} percentage point(s) would have been found with a power of 0.8; "
+    "underpowered: it would not."
+)
+
+
+def write_report(directory: Path, margin: float) -> str:
+    """Analyse one suite: write its tables and plots, return what the console shows."""
+    import pandas as pd
+
+    plan = read_plan(directory)
+    results = collect(directory, plan)
+    table = results_table(results, plan)
+    write_csv(directory / "results.csv", table)
+    metrics, rows = compare(results, plan, margin)
+    for pattern in ("comparison_*.png", "training_size_*.png", "learning_curves.*"):
+        for file in directory.glob(pattern):
+            file.unlink()
+    columns = [*SUBJECT, *ROW, "shown_low", "shown_high"]
+    flat = pd.DataFrame(
+        [{name: json.dumps(row[name]) if name in LISTS else row[name] for name in columns} for row in rows],
+        columns=columns,
+    )
+    write_csv(directory / "comparison.csv", flat)
+    write_json(directory / "comparison.json", {
+        "suite": plan["name"], "description": plan["description"], "baseline": plan["baseline"],
+        "comparisons": [{name: row[name] for name in columns} for row in rows],
+    })
+    curves = learning_curves(results)
+    if len(curves):
+        write_csv(directory / "learning_curves.csv", curves)
+    suite_plots.write_plots(directory, plan, table, metrics, rows, curves)
+    with atomic(directory / REPORT) as temporary:
+        temporary.write_text(markdown(plan, results, metrics, rows, margin), encoding="utf-8")
+    return console(plan, results, metrics, rows)
+
+
+def _mean_sd(results: Sequence[RunResult], experiment: str, metric: Metric) -> tuple[list[float], str]:
+    values = [each.metrics[metric.name] for each in results
+              if each.experiment == experiment and metric.name in each.metrics]
+    if not values:
+        return values, "-"
+    spread = f" ± {shown(float(np.std(values, ddof=1)), metric)}" if len(values) > 1 else ""
+    return values, shown(float(np.mean(values)), metric) + spread
+
+
+def shown(value: float | None, metric: Metric, signed: bool = False) -> str:
+    """A value with two digits behind the percentage point, or ``-``."""
+    if value is None:
+        return "-"
+    digits = 2 if metric.scale == 100 else 4
+    value = round(value, digits) + 0.0  # no -0.00
+    return f"{value:+.{digits}f}" if signed else f"{value:.{digits}f}"
+
+
+def interval(row: Mapping[str, Any], metric: Metric) -> str:
+    """``[low, high]`` of ``shown_low`` and ``shown_high``."""
+    low, high = row["shown_low"], row["shown_high"]
+    return "-" if low is None else f"[{shown(low, metric, True)}, {shown(high, metric, True)}]"
+
+
+def verdict_of(row: Mapping[str, Any]) -> str:
+    if row["n"] == 1:
+        return f"{row['verdict']} ({row['scope']})"
+    if row["verdict"] != UNDERPOWERED:
+        return row["verdict"]
+    if row["p"] is None or row["n"] < MIN_SEEDS:
+        return row["verdict"] + (f" ({row['note']})" if row["note"] else "")
+    if row["p"] <= ALPHA:
+        return f"{row['verdict']} (p {row['p']:.2g} alone, {row['p_holm']:.2g} as one of {row['family_size']})"
+    needed = row["seeds_needed"]
+    found = f" (about {needed:,} seeds to find {row['margin']:g})" if needed and needed > row["n"] else ""
+    return row["verdict"] + found
+
+
+def console(
+    plan: Mapping[str, Any], results: Sequence[RunResult], metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]
+) -> str:
+    """What a reader of the terminal needs: difference, interval, verdict."""
+    lines = [_counts(plan, results)]
+    for metric in metrics:
+        own = [row for row in rows if row["metric"] == metric.name and row["against"] != CONTROLS]
+        values, text = _mean_sd(results, plan["baseline"], metric)
+        unit = "percent" if metric.scale == 100 else "0..1"
+        seeds = f"{len(values)} seed" + "s" * (len(values) != 1)
+        lines += ["", f"{metric.name} ({unit}), {plan['baseline']}: {text}, {seeds}"]
+        table = [("experiment", "against", "n", "difference", "95% interval", "verdict")]
+        for row in own:
+            table.append((row["experiment"], row["reference"], str(row["n"]),
+                          shown(row["difference"], metric, True), interval(row, metric), verdict_of(row)))
+        widths = [max(len(line[column]) for line in table) for column in range(6)]
+        for line in table:
+            cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
+            lines.append("  " + "  ".join(cells).rstrip())
+    for warning in sorted({warning for row in rows for warning in row["warnings"]}):
+        lines.append(f"warning: {warning}; see the column warnings of comparison.csv")
+    return "\n".join(lines)
+
+
+def _counts(plan: Mapping[str, Any], results: Sequence[RunResult]) -> str:
+    states = Counter(each.state for each in results)
+    missing = len(results) - states[FINISHED] - states[FAILED]
+    return (f"suite {plan['name']}: {len(results):,} runs, {states[FINISHED]:,} finished, {states[FAILED]:,} failed, "
+            f"{missing:,} missing")
+
+
+def markdown(
+    plan: Mapping[str, Any],
+    results: Sequence[RunResult],
+    metrics: Sequence[Metric],
+    rows: Sequence[Mapping[str, Any]],
+    margin: float,
+) -> str:
+    """comparison.md: what an appendix needs to say of the suite."""
+    described = plan["description"].rstrip(".") + "."
+    lines = [f"## Suite {plan['name']}", "", *([described, ""] if plan["description"] else [])]
+    lines += [_counts(plan, results) + ".", ""]
+    lines += ["| experiment | what | runs finished / failed / missing |", "|---|---|---|"]
+    for each in plan["experiments"]:
+        states = Counter(result.state for result in results if result.experiment == each["name"])
+        missing = sum(states.values()) - states[FINISHED] - states[FAILED]
+        what = each["description"] + (f" ({each['why']})" if each["why"] else "")
+        lines.append(f"| {_cell(each['name'])} | {_cell(what)} | {states[FINISHED]} / {states[FAILED]} / {missing} |")
+    for metric in metrics:
+        unit = "percent" if metric.scale == 100 else "0 to 1"
+        baseline = _mean_sd(results, plan["baseline"], metric)[1]
+        lines += ["", f"### {metric.name} ({unit})", "", f"Baseline: {baseline}.", ""]
+        lines += [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
+        for row in rows:
+            if row["metric"] == metric.name:
+                size = "-" if row["train_examples"] is None else f"{row['train_examples']:,.0f}"
+                flips = "-" if row["p_sign_flip"] is None else (
+                    f"{row['p_sign_flip']:.3g}; {row['p_sign_flip_smallest']:.3g}"
+                )
+                wins = "-" if row["wins"] is None else f"{row['wins']} of {row['n']}"
+                note = f" ({row['note']})" if row["note"] else ""
+                cells = [
+                    row["experiment"], row["reference"], size, str(row["n"]),
+                    _mean_of(row, results, metric), shown(row["difference"], metric, True),
+                    interval(row, metric), wins, _p(row["p"]), f"{_p(row['p_holm'])} of {row['family_size']}", flips,
+                    "-" if row["cohens_d"] is None else f"{row['cohens_d']:.2f}", row["verdict"] + note,
+                ]
+                lines.append(f"| {' | '.join(map(_cell, cells))} |")
+    lines += _ablation_table(plan, results, metrics)
+    lines += ["", METHODS.format(margin=margin), ""]
+    for warning in sorted({warning for row in rows for warning in row["warnings"]}):
+        lines += [f"Warning: {warning}.", ""]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.split()).replace("|", r"\|")
+
+
+def _mean_of(row: Mapping[str, Any], results: Sequence[RunResult], metric: Metric) -> str:
+    """Of the seeds that are compared; where none is, of those that are there."""
+    if not row["n"]:
+        return _mean_sd(results, row["experiment"], metric)[1]
+    return shown(row["mean"], metric) + (f" ± {shown(row['sd'], metric)}" if row["n"] > 1 else "")
+
+
+def _p(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2g}" if value >= 0.001 else "< 0.001"
+
+
+def _ablation_table(
+    plan: Mapping[str, Any], results: Sequence[RunResult], metrics: Sequence[Metric]
+) -> list[str]:
+    """Experiments by what the model was shown, where runs were evaluated under several ablations."""
+    own = {each["name"]: each["arguments"].get("ablations") or "none" for each in plan["experiments"]}
+    lines: list[str] = []
+    for place in dict.fromkeys(metric.ending.removesuffix(f"_{metric.ablation}") for metric in metrics):
+        here = [each for each in metrics if each.ending.removesuffix(f"_{each.ablation}") == place]
+        by_kind = {(each.ablation, each.score): each for each in here}
+        kinds = [name for name in ABLATIONS
+                 if (name, "f1") in by_kind or (name in own.values() and ("", "f1") in by_kind)]
+        if len(kinds) < 2:
+            continue
+        of_set = f", {place.removeprefix('_')}" if place else ""
+        headings = ["question and passage" if kind == "none" else kind for kind in kinds]
+        lines += ["", f"### Exact match / F1 by what the model was shown{of_set}", "",
+                  "| experiment | " + " | ".join(headings) + " |", "|---|" + "---|" * len(kinds)]
+        for each in plan["experiments"]:
+            cells = []
+            for kind in kinds:
+                prefix = "" if own[each["name"]] == kind else kind
+                pair = [by_kind.get((prefix, score)) for score in ("exact_match", "f1")]
+                texts = ["-" if one is None else _mean_sd(results, each["name"], one)[1] for one in pair]
+                cells.append(" / ".join(texts))
+            lines.append(f"| {_cell(each['name'])} | " + " | ".join(cells) + " |")
+    return lines

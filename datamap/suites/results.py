@@ -1,0 +1,368 @@
+"""What the runs of a suite measured, and every experiment beside the baseline and its size-matched control."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.core.artifacts import model_meta
+from datamap.core.errors import UserError, name_a_few
+from datamap.core.files import plain, read_json
+from datamap.suites.comparison import Comparison, Resamples, compare_family
+from datamap.suites.definition import PLAN, identity_of, run_name
+from datamap.suites.runner import FAILED, FINISHED, meta_of, state_of
+from datamap.tasks.evaluation import SPEED
+from datamap.tasks.qa_features import ABLATIONS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SCORES = ("exact_match", "accuracy", "f1")  # what is compared
+BINARY = ("exact_match", "accuracy")
+LISTS = ("seeds", "values", "reference_values", "warnings")
+EVALUATED_WITH = ("eval_split", "max_eval_samples", "ablations", "max_answer_length")
+COUNTS = ("planned", "finished", "failed", "missing", "reference_failed", "reference_missing")  # runs of an experiment
+# The columns of comparison.csv that say what is compared; ROW of comparison.py follows.
+SUBJECT = ("experiment", "reference", "against", "metric", "train_examples", *COUNTS, *LISTS)
+CONTROLS = "baseline (controls)"  # a control against the baseline: what the size alone does
+NO_SCORES = "no scores of the examples (eval_predictions): the interval is over seeds only"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A score of one evaluation: ``exact_match``, ``q_only_f1`` (ablation), ``accuracy_test`` (one set of several).
+
+    ``scale`` is 100 for percentages, 1 for fractions: the metric of an example that is right.
+    """
+
+    name: str
+    score: str
+    ending: str  # of the name of its predictions file
+    ablation: str  # what the model was shown, beside the training's own ablation ("")
+    scale: float
+
+    @property
+    def is_mean_of_scores(self) -> bool:
+        return self.score != "f1" or self.scale == 100  # F1 over classes is no mean over examples
+
+    @property
+    def title(self) -> str:
+        return self.name.replace("f1", "F1").replace("_", " ")
+
+
+@dataclass
+class RunResult:
+    """One planned run: its state, and what it measured when it is finished."""
+
+    experiment: str
+    seed: int
+    state: str
+    directory: Path
+    meta: dict[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)
+    train_examples: int | None = None
+
+    @property
+    def fingerprints(self) -> list[str]:
+        return [each["fingerprint"] for run in [self.meta, *self.meta.get("history", [])]
+                for each in run.get("datasets", [])]
+
+
+# --- collecting ---------------------------------------------------------------------------------------------------
+
+
+def read_plan(directory: Path) -> dict[str, Any]:
+    if not (directory / PLAN).exists():
+        raise UserError(f"{directory} holds no {PLAN}; run_experiments.py --mode run --suite NAME writes it")
+    return read_json(directory / PLAN)
+
+
+def collect(directory: Path, plan: Mapping[str, Any]) -> list[RunResult]:
+    """Every run of the plan, finished or not, experiment by experiment."""
+    results = []
+    for each in plan["experiments"]:
+        for seed in each["seeds"]:
+            place = directory / run_name(each["name"], seed, identity_of(each["settings_hash"], seed))
+            result = RunResult(each["name"], seed, state_of(place), place, meta_of(place) or {})
+            if result.state == FINISHED:
+                result.metrics = _metrics(place)
+                result.train_examples = _train_examples(place)
+            results.append(result)
+    known = {result.directory.name for result in results}
+    others = [path.parent.name for path in directory.glob("*/run_meta.json") if path.parent.name not in known]
+    if others:
+        logger.info(f"{len(others):,} runs of {directory} are not in the present plan ({PLAN}) and are left out "
+                    f"({name_a_few(sorted(others))})")
+    return results
+
+
+def _metrics(place: Path) -> dict[str, float]:
+    """Every number that the evaluations gave; of several sets the name of the set follows, as in the file's name."""
+    found = {}
+    for file in sorted(place.glob("eval_metrics*.json")):
+        suffix = file.stem.removeprefix("eval_metrics")
+        for name, value in read_json(file).items():
+            if not name.endswith(SPEED):
+                found[name.removeprefix("eval_") + suffix] = value
+    return found
+
+
+def _train_examples(place: Path) -> int | None:
+    report = place / "filter_report.json"
+    if report.exists():
+        return read_json(report)["after"]
+    trained = model_meta(place)
+    if trained is None or not trained["datasets"]:
+        return None
+    rows = trained["datasets"][0]["rows"]
+    return min(rows, trained["arguments"].get("max_train_samples") or rows)
+
+
+def compared_metrics(results: Sequence[RunResult]) -> list[Metric]:
+    """The scores that finished runs report, in the order of SCORES, for each evaluation set and ablation."""
+    found: dict[str, Metric] = {}
+    ablation = "|".join(ABLATIONS)
+    for result in results:
+        for file in sorted(result.directory.glob("eval_metrics*.json")) if result.state == FINISHED else ():
+            suffix = file.stem.removeprefix("eval_metrics")
+            scale = 100.0 if f"exact_match{suffix}" in result.metrics else 1.0
+            for name in result.metrics:
+                match = re.fullmatch(rf"(?:({ablation})_)?({'|'.join(SCORES)}){re.escape(suffix)}", name)
+                if match:
+                    ending = suffix + (f"_{match[1]}" if match[1] else "")
+                    found[name] = Metric(name, match[2], ending, match[1] or "", scale)
+    return sorted(found.values(), key=lambda each: (each.ending, SCORES.index(each.score)))
+
+
+def results_table(results: Sequence[RunResult], plan: Mapping[str, Any]) -> pd.DataFrame:
+    """results.csv: one row per run, all metrics, all settings."""
+    import pandas as pd
+
+    controls = {each["name"]: each["control_of"] for each in plan["experiments"]}
+    settings = {each["name"]: each["arguments"] for each in plan["experiments"]}
+    rows = []
+    for each in results:
+        row: dict[str, Any] = {
+            "suite": plan["name"], "experiment": each.experiment, "seed": each.seed, "state": each.state,
+            "control_of": controls[each.experiment], "train_examples": each.train_examples,
+            "finished": each.meta.get("finished"),
+            "git_commit": each.meta.get("git_commit"), "git_dirty": each.meta.get("git_dirty"),
+            "error": each.meta.get("error") if each.state == FAILED else None, "directory": each.directory.name,
+        }
+        row |= each.metrics
+        for name, value in settings[each.experiment].items():
+            if name not in ("seed", "output_dir"):
+                scalar = value is None or isinstance(value, str | int | float | bool)
+                row[f"args.{name}"] = value if scalar else json.dumps(value, default=plain)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+# --- comparing ----------------------------------------------------------------------------------------------------
+
+
+def compare(
+    results: Sequence[RunResult], plan: Mapping[str, Any], margin: float
+) -> tuple[list[Metric], list[dict[str, Any]]]:
+    """The metrics, and one row per (experiment, metric) against the baseline and against its control.
+
+    The comparisons of experiments with the baseline on one metric are a family for Holm's correction; those of
+    experiments with their controls another; those of controls with the baseline a third. margin: in percentage
+    points.
+    """
+    metrics, resamples, scores = compared_metrics(results), Resamples(), _Scores()
+    pairs = _pairs(plan)
+    rows = []
+    for metric in metrics:
+        smallest = margin * metric.scale / 100
+        for against in ("baseline", "control", CONTROLS):
+            family = [pair for pair in pairs if pair[2] == against]
+            subjects, comparisons = [], []
+            for experiment, reference, _ in family:
+                subject, one = _comparison(results, experiment, reference, against, metric, smallest, scores)
+                subjects.append(subject)
+                comparisons.append(one)
+            compared = compare_family(comparisons, resamples)
+            rows += [subject | row | _shown_interval(row) for subject, row in zip(subjects, compared, strict=True)]
+    return metrics, rows
+
+
+def _pairs(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    pairs = []
+    for each in plan["experiments"]:
+        name, treated = each["name"], each["control_of"]
+        if treated is not None:
+            pairs += [(treated, name, "control"), (name, plan["baseline"], CONTROLS)]
+        elif name != plan["baseline"]:
+            pairs.append((name, plan["baseline"], "baseline"))
+    return pairs
+
+
+def _comparison(
+    results: Sequence[RunResult],
+    experiment: str,
+    reference: str,
+    against: str,
+    metric: Metric,
+    margin: float,
+    scores: _Scores,
+) -> tuple[dict[str, Any], Comparison]:
+    ours = [each for each in results if each.experiment == experiment]
+    by_seed = {each.seed: each for each in ours if metric.name in each.metrics}
+    theirs = {each.seed: each for each in results if each.experiment == reference and metric.name in each.metrics}
+    seeds = sorted(set(by_seed) & set(theirs))
+    states = Counter(each.state for each in ours)
+    other = Counter(each.state for each in results if each.experiment == reference)
+    values = [by_seed[seed].metrics[metric.name] for seed in seeds]
+    reference_values = [theirs[seed].metrics[metric.name] for seed in seeds]
+    sizes = [each.train_examples for each in ours if each.train_examples is not None]
+    subject: dict[str, Any] = {
+        "experiment": experiment, "reference": reference, "against": against, "metric": metric.name,
+        "train_examples": float(np.mean(sizes)) if sizes else None,
+        "planned": len(ours), "finished": states[FINISHED], "failed": states[FAILED],
+        "missing": len(ours) - states[FINISHED] - states[FAILED],
+        "reference_failed": other[FAILED], "reference_missing": sum(other.values()) - other[FINISHED] - other[FAILED],
+        "seeds": seeds, "values": values, "reference_values": reference_values,
+        "warnings": _differences([by_seed[seed] for seed in seeds], [theirs[seed] for seed in seeds]),
+    }
+    pair = None
+    if seeds and metric.is_mean_of_scores:
+        places = [arm[seed].directory for arm in (by_seed, theirs) for seed in seeds]
+        if (found := scores.of(metric, places)) is None:
+            subject["warnings"].append(NO_SCORES)
+        else:
+            _check_means(metric, places, found, [*values, *reference_values])
+            pair = found[: len(seeds)], found[len(seeds) :]
+    return subject, Comparison(
+        seeds, values, reference_values, margin, binary=metric.score in BINARY,
+        scores=None if pair is None else pair[0], reference_scores=None if pair is None else pair[1],
+    )
+
+
+def _check_means(metric: Metric, places: Sequence[Path], scores: np.ndarray, told: Sequence[float]) -> None:
+    """Scores of the examples must have the mean that eval_metrics.json tells of the same run."""
+    off = np.abs(scores.mean(axis=1) - told)
+    if off.max() > 0.01 * max(map(abs, told)):  # what compare_family would not take
+        worst = int(off.argmax())
+        raise UserError(f"{places[worst] / f'eval_predictions{metric.ending}.jsonl'}: the mean {metric.score} is "
+                        f"{scores[worst].mean():g}, eval_metrics says {told[worst]:g}; evaluate that run again")
+
+
+def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> list[str]:
+    """What differs between two arms beside the experiment: data, code."""
+    warnings = []
+    if {tuple(sorted(set(each.fingerprints))) for each in ours} != {
+        tuple(sorted(set(each.fingerprints))) for each in theirs
+    }:
+        warnings.append("the data differ (fingerprints)")
+    stages = [stage for each in [*ours, *theirs] for stage in (each.meta, *each.meta.get("history", []))]
+    for name in EVALUATED_WITH:
+        if len({json.dumps(stage["arguments"].get(name)) for stage in stages if stage.get("arguments")}) > 1:
+            warnings.append(f"{name} differs: the arms were not evaluated alike")
+    commits = {stage.get("git_commit") for stage in stages}
+    if len(commits) > 1:
+        warnings.append(f"the code differs ({len(commits)} commits)")
+    if any(stage.get("git_dirty") for stage in stages):
+        warnings.append("the code was changed and not committed")
+    return warnings
+
+
+class _Scores:
+    """Per-example scores from the eval_predictions files of a suite, each file read once.
+
+    All files of one name list the same examples: their ids are kept once, and scores in their order.
+    """
+
+    def __init__(self) -> None:
+        self._ids: dict[str, list[np.ndarray]] = {}  # name of the file -> (N,) ids of each set of examples
+        self._read: dict[Path, tuple[int, dict[str, np.ndarray]] | None] = {}
+
+    def of(self, metric: Metric, places: Sequence[Path]) -> np.ndarray | None:
+        """(runs, N) scores in one order of the examples; None where they are not there, or not the same."""
+        column = {"accuracy": "correct"}.get(metric.score, metric.score)
+        name = f"eval_predictions{metric.ending}.jsonl"
+        read = [self._one(place / name, [column] if metric.scale == 1 else ["exact_match", "f1"])
+                for place in places]
+        found = [each for each in read if each is not None]
+        if len(found) < len(read) or len({number for number, _ in found}) > 1:
+            return None
+        return metric.scale * np.stack([each[column] for _, each in found])
+
+    def _one(self, file: Path, columns: Sequence[str]) -> tuple[int, dict[str, np.ndarray]] | None:
+        if file not in self._read:
+            self._read[file] = self._aligned(file, columns) if file.exists() else None
+        return self._read[file]
+
+    def _aligned(self, file: Path, columns: Sequence[str]) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Which set of examples it is, and (N,) float32 of each column; only these and the ids are parsed."""
+        import pyarrow as pa
+        import pyarrow.json
+
+        schema = pa.schema([("id", pa.string()), *((column, pa.float64()) for column in columns)])
+        try:
+            table = pa.json.read_json(
+                file,
+                parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+                read_options=pa.json.ReadOptions(block_size=max(1 << 20, min(file.stat().st_size, 1 << 30))),
+            )
+        except pa.ArrowInvalid as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{file} cannot be read ({reason}); evaluate that run again, or remove the file to "
+                            "compare without scores of the examples") from error
+        if any(table[name].null_count for name in table.column_names):
+            return None  # written before scores stood there, or elsewhere
+        own = table["id"].to_numpy().astype(str)
+        scores = {column: table[column].to_numpy().astype(np.float32) for column in columns}
+        known = self._ids.setdefault(file.name, [])
+        for number, ids in enumerate(known):
+            if np.array_equal(own, ids):
+                return number, scores
+            if len(own) == len(ids):
+                order = np.argsort(own)
+                places = order[np.searchsorted(own, ids, sorter=order).clip(max=len(own) - 1)]
+                if np.array_equal(own[places], ids):
+                    return number, {column: values[places] for column, values in scores.items()}
+        known.append(own)
+        return len(known) - 1, scores
+
+
+def _shown_interval(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """The interval that goes with the verdict: over seeds and examples where there are scores of the examples, and it
+    is the wider one; else over seeds."""
+    pairs = [(row["low"], row["high"]), (row["bootstrap_low"], row["bootstrap_high"])]
+    known = [pair for pair in pairs if pair[0] is not None]
+    low, high = max(known, key=lambda pair: pair[1] - pair[0]) if known else (None, None)
+    return {"shown_low": low, "shown_high": high}
+
+
+def learning_curves(results: Sequence[RunResult]) -> pd.DataFrame:
+    """What finished runs logged while training: experiment, seed, step, epoch, loss, eval_*."""
+    import pandas as pd
+    import pyarrow as pa
+    import pyarrow.csv
+
+    parts = []
+    for each in results:
+        file = each.directory / "training_log.csv"
+        if each.state == FINISHED and file.exists():
+            try:
+                log = pa.csv.read_csv(file).to_pandas()  # of the logs of hundreds of runs
+            except pa.ArrowInvalid as error:
+                raise UserError(f"{file} cannot be read ({error}); remove it to do without its curve") from error
+            if len(log):  # else nothing was logged, and its columns have no type
+                parts.append(log.apply(pd.to_numeric).assign(experiment=each.experiment, seed=each.seed))
+    if not parts:
+        return pd.DataFrame()
+    table = pd.concat(parts, ignore_index=True)
+    first = ["experiment", "seed", "step", "epoch"]
+    return table[[*first, *(name for name in table.columns if name not in first)]]

@@ -1,0 +1,141 @@
+"""Run a function over many items as one Slurm array job (submitit), and ask Slurm how far it is.
+
+Preempted tasks and those that reach their time limit are requeued and start again from the top: the function itself
+must know how to resume. Works without accounting: nothing here, nor in the jobs, asks sacct.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datamap.core.errors import UserError
+from datamap.core.places import CHECKOUT
+
+MAX_TIMEOUTS = 10  # a task that never gets further than its time limit must end some day
+INSTALL = 'pip install -e ".[slurm]"'
+
+
+@dataclass
+class Resumable:
+    """``call``, and what submitit looks for in something that may be requeued at its time limit."""
+
+    call: Callable[[Any], Any]
+
+    def __call__(self, item: Any) -> Any:
+        os.register_at_fork(after_in_child=_drop_signal_handlers)
+        return self.call(item)
+
+    def checkpoint(self, item: Any) -> Any:
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, item)
+
+
+def _drop_signal_handlers() -> None:
+    """For forked processes, such as the workers of a DataLoader, which inherit submitit's handlers.
+
+    Slurm's warning of the time limit goes to every process of the task: each would requeue it. And a worker that
+    overhears SIGTERM cannot be ended by its pool.
+    """
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def submit(
+    call: Callable[[Any], Any],
+    items: Sequence[Any],
+    folder: Path,
+    *,
+    name: str,
+    time_minutes: int,
+    partition: str | None,
+    gpus: int,
+    cpus: int,
+    parallel: int | None,
+    after: str | None,
+) -> str:
+    """Submit one array job whose task i runs ``call(items[i])``; return the job id.
+
+    ``call`` is pickled by reference when it stands in a module of the package, with its code
+    otherwise. Tasks run in the current directory and environment; their logs and pickles go to ``folder``, which the
+    nodes must see. At most ``parallel`` tasks run at a time (None: all). ``after`` is a job that must have ended
+    well first; when it fails, this one is cancelled. Accounts and the like: sbatch's variables, SBATCH_ACCOUNT.
+    Raises UserError when Slurm or submitit is missing, and with sbatch's own words when it refuses.
+    """
+    if not items:
+        raise ValueError("nothing to submit")
+    if time_minutes < 1:
+        raise UserError(f"a time limit of {time_minutes} minutes is too short for Slurm; give at least 1")
+    missing = [program for program in ("sbatch", "srun", "squeue") if shutil.which(program) is None]
+    if missing:
+        raise UserError(
+            f"no {missing[0]} on the PATH: is this a login node of a Slurm cluster? Elsewhere run without Slurm; with "
+            f"it, {INSTALL} installs what else is needed"
+        )
+    try:
+        import submitit
+        from submitit.core.utils import FailedSubmissionError, UncompletedJobError
+    except ImportError as error:
+        raise UserError(f"submitting to Slurm needs submitit, which is not installed: {INSTALL}") from error
+
+    # -P: otherwise modules in the current directory, a helpers.py of the user's, would come before ours.
+    executor = submitit.SlurmExecutor(folder, MAX_TIMEOUTS, python=f"{shlex.quote(sys.executable)} -P")
+    extra: dict[str, Any] = {"requeue": True}  # the cluster's default may be never to requeue
+    if after is not None:
+        extra["dependency"] = f"afterok:{after}"
+        extra["kill-on-invalid-dep"] = "yes"  # by default it would be pending for ever
+    executor.update_parameters(
+        job_name=name,
+        time=time_minutes,
+        cpus_per_task=cpus,
+        # Since Slurm 22.05 a step does not take this over from its job.
+        srun_args=[f"--cpus-per-task={cpus}"],
+        array_parallelism=parallel or len(items),
+        # How long before the time limit the task is requeued. Slurm is early by up to 30 s more.
+        signal_delay_s=min(90, 15 * time_minutes),
+        # The modules may not be installed.
+        setup=[f'export PYTHONPATH={shlex.quote(str(CHECKOUT))}"${{PYTHONPATH:+:$PYTHONPATH}}"'],
+        additional_parameters=extra,
+        **({"gpus_per_node": gpus} if gpus else {}),
+        **({"partition": partition} if partition else {}),
+    )
+    try:
+        with redirect_stderr(io.StringIO()):  # submitit prints sbatch's words besides raising them
+            jobs = executor.map_array(Resumable(call), items)
+    except (FailedSubmissionError, UncompletedJobError) as error:
+        raise UserError(f"sbatch refused {name}: {_one_line(str(error))}") from error
+    return jobs[0].job_id.split("_")[0]
+
+
+def states(job_id: str) -> dict[int, str]:
+    """Array index -> PENDING, RUNNING, COMPLETING, ... of the tasks that are not over (squeue)."""
+    command = ["squeue", "--jobs", job_id, "--array", "--noheader", "--format=%i %T"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise UserError("no squeue on the PATH: is this a login node of a Slurm cluster?") from error
+    if result.returncode:
+        if "Invalid job id" in result.stderr:  # over for so long that Slurm has forgotten it
+            return {}
+        raise UserError(f"squeue does not answer: {_one_line(result.stderr)}")
+    found = {}
+    for line in result.stdout.splitlines():
+        task, state = line.split()
+        # Only one item: submitit submits a plain job, without an index.
+        found[int(task.partition("_")[2] or 0)] = state
+    return found
+
+
+def _one_line(text: str) -> str:
+    return "; ".join(line.removeprefix("sbatch: error: ").strip() for line in text.splitlines() if line.strip())

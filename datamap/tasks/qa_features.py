@@ -1,0 +1,214 @@
+"""Extractive QA as tokens: answers of any known layout into one, contexts into overlapping windows."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.core.errors import UserError
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+ABLATIONS = ("none", "q_only", "p_only")
+P_ONLY_QUESTION = "Find the answer in the passage."
+
+# What a token is to the answer (feature column ``token_roles``).
+PADDING, OTHER, CONTEXT, NO_ANSWER = 0, 1, 2, 3  # OTHER: question and separators. NO_ANSWER: the [CLS] position
+
+MIN_ADVANCE = 16  # consecutive windows advance by at least this many context tokens
+
+
+def answer_lists(answer: Any, start: Any, where: str) -> dict[str, list]:
+    """One example's answers as two lists, from a mapping of lists or scalars, a list of mappings, or text, start."""
+    if isinstance(answer, str) and answer.lstrip().startswith(("{", "[")) and start is None:
+        try:
+            answer = json.loads(answer)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{where}: answers is not JSON ({error.msg})") from error
+    if answer is None or answer == "":
+        return {"text": [], "answer_start": []}
+    if isinstance(answer, str | int | float):
+        answer = {"text": answer, "answer_start": start}
+    if isinstance(answer, list):
+        if not all(isinstance(item, Mapping) for item in answer):
+            raise UserError(f"{where}: expected answers as objects with text and answer_start, found {answer!r:.60}")
+        answer = {key: [item.get(key) for item in answer] for key in ("text", "answer_start")}
+    texts, starts = answer.get("text"), answer.get("answer_start")
+    texts = [texts] if isinstance(texts, str | int | float) else list(texts if texts is not None else [])
+    texts = [str(text) if isinstance(text, int | float) else text for text in texts]  # a file may hold 42 for "42"
+    starts = [starts] if isinstance(starts, int) else list(starts if starts is not None else [])
+    if len(texts) != len(starts) or not all(isinstance(value, int) for value in starts):
+        raise UserError(f"{where}: {len(texts)} answer texts need as many answer_start offsets, found {starts!r:.60}")
+    kept = [(text, offset) for text, offset in zip(texts, starts, strict=True) if text]
+    return {"text": [text for text, _ in kept], "answer_start": [offset for _, offset in kept]}
+
+
+def qa_features(
+    data: datasets.Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    doc_stride: int,
+    ablation: str,
+) -> datasets.Dataset:
+    """The windows of ``tasks.QuestionAnswering.features``, whose docstring tells the columns."""
+    import datasets
+
+    if not tokenizer.is_fast:
+        raise UserError(f"{type(tokenizer).__name__} gives no character offsets; question answering needs them")
+    tokenizer.padding_side = "right"
+    if doc_stride > max_length // 2:
+        logger.warning(f"--doc_stride {doc_stride} is more than half of --max_length; {max_length // 2} is used")
+        doc_stride = max_length // 2
+    question_limit = max_length - doc_stride - MIN_ADVANCE - tokenizer.num_special_tokens_to_add(pair=True)
+    if question_limit < 8:
+        raise UserError(f"--max_length {max_length} leaves no room for a question beside the context; give more")
+    integers = datasets.List(datasets.Value("int32"))
+    small = datasets.List(datasets.Value("int8"))
+    schema = {name: integers for name in tokenizer.model_input_names if name not in ("attention_mask",)}
+    windows = data.select_columns(["question", "context", "answers"]).map(
+        _windows,
+        with_indices=True,
+        batched=True,
+        batch_size=500,
+        remove_columns=["question", "context", "answers"],
+        fn_kwargs={
+            "tokenizer": tokenizer,
+            "max_length": max_length,
+            "doc_stride": doc_stride,
+            "question_limit": question_limit,
+            "ablation": ablation,
+        },
+        # No cache: the library knows functions by name and would serve the windows of older code.
+        keep_in_memory=True,
+        load_from_cache_file=False,
+        features=datasets.Features(
+            {
+                **schema,
+                "attention_mask": small,
+                "token_roles": small,
+                "offset_start": integers,
+                "offset_end": integers,
+                "example_index": datasets.Value("int64"),
+                "start_positions": datasets.Value("int64"),
+                "end_positions": datasets.Value("int64"),
+                "counts": datasets.Value("bool"),
+                "length": datasets.Value("int64"),
+                "question_cut": datasets.Value("bool"),
+            }
+        ),
+        desc="tokenising",
+    )
+    cut = len(set(np.asarray(windows["example_index"][:])[np.asarray(windows["question_cut"][:], dtype=bool)]))
+    if cut:
+        logger.warning(f"{cut:,} questions are longer than {question_limit} tokens and were cut to that")
+    return windows.remove_columns("question_cut").add_column("row_index", list(range(len(windows))))
+
+
+def _windows(
+    examples: dict[str, list],
+    indices: list[int],
+    *,
+    tokenizer: PreTrainedTokenizerBase,
+    max_length: int,
+    doc_stride: int,
+    question_limit: int,
+    ablation: str,
+) -> dict[str, list]:
+    questions = [question.lstrip() for question in examples["question"]]
+    if ablation == "p_only":
+        questions = [P_ONLY_QUESTION] * len(questions)
+    questions, cut = _cut_questions(questions, tokenizer, question_limit)
+    encoded = tokenizer(
+        questions,
+        examples["context"],
+        truncation="only_second",
+        max_length=max_length,
+        stride=doc_stride,
+        return_overflowing_tokens=True,
+        return_offsets_mapping=True,
+    )
+    rows: dict[str, list] = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
+    made = ("attention_mask", "token_roles", "offset_start", "offset_end", "example_index", "start_positions",
+            "end_positions", "counts", "length", "question_cut")
+    rows.update({name: [] for name in made})
+    for window, sample in enumerate(encoded["overflow_to_sample_mapping"]):
+        tokens = encoded["input_ids"][window]
+        in_context = np.array([sequence == 1 for sequence in encoded.sequence_ids(window)])
+        offsets = np.array(encoded["offset_mapping"][window], dtype=np.int32)
+        no_answer = tokens.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in tokens else 0
+        roles = np.where(in_context, CONTEXT, OTHER).astype(np.int8)
+        roles[no_answer] = NO_ANSWER
+        start, end, counts = _answer_tokens(examples["answers"][sample], in_context, offsets, no_answer)
+        rows["attention_mask"].append((~in_context if ablation == "q_only" else np.ones(len(tokens))).astype(np.int8))
+        rows["token_roles"].append(roles)
+        rows["offset_start"].append(offsets[:, 0])
+        rows["offset_end"].append(offsets[:, 1])
+        rows["example_index"].append(indices[sample])
+        rows["start_positions"].append(start)
+        rows["end_positions"].append(end)
+        rows["counts"].append(counts)
+        rows["length"].append(len(tokens))
+        rows["question_cut"].append(cut[sample])
+    return rows
+
+
+def _cut_questions(
+    questions: list[str], tokenizer: PreTrainedTokenizerBase, limit: int
+) -> tuple[list[str], list[bool]]:
+    encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    cut = [len(tokens) > limit for tokens in encoded["input_ids"]]
+    shortened = [
+        question[: offsets[limit - 1][1]] if is_cut else question
+        for question, offsets, is_cut in zip(questions, encoded["offset_mapping"], cut, strict=True)
+    ]
+    return shortened, cut
+
+
+def _answer_tokens(
+    answers: dict[str, list], in_context: np.ndarray, offsets: np.ndarray, no_answer: int
+) -> tuple[int, int, bool]:
+    """Start and end token of the first gold answer, and whether this window counts for the example."""
+    if not answers["text"]:
+        return no_answer, no_answer, True
+    first = answers["answer_start"][0]
+    last = first + len(answers["text"][0])
+    tokens = np.flatnonzero(in_context)
+    if not len(tokens) or offsets[tokens[0], 0] > first or offsets[tokens[-1], 1] < last:
+        return no_answer, no_answer, False
+    start = tokens[np.searchsorted(offsets[tokens, 0], first, side="right") - 1]
+    end = tokens[np.searchsorted(offsets[tokens, 1], last, side="left")]
+    return int(start), int(max(start, end)), True
+
+
+def flat(data: datasets.Dataset, column: str) -> np.ndarray:
+    """All values of a list column one after the other."""
+    return data.data.column(column).combine_chunks().flatten().to_numpy()
+
+
+def choose_windows(windows: datasets.Dataset, aligned: np.ndarray) -> tuple[datasets.Dataset, np.ndarray]:
+    """One window per example, in example order, and whether its labels mark an answer, (N,) bool.
+
+    The first window that holds the answer, else the first. ``aligned`` (N,): whether the answer stands at its offset;
+    where it does not, there is no span to look for.
+    """
+    example = np.asarray(windows["example_index"][:])
+    holds = np.asarray(windows["start_positions"][:]) != cls_positions(windows)
+    holds &= np.asarray(windows["counts"][:]) & aligned[example]
+    # Example by example, windows with the answer first, each kind in the order of the context.
+    order = np.lexsort((~holds, example))
+    first = order[np.unique(example[order], return_index=True)[1]]
+    if len(first) != len(aligned):
+        raise ValueError(f"{len(aligned)} examples, but windows of {len(first)}")
+    return windows.select(first), holds[first]
+
+
+def cls_positions(windows: datasets.Dataset) -> np.ndarray:
+    return np.array([roles.index(NO_ANSWER) for roles in windows["token_roles"][:]], dtype=np.int64)

@@ -1,0 +1,206 @@
+"""Causal language models to fine-tune and to generate with: tokenizer, weights in 4 bit or whole, LoRA adapter."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import os
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datamap.core.artifacts import TOKENIZER_FILES, check_whole_model, model_meta
+from datamap.core.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+NEW_PAD = "<pad>"
+ADAPTER_CONFIG = "adapter_config.json"
+
+logger = logging.getLogger(__name__)
+# PEFT and TRL still read it by that name.
+warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Tokenizer of a Hub name, of a model directory or of an adapter, whose pad token is not its EOS token.
+
+    A model that is trained with EOS as padding may never learn to stop. The pad token is the tokenizer's own, else
+    its unk token, else a new ``<pad>``, for which ``load_causal_lm`` makes room in the model. ``padding_side`` is as
+    saved. UserError when there is no tokenizer, or one without EOS.
+    """
+    from transformers import AutoTokenizer
+
+    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
+        raise UserError(f"{name} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the model")
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
+        raise UserError(f"cannot load a tokenizer from {name!r} ({_first_line(error)}); {_expected(name)}") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"the tokenizer of {name!r} has no EOS token, so its model cannot say where an answer ends; "
+                        "give a causal language model with one")
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        if tokenizer.unk_token_id not in (None, tokenizer.eos_token_id):
+            tokenizer.pad_token = tokenizer.unk_token
+        else:
+            tokenizer.add_special_tokens({"pad_token": NEW_PAD})
+    return tokenizer
+
+
+def load_causal_lm(
+    name: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    adapter: str | None = None,
+    load_in_4bit: bool = False,
+    no_cuda: bool = False,
+    trainable: bool = False,
+    attn_implementation: str | None = None,
+) -> PreTrainedModel | PeftModel:
+    """Causal language model of a Hub name or directory, on this process's device.
+
+    load_in_4bit: NF4 with double quantisation, computing in bfloat16 (Dettmers et al. 2023, arXiv 2305.14314), on the
+    CPU too. Otherwise float32 on the CPU and bfloat16 on a GPU. adapter: directory or Hub name of a LoRA adapter that
+    is put on it. trainable: leave it in training mode, the adapter's weights with gradients; else in eval mode. A
+    tokenizer that knows more tokens than the model gets rows for them, each the mean of the others.
+
+    UserError, in one line, for whatever is not there, not whole, or does not fit together.
+    """
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    from datamap.training.models import _quiet_library
+
+    # PEFT asks for it by the older name.
+    warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+    check_whole_model(name)
+    if adapter is not None:
+        check_whole_adapter(adapter, name)
+    settings = _load_settings(load_in_4bit, device_of_process(no_cuda))
+    if attn_implementation is not None:
+        settings["attn_implementation"] = attn_implementation
+    try:
+        with _quiet_library():
+            model, loading = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **settings)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise UserError(f"cannot load {name!r} as a causal language model ({_first_line(error)}); {_expected(name)}"
+                        ) from error
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(f"model {name!r} lacks {len(missing):,} trained weights of a causal language model "
+                        f"({missing[0]}, ...); give one that was trained as such")
+    _make_room(model, tokenizer)
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if model.generation_config is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if adapter is not None:
+        model = _with_adapter(model, adapter, name, trainable, in_bfloat16=load_in_4bit)
+    return model.train() if trainable else model.eval()
+
+
+def device_of_process(no_cuda: bool) -> torch.device:
+    """The GPU of this process (its local rank under a launcher), or the CPU."""
+    import torch
+
+    if no_cuda or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+
+
+def check_whole_adapter(adapter: str, name: str | None = None) -> None:
+    """Refuse an adapter directory whose training did not finish; warn when it was trained on another model than
+    ``name``."""
+    if not Path(adapter).is_dir():
+        if adapter.startswith((".", "/", "~")):
+            raise UserError(f"adapter {adapter}: no such directory; train_sft.py writes one")
+        return  # of the Hub
+    config = Path(adapter) / ADAPTER_CONFIG
+    if not config.exists():
+        raise UserError(f"{adapter} holds no {ADAPTER_CONFIG}, so no adapter; train_sft.py writes one")
+    meta = model_meta(adapter)
+    if meta and meta.get("status") != "finished":
+        raise UserError(f"adapter {adapter} is not whole: its training is marked {meta.get('status')}; go on with "
+                        "train_sft.py --resume_from_checkpoint, or name one of its checkpoints")
+    base = base_of_adapter(adapter)
+    if base and name and base != name and Path(base).resolve() != Path(name).resolve():
+        logger.warning(f"adapter {adapter} was trained on {base}, now it is put on {name}")
+
+
+def base_of_adapter(adapter: str) -> str | None:
+    """The base model that an adapter directory names; None where it names none, or is on the Hub."""
+    file = Path(adapter) / ADAPTER_CONFIG
+    if not file.is_file():
+        return None
+    try:
+        return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
+    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
+        raise UserError(f"{file} is not a JSON object ({_first_line(error)}); is the file whole?") from error
+
+
+def _load_settings(load_in_4bit: bool, device: torch.device) -> dict[str, Any]:
+    import torch
+
+    # The adapter, the cache and the hidden states stay in this type.
+    on_gpu = device.type == "cuda"
+    settings: dict[str, Any] = {"dtype": torch.bfloat16 if on_gpu or load_in_4bit else torch.float32,
+                                "device_map": {"": device}}
+    if load_in_4bit:
+        if importlib.util.find_spec("bitsandbytes") is None:
+            raise UserError("4-bit weights need bitsandbytes (pip install bitsandbytes), or ask for whole ones with "
+                            "--quantization none")
+        from transformers import BitsAndBytesConfig
+
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
+    return settings
+
+
+def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Rows for the tokens that the tokenizer has and the model has not, the same ones whenever it is loaded."""
+    import torch
+
+    before = model.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) <= before:
+        return
+    # The library would draw them at random: the same adapter would then not be the same model twice.
+    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None:
+                layer.weight[before:] = layer.weight[:before].float().mean(dim=0).to(layer.weight.dtype)
+                if getattr(layer, "bias", None) is not None:
+                    layer.bias[before:] = layer.bias[:before].float().mean().to(layer.bias.dtype)
+
+
+def _with_adapter(
+    model: PreTrainedModel, adapter: str, name: str, trainable: bool, in_bfloat16: bool
+) -> PeftModel:
+    """in_bfloat16: as TRL trains adapters of 4-bit models; in float32, which PEFT would make of them, sums differ."""
+    if importlib.util.find_spec("peft") is None:
+        raise UserError("adapters need peft (pip install peft)")
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(
+            model, adapter, is_trainable=trainable, autocast_adapter_dtype=not in_bfloat16
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+        raise UserError(f"cannot put adapter {adapter!r} on {name!r} ({_first_line(error)}); give the base model that "
+                        "it was trained on") from error
+
+
+def _expected(name: str) -> str:
+    if Path(name).is_dir():
+        return "expected a directory with config.json, weights and tokenizer"
+    return "give a Hub name that can be had (network, login), or a directory with config.json, weights and tokenizer"
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]

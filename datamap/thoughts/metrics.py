@@ -1,0 +1,260 @@
+"""How well predicted labels of pairs, each 0, 1 or no answer, agree with the true ones: numbers, tables, pictures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.core.files import write_csv
+from datamap.core.intervals import wilson_interval
+from datamap.core.plots import COLORS
+from datamap.thoughts.reader import LABELS, METHODS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NO_ANSWER = "no answer"
+NO_DIFFERENCE = "no detectable difference"
+LABEL_NAMES = {0: "does not follow", 1: "follows"}
+ALPHA = 0.05
+MAX_BINS, MIN_IN_BIN = 8, 10  # of the table by length
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+def pair_metrics(
+    gold: Sequence[int | None], predicted: Sequence[int | None], methods: Sequence[str]
+) -> dict[str, Any]:
+    """The metrics of a set of pairs, flat; shares lie in 0..1, higher is better.
+
+    gold, predicted: 0, 1 or None for no label and no answer. methods: how each answer was read (``Parsed.method``).
+
+    ``n`` pairs, ``n_labelled`` of them with a true label. ``accuracy`` takes no answer for wrong, ``accuracy_low`` and
+    ``accuracy_high`` are its 95 % Wilson interval; ``accuracy_parsed`` is that among the ``n_labelled_parsed``
+    labelled pairs with an answer. ``parse_rate`` is the share of all pairs with an answer, ``parsed_<method>`` counts
+    pairs and ``parse_rate_<method>`` their shares. ``majority_baseline``: the accuracy of always giving the commoner
+    label.
+
+    ``precision_<label>``, ``recall_<label>``, ``f1_<label>``, ``support_<label>`` are of one label; no answer counts
+    against the recall of the true label and for no precision. The ``_macro`` ones are unweighted means over the labels
+    that occur, as true or as predicted ones; a label that is never predicted has precision 0, one that is never true
+    recall 0. What cannot be told is None: without labelled pairs everything about them, without answers
+    ``accuracy_parsed``, and all of a label that does not occur.
+
+    Raises ValueError for unequal lengths and for values outside these.
+    """
+    gold, predicted, methods = list(gold), list(predicted), list(methods)
+    if not len(gold) == len(predicted) == len(methods):
+        raise ValueError(f"got {len(gold)} true labels, {len(predicted)} predictions and {len(methods)} methods")
+    for name, values, allowed in (("true label", gold, (*LABELS, None)), ("prediction", predicted, (*LABELS, None)),
+                                  ("method", methods, METHODS)):
+        strange = [value for value in values if value not in allowed]
+        if strange:
+            raise ValueError(f"{strange[0]!r} is no {name}; expected one of {allowed}")
+    n = len(gold)
+    labelled = [(true, answer) for true, answer in zip(gold, predicted, strict=True) if true is not None]
+    right = sum(true == answer for true, answer in labelled)
+    parsed = sum(answer is not None for _, answer in labelled)
+    total = len(labelled)
+    low, high = wilson_interval(right, total)
+    metrics: dict[str, Any] = {
+        "n": n,
+        "n_labelled": total,
+        "n_labelled_parsed": parsed,
+        "accuracy": _share(right, total),
+        "accuracy_low": low if total else None,
+        "accuracy_high": high if total else None,
+        "accuracy_parsed": _share(right, parsed),
+        "parse_rate": _share(sum(answer is not None for answer in predicted), n),
+        **{f"parsed_{method}": methods.count(method) for method in METHODS},
+        **{f"parse_rate_{method}": _share(methods.count(method), n) for method in METHODS},
+    }
+    supports = {label: sum(true == label for true, _ in labelled) for label in LABELS}
+    metrics["majority_baseline"] = _share(max(supports.values()), total)
+    scores = {label: _label_scores(labelled, label) for label in LABELS}
+    occurring = [label for label in LABELS if scores[label]["f1"] is not None]
+    for name in ("precision", "recall", "f1"):
+        each = [scores[label][name] for label in occurring]
+        metrics[f"{name}_macro"] = float(np.mean(each)) if each else None  # type: ignore[arg-type]
+    for label in LABELS:
+        metrics |= {f"{name}_{label}": value for name, value in scores[label].items()}
+        metrics[f"support_{label}"] = supports[label]
+    return metrics
+
+
+def _label_scores(labelled: Sequence[tuple[int, int | None]], label: int) -> dict[str, float | None]:
+    both = sum(true == answer == label for true, answer in labelled)
+    true, predicted = (sum(pair[side] == label for pair in labelled) for side in (0, 1))
+    if not true + predicted:
+        return {"precision": None, "recall": None, "f1": None}
+    return {
+        "precision": both / predicted if predicted else 0.0,
+        "recall": both / true if true else 0.0,
+        "f1": 2 * both / (true + predicted),
+    }
+
+
+def _share(part: int, whole: int) -> float | None:
+    return part / whole if whole else None
+
+
+# --- two runs ----------------------------------------------------------------------------------------------------
+
+
+def compare_runs(right: Sequence[bool], other_right: Sequence[bool]) -> dict[str, Any]:
+    """Whether two runs on the same pairs differ in accuracy; (N,) each, the same order, no answer is not right.
+
+    ``n``, ``accuracy``, ``other_accuracy``, ``both_right``, ``both_wrong``, ``only_this_right``, ``only_other_right``;
+    ``difference`` = accuracy - other_accuracy, above 0 where this run is better, with ``difference_low`` and
+    ``difference_high`` (``paired_interval``); ``p_mcnemar``, two-sided and exact: a binomial test on the pairs that
+    only one of the runs has right (McNemar 1947). ``verdict``: "better", "worse", or from p = 0.05 on "no detectable
+    difference", which is not "no difference". Raises ValueError for unequal lengths and for none.
+    """
+    if len(right) != len(other_right) or not len(right):
+        raise ValueError(f"expected two answers to every pair, got {len(right)} and {len(other_right)}")
+    from scipy.stats import binomtest
+
+    this, other = np.asarray(right, dtype=bool), np.asarray(other_right, dtype=bool)
+    n, ours, theirs = len(this), int((this & ~other).sum()), int((other & ~this).sum())
+    low, high = paired_interval(ours, theirs, n)
+    p = float(binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
+    return {
+        "n": n,
+        "accuracy": float(this.mean()),
+        "other_accuracy": float(other.mean()),
+        "both_right": int((this & other).sum()),
+        "both_wrong": int((~this & ~other).sum()),
+        "only_this_right": ours,
+        "only_other_right": theirs,
+        "difference": (ours - theirs) / n,
+        "difference_low": low,
+        "difference_high": high,
+        "p_mcnemar": p,
+        "verdict": NO_DIFFERENCE if p >= ALPHA else "better" if ours > theirs else "worse",
+    }
+
+
+def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
+    """95 % interval, within -1..1, of the difference of two proportions over the same n pairs.
+
+    Wald's with one added to either kind of discordant pair (Bonett and Price 2012, recommended in Fagerland, Lydersen
+    and Laake 2014): unlike Wald's own it has a width where the runs never disagree. Around (b - c) / (n + 2).
+    """
+    first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
+    half = NormalDist().inv_cdf(1 - ALPHA / 2) * math.sqrt((first + second - (first - second) ** 2) / (n + 2))
+    return max(first - second - half, -1.0), min(first - second + half, 1.0)
+
+
+# --- tables ------------------------------------------------------------------------------------------------------
+
+
+def length_table(
+    lengths: Sequence[int | None], gold: Sequence[int | None], predicted: Sequence[int | None]
+) -> pd.DataFrame:
+    """Accuracy by length of the answer, in groups of about equal size, at most 8, from 10 pairs on where possible.
+
+    One row per group: ``shortest, longest, mean_length, n, accuracy, low, high`` (95 % Wilson interval),
+    ``parse_rate``; pairs without a true label or a length are left out, no answer is wrong. Equal lengths stay
+    together.
+    """
+    import pandas as pd
+
+    rows = [(size, true == answer, answer is not None)
+            for size, true, answer in zip(lengths, gold, predicted, strict=True)
+            if size is not None and true is not None]
+    columns = ["shortest", "longest", "mean_length", "n", "accuracy", "low", "high", "parse_rate"]
+    if not rows:
+        return pd.DataFrame(columns=columns)
+    length, right, answered = (np.array(column) for column in zip(*rows, strict=True))
+    bins = int(np.clip(len(length) // MIN_IN_BIN, 1, MAX_BINS))
+    edges = np.unique(np.quantile(length, np.linspace(0, 1, bins + 1)[1:-1]))
+    group = np.searchsorted(edges, length, side="left")
+    groups = []
+    for number in np.unique(group):
+        among = group == number
+        n = int(among.sum())
+        low, high = wilson_interval(int(right[among].sum()), n)
+        groups.append([int(length[among].min()), int(length[among].max()), float(length[among].mean()), n,
+                       float(right[among].mean()), low, high, float(answered[among].mean())])
+    return pd.DataFrame(groups, columns=columns)
+
+
+def confusion(gold: Sequence[int | None], predicted: Sequence[int | None]) -> np.ndarray:
+    """(2, 3) counts: rows the true labels 0 and 1, columns the predictions 0, 1 and no answer."""
+    counts = np.zeros((len(LABELS), len(LABELS) + 1), dtype=np.int64)
+    for true, answer in zip(gold, predicted, strict=True):
+        if true is not None:
+            counts[true, len(LABELS) if answer is None else answer] += 1
+    return counts
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def write_confusion(directory: Path, counts: np.ndarray, title: str) -> None:
+    """``confusion_matrix.csv`` (label, predicted_label, n) and its picture; colour is the share of the row."""
+    import pandas as pd
+
+    from datamap.core.plots import new_figure, save_figure
+
+    names = [*map(str, LABELS), NO_ANSWER]
+    rows = [(label, name, int(counts[label, column])) for label in LABELS for column, name in enumerate(names)]
+    write_csv(directory / "confusion_matrix.csv", pd.DataFrame(rows, columns=["label", "predicted_label", "n"]))
+    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    figure, axis = new_figure(5.6, 3.3)
+    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    for row, column in np.ndindex(*counts.shape):
+        ink = "white" if shares[row, column] > 60 else "black"
+        share = f"\n{shares[row, column]:.0f} %" if counts[row].any() else ""
+        axis.text(column, row, f"{counts[row, column]:,}{share}", ha="center", va="center", fontsize=10, color=ink)
+    axis.axvline(len(LABELS) - 0.5, color="white", linewidth=4)
+    axis.set_xticks(range(len(names)), [*(f"{label}\n{LABEL_NAMES[label]}" for label in LABELS), NO_ANSWER])
+    axis.set_yticks(LABELS, [f"{label}\n{LABEL_NAMES[label]}" for label in LABELS])
+    axis.tick_params(labelsize=9)
+    axis.set_xlabel("predicted label", fontsize=9)
+    axis.set_ylabel("true label", fontsize=9)
+    axis.spines[:].set_visible(False)
+    figure.colorbar(image, ax=axis).set_label("pairs of the true label (%)", fontsize=9)
+    accuracy = np.trace(counts) / counts.sum()
+    caption = f"{title}\nn = {counts.sum():,}; accuracy {accuracy:.3f}, no answer counted as wrong"
+    save_figure(figure, directory / "confusion_matrix.png", "Confusion matrix", caption)
+
+
+def write_lengths(
+    directory: Path, table: pd.DataFrame, unit: str, metrics: Mapping[str, Any], title: str
+) -> None:
+    """``accuracy_by_length.csv`` (a ``length_table``) and its picture; unit: what is counted, for the axis."""
+    from matplotlib.ticker import MaxNLocator
+
+    from datamap.core.plots import GREY, LIGHT_GREY, new_figure, save_figure
+
+    write_csv(directory / "accuracy_by_length.csv", table)
+    figure, axis = new_figure(5.6, 3.6)
+    place, accuracy = table["mean_length"].to_numpy(), table["accuracy"].to_numpy()
+    errors = np.clip([accuracy - table["low"], table["high"] - accuracy], 0, None)
+    width = [place - table["shortest"], table["longest"] - place]
+    baseline = metrics["majority_baseline"]
+    axis.errorbar(place, accuracy, xerr=width, fmt="none", ecolor=LIGHT_GREY, elinewidth=4, zorder=0)
+    axis.errorbar(place, accuracy, yerr=errors, color=COLORS[0], marker="o", markersize=5, linewidth=1,
+                  elinewidth=1.2, label="accuracy", zorder=3)
+    axis.plot(place, table["parse_rate"], color=GREY, marker="s", markersize=4, linewidth=1, label="parse rate")
+    axis.axhline(baseline, color=GREY, linewidth=1, linestyle=":", label="majority baseline")
+    axis.set_ylim(-0.03, 1.03)
+    axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
+    axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    axis.set_xlabel(f"length of the answer ({unit})", fontsize=9)
+    axis.set_ylabel("share of the pairs", fontsize=9)
+    axis.tick_params(labelsize=8)
+    axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, frameon=False, fontsize=8, borderaxespad=0)
+    counts = ", ".join(f"{count:,}" for count in table["n"])
+    caption = (
+        f"{title}, n = {int(table['n'].sum()):,} (from left to right {counts})\npoint and bar: accuracy and its 95 % "
+        "Wilson interval, no answer counted as wrong; light bar: shortest to longest of the group"
+    )
+    save_figure(figure, directory / "accuracy_by_length.png", "Accuracy by length of the answer", caption)

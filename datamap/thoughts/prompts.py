@@ -1,0 +1,76 @@
+"""Prompts: texts in files with $placeholders, and what may not be said in their places."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datamap.core.errors import UserError
+from datamap.core.places import EXAMPLES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PROMPTS = EXAMPLES / "prompts"
+TUNED = PROMPTS / "sft.txt"  # what a fine-tuned model is asked: its training has shown it the rest
+PAIR = ("premise", "hypothesis")
+INSTRUCTION = ("[INST]", "[/INST]")  # around the question to a model without a chat template
+
+
+def load_prompt(path: str | Path, placeholders: Sequence[str]) -> string.Template:
+    """The prompt in a file, with $name of every placeholder; UserError where they are not what it has."""
+    path = Path(path)
+    wanted = " and ".join(f"${name}" for name in placeholders)
+    try:
+        template = string.Template(path.read_text(encoding="utf-8-sig"))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        raise UserError(f"prompt {path}: no such file; expected a text with {wanted} in it") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"prompt {path}: not UTF-8 text; convert the file to UTF-8") from error
+    if not template.is_valid():
+        raise UserError(f"prompt {path}: a $ that begins no name; expected {wanted}, or $$ for the sign itself")
+    found = template.get_identifiers()
+    for name in found:
+        if name not in placeholders:
+            raise UserError(f"prompt {path}: unknown placeholder ${name}; expected {wanted}, or $$ for the sign")
+    for name in placeholders:
+        if name not in found:
+            raise UserError(f"prompt {path}: the placeholder ${name} is missing; put it where the {name} should stand")
+    return template
+
+
+def fill_tagged(template: string.Template, values: Mapping[str, str]) -> str:
+    """The prompt with its values; a value cannot close or open one of the prompt's own XML tags."""
+    tags = set(re.findall(r"</?([A-Za-z_]+)>", template.template))
+    inside = re.compile(rf"<(?=/?(?:{'|'.join(map(re.escape, sorted(tags)))})\b)", re.IGNORECASE) if tags else None
+    return template.substitute({name: inside.sub("< ", text) if inside else text for name, text in values.items()})
+
+
+def neutral(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """``text`` without the special tokens that it spells out, such as </s>: a space keeps their letters apart."""
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    for token in sorted(special | set(tokenizer.all_special_tokens) | set(INSTRUCTION), key=len, reverse=True):
+        if len(token) > 1:
+            text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
+def model_prompt(tokenizer: PreTrainedTokenizerBase, template: string.Template, premise: str, hypothesis: str) -> str:
+    """What a fine-tuned model reads of a pair, to be tokenized as plain text; the answer begins behind it.
+
+    It is put as the tokenizer's chat template wants it, else between [INST] and [/INST]. A BOS token that the
+    tokenizer adds of itself does not stand in it.
+    """
+    body = template.substitute(premise=neutral(premise, tokenizer), hypothesis=neutral(hypothesis, tokenizer)).strip()
+    if tokenizer.chat_template is None:
+        return f"{INSTRUCTION[0]} {body} {INSTRUCTION[1]}"
+    question = [{"role": "user", "content": body}]
+    text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
+    assert isinstance(text, str)
+    bos = tokenizer.bos_token
+    if bos and text.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
+        text = text.removeprefix(bos)
+    return text.rstrip(" ")

@@ -1,0 +1,404 @@
+"""Fine-tuning on chains of thought with TRL's SFTTrainer: rows as tokens, the trainer, what it watches on the way."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import string
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedTokenizerBase, TrainerCallback
+from trl import SFTConfig, SFTTrainer
+
+from datamap.core.errors import UserError
+from datamap.thoughts.generation import generate
+from datamap.thoughts.metrics import pair_metrics
+from datamap.thoughts.prompts import model_prompt, neutral
+from datamap.thoughts.reader import completion_text, parse_thought
+from datamap.thoughts.sft_arguments import ARGUMENTS
+from datamap.training.callbacks import ProgressBar, StatusCallback
+from datamap.training.library_flags import given_training_flags
+
+if TYPE_CHECKING:
+    import datasets
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+LARGE_FOR_A_CPU = 1e9  # parameters
+GENERATED = "eval_generate_"
+LOGGED = ("n", "accuracy", "accuracy_low", "accuracy_high", "accuracy_parsed", "parse_rate", "precision_macro",
+          "recall_macro", "f1_macro", "precision_0", "recall_0", "f1_0", "precision_1", "recall_1", "f1_1")
+
+logger = logging.getLogger(__name__)
+
+
+# --- rows as tokens -----------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Encoded:
+    """Prompts and completions of N rows as text, and as the tokens that the trainer makes of them, EOS included.
+
+    prompt_lengths: tokens before the completion. label_positions: index in ``input_ids`` of the token that says the
+    label. Neither knows of any cut.
+    """
+
+    ids: list[str]
+    prompts: list[str]
+    completions: list[str]
+    input_ids: list[list[int]]
+    prompt_lengths: np.ndarray  # (N,) int64
+    label_positions: np.ndarray  # (N,) int64
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.array([len(row) for row in self.input_ids], dtype=np.int64)
+
+    def select(self, rows: Sequence[int]) -> Encoded:
+        ids, prompts, completions = (
+            [column[row] for row in rows] for column in (self.ids, self.prompts, self.completions)
+        )
+        input_ids, places = [self.input_ids[row] for row in rows], np.asarray(rows, dtype=np.int64)
+        return Encoded(ids, prompts, completions, input_ids, self.prompt_lengths[places], self.label_positions[places])
+
+    def cut_labels(self, max_length: int) -> np.ndarray:
+        """``label_positions`` when rows end at ``max_length``: -1 where the label is cut off."""
+        return np.where(self.label_positions < max_length, self.label_positions, -1)
+
+    def dataset(self) -> datasets.Dataset:
+        import datasets
+
+        return datasets.Dataset.from_dict({"prompt": self.prompts, "completion": self.completions})
+
+
+def completion_start(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What a completion begins with: the space that the chat template leaves before an answer, or nothing.
+
+    A prompt does not end in it: there it would be a token of its own, which no text has before a word.
+    """
+    if tokenizer.chat_template is None:
+        return " "  # [INST] ... [/INST] {"thought_process": ...
+    question, answer = [{"role": "user", "content": "question"}], "answer-of-the-model"
+    prompt = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)).rstrip(" ")
+    whole = [*question, {"role": "assistant", "content": answer}]
+    before = str(tokenizer.apply_chat_template(whole, tokenize=False)).partition(answer)[0]
+    between = before.removeprefix(prompt)
+    return " " if between != before and between.startswith(" ") and not between.strip() else ""
+
+
+def encode(
+    rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, template: string.Template
+) -> Encoded:
+    """Rows with ``id, premise, hypothesis, thought_process, label`` as what the model reads and is to write.
+
+    UserError for a tokenizer without offsets, and for rows that do not have exactly one EOS token, at their end, and
+    at most one BOS token (``check_special_tokens``).
+    """
+    if not tokenizer.is_fast:
+        raise UserError("the tokenizer of this model has no fast version (tokenizer.json), which tells what text a "
+                        "token stands for; save one beside the model")
+    start, eos = completion_start(tokenizer), str(tokenizer.eos_token)
+    prompts = [model_prompt(tokenizer, template, row["premise"], row["hypothesis"]) for row in rows]
+    completions = [
+        start + completion_text(neutral(row["thought_process"], tokenizer), row["label"]) for row in rows
+    ]
+    if not prompts:
+        return Encoded([], [], [], [], np.zeros(0, np.int64), np.zeros(0, np.int64))
+    texts = [prompt + completion + eos for prompt, completion in zip(prompts, completions, strict=True)]
+    whole = tokenizer(texts, verbose=False)
+    alone = tokenizer(prompts, verbose=False)["input_ids"]
+    # Where the two part, as the trainer has it: a token may reach over the end of the prompt.
+    prompt_lengths = [_common_prefix(one, row) for one, row in zip(alone, whole["input_ids"], strict=True)]
+    positions = []
+    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        digit = len(prompt) + len(completion) - 2  # before the brace that closes the object
+        assert texts[row][digit] in "01", texts[row][digit:]
+        positions.append(whole.char_to_token(row, digit))
+    ids = [row["id"] for row in rows]
+    encoded = Encoded(ids, prompts, completions, whole["input_ids"], np.array(prompt_lengths), np.array(positions))
+    check_special_tokens(encoded, tokenizer, template)
+    return encoded
+
+
+def check_special_tokens(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, template: string.Template) -> None:
+    """Exactly one EOS, at the end, and one BOS, at the beginning, or none where the tokenizer has none.
+
+    Where the chat template ends the user's turn with the EOS token, it may stand there as well.
+    """
+    eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
+    example = model_prompt(tokenizer, template, "a", "b")
+    allowed = tokenizer(example + str(tokenizer.eos_token), verbose=False)["input_ids"].count(eos)
+    for row, tokens in enumerate(encoded.input_ids):
+        where = f"row {encoded.ids[row]!r}"
+        if tokens.count(eos) != allowed or tokens[-1] != eos or eos in tokens[encoded.prompt_lengths[row] : -1]:
+            raise UserError(
+                f"{where} has {tokens.count(eos)} EOS tokens ({tokenizer.eos_token}), expected "
+                f"{allowed}, one of them at its end; does the tokenizer add one of itself (add_eos_token)?"
+            )
+        if bos is not None and bos != eos and (tokens.count(bos) > 1 or (bos in tokens and tokens[0] != bos)):
+            raise UserError(
+                f"{where} has {tokens.count(bos)} BOS tokens ({tokenizer.bos_token}), expected one, at its beginning; "
+                "take it out of the prompt file or the chat template, the tokenizer adds it"
+            )
+
+
+def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
+    length = 0
+    for one, other in zip(first, second, strict=False):
+        if one != other:
+            break
+        length += 1
+    return length
+
+
+# --- settings -----------------------------------------------------------------------------------------------------
+
+
+def check_device(args: argparse.Namespace) -> bool:
+    """Whether this run uses a GPU; UserError for what cannot work without one."""
+    on_gpu = torch.cuda.is_available() and not args.no_cuda
+    if on_gpu:
+        return True
+    why = "this run is on the CPU (--no_cuda)" if torch.cuda.is_available() else "there is none here"
+    if getattr(args, "optim", "").startswith("paged_"):
+        raise UserError(f"--optim {args.optim} pages between GPU and CPU memory, it needs a GPU; {why}: give --optim "
+                        f"{args.optim.removeprefix('paged_').replace('_32bit', '')}")
+    for name in ("fp16", "tf32"):
+        if getattr(args, name, False):
+            raise UserError(f"--{name} needs a GPU, and {why}; leave it out")
+    if "flash" in (args.attn_implementation or ""):
+        raise UserError(f"--attn_implementation {args.attn_implementation} needs a GPU, and {why}; leave it out")
+    return False
+
+
+def sft_config(args: argparse.Namespace, on_gpu: bool, watches: bool) -> SFTConfig:
+    """watches: there are held-out rows to evaluate on."""
+    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.utils import logging as library_logging
+
+    given = given_training_flags(vars(args), ARGUMENTS)
+    # The older name of the same; the library warns of it.
+    given.setdefault("activation_checkpointing", given.pop("gradient_checkpointing"))
+    given.setdefault("per_device_eval_batch_size", args.per_device_train_batch_size)
+    given.setdefault("dataloader_pin_memory", on_gpu)
+    given.setdefault("ddp_find_unused_parameters", False)  # every weight of an adapter is used
+    if not given.get("fp16"):
+        given.setdefault("bf16", on_gpu)
+    if not on_gpu:
+        given["use_cpu"] = True
+    if watches:
+        given.setdefault("eval_strategy", "steps")
+        if given["eval_strategy"] == "steps":
+            given.setdefault("eval_steps", args.eval_generate_steps or 100)
+    if not sys.stderr.isatty():
+        given.setdefault("disable_tqdm", True)
+        library_logging.disable_progress_bar()
+    try:
+        config = SFTConfig(output_dir=args.output_dir, seed=args.seed, do_train=True, **given)
+        for tracker in get_reporting_integration_callbacks(config.report_to):
+            tracker()  # says whether it is installed
+        return config
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UserError(f"training arguments: {str(error).strip().splitlines()[0]}") from error
+
+
+def add_adapter(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
+    """The model with a new, untrained LoRA adapter on the layers that ``--lora_target_modules`` names."""
+    from peft import LoraConfig, get_peft_model
+
+    names = args.lora_target_modules
+    config = LoraConfig(
+        r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, bias="none", task_type="CAUSAL_LM",
+        target_modules=names[0] if names == ["all-linear"] else names,
+    )
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"--lora_target_modules {','.join(names)}: {reason:.200}") from error
+
+
+# --- the trainer --------------------------------------------------------------------------------------------------
+
+
+class ThoughtTrainer(SFTTrainer):
+    """TRL's trainer without its draft of a model card: ours tells what was measured, when it is."""
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+def build_trainer(
+    args: argparse.Namespace,
+    config: SFTConfig,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    train: Encoded,
+    held_out: Encoded,
+) -> ThoughtTrainer:
+    """A trainer on rows of which each leaves something to learn within ``--max_length``.
+
+    UserError where the rows would not be trained on as they were checked.
+    """
+    from transformers.trainer_callback import PrinterCallback, ProgressCallback
+
+    tokenizer.padding_side = "right"
+    try:
+        trainer = ThoughtTrainer(
+            model=model, args=config, processing_class=tokenizer, train_dataset=train.dataset(),
+            eval_dataset=held_out.dataset() if held_out.ids else None,
+        )
+    except (ValueError, ImportError) as error:
+        raise UserError(f"the trainer refuses these settings: {str(error).strip().splitlines()[0]}") from error
+    if not args.packing:
+        _check_same_tokens(trainer.train_dataset, train, args.max_length)
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(ProgressBar)
+    trainer.add_callback(StatusCallback)
+    trainer.add_callback(Continuity(trainer))
+    return trainer
+
+
+def _check_same_tokens(data: datasets.Dataset, train: Encoded, max_length: int) -> None:
+    """Whether the trainer has made of the texts what was checked, and masked what was thought."""
+    for row, (tokens, labels) in enumerate(zip(data["input_ids"], data["labels"], strict=True)):
+        prompt = int(train.prompt_lengths[row])
+        if tokens != train.input_ids[row][:max_length] or labels != [-100] * prompt + tokens[prompt:]:
+            raise RuntimeError(f"row {train.ids[row]!r}: the trainer has other tokens than were checked")
+    if len(data) != len(train.ids):
+        raise RuntimeError(f"the trainer has {len(data):,} rows, {len(train.ids):,} were checked")
+
+
+class Continuity(TrainerCallback):
+    """Makes the curves of a resumed training those of an uninterrupted one, and warns of a warm-up without an end.
+
+    The library forgets what it has summed up since the last log when it stops, and so logs with every checkpoint.
+    """
+
+    def __init__(self, trainer: ThoughtTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        counts = [logged["num_tokens"] for logged in state.log_history if "num_tokens" in logged]
+        self.trainer._total_train_tokens = int(counts[-1]) if counts else 0
+        warmup = args.get_warmup_steps(state.max_steps)
+        if warmup >= state.max_steps:
+            logger.warning(f"the warm-up of {warmup:,} steps takes up the whole training of {state.max_steps:,}: the "
+                           f"learning rate never gets to {args.learning_rate:g}; lower --warmup_steps")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log = control.should_log or control.should_save
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        control.should_log = control.should_log or control.should_save
+
+
+class GeneratedAnswers(TrainerCallback):
+    """Has the model answer labelled pairs every so many steps, and logs how well under ``eval_generate_*``.
+
+    pairs: with ``id, premise, hypothesis, label``. steps: 0 for never while it trains. Each process answers its share;
+    what is logged is of all.
+    """
+
+    def __init__(
+        self,
+        trainer: ThoughtTrainer,
+        tokenizer: PreTrainedTokenizerBase,
+        template: string.Template,
+        pairs: Sequence[Mapping[str, Any]],
+        steps: int,
+        batch_size: int,
+        max_new_tokens: int,
+    ):
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            raise UserError("answering pairs needs the whole model in every process, which FSDP and DeepSpeed split: "
+                            "train with --eval_fraction 0 and without --eval_dataset")
+        self.trainer, self.tokenizer, self.pairs, self.steps = trainer, tokenizer, list(pairs), steps
+        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
+        self.prompts = [model_prompt(tokenizer, template, pair["premise"], pair["hypothesis"]) for pair in pairs]
+        self.metrics: dict[str, Any] = {}
+        self.answers: list[dict[str, Any]] = []
+        self.step = -1  # of the last answers
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.steps and state.global_step % self.steps == 0:
+            self.measure()
+
+    def measure(self) -> None:
+        """Answer all pairs with the model as it is; ``metrics`` and ``answers`` hold the outcome."""
+        from accelerate.utils import gather_object
+
+        args, state, model = self.trainer.args, self.trainer.state, self.trainer.model
+        if self.step == state.global_step:
+            return
+        self.step, should_log = state.global_step, self.trainer.control.should_log
+        share = range(args.process_index, len(self.pairs), args.world_size)
+        outputs: list[tuple[int, str]] = []
+        side, was_training = self.tokenizer.padding_side, model.training
+        # In training mode its numbers would go among those of the training since the last log.
+        model.eval()
+        batches = generate(model, self.tokenizer, [self.prompts[place] for place in share], batch_size=self.batch_size,
+                           max_new_tokens=self.max_new_tokens)
+        for places, generated in batches:
+            outputs += [(share[place], one.text) for place, one in zip(places, generated, strict=True)]
+        self.tokenizer.padding_side = side
+        texts = dict(gather_object(outputs))
+        parsed = [parse_thought(texts[place], self.prompts[place]) for place in range(len(self.pairs))]
+        self.metrics = pair_metrics(
+            [pair["label"] for pair in self.pairs], [one.label for one in parsed], [one.method for one in parsed]
+        )
+        self.answers = [
+            {**{name: pair[name] for name in ("id", "premise", "hypothesis", "label")}, "output": texts[place],
+             "predicted_label": one.label, "thought_process": one.thought, "method": one.method}
+            for place, (pair, one) in enumerate(zip(self.pairs, parsed, strict=True))
+        ]
+        known = {name: self.metrics[name] for name in LOGGED if self.metrics[name] is not None}
+        self.trainer.log({f"{GENERATED}{name}": value for name, value in known.items()})
+        self.trainer.control.should_log = should_log  # a log asks for no other one
+        if was_training:
+            model.train()
+        accuracy = "unknown" if self.metrics["accuracy"] is None else f"{self.metrics['accuracy']:.3f}"
+        logger.info(f"step {state.global_step}: {len(self.pairs):,} pairs answered, accuracy {accuracy}, parse rate "
+                    f"{self.metrics['parse_rate']:.3f}")
+
+
+def check_size(model: PreTrainedModel, longest: int, on_gpu: bool) -> None:
+    """longest: tokens of the longest row. UserError where the model has not so many positions."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions and longest > positions:
+        raise UserError(f"a row of {longest:,} tokens is longer than the {positions:,} positions of the model; lower "
+                        f"--max_length to {positions:,}")
+    parameters = model.num_parameters()
+    if not on_gpu and parameters > LARGE_FOR_A_CPU:
+        logger.warning(f"a model of {parameters / 1e9:.1f} billion weights on a CPU takes minutes a step and days in "
+                       "all; use a GPU, or a small model to try things out")
+
+
+def mean_loss(history: Sequence[Mapping[str, float]]) -> float | None:
+    """The training loss over all steps, nats per token, from what was logged; also of a resumed training."""
+    total, before = 0.0, 0
+    for logged in history:
+        if "loss" in logged:
+            total += logged["loss"] * (logged["step"] - before)
+            before = int(logged["step"])
+    return total / before if before else None
+
+
+def device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+
+
+def peak_memory(on_gpu: bool) -> float:
+    """The most memory that this process has held so far, GB (10^9 bytes): of its GPU, else its own."""
+    import resource
+
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 1e9
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most * (1 if sys.platform == "darwin" else 1024) / 1e9

@@ -1,0 +1,258 @@
+"""The arguments of run.py: its flags, what contradicts what, and which artifacts a run with them reads."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datamap.analysis.filters import load_filter_config, reads_metrics, validate_config
+from datamap.core.artifacts import recorded_dataset, recorded_task
+from datamap.core.configs import with_config
+from datamap.core.flags import (
+    DEFAULT_DATASET,
+    DEFAULT_MODEL,
+    DEFAULT_SEED,
+    Parser,
+    boolean,
+    fraction,
+    number,
+    positive_int,
+    seed_number,
+)
+from datamap.tasks.base import TASKS, Task, add_task_flags, task_of
+from datamap.tasks.qa_features import ABLATIONS
+from datamap.training.library_flags import add_training_flags
+from datamap.training.models import SCRATCH_MODELS
+
+DESCRIPTION = "Train or evaluate one model, and watch how it learns each example."
+SIZES = ("hidden_size", "num_layers", "dropout", "vocab_size")
+# A flag and the switch without which it does nothing.
+NEEDS = {
+    "exclude_clusters": "filter_clusters", "min_cluster_probability": "filter_clusters",
+    "ambiguous_top_fraction": "filter_cartography",
+    "smoothing_factor": "use_label_smoothing", "weight_clip_min": "use_soft_weighting",
+    "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
+    "max_drop_percentage": "filters",
+}
+MIN_EPOCHS = 3  # below that the variability of an example says little
+
+logger = logging.getLogger(__name__)
+
+
+def build_parser(show_all: bool = False) -> Parser:
+    """The parser of every flag; those of TrainingArguments are listed by --help only when ``show_all``."""
+    parser = Parser(DESCRIPTION, script="run.py")
+    parser.epilog = "The flags of transformers.TrainingArguments are accepted too (--help_all lists them)."
+    parser.add_argument("--help_all", action="help", help="also list the flags of TrainingArguments")
+
+    parser.add_argument("--config", metavar="FILE", help="JSON file of flags; those given here win over it")
+
+    group = parser.add_argument_group("what to do")
+    group.add_switch("--do_train", help="train on --train_split")
+    group.add_switch("--do_eval", help="evaluate on --eval_split (after training, if both)")
+    add_task_flags(group)
+    group.add_argument("--model", default=DEFAULT_MODEL,
+                       help="Hub name, directory written by run.py, or one trained from scratch: tiny (a small "
+                            "ELECTRA, any task), lstm or lstm_reader (nli, classification)")
+    group.add_argument("--output_dir", default="./trainer_output", help="model, metrics, predictions go here")
+    group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
+                       metavar="true|false",
+                       help="delete the checkpoints of an unfinished run in --output_dir and start again")
+    group.add_argument("--resume_from_checkpoint", nargs="?", const="last", metavar="DIR",
+                       help="go on from a checkpoint; without a value from the last whole one in --output_dir")
+    group.add_argument("--keep_top_epochs", type=positive_int, metavar="N",
+                       help="evaluate every epoch, keep the checkpoints of the best N, load the best at the end")
+    group.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of weights, shuffling and filters")
+    group.add_switch("--no_cuda", help="train on the CPU, the same as --use_cpu")
+
+    group = parser.add_argument_group("size of a model trained from scratch (default: its own)")
+    group.add_argument("--hidden_size", type=positive_int, metavar="N", help="width of its vectors")
+    group.add_argument("--num_layers", type=positive_int, metavar="N", help="layers one above the other")
+    group.add_argument("--dropout", type=fraction, help="probability that a number is left out in training, 0..1")
+    group.add_argument("--vocab_size", type=positive_int, metavar="N", help="most words that its tokenizer knows")
+
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset",
+                       help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:NAME "
+                            f"(default: what --model was trained on by run.py, else {DEFAULT_DATASET})")
+    group.add_argument("--train_split", default="train", help="split to train on")
+    group.add_list("--eval_split", help="one or several splits to evaluate on (default: validation, or what stands "
+                   "for it); the first is watched during training")
+    group.add_list("--slice_by", help="columns: evaluate every value of each on its own too, and every combination")
+    group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
+    group.add_argument("--max_eval_samples", type=positive_int, metavar="N", help="the first N rows")
+    group.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
+    group.add_argument("--doc_stride", type=positive_int, default=128, metavar="N",
+                       help="tokens that consecutive windows share, at most half of --max_length")
+    group.add_argument("--max_answer_length", type=positive_int, metavar="N",
+                       help="longest predicted answer in tokens (default: no limit)")
+    group.add_argument("--ablations", choices=ABLATIONS, default="none",
+                       help="input for training and evaluation: q_only hides the context, p_only the question")
+    group.add_list("--eval_ablations", choices=ABLATIONS, help="evaluate the one model under each of these")
+
+    group = parser.add_argument_group("cartography")
+    group.add_switch("--enable_cartography", help="record training dynamics")
+    group.add_argument("--cartography_output_dir", default="./cartography_output", metavar="DIR",
+                       help="written with --enable_cartography, else read by filters and curriculum")
+    group.add_argument("--confidence_type", choices=("geometric", "product", "mean"), default="geometric",
+                       help="how p(start) and p(end) become one confidence")
+
+    group = parser.add_argument_group("which examples to train on")
+    group.add_switch("--filter_cartography", help="of the ambiguous examples keep only the most unstable")
+    group.add_argument("--ambiguous_top_fraction", type=fraction, default=0.33, help="how many of them, 0..1")
+    group.add_list("--filter_categories", choices=("easy", "ambiguous", "hard"), help="keep only these categories")
+    group.add_switch("--filter_clusters", help="leave clusters out")
+    group.add_argument("--cluster_assignments_path", default="./cluster_output", metavar="DIR",
+                       help="what cluster_analysis.py wrote")
+    group.add_list("--exclude_clusters", type=int, default=[-1], help='clusters to leave out, such as "-1,3,5"')
+    group.add_argument("--min_cluster_probability", type=fraction, help="keep only members at least this sure, 0..1")
+    group.add_switch("--filter_random", help="size-matched control: as many as the other filters (or --train_ids) "
+                     "leave, drawn at random")
+    group.add_argument("--filter_config", metavar="FILE", help="JSON of filter blocks instead of the switches above")
+    group.add_argument("--train_ids", metavar="FILE", help="train on the ids of this CSV only")
+    group.add_switch("--filter_validation", help="apply the filters to the evaluation data too and report both "
+                     "(files that filters read must then hold the evaluation ids)")
+    group.add_argument("--max_drop_percentage", type=lambda text: number(text, 0, 100), metavar="PERCENT",
+                       help="refuse to drop more than this, 0..100 (default: no limit)")
+
+    group = parser.add_argument_group("curriculum (reads --cartography_output_dir)")
+    group.add_switch("--use_label_smoothing", help="smooth the labels of variable examples")
+    group.add_argument("--smoothing_factor", type=lambda text: number(text, 0), default=0.6,
+                       help="times variability, at most 0.3, is the smoothing")
+    group.add_switch("--use_soft_weighting", help="weight the loss of an example by its variability")
+    group.add_argument("--weight_clip_min", type=lambda text: number(text, 0), default=0.1, help="smallest weight")
+    group.add_argument("--weight_clip_max", type=lambda text: number(text, 0), default=10.0, help="largest weight")
+    add_training_flags(parser, show_all)
+    return parser
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    tokens = sys.argv[1:] if argv is None else argv
+    parser = build_parser("--help_all" in [str(token).replace("-", "_").replace("__", "--", 1) for token in tokens])
+    args = parser.parse_args(with_config(parser, tokens))
+    args.task = task_of_run(args).name
+    _check_arguments(parser, args)
+    args.windows = [args.max_length, args.doc_stride]  # as asked; what the model cannot take is lowered later
+    if args.dataset is None:
+        recorded = recorded_dataset(args.model) if Path(args.model).is_dir() else None
+        args.dataset = recorded["dataset"] if recorded else DEFAULT_DATASET
+    return args
+
+
+def task_of_run(args: argparse.Namespace) -> Task:
+    """What the flags say of the task, where they are silent what the model was trained for."""
+    return task_of(args, recorded_task(args.model) if Path(args.model).is_dir() else None)
+
+
+def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
+    if not (args.do_train or args.do_eval):
+        parser.error("nothing to do: give --do_train, --do_eval or both")
+    for flag in ("enable_cartography", "use_label_smoothing", "use_soft_weighting", "resume_from_checkpoint"):
+        if getattr(args, flag) and not args.do_train:
+            parser.error(f"--{flag} needs --do_train")
+    for flag in sorted({flag for each in TASKS.values() for flag in each.flags} - set(TASKS[args.task].flags)):
+        if getattr(args, flag) != parser.get_default(flag):
+            kinds = " or ".join(name for name, each in TASKS.items() if flag in each.flags)
+            parser.error(f"--{flag} is for --task {kinds}, this is {args.task}")
+    if args.eval_split and len(set(args.eval_split)) < len(args.eval_split):
+        parser.error(f"--eval_split names a split twice: {', '.join(args.eval_split)}")
+    if args.keep_top_epochs:
+        _evaluate_and_save_every_epoch(parser, args)
+    switched = _switched_filters(args)
+    if args.filter_config and set(switched) - {"random"}:
+        parser.error("--filter_config and the filter switches exclude each other; put all blocks into the file")
+    if args.weight_clip_min > args.weight_clip_max:
+        parser.error(f"--weight_clip_min {args.weight_clip_min:g} is above --weight_clip_max {args.weight_clip_max:g}")
+    if args.resume_from_checkpoint and args.overwrite:
+        parser.error("--resume_from_checkpoint and --overwrite exclude each other")
+    for name in ("num_train_epochs", "learning_rate"):
+        if getattr(args, name, 1) < 0:
+            parser.error(f"--{name} must not be negative, found {getattr(args, name):g}")
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        if getattr(args, name, 1) < 1:
+            parser.error(f"--{name} must be at least 1, found {getattr(args, name)}")
+    args.filters = switched
+    if args.filter_config:
+        args.filters = load_filter_config(args.filter_config) | switched
+    if args.filters:
+        validate_config(args.filters, is_selection=bool(args.train_ids))
+    if args.filter_validation and not (args.filters and args.do_eval):
+        parser.error("--filter_validation needs a filter and --do_eval")
+    if args.filters and not (args.do_train or args.filter_validation):
+        parser.error("filters choose what to train on: add --do_train, or --filter_validation")
+    if args.weight_clip_max <= 0:
+        parser.error(f"--weight_clip_max must be above 0, found {args.weight_clip_max:g}")
+    for flag, switch in NEEDS.items():
+        if getattr(args, flag) != parser.get_default(flag) and not getattr(args, switch):
+            parser.error(f"--{flag} does nothing without " + ("a filter" if switch == "filters" else f"--{switch}"))
+    if args.model in SCRATCH_MODELS and not args.do_train:
+        parser.error(f"--model {args.model} is trained from scratch: add --do_train")
+    for size in SIZES:
+        if getattr(args, size) is not None and args.model not in SCRATCH_MODELS:
+            parser.error(f"--{size} is for models trained from scratch ({', '.join(SCRATCH_MODELS)})")
+    if args.slice_by and not (args.do_eval or args.keep_top_epochs or getattr(args, "eval_strategy", "no") != "no"):
+        parser.error("--slice_by does nothing without an evaluation: add --do_eval")
+    if args.enable_cartography:
+        _check_not_read_and_written(parser, args)
+        if getattr(args, "num_train_epochs", 3) < MIN_EPOCHS and getattr(args, "max_steps", -1) < 0:
+            logger.warning(f"cartography over fewer than {MIN_EPOCHS} epochs: variability will say little")
+
+
+def _evaluate_and_save_every_epoch(parser: Parser, args: argparse.Namespace) -> None:
+    if not args.do_train:
+        parser.error("--keep_top_epochs needs --do_train")
+    for name in ("eval_strategy", "save_strategy"):
+        if getattr(args, name, "epoch") != "epoch":
+            parser.error(f"--keep_top_epochs needs --{name} epoch, found {getattr(args, name)}")
+        setattr(args, name, "epoch")
+    if getattr(args, "save_total_limit", None):
+        parser.error("--keep_top_epochs and --save_total_limit exclude each other: the first says what is kept")
+    if not getattr(args, "load_best_model_at_end", True):
+        parser.error("--keep_top_epochs loads the best epoch at the end; leave --load_best_model_at_end out")
+    args.load_best_model_at_end = True
+
+
+def _check_not_read_and_written(parser: Parser, args: argparse.Namespace) -> None:
+    reads = args.use_label_smoothing or args.use_soft_weighting
+    reads = reads or reads_metrics(args.filters, args.cartography_output_dir)
+    if reads:
+        parser.error(
+            f"--enable_cartography would write {args.cartography_output_dir}, which a filter or the curriculum reads "
+            "in the same run; train without --enable_cartography, or let a --filter_config read another directory"
+        )
+
+
+def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:
+    """The filter switches as a filter configuration (dataset_filters.py)."""
+    config: dict[str, Any] = {}
+    metrics = {"metrics_path": args.cartography_output_dir}
+    if args.filter_cartography:
+        config["ambiguous"] = {**metrics, "top_fraction": args.ambiguous_top_fraction}
+    if args.filter_categories:
+        config["category"] = {**metrics, "categories": args.filter_categories}
+    if args.filter_clusters:
+        config["cluster"] = {
+            "cluster_path": args.cluster_assignments_path, "exclude_clusters": args.exclude_clusters
+        }
+        if args.min_cluster_probability is not None:
+            config["cluster"]["min_probability"] = args.min_cluster_probability
+    if args.filter_random:
+        config["random"] = {}
+    return config
+
+
+def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:
+    """Every artifact that a run with these arguments reads; None where it reads none of that kind."""
+    inputs = {"model": args.model if Path(args.model).is_dir() else None, "train_ids": args.train_ids}
+    if args.use_label_smoothing or args.use_soft_weighting:
+        inputs["curriculum"] = args.cartography_output_dir
+    filters = validate_config(args.filters, is_selection=bool(args.train_ids)) if args.filters else ()
+    for place, each in enumerate(filters):
+        for setting in ("metrics_path", "cluster_path", "predictions_path"):
+            if path := getattr(each, setting, None):
+                inputs[f"{place}.{each.block}.{setting}"] = str(path)
+    return inputs

@@ -1,0 +1,166 @@
+"""What a run says of its evaluations: to the console, to files, and under the same names to every tracker."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import Trainer, TrainerCallback
+from transformers.trainer_callback import ProgressCallback
+
+from datamap.core.errors import UserError, is_main_process
+from datamap.core.files import write_csv
+from datamap.tasks import slices
+from datamap.tasks.evaluation import SPEED, Evaluation
+from datamap.training.checkpoints import TopEpochs
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+
+logger = logging.getLogger(__name__)
+
+
+def quality(metrics: Mapping[str, float], prefix: str = "eval_") -> dict[str, float]:
+    """The metrics of an evaluation that say something of the model, without ``prefix``."""
+    return {
+        name.removeprefix(prefix): value
+        for name, value in metrics.items()
+        if name.startswith(prefix) and not name.endswith(SPEED)
+    }
+
+
+def tracked(
+    metrics: Mapping[str, float], table: pd.DataFrame | None, columns: Sequence[str], within: str = ""
+) -> dict[str, float]:
+    """``metrics/<name>`` and ``slices/<column>/<value>/<name>``; ``within`` names the evaluation set, if several."""
+    named = {f"metrics/{name}": value for name, value in metrics.items()}
+    if table is not None:
+        named |= slices.logged(table, columns)
+    if within:
+        named = {key.replace("/", f"/{within}/", 1): value for key, value in named.items()}
+    return named
+
+
+def training_log(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
+    """What was logged while training: one row per step with step, epoch, loss, learning_rate, eval_*, ..."""
+    import pandas as pd
+
+    steps: dict[int, dict[str, float]] = {}
+    for logged in history:
+        kept = {name: value for name, value in logged.items() if not name.endswith(SPEED) and "/" not in name}
+        if "train_loss" not in kept:  # of the whole training: train_metrics.json
+            steps.setdefault(int(logged["step"]), {}).update(kept)
+    first = ["step", "epoch", "loss"]
+    # Sorted: a checkpoint, from which a resumed run has its history, keeps no order.
+    others = sorted({name for logged in steps.values() for name in logged} - set(first))
+    return pd.DataFrame(list(steps.values()), columns=[*first, *others])
+
+
+def write_slices(
+    table: pd.DataFrame, columns: Sequence[str], rate: str, directory: Path, suffix: str, title: str
+) -> None:
+    """Write the table of slices as ``slice_metrics`` CSV, and PNG of its ``rate``."""
+    if is_main_process():
+        write_csv(directory / f"slice_metrics{suffix}.csv", table)
+        slices.plot_slices(
+            directory / f"slice_metrics{suffix}.png", table, columns, rate,
+            f"{slices.rate_name(rate)} by {' and '.join(columns)}", f"{title}, n = {table['n'].iloc[0]:,}",
+        )
+
+
+class ProgressBar(ProgressCallback):
+    """The library's bar without its dump of every logged number."""
+
+    def on_log(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+
+class StatusCallback(TrainerCallback):
+    """One status line per logged step, through logging."""
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs and state.is_world_process_zero:
+            step = f"{state.global_step}/{state.max_steps}"
+            logger.info(f"epoch {state.epoch:.2f}  step {step}  loss {logs['loss']:.4f}")
+
+
+class EvaluationCallback(TrainerCallback):
+    """Reports the evaluations during training: slices, and the best so far.
+
+    metric: what "best" means, without ``eval_``. slice_values: of the split that is watched, {} for no slices. keep:
+    of so many best epochs the checkpoints are kept, and listed in top_epochs.json; 0 leaves checkpoints alone.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        output_dir: str | Path,
+        metric: str,
+        greater_is_better: bool,
+        slice_values: Mapping[str, list],
+        keep: int = 0,
+        title: str = "",
+    ):
+        self.trainer, self.output_dir, self.metric, self.title = trainer, Path(output_dir), metric, title
+        self.slice_values, self.keep = slice_values, keep
+        self.ranking = TopEpochs(output_dir, max(keep, 1), metric, greater_is_better)
+        self.training = False
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.training = True
+        # Of a training that goes on: the best so far.
+        before = [(round(log["epoch"], 4), log["step"], quality(log)) for log in state.log_history
+                  if f"eval_{self.metric}" in log]
+        self.ranking.restore(before, standing=bool(self.keep))
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
+        if not self.training:
+            return
+        numbers, epoch = quality(metrics), round(state.epoch, 4)
+        if self.metric not in numbers:
+            raise UserError(f"--metric_for_best_model {self.metric}: there is {', '.join(numbers)}")
+        evaluation: Evaluation = self.trainer.compute_metrics  # type: ignore[assignment]
+        table, rows = None, []
+        if self.slice_values:
+            table = slices.slice_table(self.slice_values, evaluation.slice_statistics)
+            rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        before = self.ranking.entries[0] if self.ranking.entries else None
+        self.ranking.add(epoch, state.global_step, numbers, rows)
+        best = self.ranking.entries[0]
+        # The files tell of the model that is left at the end.
+        if table is not None and (best["step"] == state.global_step or not args.load_best_model_at_end):
+            write_slices(table, list(self.slice_values), evaluation.rate, self.output_dir, "", self.title)
+        extra = f"majority baseline {numbers['majority_baseline']:.4g}" if "majority_baseline" in numbers else ""
+        line = f"epoch {epoch:g}: {self.metric} {numbers[self.metric]:.4g}" + f" ({extra})" * bool(extra)
+        if best["step"] == state.global_step:
+            line += ", a new best" + (f"; before {before['metrics'][self.metric]:.4g}" if before else "")
+        logger.info(line)
+        if table is not None:
+            logger.info(slices.printed(table))
+        logs = tracked(numbers, table, list(self.slice_values))
+        logs |= {f"best/{self.metric}": best["metrics"][self.metric], "best/epoch": best["epoch"]}
+        for entry in self.ranking.entries if self.keep else ():
+            place = f"top_epochs/{entry['rank']}"
+            logs |= {f"{place}/{self.metric}": entry["metrics"][self.metric], f"{place}/epoch": entry["epoch"]}
+        self.trainer.log(logs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.keep and state.is_world_process_zero:
+            self.ranking.save(state.global_step)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.training = False
+        if self.keep and state.is_world_process_zero:
+            self.ranking.save(None)
+
+
+def print_metrics(metrics: Mapping[str, float], heading: str = "") -> None:
+    if heading:
+        print(heading)
+    for name, value in metrics.items():
+        if not name.endswith(SPEED):
+            print(f"{name:<34} {value:>10,.4g}" if isinstance(value, float) else f"{name:<34} {value:>10,}")

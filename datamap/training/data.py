@@ -1,0 +1,145 @@
+"""Which examples a run trains on and evaluates on, and why."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import hashlib
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.analysis.filters import apply_filters
+from datamap.cartography.metrics import load_cartography_metrics
+from datamap.core.artifacts import artifact_file, check_same_dataset, trained_fingerprint
+from datamap.core.errors import UserError, name_a_few
+from datamap.core.files import read_table
+from datamap.core.splits import Split, default_eval_split, load_split
+from datamap.tasks.base import Task
+
+if TYPE_CHECKING:
+    import datasets
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+
+def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, dict[str, Any] | None]:
+    """The training split as loaded, the same after dropping and filtering, and the report of what went and why."""
+    loaded = load_split(args.dataset, args.train_split, task, args.max_train_samples)
+    task, data, report = loaded.task, loaded.data, []
+    task.check_training_data(data, args.dataset)
+    usable = task.is_usable(data)
+    if not usable.all():
+        bad = [data["id"][row] for row in np.flatnonzero(~usable)]
+        logger.warning(f"{len(bad):,} of {len(data):,} examples ({name_a_few(bad)}) are not trained on: "
+                       f"{task.unusable}")
+        report.append({"filter": "unusable", "before": len(data), "after": len(data) - len(bad),
+                       "removed": {task.unusable: bad}})
+        data = data.select(np.flatnonzero(usable))
+    used, among, filter_report = dataclasses.replace(loaded, data=data), None, None
+    if args.train_ids:
+        among = _is_selected(data, args.train_ids, loaded)
+        removed = [example for example, kept in zip(data["id"][:], among, strict=True) if not kept]
+        report.append({"filter": "train_ids", "before": len(data), "after": int(among.sum()),
+                       "removed": {f"not in {args.train_ids}": removed}})
+    if args.filters:
+        used.data, filter_report = apply_filters(
+            used, args.filters, seed=args.seed, max_drop_percentage=args.max_drop_percentage, return_report=True,
+            among=among,
+        )
+        if among is not None and filter_report["size_matched_to"] is not None:
+            filter_report["size_matched_to"].insert(0, report.pop())  # it only said how many
+    elif among is not None:
+        used.data = data.select(np.flatnonzero(among))
+    if not report and filter_report is None:
+        return loaded, used, None
+    task.check_training_data(used.data, f"{args.dataset} after filtering")
+    if len(used.data) < len(loaded.data):
+        logger.info(f"training on {len(used.data):,} of {len(loaded.data):,} examples")
+    filters = (filter_report or {}).get("filters", [])
+    whole = {"before": len(loaded.data), "after": len(used.data)}
+    return loaded, used, {**(filter_report or {}), **whole, "filters": [*report, *filters]}
+
+
+def _is_selected(data: Any, path: str, split: Split) -> np.ndarray:
+    """(n,) bool: the examples whose ids the CSV lists."""
+    wanted = read_table(artifact_file(path, "selected.csv", "select_subset.py"), columns=("id",))["id"].tolist()
+    check_same_dataset(path, wanted, split)
+    selected = np.isin(data["id"][:], wanted)
+    if not selected.any():
+        raise UserError(f"{path}: none of its {len(wanted):,} ids are among the examples to train on")
+    if selected.sum() < len(wanted):
+        absent = sorted(set(wanted) - set(data["id"][:]))
+        logger.warning(f"{path}: {len(absent):,} ids ({name_a_few(absent)}) are not among the training examples")
+    return selected
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What decides the features of a dataset; what is not compared follows from what is."""
+
+    dataset: str
+    tokenizer_hash: str
+    task: Task
+    max_length: int
+    doc_stride: int
+    ablation: str
+    data: datasets.Dataset = dataclasses.field(compare=False)
+    tokenizer: PreTrainedTokenizerBase = dataclasses.field(compare=False)
+
+
+def features_of(
+    split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int, ablation: str
+) -> datasets.Dataset:
+    """``Task.features`` of a split. The last few are kept: runs of a suite that follow each other share them."""
+    state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(id(tokenizer))
+    parts = (state, str(tokenizer.model_input_names))
+    digest = hashlib.blake2b("\x1f".join(parts).encode()).hexdigest()
+    fingerprint = split.data._fingerprint  # of the rows, not of the whole split
+    return _features(
+        _Request(fingerprint, digest, split.task, max_length, doc_stride, ablation, split.data, tokenizer)
+    )
+
+
+@functools.lru_cache(maxsize=4)
+def _features(request: _Request) -> datasets.Dataset:
+    asked = (request.max_length, request.doc_stride, request.ablation)
+    return request.task.features(request.data, request.tokenizer, *asked)
+
+
+def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:
+    """The splits to evaluate on; one that is trained on is refused unless --eval_split asks for it."""
+    splits = []
+    for name in args.eval_split or [default_eval_split(args.dataset)]:
+        loaded = load_split(args.dataset, name, task, args.max_eval_samples)
+        if trained_fingerprint(args.model) == loaded.fingerprint or (args.do_train and name == args.train_split):
+            if not args.eval_split:
+                raise UserError(
+                    f"{args.dataset} [{name}] is what the model trains on, and evaluating on it needs asking: give a "
+                    f"directory with train.* and validation.*, or --eval_split {name}"
+                )
+            logger.warning(f"evaluating on {name!r}, which the model was trained on; that says nothing of other data")
+        unusable = int((~loaded.task.is_usable(loaded.data)).sum())
+        if unusable:
+            logger.warning(f"{unusable:,} evaluation examples: {loaded.task.unusable}; they are scored all the same")
+        splits.append(loaded)
+    return splits
+
+
+def known_variability(args: argparse.Namespace, split: Split) -> np.ndarray | None:
+    """Variability of each example for the curriculum, NaN where it has no metrics; None without a curriculum."""
+    if not (args.use_label_smoothing or args.use_soft_weighting):
+        return None
+    metrics = load_cartography_metrics(args.cartography_output_dir)
+    check_same_dataset(args.cartography_output_dir, metrics.index, split)
+    variability = metrics["variability"].reindex(split.ids).to_numpy(dtype=float)
+    unknown = int(np.isnan(variability).sum())
+    if unknown:
+        logger.warning(f"{unknown:,} of {len(variability):,} examples have no metrics: weight 1, no smoothing")
+    if not np.nansum(variability):
+        logger.warning(f"no example of {args.cartography_output_dir} varies: smoothing is 0 and every weight 1")
+    return variability

@@ -1,0 +1,79 @@
+"""What others read, such as a map or a trained model: found, or made once by a script, however many ask for it."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from datamap.core.artifacts import load_meta, model_meta
+from datamap.core.places import script_file
+from datamap.training.checkpoints import whole_checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+class PrerequisiteFailed(Exception):
+    """A prerequisite could not be made; its log says why."""
+
+
+@dataclass
+class Prerequisite:
+    """A directory that the experiments read. command: what makes it, None where it is there already."""
+
+    name: str
+    directory: Path
+    command: list[str] | None
+    identity: str | None  # None: not ours, told by its content
+
+
+def is_made(each: Prerequisite) -> bool:
+    meta = load_meta(each.directory) if each.directory.is_dir() else None
+    model = each.directory.parent / "trainer_output"
+    if each.name == "cartography" and each.command is not None and model.is_dir():
+        trained = model_meta(model)  # killed between the two, the map is whole and its model is not
+        if trained is None or trained["status"] != "finished":
+            return False
+    return meta is not None and meta["status"] == "finished"
+
+
+def shown(each: Prerequisite) -> str:
+    """The command that makes it, to be typed."""
+    assert each.command is not None
+    return shlex.join(["python", *each.command])
+
+
+def make(needed: Sequence[Prerequisite]) -> None:
+    """Make what is missing, one after the other; another process that is at the same one is waited for.
+
+    Raises PrerequisiteFailed with the last lines of the log.
+    """
+    for each in needed:
+        if each.command is None or is_made(each):
+            continue
+        home = each.directory.parent
+        home.mkdir(parents=True, exist_ok=True)
+        with FileLock(home / ".lock") as lock:
+            if is_made(each):
+                continue
+            script, *argv = each.command
+            if script == "run.py":
+                whole = whole_checkpoints(home / "trainer_output", with_dynamics=True)
+                argv.append("--resume_from_checkpoint" if whole else "--overwrite")
+            logger.info(f"making {each.directory}: {shlex.join(['python', script, *argv])}")
+            log = home / "log.txt"
+            descriptor = lock._context.lock_file_fd
+            assert descriptor is not None
+            with log.open("a", encoding="utf-8") as file:
+                # The child holds the lock too: when this process is killed, the next one waits for it.
+                done = subprocess.run([sys.executable, str(script_file(script)), *argv], stdout=file, stderr=file,
+                                      pass_fds=[descriptor])
+            if done.returncode:
+                last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
+                raise PrerequisiteFailed("\n".join([f"{each.name} could not be made ({log}):", *last]))

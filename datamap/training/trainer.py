@@ -1,0 +1,178 @@
+"""The Trainer of run.py: a loss per example, so that examples can be smoothed, weighted and watched one by one.
+
+To train with a loss of your own, subclass ``CartographyTrainer`` and override ``row_losses``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Sampler
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from datamap.cartography import recorder as training_dynamics
+from datamap.cartography.recorder import CartographyCallback, Heads, heads_of
+from datamap.tasks.base import Task
+from datamap.tasks.qa_features import PADDING
+
+MAX_SMOOTHING = 0.3
+
+logger = logging.getLogger(__name__)
+
+
+class CartographyTrainer(Trainer):
+    """A Trainer whose rows (windows, or whole texts) each have a loss, a weight and a smoothing.
+
+    What its evaluation keeps of a row is what the task asks for, not the logits of every token.
+
+    dynamics: records training dynamics when given. smoothing, weights: (training rows,) float arrays, see
+    ``smoothing_of`` and ``weights_of``; None for neither. Evaluation is never smoothed or weighted.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        task: Task,
+        dynamics: CartographyCallback | None = None,
+        smoothing: np.ndarray | None = None,
+        weights: np.ndarray | None = None,
+        **kwargs: Any,
+    ):
+        super().__init__(*args, **kwargs)
+        # Our loss is a mean over the batch, which the Trainer must divide by the accumulation steps.
+        self.model_accepts_loss_kwargs = False
+        self.task = task
+        self.dynamics = dynamics
+        self._smoothing, self._weights = (
+            None if values is None else torch.as_tensor(values, dtype=torch.float32, device=self.args.device)
+            for values in (smoothing, weights)
+        )
+        if dynamics is not None:
+            self.add_callback(dynamics)
+
+    def row_losses(self, heads: Heads, smoothing: torch.Tensor | None) -> torch.Tensor:
+        """The loss of each row of the batch, (B,)."""
+        return training_dynamics.row_losses(heads, smoothing)
+
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: Any = None,
+    ) -> Any:
+        row_index = inputs["row_index"]
+        outputs = model(**self._model_inputs(inputs))
+        heads = heads_of(outputs, inputs)
+        if self.dynamics is not None:
+            self.dynamics.record_heads(heads, row_index)
+        losses = self.row_losses(heads, None if self._smoothing is None else self._smoothing[row_index])
+        if self._weights is not None:
+            losses = losses * self._weights[row_index]
+        loss = losses.mean()
+        return (loss, outputs) if return_outputs else loss
+
+    def prediction_step(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[None, torch.Tensor, torch.Tensor]:
+        """Keep what the task needs of each row, not its logits; the rows' numbers stand in for labels."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            outputs = model(**self._model_inputs(inputs))
+        return None, self.task.row_predictions(outputs, inputs), inputs["row_index"]
+
+    def _model_inputs(self, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        names = self.processing_class.model_input_names  # type: ignore[union-attr]
+        return {name: inputs[name] for name in names if name in inputs}
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        data = self.train_dataset if train_dataset is None else train_dataset
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        sampler = LengthGroupedSampler(data["length"][:], self.args.train_batch_size, seed)
+        self.add_callback(_SetEpoch(sampler))
+        return sampler
+
+
+class LengthGroupedSampler(Sampler[int]):
+    """A shuffle in which the rows of a batch have about one length; a function of (seed, epoch) alone.
+
+    The library's own grouping draws from the global random state, which differs after a resume and between processes.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int, seed: int):
+        self.lengths, self.batch_size, self.seed, self.epoch = list(lengths), batch_size, seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+
+
+class _SetEpoch(TrainerCallback):
+    def __init__(self, sampler: LengthGroupedSampler):
+        self.sampler = sampler
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.sampler.epoch = int(round(state.epoch or 0, 6))  # a resumed epoch begins at a fraction
+
+
+class PadToLongest:
+    """Collate rows of ``task.features``, padded to the longest of the batch (to a multiple of 8 for tensor cores)."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, multiple_of: int = 1):
+        self.multiple_of = multiple_of
+        self.numbers = ("row_index", *task.targets)
+        self.fill = {
+            "input_ids": tokenizer.pad_token_id or 0,
+            "attention_mask": 0,
+            "token_type_ids": tokenizer.pad_token_type_id,
+            "token_roles": PADDING,
+        }
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        longest += -longest % self.multiple_of
+        batch = {}
+        for name, fill in self.fill.items():
+            if name in rows[0]:
+                padded = np.full((len(rows), longest), fill, dtype=np.int64)
+                for place, row in enumerate(rows):
+                    padded[place, : len(row[name])] = row[name]
+                batch[name] = torch.from_numpy(padded)
+        for name in self.numbers:
+            batch[name] = torch.tensor([row[name] for row in rows])
+        return batch
+
+
+def smoothing_of(variability: np.ndarray, factor: float) -> np.ndarray:
+    """Label smoothing per example: min(0.3, factor * variability), so that the ambiguous are trusted less.
+
+    variability: (N,), 0..0.5; NaN for an example without metrics, which is not smoothed. Returns (N,), 0..0.3.
+    """
+    return np.minimum(MAX_SMOOTHING, factor * np.nan_to_num(np.asarray(variability, dtype=np.float64)))
+
+
+def weights_of(variability: np.ndarray, clip_min: float, clip_max: float) -> np.ndarray:
+    """Soft weights per example: variability over its mean, clipped to clip_min..clip_max, then divided by their mean.
+
+    variability: (N,), 0..0.5; NaN for an example without metrics, which gets weight 1. Returns (N,) with mean 1, so
+    that the learning rate keeps its meaning. When no example varies, all weights are 1.
+    """
+    variability = np.asarray(variability, dtype=np.float64)
+    weights = np.ones(len(variability))
+    known = ~np.isnan(variability)
+    if known.any() and variability[known].mean() > 0:
+        clipped = np.clip(variability[known] / variability[known].mean(), clip_min, clip_max)
+        weights[known] = clipped / clipped.mean()
+    return weights

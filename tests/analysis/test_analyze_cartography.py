@@ -1,0 +1,381 @@
+"""analyze_cartography.py through its command line, on a hand-made data map of 40 examples."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import analyze_cartography
+from datamap.cartography import metrics as dataset_cartography
+from datamap.cartography.metrics import categorize_examples, get_examples_by_category
+from datamap.core.files import read_json, read_table
+from datamap.core.splits import load_split
+from datamap.tasks.base import get_task
+
+N = 40
+QUESTIONS = ("What hurts?", "When was it?", "How many pills?", "Is it bad?")  # what, when, how many/how much, yes/no
+FILES = {
+    "question_type_analysis.csv", "easy_samples.json", "ambiguous_samples.json", "hard_samples.json",
+    "metric_distributions.csv", "metric_distributions.png", "metric_correlations.csv", "metric_correlations.png",
+    "category_by_question_type.png", "run_meta.json",
+}
+
+
+def write_dataset(path: Path, word: str = "knee", prefix: str = "0") -> Path:
+    rows: list[dict] = [
+        {
+            "id": f"{prefix}{row:02d}",
+            "question": QUESTIONS[row % 4],
+            "context": f"The {word} hurts, says patient {row}.",
+            # Every tenth is unanswerable.
+            "answers": {"text": [], "answer_start": []} if row % 10 == 9 else {"text": [word], "answer_start": [4]},
+        }
+        for row in range(N)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    return path
+
+
+def metrics() -> pd.DataFrame:
+    rng = np.random.default_rng(3)
+    confidence = rng.uniform(0.05, 0.95, N)
+    return pd.DataFrame(
+        {
+            "id": [f"0{row:02d}" for row in range(N)],
+            "confidence": confidence,
+            "variability": rng.uniform(0, 0.4, N),
+            "correctness": np.round(confidence * 5) / 5,
+            "num_epochs": 5,
+            "forgetting_events": rng.integers(0, 3, N),
+            "never_learned": confidence < 0.1,
+            "loss": -np.log(confidence),
+        }
+    )
+
+
+def write_map(directory: Path, dataset: Path | None, table: pd.DataFrame | None = None) -> Path:
+    directory.mkdir()
+    (metrics() if table is None else table).to_csv(directory / "cartography_metrics.csv", index=False)
+    if dataset is not None:
+        identity = load_split(str(dataset), "train", get_task("qa")).identity()
+        meta = {"status": "finished", "datasets": [identity]}
+        (directory / "run_meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    return directory
+
+
+@pytest.fixture
+def pictures():
+    """Asked for by tests in which pictures are drawn; elsewhere they are empty files, for speed."""
+
+
+@pytest.fixture(autouse=True)
+def empty_pictures(request, monkeypatch):
+    if "pictures" not in request.fixturenames:
+        for plot in ("plot_distributions", "plot_correlations", "plot_groups"):
+            monkeypatch.setattr(analyze_cartography, plot, lambda path, *rest: path.touch())
+        monkeypatch.setattr(dataset_cartography, "plot_data_map", lambda df, path, *rest: path.touch())
+
+
+@pytest.fixture
+def dataset(tmp_path):
+    return write_dataset(tmp_path / "notes.jsonl")
+
+
+@pytest.fixture
+def cartography(tmp_path, dataset):
+    return write_map(tmp_path / "map", dataset)
+
+
+def run(output: Path, *flags: object) -> None:
+    analyze_cartography.main(["--output_dir", str(output), *map(str, flags)])
+
+
+def refused(capsys, output: Path, *flags: object) -> str:
+    with pytest.raises(SystemExit) as stop:
+        run(output, *flags)
+    assert stop.value.code == 2
+    assert not output.exists(), "nothing may be written for bad input"
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert ".py: error: " in line
+    return line
+
+
+def test_writes_everything_and_names_it(tmp_path, cartography, pictures, capsys):
+    output = tmp_path / "out"
+    run(output, "--cartography_dir", cartography)  # the dataset is the recorded one
+    assert {path.name for path in output.iterdir()} == FILES
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in output.glob("*.png"))
+    assert read_json(output / "run_meta.json")["status"] == "finished"
+    printed = capsys.readouterr().out.strip().splitlines()
+    assert "n = 40" in printed[0] and printed[-1] == f"wrote tables, samples and pictures to {output}"
+
+
+def test_question_types_against_a_slow_count(tmp_path, cartography):
+    run(tmp_path / "out", "--cartography_dir", cartography)
+    table = read_table(tmp_path / "out/question_type_analysis.csv").set_index("question_type")
+    expected = categorize_examples(metrics())
+    assert set(table.index) == {"what", "when", "how many/how much", "yes/no"}
+    for place, name in enumerate(("what", "when", "how many/how much", "yes/no")):
+        rows = expected.iloc[place::4]
+        assert table.loc[name, "n"] == 10
+        assert table.loc[name, "confidence_mean"] == pytest.approx(sum(rows["confidence"]) / 10)
+        assert table.loc[name, "loss_median"] == pytest.approx(np.median(rows["loss"]))
+        assert table.loc[name, "never_learned_share"] == sum(rows["never_learned"]) / 10
+        for category in ("easy", "ambiguous", "hard"):
+            assert table.loc[name, f"{category}_share"] == list(rows["category"]).count(category) / 10
+
+
+def test_samples_hold_the_texts_in_the_order_of_the_library(tmp_path, cartography):
+    run(tmp_path / "out", "--cartography_dir", cartography, "--n_examples", "3")
+    frame = metrics().set_index("id")
+    for category in ("easy", "ambiguous", "hard"):
+        samples = read_json(tmp_path / f"out/{category}_samples.json")
+        assert [sample["id"] for sample in samples] == get_examples_by_category(frame, category, 3)
+        for sample in samples:
+            row = int(sample["id"])
+            assert sample["question"] == QUESTIONS[row % 4]
+            assert sample["context"] == f"The knee hurts, says patient {row}."
+            assert sample["answer"] == ("" if row % 10 == 9 else "knee")
+            assert sample["confidence"] == pytest.approx(frame.loc[sample["id"], "confidence"])
+            assert sample["num_epochs"] == 5 and isinstance(sample["never_learned"], bool)
+
+
+def test_distributions_count_every_example_once(tmp_path, cartography):
+    run(tmp_path / "out", "--cartography_dir", cartography)
+    table = read_table(tmp_path / "out/metric_distributions.csv")
+    names = {"confidence", "variability", "correctness", "forgetting_events", "loss"}
+    assert table.groupby("metric")["n"].sum().to_dict() == dict.fromkeys(names, N)
+    events = table[table["metric"] == "forgetting_events"]
+    assert (events["low"] == events["high"]).all()
+    counted = events.groupby("low")["n"].sum()
+    assert counted.to_dict() == metrics()["forgetting_events"].value_counts().to_dict()
+
+
+def test_correlations_are_rank_correlations(tmp_path, cartography):
+    run(tmp_path / "out", "--cartography_dir", cartography)
+    table = read_table(tmp_path / "out/metric_correlations.csv").set_index(["metric_b", "metric_a"])
+    assert len(table) == 5 * 4 / 2 and (table["n"] == N).all()
+    assert table.loc[("confidence", "loss"), "spearman"] == pytest.approx(-1)  # Pearson's would be about -0.9
+    a, b = metrics()["confidence"].rank(), metrics()["variability"].rank()
+    slow = np.mean((a - a.mean()) * (b - b.mean())) / (np.std(a) * np.std(b))
+    assert table.loc[("confidence", "variability"), "spearman"] == pytest.approx(slow)
+
+
+def test_cuts_are_flags(tmp_path, cartography, capsys):
+    cuts = ("--threshold_method", "fixed", "--confidence_threshold", "0.9", "--variability_threshold", "0.3")
+    run(tmp_path / "out", "--cartography_dir", cartography, "--n_examples", N, *cuts)
+    frame = metrics().set_index("id")
+    easy = frame[(frame["confidence"] >= 0.9) & (frame["variability"] <= 0.3)].index
+    assert 0 < len(easy) < N
+    assert {sample["id"] for sample in read_json(tmp_path / "out/easy_samples.json")} == set(easy)
+    assert "cuts: confidence 0.9, variability 0.3" in capsys.readouterr().out
+    assert "both" in refused(capsys, tmp_path / "new", "--cartography_dir", cartography, *cuts[:4])
+    message = refused(capsys, tmp_path / "new", "--cartography_dir", cartography, "--confidence_threshold", "1.5")
+    assert "0..1" in message
+
+
+def test_cuts_come_from_all_metrics_not_from_the_part_with_texts(tmp_path, cartography, dataset, caplog):
+    part = tmp_path / "part.jsonl"
+    part.write_text("\n".join(dataset.read_text().splitlines()[:8]), encoding="utf-8")
+    (cartography / "run_meta.json").unlink()  # made elsewhere: only the ids can tell
+    run(tmp_path / "out", "--cartography_dir", cartography, "--dataset", part, "--n_examples", N)
+    expected = categorize_examples(metrics().set_index("id"))["category"].iloc[:8]
+    assert expected.tolist() != categorize_examples(metrics().set_index("id").iloc[:8])["category"].tolist()
+    for category in ("easy", "ambiguous", "hard"):
+        samples = read_json(tmp_path / f"out/{category}_samples.json")
+        assert {sample["id"] for sample in samples} == set(expected.index[expected == category])
+
+
+def test_partial_coverage_is_reported(tmp_path, dataset, caplog):
+    cartography = write_map(tmp_path / "map", dataset, metrics().head(10))
+    with caplog.at_level("INFO"):
+        run(tmp_path / "out", "--cartography_dir", cartography)
+    assert "covers 10 of 40 examples" in caplog.text and "(25.0%)" in caplog.text
+
+
+def test_without_a_dataset_samples_hold_metrics_only(tmp_path, caplog):
+    cartography = write_map(tmp_path / "map", None)
+    with caplog.at_level("INFO"):
+        run(tmp_path / "out", "--cartography_dir", cartography)
+    assert "no texts, no question types" in caplog.text
+    missing = {"question_type_analysis.csv", "category_by_question_type.png"}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES - missing
+    assert not {"question", "context", "answer"} & read_json(tmp_path / "out/hard_samples.json")[0].keys()
+
+
+def write_logits(directory: Path, epochs: int = 4) -> list[np.ndarray]:
+    """Dynamics in the form of allenai/cartography; returns the logits of every epoch, gold class row % 3."""
+    directory.mkdir()
+    rng = np.random.default_rng(5)
+    logits = [rng.normal(size=(N, 3)) for _ in range(epochs)]
+    for epoch, values in enumerate(logits):
+        records = [
+            {"guid": f"0{row:02d}", f"logits_epoch_{epoch}": values[row].tolist(), "gold": row % 3} for row in range(N)
+        ]
+        file = directory / f"dynamics_epoch_{epoch}.jsonl"
+        file.write_text("".join(json.dumps(record) + "\n" for record in records), encoding="utf-8")
+    return logits
+
+
+def test_dynamics_of_another_trainer(tmp_path, dataset):
+    logits = write_logits(tmp_path / "log")
+    output = tmp_path / "out"
+    run(output, "--training_dynamics", tmp_path / "log", "--cartography_dir", tmp_path / "not there")
+    written = {"cartography_metrics.csv", "cartography_metrics.json", "cartography_map.png"}
+    assert written <= {path.name for path in output.iterdir()}
+    table = read_table(output / "cartography_metrics.csv").set_index("id")
+    for row in range(N):
+        p = [np.exp(epoch[row])[row % 3] / np.exp(epoch[row]).sum() for epoch in logits]
+        assert table.loc[f"0{row:02d}", "confidence"] == pytest.approx(np.mean(p))
+        assert table.loc[f"0{row:02d}", "variability"] == pytest.approx(np.std(p))
+    # What was written is a cartography directory, and with --dataset the texts are there.
+    run(tmp_path / "again", "--cartography_dir", output, "--dataset", dataset)
+    assert read_json(tmp_path / "again/hard_samples.json")[0]["question"] in QUESTIONS
+    run(tmp_path / "text", "--training_dynamics", tmp_path / "log", "--dataset", dataset)
+    assert read_table(tmp_path / "text/question_type_analysis.csv")["n"].sum() == N
+
+
+def test_a_rerun_leaves_no_old_files(tmp_path, cartography):
+    write_logits(tmp_path / "log")
+    run(tmp_path / "out", "--training_dynamics", tmp_path / "log")
+    run(tmp_path / "out", "--cartography_dir", cartography)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+
+
+@pytest.mark.parametrize("table", [metrics().assign(variability=0.0, confidence=0.5, loss=0.7), metrics().head(1)])
+def test_a_map_without_spread_is_drawn(tmp_path, dataset, table, pictures):
+    cartography = write_map(tmp_path / "map", dataset, table)
+    run(tmp_path / "out", "--cartography_dir", cartography)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == FILES
+    assert read_table(tmp_path / "out/metric_correlations.csv")["spearman"].isna().any()
+
+
+# --- bad input ---------------------------------------------------------------------------------------------------
+
+
+def test_cartography_directory_missing_empty_or_unfinished(tmp_path, cartography, capsys):
+    output = tmp_path / "out"
+    assert "no such file or directory" in refused(capsys, output, "--cartography_dir", tmp_path / "nothing")
+    (tmp_path / "empty").mkdir()
+    assert "holds no cartography_metrics.csv" in refused(capsys, output, "--cartography_dir", tmp_path / "empty")
+    file = cartography / "cartography_metrics.csv"
+    whole = file.read_bytes()
+    file.write_bytes(b"")
+    assert "is empty" in refused(capsys, output, "--cartography_dir", cartography)
+    file.write_bytes(whole)
+    meta = read_json(cartography / "run_meta.json")
+    (cartography / "run_meta.json").write_text(json.dumps({**meta, "status": "running"}), encoding="utf-8")
+    assert "still running or was killed" in refused(capsys, output, "--cartography_dir", cartography)
+
+
+def test_truncated_metrics(tmp_path, cartography, capsys):
+    file = cartography / "cartography_metrics.csv"
+    whole = file.read_bytes()
+    meta = read_json(cartography / "run_meta.json") | {"outputs": {file.name: len(whole)}}
+    (cartography / "run_meta.json").write_text(json.dumps(meta), encoding="utf-8")
+    file.write_bytes(whole[: len(whole) // 2])
+    assert "truncated" in refused(capsys, tmp_path / "out", "--cartography_dir", cartography)
+
+
+def test_malformed_csv_names_the_line(tmp_path, cartography, capsys):
+    with (cartography / "cartography_metrics.csv").open("a") as file:
+        file.write("x,0.5,0.1,1,5,0,False,0.7,surplus,cells\n")
+    message = refused(capsys, tmp_path / "out", "--cartography_dir", cartography)
+    assert "line 42: 10 columns where the header has 8" in message
+
+
+def test_missing_column_and_nan(tmp_path, dataset, capsys):
+    lacking = write_map(tmp_path / "lacking", dataset, metrics().drop(columns="variability"))
+    assert "no column 'variability'" in refused(capsys, tmp_path / "out", "--cartography_dir", lacking)
+    table = metrics()
+    table.loc[7, "confidence"] = np.nan
+    holed = write_map(tmp_path / "holed", dataset, table)
+    message = refused(capsys, tmp_path / "out", "--cartography_dir", holed)
+    assert "confidence of 1 examples ('007') is missing" in message
+
+
+def test_another_dataset(tmp_path, cartography, capsys):
+    output = tmp_path / "out"
+    other = write_dataset(tmp_path / "other.jsonl", prefix="x")
+    message = refused(capsys, output, "--cartography_dir", cartography, "--dataset", other)
+    assert "shares no ids" in message and "notes.jsonl" in message and "other.jsonl" in message
+    changed = write_dataset(tmp_path / "changed.jsonl", word="foot")
+    message = refused(capsys, output, "--cartography_dir", cartography, "--dataset", changed)
+    assert "other content" in message and "changed.jsonl" in message
+
+
+def test_unknown_dataset_split_task_and_flag_values(tmp_path, cartography, dataset, capsys):
+    output, given = tmp_path / "out", ("--cartography_dir", cartography)
+    assert "no such file" in refused(capsys, output, *given, "--dataset", tmp_path / "gone.jsonl")
+    assert "only split is 'train'" in refused(capsys, output, *given, "--split", "validation")
+    assert "invalid choice: 'poems'" in refused(capsys, output, *given, "--task", "poems")
+    assert "at least 1" in refused(capsys, output, *given, "--n_examples", "0")
+    assert "invalid choice" in refused(capsys, output, *given, "--threshold_method", "mean")
+    dataset.unlink()
+    message = refused(capsys, output, *given)
+    assert "no such file" in message and "recorded in" in message and "--dataset" in message
+
+
+def test_never_writes_over_a_recording(tmp_path, cartography, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(cartography, "--cartography_dir", cartography)
+    assert stop.value.code == 2 and "holds a cartography" in capsys.readouterr().err
+    recording = tmp_path / "recording"
+    recording.mkdir()
+    (recording / "training_dynamics_epoch_1.json").write_text("{}")
+    with pytest.raises(SystemExit):
+        run(recording, "--cartography_dir", cartography)
+    assert [path.name for path in recording.iterdir()] == ["training_dynamics_epoch_1.json"]
+    assert (cartography / "cartography_metrics.csv").exists()
+
+
+def test_output_directory_that_is_a_file(tmp_path, cartography, capsys):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SystemExit) as stop:
+        run(tmp_path / "file", "--cartography_dir", cartography)
+    assert stop.value.code == 2 and "is a file" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_bad_dynamics_of_another_trainer(tmp_path, capsys):
+    output, log = tmp_path / "out", tmp_path / "log"
+    assert "no such directory" in refused(capsys, output, "--training_dynamics", log)
+    write_logits(log)
+    file = log / "dynamics_epoch_2.jsonl"
+    text = file.read_text()
+    file.write_text(text[: len(text) // 2])
+    message = refused(capsys, output, "--training_dynamics", log)
+    assert "dynamics_epoch_2.jsonl, line 2" in message
+    file.write_text(text.replace('"gold": 0', '"gold": 7'))
+    assert "3 classes" in refused(capsys, output, "--training_dynamics", log)
+    file.unlink()
+    assert "one is missing" in refused(capsys, output, "--training_dynamics", log)
+
+
+def test_a_picture_of_many_groups_shows_the_largest_and_says_so(tmp_path, monkeypatch, pictures):
+    from datamap.core import plots as plotting
+
+    drawn: dict = {}
+    monkeypatch.setattr(plotting, "save_figure", lambda figure, *rest: drawn.update(figure=figure, rest=rest))
+    sizes = [60 - group for group in range(40)]
+    frame = pd.DataFrame(
+        {
+            "confidence": 0.5, "variability": 0.1, "category": "hard",
+            "label": [f"costs $5 or $6, {group} " + "x" * group for group, n in enumerate(sizes) for _ in range(n)],
+        }
+    )
+    table = plotting.group_table(frame, "label").sort_values("n", ascending=False)
+    analyze_cartography.plot_groups(tmp_path / "category_by_label.png", table, "label", "n = 1,620")
+    _, title, caption = drawn["rest"]
+    assert title == "Categories by label" and caption == "n = 1,620\nthe 25 largest of 40 labels"
+    drawn["figure"].canvas.draw()  # two dollar signs are no formula
+    names = [tick.get_text() for tick in drawn["figure"].axes[0].get_yticklabels()]
+    assert len(names) == 25 and names[0].endswith(", 0  (n = 60)")
+    assert names[-1].endswith("xxx\N{HORIZONTAL ELLIPSIS} (n = 36)")
+    few = table.head(25)
+    analyze_cartography.plot_groups(tmp_path / "category_by_label.png", few, "label", "n = 1,200")
+    assert drawn["rest"][2] == "n = 1,200"

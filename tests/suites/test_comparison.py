@@ -1,0 +1,562 @@
+"""comparison.py: the statistics against slow ones, their symmetries, every branch of a verdict, the calibration."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamap.suites import comparison
+from datamap.suites.comparison import (
+    BETTER,
+    NO_DIFFERENCE,
+    ROW,
+    STATISTICS,
+    UNDERPOWERED,
+    WORSE,
+    Comparison,
+    Resamples,
+    compare_family,
+    holm,
+    multi_bootstrap,
+    paired_statistics,
+    power_at,
+    seeds_needed,
+    single_seed_statistics,
+    verdict,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+FEW = Resamples(seed=3, number=400)
+# Multiples of 0.01 percentage points, as metrics over 10,000 examples are.
+METRIC = st.integers(0, 10_000).map(lambda count: count / 100)
+
+
+def pairs(low: int = 2, high: int = 7):
+    return st.integers(low, high).flatmap(
+        lambda n: st.tuples(st.lists(METRIC, min_size=n, max_size=n), st.lists(METRIC, min_size=n, max_size=n))
+    )
+
+
+def one(values, reference, margin: float = 1.0, **fields: Any) -> dict[str, Any]:
+    return compare_family([Comparison(range(len(values)), values, reference, margin, **fields)], FEW)[0]
+
+
+def scored(scores: np.ndarray, reference_scores: np.ndarray, margin: float, **fields: Any) -> dict[str, Any]:
+    return one(
+        scores.mean(axis=1), reference_scores.mean(axis=1), margin, scores=scores, reference_scores=reference_scores,
+        **fields,
+    )
+
+
+def slow_t(t: float, degrees: int, steps: int = 200_000) -> float:
+    """Two-sided p by the trapezoid rule over the density of Student's t, after x = tan(angle)."""
+    angles = np.linspace(math.atan(abs(t)), math.pi / 2, steps)[:-1]
+    norm = math.gamma((degrees + 1) / 2) / math.gamma(degrees / 2) / math.sqrt(degrees * math.pi)
+    density = norm * (1 + np.tan(angles) ** 2 / degrees) ** (-(degrees + 1) / 2) / np.cos(angles) ** 2
+    return float(2 * np.trapezoid(density, angles))
+
+
+# --- one metric over seeds ---------------------------------------------------------------------------------------
+
+
+def test_paired_statistics_by_hand():
+    values, reference = [81.0, 83.5, 80.0, 84.0, 82.0], [80.0, 81.0, 80.5, 82.0, 82.0]
+    found = paired_statistics(np.array(values), np.array(reference))
+    differences = [1.0, 2.5, -0.5, 2.0, 0.0]
+    mean, sd = 1.0, math.sqrt((0 + 1.5**2 + 1.5**2 + 1 + 1) / 4)
+    assert found["difference"] == pytest.approx(mean) and found["difference_sd"] == pytest.approx(sd)
+    assert (found["n"], found["wins"], found["ties"]) == (5, 3, 1)
+    assert found["mean"] == pytest.approx(82.1) and found["reference_mean"] == pytest.approx(81.1)
+    assert found["sd"] == pytest.approx(math.sqrt(11.2 / 4)), "ddof 1"
+    assert found["reference_sd"] == pytest.approx(math.sqrt(3.2 / 4))
+    half = 2.7764451 * sd / math.sqrt(5)  # t of 4 degrees of freedom, 97.5 %
+    assert found["low"] == pytest.approx(mean - half, rel=1e-7) and found["high"] == pytest.approx(mean + half)
+    assert found["p_t"] == pytest.approx(slow_t(mean / sd * math.sqrt(5), 4), abs=1e-4)
+    assert found["cohens_d"] == pytest.approx(mean / sd)
+    assert found["p_sign_flip_smallest"] == 0.0625
+    extreme = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= 5 - 1e-9
+               for signs in itertools.product((-1, 1), repeat=5)]
+    assert found["p_sign_flip"] == pytest.approx(sum(extreme) / 32)
+    assert paired_statistics(np.array(values), np.array(reference), higher_is_better=False)["wins"] == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(pairs())
+def test_sign_flip_counts_every_pattern(pair):
+    values, reference = np.array(pair)
+    differences = np.round(100 * (values - reference))  # whole numbers: exact sums, so ties are ties
+    sums = [abs(np.dot(signs, differences)) for signs in itertools.product((-1, 1), repeat=len(differences))]
+    expected = np.mean(np.array(sums) >= abs(differences.sum()))
+    found = paired_statistics(values, reference)
+    assert found["p_sign_flip"] == pytest.approx(expected)
+    assert found["p_sign_flip"] >= found["p_sign_flip_smallest"] == 2 / 2 ** len(values)
+
+
+def test_sign_flip_of_twelve_is_exact_and_of_many_is_seeded():
+    rng = np.random.default_rng(0)
+    values = rng.normal(0.6, 1, 12)
+    signs = np.array(list(itertools.product((-1, 1), repeat=12)))
+    expected = np.mean(np.abs(signs @ values) >= abs(values.sum()) - 1e-9)
+    assert 0.001 < expected < 0.5
+    assert paired_statistics(values, np.zeros(12))["p_sign_flip"] == pytest.approx(expected)
+    many = rng.normal(0.4, 1, 20)
+    first, second = (paired_statistics(many, np.zeros(20)) for _ in range(2))
+    assert first == second
+    assert first["p_sign_flip"] == pytest.approx(first["p_t"], abs=0.02)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pairs(), st.randoms(use_true_random=False))
+def test_paired_symmetries(pair, random):
+    values, reference = np.array(pair)
+    found = paired_statistics(values, reference)
+    keys = ("difference", "difference_sd", "low", "high", "p_t", "p_sign_flip", "cohens_d")
+
+    def same(other, **changes):
+        expected = {key: found[key] for key in (*keys, "wins", "ties")} | changes
+        for key, value in expected.items():
+            assert other[key] == (None if value is None else pytest.approx(value, rel=1e-6, abs=1e-8)), key
+
+    order = list(range(len(values)))
+    random.shuffle(order)
+    same(paired_statistics(values[order], reference[order]))
+    same(paired_statistics(values + 50, reference + 50))
+    scaled = paired_statistics(100 * values, 100 * reference)
+    spread = ("difference", "difference_sd", "low", "high")
+    same(scaled, **{key: None if found[key] is None else 100 * found[key] for key in spread})
+
+    def minus(key):
+        return None if found[key] is None else -found[key]
+
+    same(
+        paired_statistics(reference, values), difference=minus("difference"), low=minus("high"), high=minus("low"),
+        cohens_d=minus("cohens_d"), wins=len(values) - found["wins"] - found["ties"],
+    )
+    assert paired_statistics(values, reference, higher_is_better=False)["wins"] == (values < reference).sum()
+    json.dumps(found, allow_nan=False)
+    assert all(type(value) in (int, float, type(None)) for value in found.values()) and set(found) == set(STATISTICS)
+
+
+def test_one_seed_has_no_spread():
+    found = paired_statistics(np.array([3.0]), np.array([1.0]))
+    assert {key: value for key, value in found.items() if value is not None} == {
+        "n": 1, "mean": 3.0, "reference_mean": 1.0, "difference": 2.0,
+    }
+
+
+@pytest.mark.parametrize(("shift", "ties"), [(0.01, 0), (0.0, 4)])
+def test_rounding_is_no_spread(shift, ties):
+    reference = np.array([0.7, 0.8, 0.1, 0.3])
+    values = reference + shift
+    assert shift == 0 or np.ptp(values - reference) > 0, "the differences must differ by rounding here"
+    found = paired_statistics(values, reference)
+    assert found["difference_sd"] == 0 and found["ties"] == ties
+    assert [found[key] for key in ("p_t", "cohens_d", "low", "high")] == [None] * 4
+    assert paired_statistics(np.array([0.1 + 0.2, 0.4]), np.array([0.3, 0.5]))["ties"] == 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_missing_values_are_refused(bad):
+    with pytest.raises(ValueError, match=r"reference\[1\] is"):
+        paired_statistics(np.array([1.0, 2.0]), np.array([1.0, bad]))
+    with pytest.raises(ValueError, match=r"^scores\[1, 2\] is"):
+        multi_bootstrap(np.array([[0, 1, 1.0], [0, 1, bad]]), np.zeros((2, 3)), FEW)
+    with pytest.raises(ValueError, match=r"reference_scores\[0\] is"):
+        single_seed_statistics(np.zeros(2), np.array([bad, 1.0]), False, FEW)
+
+
+def test_shapes_are_refused():
+    with pytest.raises(ValueError, match=r"differ in shape: \(2,\) and \(3,\)"):
+        paired_statistics(np.zeros(2), np.zeros(3))
+    with pytest.raises(ValueError, match="at least one value"):
+        paired_statistics(np.zeros(0), np.zeros(0))
+    with pytest.raises(ValueError, match="at least 2 seeds"):
+        multi_bootstrap(np.zeros((1, 4)), np.zeros((1, 4)), FEW)
+    with pytest.raises(ValueError, match="2 dimension"):
+        multi_bootstrap(np.zeros(4), np.zeros(4), FEW)
+
+
+# --- per-example scores ------------------------------------------------------------------------------------------
+
+
+def test_resamples_are_draws_with_replacement():
+    resamples = Resamples(seed=1, number=4000)
+    counts = np.concatenate(list(resamples.example_counts(7))).astype(float)
+    for drawn, n in ((counts, 7), (resamples.seed_counts(3), 3)):
+        assert drawn.shape == (4000, n) and (drawn.sum(axis=1) == n).all()
+        assert np.abs(drawn.mean(axis=0) - 1).max() < 0.06
+        assert np.abs(drawn.var(axis=0) - (1 - 1 / n)).max() < 0.1  # of a binomial of n draws, chance 1 / n
+    assert (resamples.seed_counts(1) == 1).all()
+
+
+def test_resamples_are_kept_and_the_same_when_drawn_anew(monkeypatch):
+    def drawn(resamples, n):
+        return np.concatenate(list(resamples.example_counts(n)))
+
+    kept = Resamples(seed=1, number=50)
+    first = drawn(kept, 300)
+    assert next(kept.example_counts(300)) is next(kept.example_counts(300))
+    assert not (first == drawn(Resamples(seed=2, number=50), 300)).all()
+    monkeypatch.setattr(comparison, "CACHED_CELLS", 50 * 400)
+    assert (drawn(Resamples(seed=1, number=50), 300) == first).all()
+    drawn(kept, 200)  # 300 and 200 no longer fit together
+    assert list(kept._kept) == [200]
+    large = Resamples(seed=1, number=50)
+    assert drawn(large, 401).shape == (50, 401) and not large._kept
+    monkeypatch.setattr(comparison, "BLOCK_CELLS", 900)
+    blocks = list(Resamples(seed=1, number=50).example_counts(401))
+    assert [len(block) for block in blocks] == [2] * 25 and (np.concatenate(blocks).sum(axis=1) == 401).all()
+
+
+def test_multi_bootstrap_against_loops():
+    rng = np.random.default_rng(0)
+    scores, reference = rng.random((2, 4, 30))
+    scores += 0.05
+    found = multi_bootstrap(scores, reference, FEW)
+    example_counts, seed_counts = np.concatenate(list(FEW.example_counts(30))), FEW.seed_counts(4)
+    means = []
+    for counts, seeds in zip(example_counts, seed_counts, strict=True):
+        rows = [row for row in range(4) for _ in range(int(seeds[row]))]
+        columns = [column for column in range(30) for _ in range(int(counts[column]))]
+        means.append(np.mean([scores[row, column] - reference[row, column] for row in rows for column in columns]))
+    by_seed = (scores - reference).mean(axis=1)
+    seeds_part = by_seed.var(ddof=1) / 4
+    differences = scores - reference
+    rows, columns = differences.mean(axis=1), differences.mean(axis=0)
+    residuals = [differences[i, j] - rows[i] - columns[j] + rows.mean() for i in range(4) for j in range(30)]
+    noise = sum(each**2 for each in residuals) / (3 * 29) / (4 * 30)
+    variance = max(np.var(means) + seeds_part / 4 - 1.75 * noise, seeds_part)
+    assert found["bootstrap_se"] == pytest.approx(math.sqrt(variance), rel=1e-4)
+    from scipy import stats
+
+    degrees = 3 / (seeds_part / variance)
+    assert found["p_bootstrap"] == pytest.approx(2 * stats.t.sf(by_seed.mean() / math.sqrt(variance), degrees))
+    low, high = by_seed.mean() + np.array([-1, 1]) * stats.t.isf(0.025, degrees) * math.sqrt(variance)
+    assert (found["bootstrap_low"], found["bootstrap_high"]) == pytest.approx((low, high), rel=1e-4)
+
+
+def test_multi_bootstrap_has_the_variance_of_seeds_and_examples():
+    rng = np.random.default_rng(0)
+    seeds, examples = rng.normal(0, 0.5, (12, 1)), rng.normal(0, 3.0, (1, 200))
+    found = multi_bootstrap(seeds + examples, np.zeros((12, 200)), Resamples(number=4000))
+    assert found["bootstrap_se"] == pytest.approx(math.sqrt(seeds.var(ddof=1) / 12 + examples.var() / 200), rel=0.04)
+    # Nothing but seeds: the t test's own standard error and p.
+    alone = multi_bootstrap(seeds + np.zeros((1, 200)), np.zeros((12, 200)), Resamples(number=4000))
+    statistics = paired_statistics(seeds[:, 0], np.zeros(12))
+    assert alone["bootstrap_se"] == pytest.approx(seeds.std(ddof=1) / math.sqrt(12), rel=0.03)
+    assert alone["p_bootstrap"] == pytest.approx(statistics["p_t"], abs=0.02)
+    nothing = multi_bootstrap(np.ones((3, 5)), np.ones((3, 5)), FEW)
+    assert nothing == {"bootstrap_low": 0.0, "bootstrap_high": 0.0, "bootstrap_se": 0.0, "p_bootstrap": 1.0}
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 5), st.integers(2, 40), st.integers(0, 99))
+def test_bootstrap_symmetries(seeds, n, seed):
+    scores, reference = np.random.default_rng(seed).random((2, seeds, n))
+    found, swapped = multi_bootstrap(scores, reference, FEW), multi_bootstrap(reference, scores, FEW)
+    assert found["bootstrap_low"] <= found["bootstrap_high"]
+    assert swapped["bootstrap_low"] == pytest.approx(-found["bootstrap_high"], abs=1e-6)
+    percent = multi_bootstrap(100 * scores + 7, 100 * reference + 7, FEW)
+    for other in (swapped, percent):
+        assert other["p_bootstrap"] == pytest.approx(found["p_bootstrap"], rel=1e-3, abs=1e-9)
+    assert percent["bootstrap_high"] == pytest.approx(100 * found["bootstrap_high"], abs=1e-3)
+    single = single_seed_statistics(scores[0], reference[0], False, FEW)
+    back = single_seed_statistics(reference[0], scores[0], False, FEW)
+    assert single["p"] == back["p"] and single["difference"] == -back["difference"]
+
+
+def test_mcnemar_is_the_binomial():
+    ours = np.array([1] * 9 + [0] * 2 + [1] * 30 + [0] * 9, dtype=float)
+    theirs = np.array([0] * 9 + [1] * 2 + [1] * 30 + [0] * 9, dtype=float)
+    found = single_seed_statistics(100 * ours, 100 * theirs, True, FEW)
+    assert found["p"] == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
+    assert (found["only_experiment_right"], found["only_reference_right"]) == (9, 2)
+    assert found["difference"] == pytest.approx(14.0)
+    assert found["bootstrap_low"] < 14 < found["bootstrap_high"] < 30
+    assert single_seed_statistics(ours, ours, True, FEW)["p"] == 1.0
+    with pytest.raises(ValueError, match="expected binary scores"):
+        single_seed_statistics(ours, ours / 2, True, FEW)
+
+
+def test_bootstrap_of_one_seed():
+    rng = np.random.default_rng(0)
+    reference = rng.random(300)
+    shifted = reference + rng.normal(0.2, 0.5, 300)
+    resamples = Resamples(number=1000)
+    found = single_seed_statistics(shifted, reference, False, resamples)
+    assert found["p"] == 1 / 1001, "never 0"
+    se = (shifted - reference).std() / math.sqrt(300)
+    assert found["bootstrap_high"] - found["bootstrap_low"] == pytest.approx(2 * 1.96 * se, rel=0.1)
+    near = single_seed_statistics(shifted - 0.16, reference, False, resamples)
+    z = near["difference"] / se
+    assert near["p"] == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.04) and 0.02 < near["p"] < 0.98
+    assert single_seed_statistics(reference, reference, False, resamples)["p"] == 1.0
+    # Two examples: a resample of one of them twice is exactly as far from the mean as no difference is.
+    counts = np.concatenate(list(resamples.example_counts(2)))
+    for score in (0.7, 0.3):
+        two = single_seed_statistics(np.array([0.0, score]), np.zeros(2), False, resamples)
+        assert two["p"] == (1 + (counts[:, 0] != 1).sum()) / 1001
+
+
+# --- families and power ------------------------------------------------------------------------------------------
+
+P_VALUES = st.lists(st.none() | st.floats(0, 1), max_size=8)
+
+
+@settings(max_examples=15, deadline=None)  # statsmodels collects garbage at every call
+@given(P_VALUES)
+def test_holm_by_definition(p_values):
+    found = holm(p_values)
+    order = sorted((p, place) for place, p in enumerate(p_values) if p is not None)
+    running = 0.0
+    for rank, (p, place) in enumerate(order):
+        running = max(running, min(1.0, (len(p_values) - rank) * p))  # a None counts, at the end of the order
+        assert found[place] == pytest.approx(running)
+    assert [value is None for value in found] == [p is None for p in p_values]
+    # Counting the untested is the conservative direction.
+    without = holm([p for p in p_values if p is not None])
+    kept = [p for p in found if p is not None]
+    assert (np.array(kept, dtype=float) >= np.array(without, dtype=float) - 1e-12).all()
+
+
+def test_holm_known_and_refused():
+    assert holm([0.01, 0.04, 0.03, None]) == [pytest.approx(0.04), pytest.approx(0.09), pytest.approx(0.09), None]
+    for bad in (1.5, -0.1, math.nan):
+        with pytest.raises(ValueError, match="of 0..1"):
+            holm([0.5, bad])
+
+
+@pytest.mark.parametrize("alpha", [0.05, 0.05 / 6])
+@pytest.mark.parametrize("n", [2, 3, 5, 10, 50])
+def test_power_is_that_of_statsmodels(n, alpha):
+    from statsmodels.stats.power import TTestPower
+
+    for shift in (0.5, 2.0, 4.0):
+        effect = shift / math.sqrt(n)
+        assert power_at(n, 2.0, 2.0 * effect, alpha) == pytest.approx(TTestPower().power(effect, n, alpha), abs=1e-6)
+    # Where statsmodels' is NaN.
+    assert power_at(n, 1e-4, 1.0, alpha) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_seeds_needed():
+    assert seeds_needed(1.0, 1.0) == 10 and seeds_needed(1.0, 0.5) == 34  # Cohen 1988, d = 1 and d = 0.5
+    assert seeds_needed(1.0, 100.0) == 2
+    assert seeds_needed(1.0, 0.02) is None and seeds_needed(1.0, 0.03) == pytest.approx(8724, abs=20)
+    assert seeds_needed(0.0, 1.0) is None and seeds_needed(None, 1.0) is None
+    assert power_at(5, 0.0, 1.0) is None and power_at(5, None, 1.0) is None and power_at(1, 1.0, 1.0) is None
+    with pytest.raises(ValueError, match="margin above 0"):
+        power_at(5, 1.0, 0.0)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.floats(0.1, 5), st.floats(0.05, 5), st.sampled_from([0.05, 0.005]))
+def test_seeds_needed_is_the_smallest(spread, margin, alpha):
+    def enough(n: int) -> bool:
+        power = power_at(n, spread, margin, alpha)
+        return power is not None and power >= 0.8
+
+    needed = seeds_needed(spread, margin, alpha=alpha)
+    if needed is None:
+        assert not enough(10_000)
+    else:
+        assert enough(needed) and (needed == 2 or not enough(needed - 1))
+
+
+# --- verdicts ----------------------------------------------------------------------------------------------------
+
+REFERENCE = [80.0, 81.0, 79.5, 80.5, 82.0]
+
+
+@pytest.mark.parametrize(
+    ("differences", "margin", "expected", "note"),
+    [
+        ([2.0, 2.3, 1.8, 2.1, 2.2], 1.0, BETTER, None),
+        ([-2.0, -2.3, -1.8, -2.1, -2.2], 1.0, WORSE, None),
+        ([0.1, -0.1, 0.2, 0.0, -0.1], 1.0, NO_DIFFERENCE, None),
+        ([0.1, -0.1, 0.2, 0.0, -0.1], 0.05, UNDERPOWERED, "seeds needed to find a difference of 0.05, 5 there"),
+        ([9.0, -3.0, 8.0, 1.0, 7.0], 1.0, UNDERPOWERED, "seeds needed to find a difference of 1, 5 there"),
+        ([900.0, -300.0, 800.0, 100.0, 700.0], 1.0, UNDERPOWERED, "more than 10,000 seeds"),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], 1.0, NO_DIFFERENCE, "no difference at any seed"),
+        ([2.0, 2.0, 2.0, 2.0, 2.0], 1.0, UNDERPOWERED, "too coarse"),
+        ([5.0, 5.1, 4.9], 1.0, BETTER, None),
+        ([5.0, 5.1], 1.0, UNDERPOWERED, "2 seeds; train at least 3"),
+        ([0.0, 0.0], 1.0, UNDERPOWERED, "2 seeds; train at least 3"),
+        ([5.0], 1.0, UNDERPOWERED, "1 seed and no per-example scores"),
+    ],
+)
+def test_verdict_of_seeds(differences, margin, expected, note):
+    reference = np.array(REFERENCE[: len(differences)])
+    row = one(reference + differences, reference, margin)
+    assert row["verdict"] == expected
+    assert row["note"] is None if note is None else note in row["note"]
+    assert row["scope"] == ("method" if len(differences) > 1 else "this checkpoint, not the method")
+    swapped = one(reference, reference + differences, margin)["verdict"]
+    lower = one(reference + differences, reference, margin, higher_is_better=False)["verdict"]
+    assert swapped == lower == {BETTER: WORSE, WORSE: BETTER}.get(expected, expected)
+    assert set(row) == set(ROW) and json.dumps(row, allow_nan=False)
+
+
+def test_note_names_the_seeds_needed():
+    row = one(np.array(REFERENCE) + [2.0, -1.0, 1.0, 0.0, -2.0], REFERENCE, 1.0)
+    assert row["seeds_needed"] == seeds_needed(math.sqrt(2.5), 1.0) and row["seeds_needed"] > 5
+    assert row["note"] == f"about {row['seeds_needed']} seeds needed to find a difference of 1, 5 there"
+    assert row["power"] == power_at(5, math.sqrt(2.5), 1.0)
+
+
+def test_holm_decides_in_a_family():
+    better = Comparison(range(5), np.array(REFERENCE) + [1.0, 2.0, 0.4, 1.2, 0.8], REFERENCE, 0.1)
+    alone = compare_family([better])[0]
+    assert alone["p"] < 0.05 < 6 * alone["p"] and alone["verdict"] == BETTER
+    untested = Comparison([1], [80.0], [80.0], 0.1)
+    rows = compare_family([better, *[untested] * 5])
+    assert rows[0]["p_holm"] == pytest.approx(6 * alone["p"]) and rows[0]["verdict"] == UNDERPOWERED
+    assert rows[0]["family_size"] == 6 and rows[1]["p_holm"] is None
+    # The power is that of the adjusted test.
+    assert rows[0]["power"] == power_at(5, alone["difference_sd"], 0.1, 0.05 / 6) < alone["power"]
+    assert compare_family([]) == []
+
+
+def test_the_claim_of_no_difference_is_made_at_the_level_of_the_family():
+    statistics = {"n": 10, "difference": 0.1, "difference_sd": 1.0}
+    assert verdict(statistics, 0.8, 1.0) == (NO_DIFFERENCE, None)  # power 0.803 at 0.05
+    word, note = verdict(statistics, 0.8, 1.0, family_size=6)
+    needed = seeds_needed(1.0, 1.0, alpha=0.05 / 6)
+    assert (word, note) == (UNDERPOWERED, f"about {needed} seeds needed to find a difference of 1, 10 there")
+
+
+@settings(max_examples=20, deadline=None)
+@given(pairs(3, 6), pairs(3, 6), st.sampled_from([0.5, 5.0, 50.0]))
+def test_no_difference_is_below_the_margin(first, second, margin):
+    family = [Comparison(range(len(pair[0])), pair[0], pair[1], margin) for pair in (first, second)]
+    for row in compare_family(family):
+        assert row["verdict"] != NO_DIFFERENCE or abs(row["difference"]) < margin
+        found = row["verdict"] in (BETTER, WORSE)
+        assert found == (row["p_holm"] is not None and row["p_holm"] <= 0.05)
+        assert not found or (row["verdict"] == BETTER) == (row["difference"] > 0)
+
+
+def two_level(n_seeds: int, n: int, seed_sd: float, example_sd: float, difference: float = 0.0, seed: int = 0):
+    """Centred effects, so that the mean difference is ``difference`` whatever was drawn."""
+    rng = np.random.default_rng(seed)
+    seeds, examples = rng.normal(0, seed_sd, (n_seeds, 1)), rng.normal(0, example_sd, (1, n))
+    reference = rng.normal(0.5, 0.2, (n_seeds, n))
+    return reference + seeds - seeds.mean() + examples - examples.mean() + difference, reference
+
+
+def test_a_difference_of_these_examples_only_is_not_of_the_method():
+    scores, reference = two_level(5, 50, seed_sd=0.002, example_sd=0.3, difference=0.02)
+    row = scored(scores, reference, margin=0.02)
+    assert row["p_t"] < 0.001, "the seeds agree"
+    assert row["bootstrap_low"] < 0 < row["bootstrap_high"] and row["p"] == row["p_bootstrap"] > 0.05
+    assert (row["verdict"], row["note"]) == (UNDERPOWERED, "more evaluation examples needed")
+    assert one(scores.mean(axis=1), reference.mean(axis=1), 0.02)["verdict"] == BETTER, "without the scores"
+    # Nor does it show that there is none, unless the margin is large beside the noise of the examples.
+    none, reference = two_level(5, 50, seed_sd=0.002, example_sd=0.3)
+    assert scored(none, reference, margin=0.02)["verdict"] == UNDERPOWERED
+    assert one(none.mean(axis=1), reference.mean(axis=1), 0.02)["verdict"] == NO_DIFFERENCE
+    assert scored(none, reference, margin=0.5)["verdict"] == NO_DIFFERENCE
+
+
+def test_a_difference_beyond_seeds_and_examples():
+    scores, reference = two_level(5, 400, seed_sd=0.01, example_sd=0.3, difference=0.2)
+    row = scored(scores, reference, margin=0.02)
+    assert row["verdict"] == BETTER and row["bootstrap_low"] > 0 and row["p"] == max(row["p_t"], row["p_bootstrap"])
+    assert scored(scores, reference, 0.02, higher_is_better=False)["verdict"] == WORSE
+    both, reference = two_level(4, 40, seed_sd=0.05, example_sd=0.6)
+    note = scored(both, reference, margin=0.02)["note"]
+    assert "seeds needed" in note and note.endswith("more evaluation examples help too")
+
+
+def test_the_interval_excludes_0_where_p_is_small():
+    for difference in (0.01, 0.05, 0.1, 0.2):
+        scores, reference = two_level(5, 100, seed_sd=0.02, example_sd=0.2, difference=difference)
+        row = scored(scores, reference, margin=0.02)
+        assert (row["bootstrap_low"] > 0) == (row["p_bootstrap"] < 0.05)
+
+
+def test_nothing_finished_is_underpowered_and_counts_in_the_family():
+    done = Comparison([1, 2, 3], [0.5, 0.6, 0.71], [0.4, 0.5, 0.6], 0.01)
+    none, some = compare_family([Comparison([], [], [], 0.01), done])
+    assert (none["n"], none["verdict"], none["difference"]) == (0, UNDERPOWERED, None)
+    assert some["family_size"] == 2 and some["p_holm"] == pytest.approx(2 * some["p"])
+
+
+def test_equal_means_on_different_examples():
+    scores, reference = np.tile([1.0, 0, 1, 0], (3, 1)), np.tile([0.0, 1, 0, 1], (3, 1))
+    row = scored(scores, reference, margin=0.1, binary=True)
+    assert row["p"] is None and (row["verdict"], row["note"]) == (UNDERPOWERED, "more evaluation examples needed")
+    assert scored(scores, scores, margin=0.1)["verdict"] == NO_DIFFERENCE
+
+
+@pytest.mark.parametrize("binary", [True, False])
+def test_verdict_of_one_seed(binary):
+    ours = np.array([[1.0] * 40 + [0.0] * 10])
+    theirs = np.array([[1.0] * 20 + [0.0] * 30])
+    row = scored(ours, theirs, 0.1, binary=binary)
+    assert (row["verdict"], row["note"]) == (BETTER, "1 seed: this checkpoint, not the method")
+    assert scored(theirs, ours, 0.1, binary=binary)["verdict"] == WORSE
+    assert scored(ours, theirs, 0.1, binary=binary, higher_is_better=False)["verdict"] == WORSE
+    assert scored(ours, ours, 0.1, binary=binary)["verdict"] == UNDERPOWERED
+    assert (row["p_mcnemar"] is not None) == binary and (row["p_bootstrap"] is None) == binary
+    assert row["only_experiment_right"] == (20 if binary else None)
+    assert row["difference"] == pytest.approx(0.4) and row["low"] is None and row["bootstrap_low"] > 0.2
+    assert row["power"] is None and row["scope"] == "this checkpoint, not the method"
+    assert set(row) == set(ROW) and json.dumps(row, allow_nan=False)
+
+
+def test_family_refuses():
+    scores = np.full((2, 4), 0.5)
+    with pytest.raises(ValueError, match="seeds repeat"):
+        compare_family([Comparison([1, 1], [0.5, 0.5], [0.5, 0.5], 0.1)])
+    with pytest.raises(ValueError, match="got 3 for 2 seeds"):
+        compare_family([Comparison([1, 2], [0.5] * 3, [0.5] * 3, 0.1)])
+    with pytest.raises(ValueError, match="margin above 0"):
+        compare_family([Comparison([1, 2], [0.5] * 2, [0.5] * 2, 0.0)])
+    with pytest.raises(ValueError, match=r"reference_scores\[1\] has the mean 0.5, the metric at that seed is 50"):
+        one([0.5, 0.5], [0.5, 50.0], 0.1, scores=scores, reference_scores=scores)
+    with pytest.raises(ValueError, match="expected 3 rows"):
+        one([0.5] * 3, [0.5] * 3, 0.1, scores=scores, reference_scores=scores)
+
+
+# --- calibration -------------------------------------------------------------------------------------------------
+
+
+def test_false_findings_are_rare():
+    # At 5% of 400 the count lies within 8 to 34 but for 1 in 500 draws.
+    rng = np.random.default_rng(0)
+    values, reference = rng.normal(size=(2, 400, 5))
+    found = 0
+    for ours, theirs in zip(values, reference, strict=True):
+        statistics = paired_statistics(ours, theirs)
+        found += verdict(statistics, statistics["p_t"], 1.0)[0] in (BETTER, WORSE)
+    assert 8 <= found <= 34
+
+
+def test_benchmark_runs(tmp_path, capsys, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    bench = importlib.import_module("bench_calibration")
+    monkeypatch.setattr(bench, "TWO_LEVEL_REPETITIONS", 10)
+    monkeypatch.setattr(bench, "CHECKED", 1)
+    monkeypatch.setattr(bench, "FAMILY", 2)
+    bench.main(["--repetitions", "40", "--seed_counts", "3", "--output_dir", str(tmp_path)])
+    rows = json.loads((tmp_path / "bench_calibration.json").read_text())["rows"]
+    assert [row["shape"] for row in rows] == [*bench.SHAPES, *bench.TWO_LEVEL]
+    assert all(0 <= row["low"] <= row["false_findings"] <= row["high"] <= 1 for row in rows)
+    assert [row["repetitions"] for row in rows] == [40] * len(bench.SHAPES) + [10] * len(bench.TWO_LEVEL)
+    assert (tmp_path / "bench_calibration.csv").exists()
+    assert "| two-level, exact match | 3 |" in capsys.readouterr().out
+    # The agreement with comparison.py is checked, not assumed.
+    monkeypatch.setattr(bench, "verdicts", lambda tests, n, margin: np.full(tests.p.shape, "other"))
+    with pytest.raises(AssertionError):
+        bench.main(["--repetitions", "40", "--seed_counts", "3", "--output_dir", str(tmp_path)])
+    with pytest.raises(SystemExit, match="2"):
+        bench.main(["--seed_counts", "2,3"])

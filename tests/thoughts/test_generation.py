@@ -1,0 +1,250 @@
+"""Generation: what comes out depends on the prompt alone, and the model is left as it was."""
+
+import importlib.util
+import json
+
+import pytest
+import tiny_mistral
+import torch
+from scipy import stats
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from datamap.core.errors import UserError
+from datamap.thoughts import generation
+from datamap.thoughts.generation import Generated, generate
+from datamap.thoughts.reader import parse_thought
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PROMPTS = [f"[INST] {'word ' * (number * 7 % 13)}premise {number} [/INST]" for number in range(20)]
+needs_llguidance = pytest.mark.skipif(
+    importlib.util.find_spec("llguidance") is None, reason="llguidance is not installed"
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    return tiny_mistral.save_model(tmp_path_factory.mktemp("mistral"))
+
+
+@pytest.fixture
+def model(saved):
+    return AutoModelForCausalLM.from_pretrained(saved)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(saved):
+    return AutoTokenizer.from_pretrained(saved)
+
+
+def answers(model, tokenizer, prompts=PROMPTS, **settings):
+    found: dict[int, Generated] = {}
+    for places, texts in generate(
+        model, tokenizer, prompts, **{"batch_size": 7, "max_new_tokens": 40, **settings}
+    ):
+        assert len(places) == len(texts) and not set(places) & set(found)
+        found.update(zip(places, texts, strict=True))
+    return [found[place] for place in range(len(prompts))]
+
+
+def slow_tokens(model, tokenizer, prompt, max_new_tokens=40):
+    """One prompt, no padding, no cache, the whole text through the model for every token."""
+    ids = tokenizer(prompt)["input_ids"]
+    new: list[int] = []
+    with torch.no_grad():
+        while len(new) < max_new_tokens and new[-1:] != [tokenizer.eos_token_id]:
+            new.append(int(model(torch.tensor([ids + new])).logits[0, -1].argmax()))
+    return new
+
+
+def slow_greedy(model, tokenizer, prompt):
+    new = slow_tokens(model, tokenizer, prompt)
+    return Generated(tokenizer.decode(new, skip_special_tokens=True), len(new), new[-1] == tokenizer.eos_token_id)
+
+
+# --- greedy ------------------------------------------------------------------------------------------------------
+
+
+def test_padded_batches_give_what_one_prompt_alone_gives(model, tokenizer):
+    expected = [slow_greedy(model, tokenizer, prompt) for prompt in PROMPTS]
+    assert answers(model, tokenizer) == expected
+    assert {answer.finished for answer in expected} == {True, False}
+    assert len({answer.text for answer in expected}) > 15  # else nothing has been told apart
+
+
+@pytest.mark.parametrize("settings", [{"batch_size": 1}, {"batch_size": 3, "sort": False}, {"batch_size": 50}])
+def test_neither_batches_nor_their_order_matter(model, tokenizer, settings):
+    assert answers(model, tokenizer, **settings) == answers(model, tokenizer)
+
+
+def test_the_longest_prompts_come_first(model, tokenizer):
+    order = [place for places, _ in generate(model, tokenizer, PROMPTS, batch_size=6, max_new_tokens=1)
+             for place in places]
+    lengths = [len(tokenizer(PROMPTS[place])["input_ids"]) for place in order]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1]
+    unsorted = generate(model, tokenizer, PROMPTS, batch_size=6, max_new_tokens=1, sort=False)
+    assert [places for places, _ in unsorted][0] == [0, 1, 2, 3, 4, 5]
+
+
+def test_every_eos_of_the_generation_config_ends_a_text(model, tokenizer):
+    free = answers(model, tokenizer)
+    long = next(place for place, answer in enumerate(free) if not answer.finished)
+    tokens = slow_tokens(model, tokenizer, PROMPTS[long])
+    end = tokens[7]
+    model.generation_config.eos_token_id = [tokenizer.eos_token_id, end]
+    stopped = answers(model, tokenizer, [PROMPTS[long]])[0]
+    assert stopped.finished and stopped.num_tokens == tokens.index(end) + 1
+    assert free[long].text.startswith(stopped.text)
+    assert answers(model, tokenizer, PROMPTS)[long] == stopped
+
+
+def test_the_models_own_ideas_of_decoding_do_not_count(model, tokenizer):
+    expected = answers(model, tokenizer)
+    for name, value in {"do_sample": True, "temperature": 2.0, "top_k": 3, "top_p": 0.5, "num_beams": 3,
+                        "repetition_penalty": 5.0, "no_repeat_ngram_size": 1,
+                        "min_new_tokens": 40, "suppress_tokens": [5, 9]}.items():
+        setattr(model.generation_config, name, value)
+    assert answers(model, tokenizer) == expected
+
+
+def test_an_eos_that_the_tokenizer_puts_behind_is_taken_off(tokenizer, saved):
+    from tokenizers import processors
+
+    other = AutoTokenizer.from_pretrained(saved)
+    begin, end = (other.bos_token, other.bos_token_id), (other.eos_token, other.eos_token_id)
+    other.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{begin[0]} $A {end[0]}", special_tokens=[begin, end]
+    )
+    assert other("word")["input_ids"][-1] == other.eos_token_id
+    assert generation.encode_prompts(other, PROMPTS) == generation.encode_prompts(tokenizer, PROMPTS)
+
+
+def test_no_room_for_the_answer_is_an_error(model, tokenizer):
+    with pytest.raises(UserError, match="more than the 1,024 positions of the model; lower --max_new_tokens"):
+        answers(model, tokenizer, max_new_tokens=1024)
+
+
+def test_no_prompts_no_batches(model, tokenizer):
+    assert list(generate(model, tokenizer, [], batch_size=4, max_new_tokens=4)) == []
+
+
+# --- in the middle of a training ---------------------------------------------------------------------------------
+
+
+def test_a_model_in_training_is_left_as_it_was(model, tokenizer):
+    expected = answers(model, tokenizer)
+    model.config.attention_dropout = 0.5
+    for layer in model.model.layers:
+        layer.self_attn.attention_dropout = 0.5
+    model.train()
+    model.gradient_checkpointing_enable()
+    model.enable_input_require_grads()
+    model.config.use_cache = False
+    model.model.layers[0].eval()  # of one's own will
+    modes = [module.training for module in model.modules()]
+    own = model.generation_config
+    state, counted, hidden = torch.get_rng_state(), [], []
+
+    def count(module, given, out):
+        counted.append(out[0].shape[1])
+        hidden.append(out[0].requires_grad)
+
+    hook = model.model.register_forward_hook(count)
+    assert answers(model, tokenizer) == expected
+    hook.remove()
+    assert [module.training for module in model.modules()] == modes
+    assert model.generation_config is own
+    assert model.config.use_cache is False and model.is_gradient_checkpointing
+    assert torch.equal(torch.get_rng_state(), state)
+    assert counted.count(1) > len(counted) - 4  # one token at a time but for the prompts: the cache is used
+    assert not any(hidden)
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_with_an_adapter_is_left_as_it_was(model, tokenizer):
+    from peft import LoraConfig, get_peft_model
+
+    own, expected = model.generation_config, answers(model, tokenizer)
+    tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
+    state = {name: value.clone() for name, value in tuned.state_dict().items()}
+    assert answers(tuned, tokenizer) == expected  # an adapter begins as nothing
+    assert model.generation_config is tuned.generation_config is own
+    assert tuned.training and all(torch.equal(state[name], value) for name, value in tuned.state_dict().items())
+
+
+def test_modes_come_back_after_an_error_too(model, tokenizer, monkeypatch):
+    model.train()
+    monkeypatch.setattr(model, "generate", lambda **settings: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        answers(model, tokenizer)
+    assert all(module.training for module in model.modules())
+
+
+# --- drawing -----------------------------------------------------------------------------------------------------
+
+
+def test_a_draw_depends_on_seed_and_prompt_only(model, tokenizer):
+    drawn = answers(model, tokenizer, temperature=0.9, seed=3)
+    assert answers(model, tokenizer, temperature=0.9, seed=3, batch_size=2, sort=False) == drawn
+    assert answers(model, tokenizer, PROMPTS[5:8], temperature=0.9, seed=3) == drawn[5:8]
+    other = answers(model, tokenizer, temperature=0.9, seed=4)
+    assert not any(map(Generated.__eq__, other, drawn))
+    assert answers(model, tokenizer, temperature=1e-4) == answers(model, tokenizer)
+
+
+def test_draws_follow_the_softmax():
+    logits = torch.tensor([1.0, 0.0, -1.0, float("-inf"), 2.0])
+    n, temperature = 4000, 1.5
+    noise = generation._GumbelNoise(temperature, range(n), torch.device("cpu"))
+    for _ in range(2):  # the second token of a text as well
+        drawn = noise(torch.zeros(n, 1), logits.repeat(n, 1)).argmax(dim=1)
+        counts = torch.bincount(drawn, minlength=5)
+        assert counts[3] == 0
+        among = [0, 1, 2, 4]
+        expected = n * torch.softmax(logits.double() / temperature, dim=0)
+        assert stats.chisquare(counts[among], expected[among].numpy(), sum_check=False).pvalue > 1e-3
+
+
+# --- a schema ----------------------------------------------------------------------------------------------------
+
+
+@needs_llguidance
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 2.0])
+def test_what_is_finished_under_the_constraint_is_an_answer(model, tokenizer, temperature):
+    constraint = generation.SchemaConstraint(model, tokenizer)
+    found = answers(model, tokenizer, constraint=constraint, max_new_tokens=120, temperature=temperature, seed=1)
+    assert {answer.finished for answer in found} == {True, False}
+    for answer in found:
+        if answer.finished:
+            parsed = parse_thought(answer.text)
+            assert parsed.method == "strict" and parsed.label in (0, 1)
+            assert list(json.loads(answer.text)) == ["thought_process", "predicted_label"]
+        elif not answer.text.endswith("}"):
+            assert parse_thought(answer.text).label is None
+    again = answers(model, tokenizer, constraint=constraint, max_new_tokens=120, temperature=temperature, seed=1,
+                    batch_size=2, sort=False)
+    assert again == found
+
+
+@needs_llguidance
+def test_the_constraint_takes_what_the_model_was_trained_to_write(model, tokenizer):
+    """Also where the output layer has more rows than the tokenizer has tokens."""
+    from datamap.thoughts.reader import completion_text
+
+    model.resize_token_embeddings(len(tokenizer) + 7)
+    constraint = generation.SchemaConstraint(model, tokenizer)
+    for text in (completion_text('Step 1: "so" {said} \\ it is.\n2: é', 1), " " + completion_text("x", 0)):
+        tokens = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+        mask, written = constraint.processor(1), [tokenizer.bos_token_id]
+        for token in tokens:
+            scores = mask(torch.tensor([written]), torch.zeros(1, len(tokenizer) + 7))
+            assert scores[0, token] == 0, tokenizer.decode(written)
+            assert not torch.isfinite(scores[0, len(tokenizer) :]).any()
+            written.append(token)
+        only_end = mask(torch.tensor([written]), torch.zeros(1, len(tokenizer) + 7))
+        assert torch.isfinite(only_end).nonzero().tolist() == [[0, tokenizer.eos_token_id]]
+
+
+def test_without_the_library_the_message_says_how_to_get_it(model, tokenizer, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match="--constrained needs llguidance, .*: pip install llguidance"):
+        generation.SchemaConstraint(model, tokenizer)

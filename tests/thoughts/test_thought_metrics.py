@@ -1,0 +1,214 @@
+"""Metrics of answers that may be missing, against loops over the pairs; comparisons against the libraries."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+from sklearn.metrics import accuracy_score, precision_recall_fscore_support
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.proportion import proportion_confint
+
+from datamap.thoughts import metrics as thought_metrics
+from datamap.thoughts.metrics import compare_runs, confusion, length_table, pair_metrics, paired_interval
+
+LABEL = st.sampled_from((0, 1, None))
+PAIRS = st.lists(st.tuples(LABEL, LABEL, st.sampled_from(("strict", "object"))), max_size=40)
+
+
+def metrics_of(pairs):
+    gold, predicted = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    methods = ["none" if answer is None else method for _, answer, method in pairs]
+    return gold, predicted, methods, pair_metrics(gold, predicted, methods)
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+
+@given(PAIRS)
+def test_metrics_equal_loops_over_the_pairs(pairs):
+    gold, predicted, methods, metrics = metrics_of(pairs)
+    n = labelled = right = parsed = answered = 0
+    for true, answer in zip(gold, predicted, strict=True):
+        n += 1
+        answered += answer is not None
+        if true is not None:
+            labelled += 1
+            right += true == answer
+            parsed += answer is not None
+    assert (metrics["n"], metrics["n_labelled"], metrics["n_labelled_parsed"]) == (n, labelled, parsed)
+    assert metrics["accuracy"] == (right / labelled if labelled else None)
+    assert metrics["accuracy_parsed"] == (right / parsed if parsed else None)
+    assert metrics["parse_rate"] == (answered / n if n else None)
+    assert sum(metrics[f"parsed_{method}"] for method in ("strict", "object", "none")) == n
+    assert metrics["parsed_none"] == n - answered
+    if labelled:
+        interval = proportion_confint(right, labelled, method="wilson")
+        assert np.allclose((metrics["accuracy_low"], metrics["accuracy_high"]), interval)
+        assert metrics["majority_baseline"] == max(gold.count(0), gold.count(1)) / labelled
+    f1 = []
+    for label in (0, 1):
+        hits = given_to = misses = 0
+        for true, answer in zip(gold, predicted, strict=True):
+            if true is not None:
+                hits += true == label and answer == label
+                given_to += true != label and answer == label
+                misses += true == label and answer != label
+        assert metrics[f"support_{label}"] == hits + misses
+        if hits + given_to + misses == 0:
+            assert metrics[f"precision_{label}"] is metrics[f"recall_{label}"] is metrics[f"f1_{label}"] is None
+            continue
+        precision = hits / (hits + given_to) if hits + given_to else 0.0
+        recall = hits / (hits + misses) if hits + misses else 0.0
+        f1.append(2 * precision * recall / (precision + recall) if precision + recall else 0.0)
+        assert metrics[f"precision_{label}"] == pytest.approx(precision)
+        assert metrics[f"recall_{label}"] == pytest.approx(recall)
+        assert metrics[f"f1_{label}"] == pytest.approx(f1[-1])
+    assert metrics["f1_macro"] == (pytest.approx(sum(f1) / len(f1)) if f1 else None)
+
+
+@given(st.lists(st.tuples(st.sampled_from((0, 1)), st.sampled_from((0, 1)), st.just("strict")), min_size=1))
+def test_without_missing_answers_they_are_those_of_sklearn(pairs):
+    gold, predicted, _, metrics = metrics_of(pairs)
+    macro = precision_recall_fscore_support(gold, predicted, average="macro", zero_division=0)
+    assert metrics["accuracy"] == metrics["accuracy_parsed"] == accuracy_score(gold, predicted)
+    assert [metrics[f"{name}_macro"] for name in ("precision", "recall", "f1")] == pytest.approx(macro[:3])
+
+
+def test_no_answer_counts_against_recall_and_for_no_precision():
+    metrics = pair_metrics([0, 0, 1, 1], [0, None, 1, None], ["strict", "none", "object", "none"])
+    assert metrics["accuracy"] == 0.5 and metrics["accuracy_parsed"] == 1.0
+    assert metrics["precision_0"] == metrics["precision_1"] == metrics["precision_macro"] == 1.0
+    assert metrics["recall_0"] == metrics["recall_1"] == metrics["recall_macro"] == 0.5
+    assert metrics["f1_macro"] == pytest.approx(2 / 3)
+    assert [metrics[f"parse_rate_{method}"] for method in ("strict", "object", "none")] == [0.25, 0.25, 0.5]
+
+
+def test_what_cannot_be_told_is_none():
+    nothing = pair_metrics([], [], [])
+    assert nothing["n"] == 0 and nothing["accuracy"] is None and nothing["parse_rate"] is None
+    unlabelled = pair_metrics([None, None], [1, None], ["strict", "none"])
+    assert unlabelled["parse_rate"] == 0.5
+    for name in ("accuracy", "accuracy_low", "accuracy_high", "accuracy_parsed", "majority_baseline", "f1_macro"):
+        assert unlabelled[name] is None
+    silent = pair_metrics([0, 1], [None, None], ["none", "none"])
+    assert silent["accuracy"] == 0.0 and silent["accuracy_parsed"] is None and silent["f1_macro"] == 0.0
+
+
+@pytest.mark.parametrize("given", [([0], [0, 1], ["strict"]), ([2], [0], ["strict"]), ([0], [-1], ["strict"]),
+                                   ([0], [0], ["guessed"])])
+def test_what_is_no_label_is_refused(given):
+    with pytest.raises(ValueError):
+        pair_metrics(*given)
+
+
+# --- two runs ----------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
+@settings(deadline=None)
+def test_mcnemar_is_that_of_statsmodels(pairs):
+    found = compare_runs(*zip(*pairs, strict=True))
+    table = [[0, 0], [0, 0]]
+    for this, other in pairs:
+        table[not this][not other] += 1
+    assert found["p_mcnemar"] == pytest.approx(mcnemar(table, exact=True).pvalue)
+    assert (found["both_right"], found["only_this_right"]) == (table[0][0], table[0][1])
+    assert (found["only_other_right"], found["both_wrong"]) == (table[1][0], table[1][1])
+    assert found["difference"] == pytest.approx(found["accuracy"] - found["other_accuracy"])
+    assert -1 <= found["difference_low"] <= found["difference"] <= found["difference_high"] <= 1
+
+
+def test_the_verdict_follows_p_and_direction():
+    def verdict(ours, theirs):
+        right = [(True, True)] * 20 + [(True, False)] * ours + [(False, True)] * theirs
+        return compare_runs(*zip(*right, strict=True))
+
+    assert verdict(5, 0)["verdict"] == "no detectable difference"  # p = 0.0625
+    assert verdict(6, 0)["verdict"] == "better"  # p = 0.03125
+    assert verdict(0, 6)["verdict"] == "worse"
+    same = verdict(0, 0)
+    assert same["p_mcnemar"] == 1.0 and same["verdict"] == "no detectable difference"
+    assert same["difference_low"] < 0 < same["difference_high"]  # 20 pairs cannot show that there is no difference
+    with pytest.raises(ValueError):
+        compare_runs([], [])
+    with pytest.raises(ValueError):
+        compare_runs([True], [True, False])
+
+
+def test_the_paired_interval_covers_what_it_says():
+    """Of all tables that can come, weighted by how likely they are, about 95 % give an interval around the truth."""
+    n = 30
+    # Where few pairs disagree, no interval can be tight: there it may cover more.
+    for ours, theirs, highest in ((0.2, 0.1, 0.97), (0.4, 0.1, 0.97), (0.05, 0.05, 1.0)):
+        covered = total = 0.0
+        for b in range(n + 1):
+            for c in range(n + 1 - b):
+                p = stats.multinomial.pmf([b, c, n - b - c], n, [ours, theirs, 1 - ours - theirs])
+                low, high = paired_interval(b, c, n)
+                covered += p * (low <= ours - theirs <= high)
+                total += p
+        assert total == pytest.approx(1)
+        assert 0.94 <= covered <= highest, (ours, theirs, covered)
+    # The example's arithmetic done by hand: b = 10, c = 4, n = 50.
+    first, second = 11 / 52, 5 / 52
+    half = 1.959963985 * math.sqrt((first + second - (first - second) ** 2) / 52)
+    assert paired_interval(10, 4, 50) == pytest.approx((first - second - half, first - second + half))
+
+
+# --- tables and pictures -----------------------------------------------------------------------------------------
+
+
+def test_the_length_table_counts_every_labelled_pair_once():
+    rng = np.random.default_rng(0)
+    n = 203
+    lengths = [None if rng.random() < 0.1 else int(rng.integers(5, 60)) for _ in range(n)]
+    gold = [None if rng.random() < 0.1 else int(rng.integers(2)) for _ in range(n)]
+    predicted = [None if rng.random() < 0.2 else int(rng.integers(2)) for _ in range(n)]
+    table = length_table(lengths, gold, predicted)
+    assert len(table) == 8
+    known: list = [row for row in zip(lengths, gold, predicted, strict=True) if None not in row[:2]]
+    assert table["n"].sum() == len(known)
+    assert (table["longest"].to_numpy()[:-1] < table["shortest"].to_numpy()[1:]).all()
+    for row in table.itertuples():
+        group = [pair for pair in known if row.shortest <= pair[0] <= row.longest]
+        right = sum(true == answer for _, true, answer in group)
+        assert row.n == len(group)
+        assert row.accuracy == pytest.approx(right / len(group))
+        assert row.mean_length == pytest.approx(sum(pair[0] for pair in group) / len(group))
+        assert row.parse_rate == pytest.approx(sum(pair[2] is not None for pair in group) / len(group))
+        assert np.allclose((row.low, row.high), proportion_confint(right, len(group), method="wilson"))
+
+
+def test_small_and_even_sets_make_few_groups():
+    assert len(length_table([5, 9], [0, 1], [0, 1])) == 1
+    assert list(length_table([7] * 50, [1] * 50, [1] * 50)["n"]) == [50]
+    assert length_table([], [], []).empty
+    assert length_table([3], [None], [1]).empty
+
+
+@given(PAIRS)
+def test_the_confusion_matrix_has_a_column_for_no_answer(pairs):
+    gold, predicted, _, metrics = metrics_of(pairs)
+    counts = confusion(gold, predicted)
+    assert counts.sum() == metrics["n_labelled"]
+    assert list(counts.sum(axis=1)) == [metrics["support_0"], metrics["support_1"]]
+    assert counts[:, 2].sum() == metrics["n_labelled"] - metrics["n_labelled_parsed"]
+    assert np.trace(counts) == round((metrics["accuracy"] or 0) * metrics["n_labelled"])
+
+
+def test_tables_stand_beside_their_pictures(tmp_path):
+    gold, predicted = [0, 1, 1, 1] * 10, [0, 1, None, 0] * 10
+    metrics = pair_metrics(gold, predicted, ["none" if answer is None else "strict" for answer in predicted])
+    thought_metrics.write_confusion(tmp_path, confusion(gold, predicted), "pairs")
+    table = length_table(range(40), gold, predicted)
+    thought_metrics.write_lengths(tmp_path, table, "words", metrics, "pairs")
+    for name in ("confusion_matrix.png", "accuracy_by_length.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    matrix = pd.read_csv(tmp_path / "confusion_matrix.csv")
+    assert matrix.columns.tolist() == ["label", "predicted_label", "n"]
+    assert matrix["n"].tolist() == [10, 0, 0, 10, 10, 10]
+    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "accuracy_by_length.csv"), table)
