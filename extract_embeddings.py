@@ -25,61 +25,18 @@ import numpy as np
 from datamap.core.artifacts import check_not_read, check_whole_model, recorded_split, recorded_task, stage
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import atomic, write_json
-from datamap.core.flags import Parser, positive_int
 from datamap.core.splits import Split
-from datamap.selection.text_features import embedder, embedding_spans
-from datamap.tasks.base import TASKS, Task, add_task_flags, task_of
+from datamap.tasks.base import task_of
+from datamap.training.embedding_arguments import check_task, parse_args
+from datamap.training.embeddings import embedder, embedding_spans
 from datamap.training.models import load_encoder, usable_length, usable_stride
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 OWNS = ("embeddings.npy", "embeddings_metadata.json")
-POOLINGS = tuple(dict.fromkeys(pooling for task in TASKS.values() for pooling in task.pooling))
 
 logger = logging.getLogger(__name__)
-
-
-# --- command line ------------------------------------------------------------------------------------------------
-
-
-def build_parser() -> Parser:
-    parser = Parser("Turn each example of a dataset into one vector of a trained model.")
-    parser.add_argument("--model_path", required=True, help="directory that run.py wrote, or a Hub name")
-    parser.add_argument(
-        "--dataset", help="Hub name, file, directory or demo:... (default: the one the model was trained on)"
-    )
-    parser.add_argument("--split", help="split to embed (default: the one the model was trained on, else train)")
-    parser.add_argument("--max_samples", type=positive_int, help="embed only the first N examples (default: all)")
-    add_task_flags(parser)
-    parser.add_argument(
-        "--pooling", choices=POOLINGS,
-        help="which token vectors make the embedding: "
-        + "; ".join(f"{name} {' or '.join(task.pooling)}" for name, task in TASKS.items())
-        + " (default: the first)",
-    )
-    parser.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
-    parser.add_argument(
-        "--doc_stride", type=positive_int, help="tokens that two windows share, for qa only (default: 128)"
-    )
-    parser.add_argument("--batch_size", type=positive_int, default=32, help="windows or texts in a batch")
-    parser.add_argument("--output_dir", default="./embeddings_output", help="where the files go")
-    parser.add_switch("--no_cuda", help="use the CPU even where there is a GPU (on a GPU: bfloat16)")
-    return parser
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    return build_parser().parse_args(argv)
-
-
-def check_task(args: argparse.Namespace, task: Task) -> None:
-    """Refuse flags that this task has not got, and fill in its defaults."""
-    if args.pooling and args.pooling not in task.pooling:
-        raise UserError(f"--pooling {args.pooling} is not for --task {task.name}, which has {', '.join(task.pooling)}")
-    if args.doc_stride and "doc_stride" not in task.flags:
-        raise UserError(f"--doc_stride is for --task qa, this is {task.name}: its texts are not cut into windows")
-    args.pooling = args.pooling or task.pooling[0]
-    args.doc_stride = args.doc_stride or 128
 
 
 def load_inputs(args: argparse.Namespace) -> tuple[Split, PreTrainedModel, PreTrainedTokenizerBase]:
@@ -133,8 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     task = split.task
     args.max_length = usable_length(args.max_length, model, tokenizer)
     args.doc_stride = usable_stride(args.doc_stride, args.max_length) if "doc_stride" in task.flags else None
-    features = task.features(split.data, tokenizer, max_length=args.max_length, doc_stride=args.doc_stride or 0)
-    rows, spans, has_span = embedding_spans(split, features, tokenizer, args.pooling)
+    rows, spans, has_span = embedding_spans(split, tokenizer, args.pooling, args.max_length, args.doc_stride or 0)
     shape = (len(rows), spans.shape[1] * model.config.hidden_size)
     description = describe(args, split, shape, has_span)
     inputs = {"model": args.model_path} if Path(args.model_path).exists() else {}

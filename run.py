@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.analysis.filters import apply_filters
-from datamap.cartography.metrics import CARTOGRAPHY_FILES, ONE_PROCESS_PER_GPU
+from datamap.analysis.filter_config import apply_filters
+from datamap.cartography.maps import CARTOGRAPHY_FILES
 from datamap.core.artifacts import check_writable, stage
 from datamap.core.errors import UserError, command_line, is_main_process
 from datamap.core.files import write_csv, write_json, write_jsonl
@@ -39,7 +39,7 @@ from datamap.tasks.slices import (
     slice_columns,
     slice_table,
 )
-from datamap.training.arguments import SIZES, inputs_of, parse_args, task_of_run
+from datamap.training.arguments import EVALUATION_FILES, SIZES, TRAINING_FILES, inputs_of, parse_args, task_of_run
 from datamap.training.checkpoints import checkpoint_to_resume
 from datamap.training.data import evaluation_splits, features_of, known_variability, training_split
 from datamap.training.library_flags import given_training_flags
@@ -51,14 +51,6 @@ if TYPE_CHECKING:
 
     from datamap.training.trainer import CartographyTrainer
 
-EVALUATION_FILES = (
-    "eval_metrics*.json", "eval_predictions*.jsonl", "slice_metrics*", "generalization.*", "confusion_matrix*",
-    "misclassified*.csv",
-)
-TRAINING_FILES = (
-    *EVALUATION_FILES, "filter_report.json", "train_metrics.json", "training_log.csv", "top_epochs.json",
-    "checkpoint-[0-9]*",
-)
 logger = logging.getLogger(__name__)
 
 
@@ -284,6 +276,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     arguments = training_arguments(args, task)
     if args.enable_cartography and arguments.n_gpu > 1:
+        from datamap.cartography.recorder import ONE_PROCESS_PER_GPU
+
         raise UserError(ONE_PROCESS_PER_GPU)
     set_seed(args.seed)
     sizes = {size: getattr(args, size) for size in SIZES}

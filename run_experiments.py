@@ -45,6 +45,7 @@ from datamap.suites.definition import (
 from datamap.suites.report import REPORT, write_report
 from datamap.suites.results import read_plan
 from datamap.suites.runner import FAILED, FINISHED, PENDING, RUNNING, Outcome, meta_of, state_of, tail
+from datamap.training import embedding_arguments
 from datamap.training.arguments import build_parser as build_run_parser
 from datamap.training.prerequisites import Prerequisite, PrerequisiteFailed, is_made, make, shown
 
@@ -136,10 +137,9 @@ def _flags_of_run(parser: Parser, rest: Sequence[str]) -> list[str]:
 def plan_suite(args: argparse.Namespace) -> tuple[Suite, list[Prerequisite], list[Run]]:
     """Everything that can be wrong with a suite is found here, before anything starts."""
     import cluster_analysis
-    import extract_embeddings
 
     parsers = {
-        "cartography": build_run_parser(), "embeddings": extract_embeddings.build_parser(),
+        "cartography": build_run_parser(), "embeddings": embedding_arguments.build_parser(),
         "clusters": cluster_analysis.build_parser(), "select": selection_arguments.build_parser(),
     }
     suite = load_suite(suite_file(args.suite), parsers, args.extra, controls=not args.no_controls)

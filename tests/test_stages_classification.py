@@ -24,12 +24,13 @@ import extract_embeddings
 import run
 from datamap.analysis.error_rules import RULES
 from datamap.analysis.unified_table import unified_table
-from datamap.cartography.metrics import CATEGORIES, categorize_examples, load_cartography_metrics
+from datamap.cartography.categories import CATEGORIES, categorize_examples
+from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.files import read_json, read_jsonl, read_table
 from datamap.core.splits import load_split
 from datamap.demo import builtin as demo_data
-from datamap.selection import text_features
 from datamap.tasks.base import get_task
+from datamap.training import embeddings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -194,12 +195,12 @@ def test_what_stands_at_padding_has_no_weight():
     cls = np.array([0, 0, 1])
     none = np.full((3, 2), -1)
     for pooling in ("cls", "mean"):
-        spans = torch.from_numpy(text_features.pooled_spans(pooling, cls, none, lengths))
-        found = text_features.pool(hidden, spans)
+        spans = torch.from_numpy(embeddings.pooled_spans(pooling, cls, none, lengths))
+        found = embeddings.pool(hidden, spans)
         longer = torch.cat([hidden, torch.full((3, 5, 4), 1e9)], dim=1)
         for row, length in enumerate(lengths):
             longer[row, length:] = 1e9
-        assert torch.equal(text_features.pool(longer, spans), found)
+        assert torch.equal(embeddings.pool(longer, spans), found)
         slow = [hidden[row, :length].mean(dim=0) if pooling == "mean" else hidden[row, cls[row]]
                 for row, length in enumerate(lengths)]
         np.testing.assert_allclose(found, torch.stack(slow), atol=1e-6)

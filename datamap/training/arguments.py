@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datamap.analysis.filters import load_filter_config, reads_metrics, validate_config
+from datamap.analysis.filter_config import filter_inputs, load_filter_config, reads_metrics, validate_config
 from datamap.core.artifacts import recorded_dataset, recorded_task
 from datamap.core.configs import with_config
 from datamap.core.flags import (
@@ -38,6 +38,15 @@ NEEDS = {
     "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
     "max_drop_percentage": "filters",
 }
+# What a training, and what an evaluation writes into --output_dir beside the model.
+EVALUATION_FILES = (
+    "eval_metrics*.json", "eval_predictions*.jsonl", "slice_metrics*", "generalization.*", "confusion_matrix*",
+    "misclassified*.csv",
+)
+TRAINING_FILES = (
+    *EVALUATION_FILES, "filter_report.json", "train_metrics.json", "training_log.csv", "top_epochs.json",
+    "checkpoint-[0-9]*",
+)
 MIN_EPOCHS = 3  # below that the variability of an example says little
 
 logger = logging.getLogger(__name__)
@@ -227,7 +236,7 @@ def _check_not_read_and_written(parser: Parser, args: argparse.Namespace) -> Non
 
 
 def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:
-    """The filter switches as a filter configuration (dataset_filters.py)."""
+    """The filter switches as a filter configuration (filter_config.py)."""
     config: dict[str, Any] = {}
     metrics = {"metrics_path": args.cartography_output_dir}
     if args.filter_cartography:
@@ -247,12 +256,9 @@ def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:
 
 def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:
     """Every artifact that a run with these arguments reads; None where it reads none of that kind."""
-    inputs = {"model": args.model if Path(args.model).is_dir() else None, "train_ids": args.train_ids}
+    inputs: dict[str, str | None] = {
+        "model": args.model if Path(args.model).is_dir() else None, "train_ids": args.train_ids
+    }
     if args.use_label_smoothing or args.use_soft_weighting:
         inputs["curriculum"] = args.cartography_output_dir
-    filters = validate_config(args.filters, is_selection=bool(args.train_ids)) if args.filters else ()
-    for place, each in enumerate(filters):
-        for setting in ("metrics_path", "cluster_path", "predictions_path"):
-            if path := getattr(each, setting, None):
-                inputs[f"{place}.{each.block}.{setting}"] = str(path)
-    return inputs
+    return inputs | filter_inputs(args.filters, is_selection=bool(args.train_ids))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.analysis.filters import apply_filters
+from datamap.analysis.filter_config import apply_filters
 from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.artifacts import artifact_file, check_same_dataset, trained_fingerprint
 from datamap.core.errors import UserError, name_a_few

@@ -13,7 +13,6 @@ import pytest
 from conftest import qa_rows, write_rows
 
 import cluster_analysis
-import extract_embeddings
 import run_experiments
 from datamap.core.artifacts import load_meta, stage
 from datamap.core.errors import UserError
@@ -21,6 +20,7 @@ from datamap.core.files import read_json, write_json
 from datamap.core.splits import load_split
 from datamap.suites import prerequisites
 from datamap.suites.prerequisites import PrerequisiteFailed, is_made, make, places_of, shown
+from datamap.training import embedding_arguments
 from datamap.training.arguments import parse_args, task_of_run
 from run_experiments import plan_suite
 
@@ -347,7 +347,7 @@ def commands(planned):
         assert scripts == ["extract_embeddings.py", "cluster_analysis.py"]
         embeddings, clusters = [(each.command or [])[1:] for each in needed[1:]]
         return SimpleNamespace(
-            needed=needed, runs=runs, embeddings=extract_embeddings.build_parser().parse_args(embeddings),
+            needed=needed, runs=runs, embeddings=embedding_arguments.build_parser().parse_args(embeddings),
             clusters=cluster_analysis.build_parser().parse_args(clusters),
         )
 
