@@ -1,5 +1,5 @@
 """Dataset filters."""
 
-from datamap.analysis.filters import apply_filters
+from datamap.analysis.filter_config import apply_filters
 
 __all__ = ["apply_filters"]

@@ -27,8 +27,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.analysis.filters import apply_filters, validate_config
-from datamap.cartography.metrics import CARTOGRAPHY_FILES
+from datamap.analysis.filter_config import apply_filters, filter_inputs
+from datamap.cartography.maps import CARTOGRAPHY_FILES
 from datamap.core.artifacts import check_not_read, check_writable, digest, model_meta, stage
 from datamap.core.errors import UserError, command_line, is_main_process, name_a_few
 from datamap.core.files import atomic, read_json, write_csv, write_json, write_jsonl
@@ -187,11 +187,7 @@ def checkpoint_of(args: argparse.Namespace, split: Split) -> str | None:
 def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:
     inputs = {"thoughts": args.thoughts, "reflections": args.reflections, "prompt": args.prompt_file,
               "model": args.model if Path(args.model).is_dir() else None}
-    for place, each in enumerate(validate_config(args.filters) if args.filters else ()):
-        for setting in ("metrics_path", "cluster_path", "predictions_path"):
-            if path := getattr(each, setting, None):
-                inputs[f"{place}.{each.block}.{setting}"] = str(path)
-    return inputs
+    return inputs | filter_inputs(args.filters)
 
 
 # --- training -----------------------------------------------------------------------------------------------------

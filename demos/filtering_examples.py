@@ -55,7 +55,8 @@ def show_report(report: dict[str, Any]) -> None:
 
 
 def show(split: Split, cartography_dir: str, cluster_dir: str | None, seed: int) -> None:
-    from datamap.analysis.filters import CategoryFilter, apply_filters
+    from datamap.analysis.filter_config import apply_filters
+    from datamap.analysis.filters import CategoryFilter
 
     config = several_filters(cartography_dir, cluster_dir, split.task.has_error_rules)
     filtered, report = apply_filters(split, config, max_drop_percentage=90, return_report=True)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from datamap.analysis.filters import load_filter_config, reads_metrics, validate_config
+from datamap.analysis.filter_config import load_filter_config, reads_metrics, validate_config
 from datamap.core.configs import with_config
 from datamap.core.flags import DEFAULT_SEED, Parser, boolean, fraction, number, positive_int, seed_number
 from datamap.thoughts.data import label_map

@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamap.analysis.error_rules import flag_errors
+from datamap.analysis.filter_config import apply_filters, filter_inputs, load_filter_config, validate_config
 from datamap.analysis.filters import (
     BLOCKS,
     AmbiguousQuestionFilter,
@@ -26,9 +27,6 @@ from datamap.analysis.filters import (
     MetricFilter,
     RandomFilter,
     RuleFilter,
-    apply_filters,
-    load_filter_config,
-    validate_config,
 )
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError
@@ -576,6 +574,7 @@ def test_validate_config_reads_no_file():
     filters = validate_config(config)
     assert [each.block for each in filters] == ["rules", "metric", "metric", "random"]
     assert isinstance(filters[2], MetricFilter) and filters[2].metrics_path == "nowhere"
+    assert filter_inputs(config) == {"1.metric.metrics_path": "nowhere", "2.metric.metrics_path": "nowhere"}
     assert set(BLOCKS) == {"ambiguous", "category", "confidence", "cluster", "metric", "rules", "random"}
 
 
