@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 OWNS = (
     "question_type_analysis.csv", "category_by_question_type.png", "label_analysis.csv", "category_by_label.png",
     "*_samples.json", "metric_distributions.*", "metric_correlations.*", "cartography_metrics.*",
-    "cartography_map.png",
+    "thresholds.json", "cartography_map.png",
 )
 NUM_BINS = 40
 MAX_DISCRETE = 20  # a metric with at most so many values (correctness, counts) gets one bar per value
@@ -51,7 +51,8 @@ def samples(frame: pd.DataFrame, category: str, n: int, split: Split | None) -> 
     """
     import pandas as pd
 
-    from datamap.cartography.metrics import METRIC_COLUMNS, get_examples_by_category
+    from datamap.cartography.categories import get_examples_by_category
+    from datamap.cartography.metrics import METRIC_COLUMNS
 
     ids = get_examples_by_category(frame, category, n)
     metrics = frame.loc[ids, [metric for metric in METRIC_COLUMNS if metric in frame]].astype(object)
@@ -88,7 +89,7 @@ def distributions(frame: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     from datamap.analysis.groups import metric_columns
-    from datamap.cartography.metrics import CATEGORIES
+    from datamap.cartography.categories import CATEGORIES
 
     tables = []
     for metric in metric_columns(frame):
@@ -131,8 +132,8 @@ def plot_distributions(path: Path, table: pd.DataFrame, cuts: tuple[float, float
     import numpy as np
 
     from datamap.analysis.groups import METRIC_LABELS
-    from datamap.cartography.metrics import CATEGORIES, CATEGORY_COLORS
-    from datamap.core.plots import new_figure, save_figure
+    from datamap.cartography.categories import CATEGORIES
+    from datamap.core.plots import CATEGORY_COLORS, new_figure, save_figure
 
     metrics = table["metric"].unique()
     columns = 5 if len(metrics) > 8 else min(len(metrics), 4)
@@ -254,7 +255,7 @@ def check_output(output_dir: str, source: Path) -> None:
 
 def print_table(table: pd.DataFrame, by: str, rest: str = "") -> None:
     """The first rows of a ``group_table``; rest: the file that holds all of them."""
-    from datamap.cartography.metrics import CATEGORIES
+    from datamap.cartography.categories import CATEGORIES
 
     shown = [metric for metric in ("confidence", "variability", "correctness") if f"{metric}_mean" in table]
     print(f"{by:<20}{'n':>9}" + "".join(f"{name:>13}" for name in (*shown, *CATEGORIES)))
@@ -270,19 +271,24 @@ def print_table(table: pd.DataFrame, by: str, rest: str = "") -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from datamap.analysis.groups import group_table, metric_columns
-    from datamap.cartography import metrics as dataset_cartography
+    from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
+    from datamap.cartography.dynamics import read_logged_logits
+    from datamap.cartography.maps import map_thresholds, write_cartography
+    from datamap.cartography.metrics import compute_metrics, load_cartography_metrics
     from datamap.core.plots import dataset_label
 
     source = Path(args.training_dynamics or args.cartography_dir)
     check_output(args.output_dir, source)
     if args.training_dynamics:
-        epochs = dataset_cartography.read_logged_logits(source)
-        metrics = dataset_cartography.compute_metrics(epochs)
+        metrics = compute_metrics(read_logged_logits(source))
     else:
-        metrics = dataset_cartography.load_cartography_metrics(source)
+        metrics = load_cartography_metrics(source)
     chosen = (args.confidence_threshold, args.variability_threshold, args.threshold_method)
-    cuts = dataset_cartography.category_thresholds(metrics, *chosen)
-    frame = dataset_cartography.categorize_examples(metrics, *chosen)
+    if args.training_dynamics or chosen != (None, None, "median"):
+        cuts = category_thresholds(metrics, *chosen)
+    else:
+        cuts = map_thresholds(source, metrics)
+    frame = with_categories(metrics, cuts)
     split = recorded_split(source, args.dataset, args.split, task_of(args, recorded_task(source)))
     name = dataset_label(split.name, split.split) if split else source.name
     if split is None:
@@ -296,8 +302,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     identities = [split.identity()] if split else []
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=identities) as path:
         if args.training_dynamics or ".jsonl" in source.suffixes:  # made elsewhere: it has no map yet
-            dataset_cartography.write_cartography(path, metrics, name, cuts)
-        for category in dataset_cartography.CATEGORIES:
+            write_cartography(path, metrics, name, args.threshold_method, *chosen[:2])
+        for category in CATEGORIES:
             write_json(path / f"{category}_samples.json", samples(frame, category, args.n_examples, split))
         table = distributions(frame)
         write_csv(path / "metric_distributions.csv", table)

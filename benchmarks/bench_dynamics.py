@@ -64,7 +64,7 @@ def make_epochs(count: int, epochs: int, rng: np.random.Generator) -> Iterator[d
 
 def write_epochs(directory: str, examples: int, epochs: int, seed: int) -> dict[str, float]:
     """Write the dynamics files; seconds of the writing alone, and the bytes written."""
-    from datamap.cartography.metrics import dynamics_file, write_dynamics
+    from datamap.cartography.dynamics import dynamics_file, write_dynamics
 
     rng = np.random.default_rng(seed)
     ids = make_ids(examples, rng)
@@ -81,7 +81,9 @@ def write_epochs(directory: str, examples: int, epochs: int, seed: int) -> dict[
 
 def read_and_measure(directory: str) -> dict[str, Any]:
     """Dynamics -> metrics -> files, as the end of a training does; seconds per step and this process's peak memory."""
-    from datamap.cartography import metrics as dataset_cartography
+    from datamap.cartography import maps
+    from datamap.cartography.dynamics import read_dynamics
+    from datamap.cartography.metrics import compute_metrics
 
     steps: dict[str, float] = {}
 
@@ -98,17 +100,17 @@ def read_and_measure(directory: str) -> dict[str, Any]:
     def epochs() -> Iterator[dict[str, Any]]:
         """read_dynamics is lazy: what it takes is taken inside compute_metrics."""
         step = timed("read_dynamics", lambda: next(reading, None))
-        reading = dataset_cartography.read_dynamics(directory)
+        reading = read_dynamics(directory)
         while (epoch := step()) is not None:
             yield epoch
             del epoch
 
-    dataset_cartography.write_csv = timed("write CSV", dataset_cartography.write_csv)
-    dataset_cartography.plot_data_map = timed("data map picture", dataset_cartography.plot_data_map)
+    maps.write_csv = timed("write CSV", maps.write_csv)
+    maps.plot_data_map = timed("data map picture", maps.plot_data_map)
     began, cpu_began = time.perf_counter(), time.process_time()
-    metrics = dataset_cartography.compute_metrics(epochs())
+    metrics = compute_metrics(epochs())
     computed = time.perf_counter()
-    dataset_cartography.write_cartography(directory, metrics)
+    maps.write_cartography(directory, metrics)
     total = time.perf_counter() - began
     return {
         "examples": len(metrics),

@@ -157,7 +157,8 @@ def learn(args: argparse.Namespace, output: Path, model: Path) -> None:
 
 def findings(output: Path) -> Iterator[tuple[str, str]]:
     """What each stage found, as (name, text), read from its artifacts."""
-    from datamap.cartography.metrics import CATEGORIES, categorize_examples, load_cartography_metrics
+    from datamap.cartography.categories import CATEGORIES
+    from datamap.cartography.maps import load_map
 
     directory = output / "thoughts_output"
     thoughts = read_thoughts(directory)
@@ -176,7 +177,7 @@ def findings(output: Path) -> Iterator[tuple[str, str]]:
     rows = [row for row in rows if row["part"] == "train"]
     repaired_rows = sum(row["source"] == "reflection" for row in rows)
     yield "fine-tuning", f"{len(rows):,} chains, {repaired_rows:,} of them repaired"
-    counts = categorize_examples(load_cartography_metrics(output / "cartography_output"))["category"]
+    counts = load_map(output / "cartography_output")[0]["category"]
     parts = ", ".join(f"{(counts == category).sum():,} {category}" for category in CATEGORIES)
     yield "data map", f"{len(counts):,} chains: {parts}"
     found = read_json(artifact_file(output / "thoughts_evaluation", "metrics.json", "evaluate_thoughts.py"))

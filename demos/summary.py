@@ -27,9 +27,10 @@ def findings(directory: Path) -> Iterator[tuple[str, str]]:
             split = file.stem.removeprefix("eval_metrics").replace("_", " ", 1)
             yield title + split, quality(read_json(artifact_file(file, file.name, "run.py --do_eval")))
     if (directory / "cartography_output").exists():
-        from datamap.cartography.metrics import CATEGORIES, categorize_examples, load_cartography_metrics
+        from datamap.cartography.categories import CATEGORIES
+        from datamap.cartography.maps import load_map
 
-        counts = categorize_examples(load_cartography_metrics(directory / "cartography_output"))["category"]
+        counts = load_map(directory / "cartography_output")[0]["category"]
         parts = ", ".join(f"{(counts == category).sum():,} {category}" for category in CATEGORIES)
         yield "data map", f"{len(counts):,} examples: {parts}"
     if (directory / "cluster_output").exists():

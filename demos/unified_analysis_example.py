@@ -91,7 +91,7 @@ def hard_examples(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
-    from datamap.cartography.metrics import CATEGORIES
+    from datamap.cartography.categories import CATEGORIES
     from datamap.core.plots import new_figure, save_figure
 
     sizes = table.groupby("cluster")["n"].sum()
@@ -140,8 +140,8 @@ def plot_flagged(path: Path, df: pd.DataFrame, caption: str) -> None:
     import numpy as np
 
     from datamap.analysis.groups import METRIC_LABELS
-    from datamap.cartography.metrics import CATEGORIES, CATEGORY_COLORS
-    from datamap.core.plots import GREY, LIGHT_GREY, new_figure, save_figure
+    from datamap.cartography.categories import CATEGORIES
+    from datamap.core.plots import CATEGORY_COLORS, GREY, LIGHT_GREY, new_figure, save_figure
 
     flagged = df[df["is_dataset_error"]]
     figure, axis = new_figure(6.5, 5)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from datamap.cartography.metrics import CATEGORIES, CATEGORY_COLORS
+from datamap.cartography.categories import CATEGORIES
+from datamap.core.plots import CATEGORY_COLORS
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -6,8 +6,9 @@ With a Trainer of your own, two lines; the training rows are numbered by their p
     CartographyCallback(ids, "./cartography_output").attach(trainer)
 
 The Trainer may be for question answering, for classification, or TRL's SFTTrainer, whose completions are recorded.
-``trainers.CartographyTrainer`` (run.py) calls ``record_heads`` itself. Recorded are scalars from the forward pass that
-trains, before that batch's update; only the end of an epoch and the writing of a checkpoint wait for the device.
+``training.trainer.CartographyTrainer`` (run.py) calls ``record_heads`` itself. Recorded are scalars from the forward
+pass that trains, before that batch's update; only the end of an epoch and the writing of a checkpoint wait for the
+device.
 """
 
 from __future__ import annotations
@@ -23,20 +24,18 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from datamap.cartography.metrics import (
-    CARTOGRAPHY_FILES,
-    ONE_PROCESS_PER_GPU,
-    compute_metrics,
-    read_dynamics,
-    write_cartography,
-    write_dynamics,
-)
+from datamap.cartography.dynamics import read_dynamics, write_dynamics
+from datamap.cartography.maps import CARTOGRAPHY_FILES, write_cartography
+from datamap.cartography.metrics import compute_metrics
 from datamap.core.artifacts import META, check_writable
 from datamap.core.errors import UserError
 from datamap.core.files import atomic
 
 logger = logging.getLogger(__name__)
 
+ONE_PROCESS_PER_GPU = (
+    "recording needs one process per GPU: start with `accelerate launch`, or set CUDA_VISIBLE_DEVICES=0"
+)
 CONFIDENCE_TYPES = ("geometric", "product", "mean")
 CHECKPOINT_FILE = "training_dynamics.npz"
 QA_COLUMNS = ("confidence", "correct", "loss", "aum", "el2n", "start_confidence", "end_confidence")
@@ -54,8 +53,8 @@ class Heads(NamedTuple):
 def heads_of(outputs: Any, batch: Mapping[str, torch.Tensor]) -> Heads:
     """Logits and gold decisions of a model output, whether it answers questions or classifies.
 
-    For question answering ``batch`` holds start_positions and end_positions, and ``token_roles`` (see tasks.py) or,
-    from other people's trainers, attention_mask to tell the padding.
+    For question answering ``batch`` holds start_positions and end_positions, and ``token_roles`` (see
+    tasks/qa_features.py) or, from other people's trainers, attention_mask to tell the padding.
     """
     start_logits = getattr(outputs, "start_logits", None)
     if start_logits is not None:

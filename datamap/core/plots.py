@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Okabe and Ito 2008: told apart by the colour-blind, darkest first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+CATEGORY_COLORS = {"easy": COLORS[0], "ambiguous": COLORS[4], "hard": COLORS[1]}
 GREY, LIGHT_GREY = "#8c8c8c", "#d8d8d8"
 DOTS_PER_INCH = 160
 

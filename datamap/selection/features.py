@@ -21,7 +21,8 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
-from datamap.cartography.metrics import load_cartography_metrics, read_dynamics
+from datamap.cartography.dynamics import read_dynamics
+from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.artifacts import artifact_file, check_same_dataset, digest
 from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError, name_a_few

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 
 import analyze_cartography
-from datamap.cartography import metrics as dataset_cartography
-from datamap.cartography.metrics import categorize_examples, get_examples_by_category
+from datamap.cartography import maps
+from datamap.cartography.categories import categorize_examples, get_examples_by_category
 from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
 from datamap.tasks.base import get_task
@@ -77,7 +77,7 @@ def empty_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
         for plot in ("plot_distributions", "plot_correlations", "plot_groups"):
             monkeypatch.setattr(analyze_cartography, plot, lambda path, *rest: path.touch())
-        monkeypatch.setattr(dataset_cartography, "plot_data_map", lambda df, path, *rest: path.touch())
+        monkeypatch.setattr(maps, "plot_data_map", lambda df, path, *rest: path.touch())
 
 
 @pytest.fixture
@@ -357,6 +357,7 @@ def test_bad_dynamics_of_another_trainer(tmp_path, capsys):
 
 
 def test_a_picture_of_many_groups_shows_the_largest_and_says_so(tmp_path, monkeypatch, pictures):
+    from datamap.analysis import groups
     from datamap.core import plots as plotting
 
     drawn: dict = {}
@@ -368,7 +369,7 @@ def test_a_picture_of_many_groups_shows_the_largest_and_says_so(tmp_path, monkey
             "label": [f"costs $5 or $6, {group} " + "x" * group for group, n in enumerate(sizes) for _ in range(n)],
         }
     )
-    table = plotting.group_table(frame, "label").sort_values("n", ascending=False)
+    table = groups.group_table(frame, "label").sort_values("n", ascending=False)
     analyze_cartography.plot_groups(tmp_path / "category_by_label.png", table, "label", "n = 1,620")
     _, title, caption = drawn["rest"]
     assert title == "Categories by label" and caption == "n = 1,620\nthe 25 largest of 40 labels"

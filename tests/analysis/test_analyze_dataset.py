@@ -13,7 +13,7 @@ import pytest
 import analyze_dataset
 from datamap.analysis import unified_table
 from datamap.analysis.error_rules import RULES, flag_errors
-from datamap.cartography.metrics import CATEGORIES, categorize_examples
+from datamap.cartography.categories import CATEGORIES, categorize_examples
 from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
 from datamap.tasks.base import get_task

@@ -13,21 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 
-from datamap.cartography import metrics as cartography
-from datamap.cartography.metrics import (
+from datamap.cartography import maps
+from datamap.cartography.categories import (
     CATEGORIES,
     categorize_examples,
     category_thresholds,
-    compute_metrics,
     get_examples_by_category,
-    gold_statistics,
-    load_cartography_metrics,
-    plot_data_map,
-    read_dynamics,
-    read_logged_logits,
-    write_cartography,
-    write_dynamics,
 )
+from datamap.cartography.dynamics import gold_statistics, read_dynamics, read_logged_logits, write_dynamics
+from datamap.cartography.maps import plot_data_map, write_cartography
+from datamap.cartography.metrics import METRIC_COLUMNS, compute_metrics, load_cartography_metrics
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
 
@@ -325,10 +320,10 @@ def test_gold_outside_the_classes_is_refused(gold, classes):
 @pytest.mark.parametrize(
     "second, message",
     [
-        ('{"guid": "b", "gold": 0}', "line 2: expected guid, logits_epoch_0 and gold"),
-        ('{"guid": "b", "logits_epoch_0": [1, 2]', "line 2: expected guid"),
-        ('{"guid": "b", "logits_epoch_0": [1, 2], "gold": "yes"}', "line 2: expected guid"),
-        ("[1]", "line 2: expected guid"),
+        ('{"guid": "b", "gold": 0}', "line 2: no 'logits_epoch_0'"),
+        ('{"guid": "b", "logits_epoch_0": [1, 2]', "line 2: malformed JSON"),
+        ('{"guid": "b", "logits_epoch_0": [1, 2], "gold": "yes"}', "guid 'b': expected a list of numbers in logits_epoch_0"),
+        ("[1]", "line 2: expected a JSON object"),
         ('{"guid": "b", "logits_epoch_0": [1], "gold": 0}', "rows of different lengths"),
         ('{"guid": "b", "logits_epoch_0": 1, "gold": 0}', "logits_epoch_0"),
         ('{"guid": "b", "logits_epoch_0": ["x", "y"], "gold": 0}', "logits_epoch_0"),
@@ -365,7 +360,7 @@ def map_dir(tmp_path):
 def test_metrics_there_and_back(map_dir):
     metrics = compute_metrics(make_epochs(ids=AWKWARD_IDS, epochs=5))
     assert {path.name for path in map_dir.iterdir()} == {
-        "cartography_metrics.csv", "cartography_metrics.json", "cartography_map.png"
+        "cartography_metrics.csv", "cartography_metrics.json", "thresholds.json", "cartography_map.png"
     }
     for path in (map_dir, map_dir / "cartography_metrics.csv", str(map_dir)):
         pd.testing.assert_frame_equal(load_cartography_metrics(path), metrics, check_exact=True)
@@ -381,7 +376,7 @@ def test_metrics_json_is_strict_records_of_the_table(map_dir):
     header = (map_dir / "cartography_metrics.csv").read_text(encoding="utf-8").splitlines()[0]
     assert list(records[0]) == header.replace('"', "").split(",")
     # label_confidence is of chains of thought alone
-    assert list(records[0]) == ["id", *(name for name in cartography.METRIC_COLUMNS if name != "label_confidence")]
+    assert list(records[0]) == ["id", *(name for name in METRIC_COLUMNS if name != "label_confidence")]
     assert records[0]["num_epochs"] == 5 and isinstance(records[0]["never_learned"], bool)
 
 
@@ -615,7 +610,7 @@ def test_the_data_map_says_what_it_shows(tmp_path, drawn):
 
 
 def test_a_large_data_map_draws_a_sample_and_counts_all(tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr(cartography, "MAX_DRAWN_POINTS", 50)
+    monkeypatch.setattr(maps, "MAX_DRAWN_POINTS", 50)
     rng = np.random.default_rng(0)
     frame = metrics_frame(rng.random(1200), rng.random(1200) / 2)
     for name in ("one.png", "two.png"):
@@ -647,5 +642,5 @@ def test_a_truncated_compressed_log_is_refused(tmp_path):
     line = '{"guid": "a", "logits_epoch_0": [0.5, 2.0], "gold": 1}\n'
     whole = gzip.compress(line.encode() * 50)
     (tmp_path / "dynamics_epoch_0.jsonl.gz").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(UserError, match="not a whole file"):
+    with pytest.raises(UserError, match="not a whole gzip file"):
         list(read_logged_logits(tmp_path))

@@ -13,7 +13,8 @@ import torch
 from conftest import REPOSITORY, write_rows
 
 import run
-from datamap.cartography.metrics import load_cartography_metrics, read_dynamics
+from datamap.cartography.dynamics import read_dynamics
+from datamap.cartography.metrics import load_cartography_metrics
 from datamap.training import trainer as trainers
 
 WINDOWS = ["--max_length", "48", "--doc_stride", "20"]  # several windows per example

@@ -14,7 +14,8 @@ from sft_tiny import chain_rows, tiny_mistral, tiny_tokenizer, toy_texts, write_
 
 import analyze_cartography
 import train_sft
-from datamap.cartography.metrics import load_cartography_metrics, read_dynamics
+from datamap.cartography.dynamics import read_dynamics
+from datamap.cartography.metrics import load_cartography_metrics
 from datamap.cartography.recorder import CartographyCallback, completion_statistics
 from datamap.core.errors import UserError
 

@@ -9,7 +9,8 @@ import pytest
 from conftest import qa_rows, write_rows
 
 import run
-from datamap.cartography.metrics import categorize_examples, load_cartography_metrics
+from datamap.cartography.categories import categorize_examples
+from datamap.cartography.metrics import load_cartography_metrics
 
 SMALL = ["--no_cuda", "--max_length", "64", "--doc_stride", "20", "--per_device_train_batch_size", "8"]
 
@@ -473,7 +474,7 @@ def test_refuses_models_that_would_answer_at_random(refused, trained, qa_dir, tm
     AutoModel.from_pretrained(trained / "initial_model").save_pretrained(headless)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(trained / "initial_model" / name, headless)
-    assert "has no trained qa_outputs" in refused(run.main, "--model", headless, *common)
+    assert "lacks 2 trained weights of a model for --task qa (qa_outputs" in refused(run.main, "--model", headless, *common)
 
 
 def test_missing_values_of_the_users_are_null_in_the_predictions(trained, tmp_path):

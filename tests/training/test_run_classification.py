@@ -9,7 +9,8 @@ import pytest
 from conftest import DATA, review_rows, write_rows
 
 import run
-from datamap.cartography.metrics import categorize_examples, load_cartography_metrics
+from datamap.cartography.categories import categorize_examples
+from datamap.cartography.metrics import load_cartography_metrics
 
 SMALL = ["--no_cuda", "--max_length", "32", "--per_device_train_batch_size", "8"]
 

@@ -1,0 +1,91 @@
+"""Easy, ambiguous, hard: the categories of a data map, and the thresholds between them.
+
+In use, "ambiguous" sometimes also asks for a middling confidence. Here high variability alone decides.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datamap.core.errors import UserError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CATEGORIES = ("easy", "ambiguous", "hard")
+THRESHOLD_METHODS = ("median", "percentile", "fixed")
+
+
+def category_thresholds(
+    metrics: pd.DataFrame,
+    confidence_threshold: float | None = None,
+    variability_threshold: float | None = None,
+    method: str = "median",
+) -> tuple[float, float]:
+    """The (confidence, variability) cuts between the categories, from the whole metrics file.
+
+    ``median``: the medians, unless a threshold is given. ``percentile``: thresholds are percentiles 0..100 (defaults
+    50 and 67). ``fixed``: thresholds are the values themselves, both needed.
+    """
+    if method not in THRESHOLD_METHODS:
+        raise UserError(f"unknown threshold method {method!r}; there is {', '.join(THRESHOLD_METHODS)}")
+    given = {"confidence": confidence_threshold, "variability": variability_threshold}
+    if method == "fixed" and None in given.values():
+        raise UserError("method fixed needs both a confidence threshold and a variability threshold")
+    if method == "percentile":
+        cuts = {name: default if given[name] is None else given[name]
+                for name, default in (("confidence", 50.0), ("variability", 67.0))}
+        for name, cut in cuts.items():
+            if not 0 <= float(cut) <= 100:  # type: ignore[arg-type]
+                raise UserError(f"method percentile: the {name} threshold lies in 0..100, found {cut:g}")
+        return tuple(float(np.percentile(metrics[name], cut)) for name, cut in cuts.items())  # type: ignore
+    for name, high in (("confidence", 1.0), ("variability", 0.5)):
+        cut = given[name]
+        if cut is not None and not 0 <= cut <= high:
+            raise UserError(f"the {name} threshold lies in 0..{high:g}, found {cut:g}")
+    confidence, variability = (
+        float(metrics[name].median()) if cut is None else float(cut) for name, cut in given.items()
+    )
+    return confidence, variability
+
+
+def categorize_examples(
+    df: pd.DataFrame,
+    confidence_threshold: float | None = None,
+    variability_threshold: float | None = None,
+    method: str = "median",
+) -> pd.DataFrame:
+    """A copy of the metrics with a column ``category``, at the thresholds asked for (``category_thresholds``).
+
+    Pass the whole metrics file, never a subset: the thresholds come from it. Those that were written with a map, and
+    that every stage goes by, ``maps.load_map`` reads.
+    """
+    return with_categories(df, category_thresholds(df, confidence_threshold, variability_threshold, method))
+
+
+def with_categories(metrics: pd.DataFrame, thresholds: tuple[float, float]) -> pd.DataFrame:
+    """A copy of the metrics with a column ``category``, at the cuts (confidence, variability).
+
+    Variability above its cut is ``ambiguous``; else confidence at or above its cut is ``easy``, below it ``hard``.
+    """
+    confidence, variability = thresholds
+    settled = np.where(metrics["confidence"] >= confidence, "easy", "hard")
+    return metrics.assign(category=np.where(metrics["variability"] > variability, "ambiguous", settled))
+
+
+def get_examples_by_category(df: pd.DataFrame, category: str, n: int | None = None) -> list[str]:
+    """Ids of a category, lowest confidence first for hard and ambiguous, highest first for easy; at most ``n``.
+
+    ``df`` is the metrics, with or without the column ``category``. Ties are broken by id.
+    """
+    if n is not None and n < 0:
+        raise ValueError(f"n must not be negative, found {n}")
+    if category not in CATEGORIES:
+        raise UserError(f"unknown category {category!r}; there is {', '.join(CATEGORIES)}")
+    if "category" not in df:
+        df = categorize_examples(df)
+    chosen = df[df["category"] == category].sort_index()
+    ranked = chosen.sort_values("confidence", ascending=category != "easy", kind="stable")
+    return ranked.index[:n].tolist()

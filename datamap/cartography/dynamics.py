@@ -1,0 +1,122 @@
+"""Training dynamics in files, one an epoch: what our recorder writes, and what other trainers log."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datamap.core.errors import UserError, name_a_few
+from datamap.core.files import atomic, read_json, read_jsonl
+
+MADE_BY = "run.py --do_train --enable_cartography"
+
+def dynamics_file(directory: str | Path, epoch: int) -> Path:
+    return Path(directory) / f"training_dynamics_epoch_{epoch}.json"
+
+
+def write_dynamics(directory: str | Path, epoch: int, ids: Sequence[str], columns: Mapping[str, np.ndarray]) -> None:
+    """Write one epoch (counted from 1): ``{"epoch": N, "id": [...], "confidence": [...], ...}``.
+
+    Each column has one value per id; floats are kept to six decimals, so that a million examples stay below 120 MB.
+    """
+    content: dict[str, Any] = {"epoch": epoch, "id": list(ids)}
+    for name, values in columns.items():
+        if values.dtype.kind == "f":
+            if not np.isfinite(values).all():
+                bad = [ids[row] for row in np.flatnonzero(~np.isfinite(values)).tolist()]
+                raise UserError(
+                    f"training diverged: {name} of {len(bad):,} examples ({name_a_few(bad)}) is not a number in epoch "
+                    f"{epoch}; lower --learning_rate or set --max_grad_norm"
+                )
+            values = np.round(values.astype(np.float64), 6) + 0.0  # + 0.0 makes of -0.0 a 0.0
+        content[name] = values.tolist()
+    with atomic(dynamics_file(directory, epoch)) as temporary:
+        temporary.write_text(json.dumps(content, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+
+
+def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
+    """The epochs of a cartography directory in order: ``id`` a list, every other column an array."""
+    epochs = _numbered_files(directory, r"training_dynamics_epoch_(\d+)\.json", MADE_BY)
+    for epoch, path in epochs:
+        content = read_json(path)
+        if not isinstance(content, dict) or not {"id", "confidence", "correct"} <= content.keys():
+            raise UserError(f"{path}: expected columns id, confidence, correct, ...; it was not written by {MADE_BY}")
+        lengths = {name: len(values) for name, values in content.items() if name != "epoch"}
+        if len(set(lengths.values())) > 1:
+            raise UserError(f"{path}: columns of different lengths {lengths}; is the file whole?")
+        yield {
+            "epoch": epoch,
+            "id": content["id"],
+            **{name: np.asarray(content[name]) for name in lengths if name != "id"},
+        }
+
+
+def read_logged_logits(directory: str | Path) -> Iterator[dict[str, Any]]:
+    """Dynamics logged by another trainer, as classification: ``dynamics_epoch_N.jsonl`` (also .gz) with one record
+    ``{"guid": ..., "logits_epoch_N": [...], "gold": class index}`` per example (the form of allenai/cartography)."""
+    epochs = _numbered_files(directory, r"dynamics_epoch_(\d+)\.jsonl(?:\.gz)?", "another trainer's log")
+    for epoch, (number, path) in enumerate(epochs, 1):
+        key = f"logits_epoch_{number}"
+        ids, gold, logits = [], [], []
+        for record in read_jsonl(path, ("guid", key, "gold")):
+            try:
+                ids.append(str(record["guid"]))
+                gold.append(int(record["gold"]))
+                logits.append([float(value) for value in record[key]])
+            except (TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path}, guid {record['guid']!r}: expected a list of numbers in {key} and a class index in gold "
+                    f"({error})"
+                ) from error
+        if not ids:
+            raise UserError(f"{path} is empty")
+        if len(set(ids)) != len(ids):
+            raise UserError(f"{path}: a guid occurs more than once")
+        if len({len(row) for row in logits}) > 1:
+            raise UserError(f"{path}: {key} has rows of different lengths")
+        yield {"epoch": epoch, "id": ids, **gold_statistics(np.asarray(logits, dtype=np.float64), np.asarray(gold))}
+
+
+def gold_statistics(logits: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:
+    """Per example, from logits (N, C) and gold classes (N,): confidence, correct, loss, aum (margin), el2n; each (N,).
+
+    confidence: probability of the gold class, 0..1. aum: gold logit minus the largest other logit, low is suspicious
+    (Pleiss 2020). el2n: L2 norm of softmax minus one-hot, 0..sqrt(2), high is hard (Paul 2021).
+    """
+    if gold.min() < 0 or gold.max() >= logits.shape[1] or logits.shape[1] < 2:
+        raise UserError(f"gold labels run from {gold.min()} to {gold.max()}, logits have {logits.shape[1]} classes")
+    rows = np.arange(len(gold))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+    difference = np.exp(log_p)
+    difference[rows, gold] -= 1
+    others = logits.copy()
+    others[rows, gold] = -np.inf
+    return {
+        "confidence": np.exp(log_p[rows, gold]),
+        "correct": logits.argmax(axis=1) == gold,
+        "loss": -log_p[rows, gold],
+        "aum": logits[rows, gold] - others.max(axis=1),
+        "el2n": np.sqrt((difference**2).sum(axis=1)),
+    }
+
+
+def _numbered_files(directory: str | Path, pattern: str, made_by: str) -> list[tuple[int, Path]]:
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise UserError(f"{directory}: no such directory; {made_by} writes one")
+    matches = [(re.fullmatch(pattern, path.name), path) for path in directory.iterdir()]
+    files = sorted((int(match[1]), path) for match, path in matches if match)
+    readable = re.sub(r"\(\\d\+\)", "N", pattern).replace("(?:\\.gz)?", "").replace("\\", "")
+    if not files:
+        raise UserError(f"{directory} holds no {readable}; {made_by} writes them")
+    numbers = [number for number, _ in files]
+    if numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
+        there = ", ".join(map(str, numbers))
+        raise UserError(f"{directory}: {readable} is there for N = {there} only; one is missing")
+    return files

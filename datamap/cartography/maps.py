@@ -1,0 +1,141 @@
+"""Data maps: metrics, thresholds and picture in one directory, written together and read by every later stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
+from datamap.cartography.dynamics import MADE_BY
+from datamap.cartography.metrics import RANGES, load_cartography_metrics
+from datamap.core.artifacts import artifact_file, load_meta
+from datamap.core.errors import UserError
+from datamap.core.files import atomic, read_json, write_csv, write_json
+from datamap.core.plots import CATEGORY_COLORS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+METRICS_FILE, THRESHOLDS_FILE = "cartography_metrics.csv", "thresholds.json"
+CARTOGRAPHY_FILES = (
+    "training_dynamics_epoch_*.json", "cartography_metrics.*", THRESHOLDS_FILE, "cartography_map.png",
+)
+MAX_DRAWN_POINTS = 25_000
+
+
+def write_cartography(
+    directory: str | Path,
+    metrics: pd.DataFrame,
+    title: str | None = None,
+    method: str = "median",
+    confidence_threshold: float | None = None,
+    variability_threshold: float | None = None,
+) -> None:
+    """Write ``cartography_metrics.csv`` and ``.json`` (records), ``thresholds.json``, ``cartography_map.png``.
+
+    The thresholds are those of ``category_thresholds``; every stage that reads the map goes by them.
+    """
+    directory = Path(directory)
+    cuts = category_thresholds(metrics, confidence_threshold, variability_threshold, method)
+    table = metrics.reset_index()
+    write_csv(directory / METRICS_FILE, table)
+    with atomic(directory / "cartography_metrics.json") as temporary:
+        table.to_json(temporary, orient="records", double_precision=15, force_ascii=False)
+    write_json(directory / THRESHOLDS_FILE, {
+        "confidence": cuts[0],
+        "variability": cuts[1],
+        "method": method,
+        "confidence_threshold": confidence_threshold,  # as asked for, in the method's unit
+        "variability_threshold": variability_threshold,
+    })
+    plot_data_map(metrics, directory / "cartography_map.png", title, cuts)
+
+
+def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:
+    """The metrics of a cartography directory (``load_cartography_metrics``) with ``category``, and the cuts."""
+    metrics = load_cartography_metrics(path)
+    cuts = map_thresholds(path, metrics)
+    return with_categories(metrics, cuts), cuts
+
+
+def map_thresholds(path: str | Path, metrics: pd.DataFrame) -> tuple[float, float]:
+    """The cuts (confidence, variability) of the map in a cartography directory, or beside its metrics file.
+
+    The medians of ``metrics`` where no thresholds were written: by an older version, or by somebody else. Raises
+    UserError when the file with them is damaged or gone.
+    """
+    file = artifact_file(path, METRICS_FILE, MADE_BY)
+    thresholds = file.with_name(THRESHOLDS_FILE)
+    recorded = THRESHOLDS_FILE in (load_meta(file) or {}).get("outputs", {})
+    if not file.match("cartography_metrics.*") or not (thresholds.exists() or recorded):
+        return category_thresholds(metrics)
+    found = read_json(artifact_file(thresholds.parent, THRESHOLDS_FILE, MADE_BY))
+    cuts = [found.get(name) if isinstance(found, Mapping) else None for name in ("confidence", "variability")]
+    for name, cut in zip(("confidence", "variability"), cuts, strict=True):
+        low, high = RANGES[name]
+        if not isinstance(cut, int | float) or not low <= cut <= high + 1e-6:
+            raise UserError(
+                f"{thresholds}: expected {name} as a number in {low:g}..{high:g}, found {cut!r:.60}; is the file "
+                "whole? dataset_cartography.py writes it again"
+            )
+    return float(cuts[0]), float(cuts[1])  # type: ignore[arg-type]
+
+
+
+def plot_data_map(
+    df: pd.DataFrame,
+    path: str | Path,
+    title: str | None = None,
+    thresholds: tuple[float, float] | None = None,
+) -> None:
+    """Draw variability against confidence, coloured by category, with the cuts and the category counts.
+
+    Above 25,000 examples a seeded sample is drawn, and the picture says so; counts are always of all.
+    """
+    from matplotlib.figure import Figure
+
+    cuts = thresholds or category_thresholds(df)
+    categorized = with_categories(df, cuts)
+    counts = categorized["category"].value_counts()
+    drawn = categorized
+    if len(drawn) > MAX_DRAWN_POINTS:
+        rows = np.random.default_rng(0).choice(len(drawn), MAX_DRAWN_POINTS, replace=False)
+        drawn = drawn.iloc[rows]
+    figure = Figure(figsize=(9, 5), layout="constrained")
+    axes, bars = figure.subplots(1, 2, width_ratios=[3, 1])
+    size = float(np.clip(20_000 / len(drawn), 3, 18))
+    for category in CATEGORIES:
+        points = drawn[drawn["category"] == category]
+        axes.scatter(
+            points["variability"], points["confidence"], s=size, alpha=0.6, linewidths=0,
+            color=CATEGORY_COLORS[category], label=category, rasterized=True,
+        )
+    axes.axvline(cuts[1], color="0.35", linewidth=0.8, linestyle="--")
+    axes.plot([0, cuts[1]], [cuts[0], cuts[0]], color="0.35", linewidth=0.8, linestyle="--")
+    axes.set(
+        xlabel="variability (standard deviation of p(gold) over epochs)",
+        ylabel="confidence (mean p(gold) over epochs)",
+        xlim=(-0.01, max(0.3, float(drawn["variability"].max()) * 1.03)),
+        ylim=(-0.02, 1.02),
+    )
+    legend = axes.legend(loc="lower right", frameon=True, markerscale=float(np.sqrt(30 / size)))
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+    epochs = df["num_epochs"].max() if "num_epochs" in df else None
+    note = f"n = {len(df):,}" + (f", {epochs} epochs" if epochs is not None else "")
+    if len(drawn) < len(df):
+        note += f" (random {len(drawn):,} drawn)"
+    axes.set_title(f"{title}: {note}" if title else note, fontsize=10)
+    bars.bar(CATEGORIES, [counts.get(name, 0) for name in CATEGORIES], color=[CATEGORY_COLORS[c] for c in CATEGORIES])
+    for place, name in enumerate(CATEGORIES):
+        count = counts.get(name, 0)
+        bars.annotate(f"{count:,}\n{count / len(df):.0%}", (place, count), ha="center", va="bottom", fontsize=8)
+    bars.set(ylabel="examples", ylim=(0, counts.max() * 1.15))
+    bars.tick_params(axis="x", labelsize=8)
+    for plot in (axes, bars):
+        plot.spines[["top", "right"]].set_visible(False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=150)
