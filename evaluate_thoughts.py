@@ -161,7 +161,8 @@ class Answerer:
 
 def answerer(args: argparse.Namespace) -> Answerer:
     """UserError for whatever is missing, before any weights are read."""
-    from datamap.thoughts.causal_lm import base_of_adapter, check_whole_adapter, device_of_process, load_tokenizer
+    from datamap.thoughts.causal_lm import base_of_adapter, check_whole_adapter, load_tokenizer
+    from datamap.training.models import device_of_process
 
     if args.adapter:
         check_whole_adapter(args.adapter)

@@ -217,12 +217,16 @@ def check_whole_model(path: str | Path) -> None:
         return
     if not (Path(path) / "config.json").exists():
         raise UserError(f"{path} holds no config.json, so no model; run.py --do_train writes one")
-    if not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
-        # The library would make up a tokenizer that knows no word.
-        raise UserError(f"{path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the model")
+    check_has_tokenizer(path)
     meta = model_meta(path)
     if meta and meta.get("status") != "finished":
         raise UserError(f"model {path} is not whole: its training is marked {meta.get('status')}; train it again")
+
+
+def check_has_tokenizer(path: str | Path) -> None:
+    """Refuse a directory without a tokenizer, in whose place the library would make up one that knows no word."""
+    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
+        raise UserError(f"{path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the model")
 
 
 def artifact_file(path: str | Path, filename: str, made_by: str, appended: bool = False) -> Path:

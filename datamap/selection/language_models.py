@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.core.artifacts import check_whole_model
 from datamap.core.errors import UserError
-from datamap.training.models import _give_padding, _quiet_library
+from datamap.training.models import device_of_process, load_pretrained
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +33,7 @@ def load_causal(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTo
     """Causal language model and tokenizer of a Hub name or directory: float32 on the CPU, bfloat16 on a GPU."""
     from transformers import AutoModelForCausalLM
 
-    model, tokenizer = _load(name, no_cuda, AutoModelForCausalLM, "causal language model")
+    model, tokenizer = _load(name, no_cuda, AutoModelForCausalLM, "a causal language model")
     if _sees_what_follows(model):
         raise UserError(f"model {name!r} sees the words that it is to predict, so its perplexity means nothing; give "
                         "a causal model (Qwen, GPT, Llama), or ask for the pseudo-perplexity")
@@ -45,7 +44,7 @@ def load_masked(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTo
     """Masked language model and tokenizer of a Hub name or directory: float32 on the CPU, bfloat16 on a GPU."""
     from transformers import AutoModelForMaskedLM
 
-    model, tokenizer = _load(name, no_cuda, AutoModelForMaskedLM, "masked language model")
+    model, tokenizer = _load(name, no_cuda, AutoModelForMaskedLM, "a masked language model")
     if tokenizer.mask_token_id is None:
         raise UserError(f"the tokenizer of model {name!r} has no mask token; give a masked language model with its "
                         "own tokenizer (ModernBERT, BERT, RoBERTa)")
@@ -56,28 +55,11 @@ def _load(
     name: str, no_cuda: bool, model_class: Any, kind: str
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
-    from safetensors import SafetensorError
-    from transformers import AutoTokenizer
 
-    check_whole_model(name)
-    on_gpu = torch.cuda.is_available() and not no_cuda
-    dtype = torch.bfloat16 if on_gpu else torch.float32
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        with _quiet_library():
-            model, loading = model_class.from_pretrained(name, dtype=dtype, output_loading_info=True)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot load {name!r} as a {kind} ({reason:.200}); give a Hub name, or a directory with config.json, "
-            "weights and tokenizer"
-        ) from error
-    missing = sorted(loading["missing_keys"])
-    if missing:
-        raise UserError(f"model {name!r} lacks {len(missing):,} trained weights of a {kind} ({missing[0]}, ...); give "
-                        "one that was trained as such")
-    _give_padding(model, tokenizer)
-    return model.eval().to("cuda" if on_gpu else "cpu"), tokenizer
+    device = device_of_process(no_cuda)
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    model, tokenizer = load_pretrained(name, model_class, kind, dtype=dtype)
+    return model.to(device), tokenizer
 
 
 def _sees_what_follows(model: PreTrainedModel) -> bool:

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.core.artifacts import check_whole_model, content_key
+from datamap.core.artifacts import content_key
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.splits import Split
 from datamap.selection.cache import cached
+from datamap.training import models
 from datamap.training.embeddings import embedder, embedding_spans
 from datamap.training.models import SCRATCH_MODELS, load_encoder, usable_length, usable_stride
 
@@ -54,27 +55,15 @@ def model_key(name: str, no_cuda: bool) -> dict[str, Any]:
 
 
 def _config(name: str) -> Any:
-    from transformers import AutoConfig
-
-    from datamap.training import lstm_model  # noqa: F401  so that the Auto classes know it
-
     if name in SCRATCH_MODELS:
         raise UserError(f"model {name} is trained from scratch and gives no features untrained; name a Hub model or a "
                         "directory that run.py wrote")
-    try:
-        return AutoConfig.from_pretrained(name)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"model {name!r} cannot be loaded: give a Hub name, or a directory with config.json and "
-                        f"weights ({reason:.200})") from error
+    return models.load_config(name)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
-    from transformers import AutoTokenizer
-
     _config(name)  # says what is wrong with the name
-    check_whole_model(name)
-    return AutoTokenizer.from_pretrained(name)
+    return models.load_tokenizer(name)
 
 
 # --- embeddings ---------------------------------------------------------------------------------------------------

@@ -5,13 +5,13 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
-import os
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamap.core.artifacts import TOKENIZER_FILES, check_whole_model, model_meta
-from datamap.core.errors import UserError
+from datamap.core.artifacts import model_meta
+from datamap.core.errors import UserError, first_line
+from datamap.training import models
 
 if TYPE_CHECKING:
     import torch
@@ -33,14 +33,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     its unk token, else a new ``<pad>``, for which ``load_causal_lm`` makes room in the model. ``padding_side`` is as
     saved. UserError when there is no tokenizer, or one without EOS.
     """
-    from transformers import AutoTokenizer
-
-    if Path(name).is_dir() and not any((Path(name) / file).exists() for file in TOKENIZER_FILES):
-        raise UserError(f"{name} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the model")
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError) as error:
-        raise UserError(f"cannot load a tokenizer from {name!r} ({_first_line(error)}); {_expected(name)}") from error
+    tokenizer = models.load_tokenizer(name)
     if tokenizer.eos_token_id is None:
         raise UserError(f"the tokenizer of {name!r} has no EOS token, so its model cannot say where an answer ends; "
                         "give a causal language model with one")
@@ -71,28 +64,18 @@ def load_causal_lm(
 
     UserError, in one line, for whatever is not there, not whole, or does not fit together.
     """
-    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
-
-    from datamap.training.models import _quiet_library
 
     # PEFT asks for it by the older name.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
-    check_whole_model(name)
     if adapter is not None:
         check_whole_adapter(adapter, name)
-    settings = _load_settings(load_in_4bit, device_of_process(no_cuda))
+    settings = _load_settings(load_in_4bit, models.device_of_process(no_cuda))
     if attn_implementation is not None:
         settings["attn_implementation"] = attn_implementation
-    try:
-        with _quiet_library():
-            model, loading = AutoModelForCausalLM.from_pretrained(name, output_loading_info=True, **settings)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        raise UserError(f"cannot load {name!r} as a causal language model ({_first_line(error)}); {_expected(name)}"
-                        ) from error
-    if missing := sorted(loading["missing_keys"]):
-        raise UserError(f"model {name!r} lacks {len(missing):,} trained weights of a causal language model "
-                        f"({missing[0]}, ...); give one that was trained as such")
+    model: Any = models.load_pretrained(
+        name, AutoModelForCausalLM, "a causal language model", tokenizer=tokenizer, **settings
+    )[0]
     _make_room(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
@@ -100,15 +83,6 @@ def load_causal_lm(
     if adapter is not None:
         model = _with_adapter(model, adapter, name, trainable, in_bfloat16=load_in_4bit)
     return model.train() if trainable else model.eval()
-
-
-def device_of_process(no_cuda: bool) -> torch.device:
-    """The GPU of this process (its local rank under a launcher), or the CPU."""
-    import torch
-
-    if no_cuda or not torch.cuda.is_available():
-        return torch.device("cpu")
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 def check_whole_adapter(adapter: str, name: str | None = None) -> None:
@@ -138,7 +112,7 @@ def base_of_adapter(adapter: str) -> str | None:
     try:
         return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
     except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{file} is not a JSON object ({_first_line(error)}); is the file whole?") from error
+        raise UserError(f"{file} is not a JSON object ({first_line(error):.200}); is the file whole?") from error
 
 
 def _load_settings(load_in_4bit: bool, device: torch.device) -> dict[str, Any]:
@@ -192,15 +166,5 @@ def _with_adapter(
             model, adapter, is_trainable=trainable, autocast_adapter_dtype=not in_bfloat16
         )
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise UserError(f"cannot put adapter {adapter!r} on {name!r} ({_first_line(error)}); give the base model that "
-                        "it was trained on") from error
-
-
-def _expected(name: str) -> str:
-    if Path(name).is_dir():
-        return "expected a directory with config.json, weights and tokenizer"
-    return "give a Hub name that can be had (network, login), or a directory with config.json, weights and tokenizer"
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")[:200]
+        raise UserError(f"cannot put adapter {adapter!r} on {name!r} ({first_line(error):.200}); give the base model "
+                        "that it was trained on") from error

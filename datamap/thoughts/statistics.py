@@ -47,14 +47,12 @@ def chain_lengths(
         return [len(text.split()) for text in texts], "words"
     if not texts:
         return [], "tokens"
-    from transformers import AutoTokenizer
+    from datamap.training.models import load_tokenizer
 
     try:
-        loaded = AutoTokenizer.from_pretrained(tokenizer)
-    except (OSError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"--tokenizer {tokenizer!r} cannot be loaded ({reason:.200}); give a Hub name or a directory, "
-                        "or leave it out to count words") from error
+        loaded = load_tokenizer(tokenizer)
+    except UserError as error:
+        raise UserError(f"--tokenizer: {error}, or leave it out to count words") from error
     return [len(tokens) for tokens in loaded(texts, add_special_tokens=False, verbose=False)["input_ids"]], "tokens"
 
 

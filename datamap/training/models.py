@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib
 import logging
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamap.core.artifacts import check_whole_model
-from datamap.core.errors import UserError
+from datamap.core.artifacts import check_has_tokenizer, check_whole_model
+from datamap.core.errors import UserError, first_line
 from datamap.core.splits import Split
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    import torch
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
     from datamap.tasks.base import Task
 
@@ -51,65 +54,112 @@ def load_model(
         head = task.head(None, train.data, train.name)
         tokenizer = module.train_tokenizer(texts, max_length, sizes.get("vocab_size"))
         return module.build_model(tokenizer, task.model_class, max_length, **settings, **rest, **head), tokenizer
-    return _load_pretrained(name, task, train)
+    head = task.head(load_config(name), train.data if train else None, train.name if train else "")
+    return load_pretrained(
+        name, task.model_class, f"a model for --task {task.name}", ignore_mismatched_sizes=bool(head), **head,
+        new_head=train is not None, advice="train it (--do_train), or evaluate a directory that run.py wrote",
+    )
+
+
+# --- pretrained ---------------------------------------------------------------------------------------------------
+
+
+def load_pretrained(
+    name: str,
+    model_class: Any,
+    kind: str,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    new_head: bool = False,
+    advice: str = "give one that was trained as such",
+    **settings: Any,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Model of a Hub name or a directory, in eval mode, and its tokenizer; in float32 unless ``settings`` say other.
+
+    model_class: an Auto class. kind: "a masked language model", for messages. tokenizer: one that is loaded already.
+    new_head: weights that were never trained may be random. settings: of ``from_pretrained``. UserError, in one line,
+    for what is not there, not whole, of another kind or, with advice, not trained.
+    """
+    import torch
+
+    check_whole_model(name)
+    tokenizer = tokenizer or load_tokenizer(name)
+    with _loading(name, kind):
+        settings = {"dtype": torch.float32, **settings}
+        model, report = model_class.from_pretrained(name, output_loading_info=True, **settings)
+    untrained = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))  # of a bare encoder
+    if untrained and not new_head:
+        raise UserError(f"model {name!r} lacks {len(untrained):,} trained weights of {kind} ({untrained[0]}, ...); "
+                        f"{advice}")
+    if untrained:
+        logger.info(f"{name} brings no {', '.join(sorted({key.split('.')[0] for key in untrained}))} for this task: "
+                    "random to begin with")
+    if tokenizer.pad_token is None:  # decoders have none; attention never sees it
+        tokenizer.pad_token = tokenizer.eos_token
+    if model.config.get_text_config().pad_token_id is None:
+        model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def load_encoder(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """Encoder and tokenizer of a checkpoint, in float32 on this process's device; its task head is left out."""
+    from transformers import AutoModel
+
+    model, tokenizer = load_pretrained(name, AutoModel, "an encoder", advice="give one with an encoder of its own")
+    return model.to(device_of_process(no_cuda)), tokenizer
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """Tokenizer of a Hub name, or of the directory of a model or an adapter."""
+    from transformers import AutoTokenizer
+
+    check_has_tokenizer(name)
+    with _loading(name, "a tokenizer"):
+        return AutoTokenizer.from_pretrained(name)
+
+
+def load_config(name: str) -> PreTrainedConfig:
+    """Configuration of the model of a Hub name or a directory."""
+    from transformers import AutoConfig
+
+    check_whole_model(name)
+    with _loading(name, "a model"):
+        return AutoConfig.from_pretrained(name)
+
+
+def device_of_process(no_cuda: bool) -> torch.device:
+    """The GPU of this process (its local rank under a launcher), or the CPU."""
+    import torch
+
+    if no_cuda or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
 
 
 @contextmanager
-def _quiet_library() -> Iterator[None]:
-    """Without the library's report on every weight of a head that is new, or not used; we say it in one line."""
+def _loading(name: str, kind: str) -> Iterator[None]:
+    """One line for whatever the library cannot load, and none for its report on every weight."""
+    from safetensors import SafetensorError
     from transformers.utils import logging as library_logging
+
+    from datamap.training import lstm_model  # noqa: F401  so that the Auto classes know it
 
     verbosity = library_logging.get_verbosity()
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
     try:
         yield
+    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+        expected = "expected a directory with config.json, weights and tokenizer"
+        if not Path(name).is_dir():
+            expected = ("give a Hub name that can be had (network, login), a directory with config.json, weights and "
+                        f"tokenizer, or to run.py {', '.join(SCRATCH_MODELS)}")
+        raise UserError(f"cannot load {kind} from {name!r} ({first_line(error):.200}); {expected}") from error
     finally:
         library_logging.set_verbosity(verbosity)
 
 
-def _load_pretrained(
-    name: str, task: Task, train: Split | None
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoConfig, AutoTokenizer
-
-    from datamap.training import lstm_model  # noqa: F401  so that the Auto classes know it
-
-    check_whole_model(name)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        config = AutoConfig.from_pretrained(name)
-        head = task.head(config, train.data if train else None, train.name if train else "")
-        with _quiet_library():
-            model, loading = task.model_class.from_pretrained(
-                name, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=bool(head), **head
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(
-            f"model {name!r} cannot be loaded: give a Hub name, a directory with config.json and weights, or "
-            f"{' or '.join(SCRATCH_MODELS)} ({reason:.200})"
-        ) from error
-    untrained = sorted(loading["missing_keys"])
-    if untrained and train is None:
-        raise UserError(
-            f"model {name!r} has no trained {untrained[0]}: train it (--do_train), or evaluate a directory that "
-            "run.py wrote"
-        )
-    if untrained:
-        logger.info(f"{name} brings no {', '.join(sorted({key.split('.')[0] for key in untrained}))} for this task: "
-                    "random to begin with")
-    _give_padding(model, tokenizer)
-    return model, tokenizer
-
-
-def _give_padding(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    if tokenizer.pad_token is None:  # decoders have none; attention never sees it
-        tokenizer.pad_token = tokenizer.eos_token
-    if model.config.pad_token_id is None:
-        model.config.pad_token_id = tokenizer.pad_token_id
+# --- lengths ------------------------------------------------------------------------------------------------------
 
 
 def usable_length(asked: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
@@ -128,27 +178,3 @@ def usable_stride(asked: int, max_length: int) -> int:
     if asked > max_length // 2:
         logger.warning(f"--doc_stride lowered from {asked} to {max_length // 2}: half of --max_length")
     return min(asked, max_length // 2)
-
-
-def load_encoder(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Encoder and tokenizer of a checkpoint, in float32; its task head is left out."""
-    import torch
-    from safetensors import SafetensorError
-    from transformers import AutoModel, AutoTokenizer
-
-    from datamap.training import lstm_model  # noqa: F401
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        with _quiet_library():
-            model, loading = AutoModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(
-            f"cannot load the model {name!r} ({reason}); give a directory that run.py wrote, or a model of the Hub"
-        ) from error
-    missing = sorted(key for key in loading["missing_keys"] if not key.startswith("pooler."))
-    if missing:
-        raise UserError(f"model {name!r} lacks {len(missing):,} weights of its encoder ({missing[0]}, ...)")
-    _give_padding(model, tokenizer)
-    return model.to("cuda" if torch.cuda.is_available() and not no_cuda else "cpu"), tokenizer

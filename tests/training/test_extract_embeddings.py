@@ -236,7 +236,7 @@ def test_models_that_are_none(models, dataset, tmp_path, capsys):
         (broken / file.name).write_bytes(file.read_bytes())
     weights = (broken / "model.safetensors").read_bytes()
     (broken / "model.safetensors").write_bytes(weights[: len(weights) // 2])
-    assert "cannot load the model" in refused(capsys, broken, dataset, out)
+    assert "cannot load an encoder from" in refused(capsys, broken, dataset, out)
     assert not out.exists(), "nothing may be written for bad input"
 
 
