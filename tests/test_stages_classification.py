@@ -22,6 +22,7 @@ import analyze_dataset
 import cluster_analysis
 import extract_embeddings
 import run
+from datamap.analysis import clusters
 from datamap.analysis.error_rules import RULES
 from datamap.analysis.unified_table import unified_table
 from datamap.cartography.categories import CATEGORIES, categorize_examples
@@ -96,7 +97,7 @@ def houses(tmp_path_factory) -> dict[str, Path]:
                 for module, plots in {
                     analyze_cartography: ("plot_distributions", "plot_correlations", "plot_groups"),
                     analyze_dataset: ("plot_category_by_cluster", "plot_difficulty", "plot_map"),
-                    cluster_analysis.plotting: ("save_figure",),
+                    clusters: ("save_figure",),
                 }.items():
                     for plot in plots:
                         patch.setattr(module, plot, lambda *rest: None)

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.analysis.filters import BLOCKS, Candidates, Filter, RandomFilter, check_setting, number_in, shown
+from datamap.analysis.filters import BLOCKS, JoinedDataset, Filter, RandomFilter, check_setting, number_in, shown
 from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError
 from datamap.core.splits import Split
@@ -149,14 +149,14 @@ def apply_filters(
     if max_drop_percentage is not None and not number_in(0, 100)[0](max_drop_percentage):
         raise UserError(f"max_drop_percentage is {shown(max_drop_percentage)}; expected a number from 0 to 100")
     filters = validate_config(filter_config, is_selection=among is not None)
-    candidates = Candidates(dataset)
+    joined = JoinedDataset(dataset)
     is_control = any(isinstance(each, RandomFilter) for each in filters)
-    keep, records = _apply([each for each in filters if not isinstance(each, RandomFilter)], candidates, among)
+    keep, records = _apply([each for each in filters if not isinstance(each, RandomFilter)], joined, among)
     size_matched_to = None
     if is_control:
         size_matched_to = records
-        keep, records = _apply([RandomFilter(num_examples=int(keep.sum()), seed=seed)], candidates)
-    before, after = len(candidates.ids), int(keep.sum())
+        keep, records = _apply([RandomFilter(num_examples=int(keep.sum()), seed=seed)], joined)
+    before, after = len(joined.ids), int(keep.sum())
     for record in size_matched_to or records:
         logger.info(
             f"filter {record['filter']}: {record['before']:,} -> {record['after']:,} examples "
@@ -169,7 +169,7 @@ def apply_filters(
             f"the filters drop {before - after:,} of {before:,} examples ({100 * (before - after) / before:.1f} %: "
             f"{_drops(records)}), more than max_drop_percentage {max_drop_percentage:g}; loosen them or raise it"
         )
-    filtered = candidates.data.select(np.flatnonzero(keep))
+    filtered = joined.data.select(np.flatnonzero(keep))
     if not return_report:
         return filtered
     report = {"before": before, "after": after, "seed": seed, "filters": records, "size_matched_to": size_matched_to}
@@ -177,12 +177,12 @@ def apply_filters(
 
 
 def _apply(
-    filters: Iterable[Filter], candidates: Candidates, among: np.ndarray | None = None
+    filters: Iterable[Filter], joined: JoinedDataset, among: np.ndarray | None = None
 ) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    keep = np.ones(len(candidates.ids), bool) if among is None else among.copy()
+    keep = np.ones(len(joined.ids), bool) if among is None else among.copy()
     records: list[dict[str, Any]] = []
     for each in filters:
-        decision = each.decide(candidates, keep)
+        decision = each.decide(joined, keep)
         records.append(
             {
                 "filter": each.block,
@@ -191,12 +191,12 @@ def _apply(
                 "after": int(decision.keep.sum()),
                 "missing_examples": int(decision.missing.sum()),
                 "thresholds": decision.thresholds,
-                "removed": {reason: candidates.index[mask].tolist() for reason, mask in decision.removed.items()},
+                "removed": {reason: joined.index[mask].tolist() for reason, mask in decision.removed.items()},
             }
         )
         keep = decision.keep
         if not keep.any():
-            total = len(candidates.ids)
+            total = len(joined.ids)
             raise UserError(f"the filters leave none of {total:,} examples ({_drops(records)}); loosen them")
     return keep, records
 

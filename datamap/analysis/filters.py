@@ -80,16 +80,16 @@ class Table:
         if k == 0:
             return chosen, None
         positions = np.flatnonzero(among)
-        candidates = values[positions]
-        cut = np.partition(candidates, k - 1)[k - 1]
-        chosen[positions[candidates < cut]] = True
-        tied = positions[candidates == cut]  # sorting ids is slow, so only those where it decides
+        joined = values[positions]
+        cut = np.partition(joined, k - 1)[k - 1]
+        chosen[positions[joined < cut]] = True
+        tied = positions[joined == cut]  # sorting ids is slow, so only those where it decides
         chosen[sorted(tied, key=lambda position: self.ids[position])[: k - int(chosen.sum())]] = True
         return chosen, float(cut)
 
 
-class Candidates:
-    """The examples to be filtered, and the files about them, each read once."""
+class JoinedDataset:
+    """The examples to be filtered, joined by id with the files about them, each read once."""
 
     def __init__(self, dataset: datasets.Dataset | Split):
         import pandas as pd
@@ -270,11 +270,11 @@ class Filter:
         for field in dataclasses.fields(self):
             check_setting(self.block, field, getattr(self, field.name))
 
-    def decide(self, dataset: datasets.Dataset | Split | Candidates, among: np.ndarray | None = None) -> Decision:
+    def decide(self, dataset: datasets.Dataset | Split | JoinedDataset, among: np.ndarray | None = None) -> Decision:
         """Decide on the examples ``among`` (bool (n,), default all); the others are neither kept nor removed."""
-        candidates = dataset if isinstance(dataset, Candidates) else Candidates(dataset)
-        keep = np.ones(len(candidates.ids), bool) if among is None else among.copy()
-        table = self.read(candidates)
+        joined = dataset if isinstance(dataset, JoinedDataset) else JoinedDataset(dataset)
+        keep = np.ones(len(joined.ids), bool) if among is None else among.copy()
+        table = self.read(joined)
         reasons, thresholds = self.judge(table, keep)
         missing = keep & ~table.listed
         if self.missing == "drop":
@@ -286,7 +286,7 @@ class Filter:
                 keep = keep & ~mask
         return Decision(keep, removed, missing, thresholds)
 
-    def read(self, candidates: Candidates) -> Table:
+    def read(self, joined: JoinedDataset) -> Table:
         raise NotImplementedError
 
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
@@ -309,8 +309,8 @@ class _MetricsFilter(Filter):
     # In a config, a block without one reads that of the blocks before it.
     metrics_path: str | Path = setting(path_of("a cartography directory or its cartography_metrics.csv"))
 
-    def read(self, candidates: Candidates) -> Table:
-        return candidates.metrics(self.metrics_path)
+    def read(self, joined: JoinedDataset) -> Table:
+        return joined.metrics(self.metrics_path)
 
 
 @dataclass(kw_only=True)
@@ -373,8 +373,8 @@ class ClusterFilter(Filter, block="cluster"):
         super().__post_init__()
         self._needs_one_of("exclude_clusters", "min_probability")
 
-    def read(self, candidates: Candidates) -> Table:
-        return candidates.clusters(self.cluster_path)
+    def read(self, joined: JoinedDataset) -> Table:
+        return joined.clusters(self.cluster_path)
 
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
         clusters = table.numbers("cluster")
@@ -433,8 +433,8 @@ class RuleFilter(Filter, block="rules"):
     max_error_score: int = setting(whole_number(0, 9), 2)
     predictions_path: str | Path | None = setting(path_of("a JSON Lines file with id and predicted_answer"), None)
 
-    def read(self, candidates: Candidates) -> Table:
-        return candidates.error_rules(self.predictions_path)
+    def read(self, joined: JoinedDataset) -> Table:
+        return joined.error_rules(self.predictions_path)
 
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
         return _outside("dataset_error_score", table.numbers("dataset_error_score"), high=self.max_error_score), {}
@@ -450,8 +450,8 @@ class RandomFilter(Filter, block="random"):
     num_examples: int = setting(whole_number(0), 0)
     seed: int = setting(whole_number(), 42)
 
-    def read(self, candidates: Candidates) -> Table:
-        return candidates.table({})
+    def read(self, joined: JoinedDataset) -> Table:
+        return joined.table({})
 
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
         drawn = np.random.default_rng(self.seed).permutation(np.flatnonzero(among))[: self.num_examples]

@@ -11,6 +11,8 @@ import pytest
 from sklearn.metrics import adjusted_rand_score
 
 import cluster_analysis
+from datamap.analysis import clusters
+from datamap.core import plots
 from datamap.core.files import read_json, read_table
 
 FILES = {
@@ -117,11 +119,11 @@ def test_samples_are_the_firmest_members_with_their_text(tmp_path):
 
 
 def test_persistence_and_probability_follow_the_renumbered_clusters():
-    found = cluster_analysis.Clustering(
+    found = clusters.Clustering(
         labels=np.array([0, 1, 1, -1, 2, 2, 2]), probabilities=np.linspace(0, 1, 7), outlier_scores=np.zeros(7),
         persistence=np.array([0.1, 0.2, 0.3]), num_fitted=7,
     )
-    new = cluster_analysis.number_by_size(found)
+    new = clusters.number_by_size(found)
     assert new.labels.tolist() == [2, 1, 1, -1, 0, 0, 0]
     assert new.persistence.tolist() == [0.3, 0.2, 0.1]
     assert new.probabilities is found.probabilities
@@ -161,7 +163,7 @@ def test_other_metrics(tmp_path, metric):
 
 def test_cosine_ignores_length():
     rows = np.array([[3.0, 4.0], [6.0, 8.0], [0.0, 0.0]])
-    assert cluster_analysis.unit_length(rows).tolist() == [[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]]
+    assert clusters.unit_length(rows).tolist() == [[0.6, 0.8], [0.6, 0.8], [0.0, 0.0]]
 
 
 def test_scale_of_a_dimension_does_not_matter(tmp_path):
@@ -205,10 +207,10 @@ def test_one_cluster_of_nearly_everything_is_said(tmp_path, caplog):
 
 
 def test_no_noise_keeps_its_row():
-    found = cluster_analysis.Clustering(
+    found = clusters.Clustering(
         np.array([0, 0, 1]), np.ones(3), np.array([np.nan, 0.5, 0.5]), np.array([0.2, 0.4]), 3
     )
-    table = cluster_analysis.statistics(found)
+    table = clusters.statistics(found)
     assert table["cluster"].tolist() == [-1, 0, 1] and table["size"].tolist() == [0, 2, 1]
     assert np.isnan(table["mean_probability"][0]) and table["mean_outlier_score"].tolist()[1:] == [0.5, 0.5]
 
@@ -225,9 +227,9 @@ def test_many_clusters_use_every_colour_and_keep_equal_ones_apart():
     rng = np.random.default_rng(0)
     centres = np.array([(x, y) for x in range(5) for y in range(5)]) * 10.0
     labels = np.repeat(range(25), 4)
-    found = cluster_analysis.Clustering(labels, np.ones(100), np.zeros(100), np.ones(25), 100)
-    colours = cluster_analysis.choose_colours(found, centres[labels] + rng.normal(size=(100, 2)) * 0.1)
-    assert set(colours) == set(cluster_analysis.PALETTE)
+    found = clusters.Clustering(labels, np.ones(100), np.zeros(100), np.ones(25), 100)
+    colours = clusters.choose_colours(found, centres[labels] + rng.normal(size=(100, 2)) * 0.1)
+    assert set(colours) == set(plots.COLORS)
     apart = [
         np.linalg.norm(centres[a] - centres[b]) for a in range(25) for b in range(a) if colours[a] == colours[b]
     ]

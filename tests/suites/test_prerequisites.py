@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 from conftest import qa_rows, write_rows
 
-import cluster_analysis
 import run_experiments
+from datamap.analysis import cluster_arguments
 from datamap.core.artifacts import load_meta, stage
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json
@@ -348,7 +348,7 @@ def commands(planned):
         embeddings, clusters = [(each.command or [])[1:] for each in needed[1:]]
         return SimpleNamespace(
             needed=needed, runs=runs, embeddings=embedding_arguments.build_parser().parse_args(embeddings),
-            clusters=cluster_analysis.build_parser().parse_args(clusters),
+            clusters=cluster_arguments.build_parser().parse_args(clusters),
         )
 
     return plan
@@ -375,7 +375,7 @@ def test_the_experiments_read_the_clusters_that_are_made(commands):
 
 def test_clusters_bring_the_embeddings_and_the_model_that_they_need(commands):
     found = commands({"clusters": {}})
-    assert found.clusters.min_cluster_size == cluster_analysis.build_parser().get_default("min_cluster_size")
+    assert found.clusters.min_cluster_size == cluster_arguments.build_parser().get_default("min_cluster_size")
 
 
 def test_all_rows_are_embedded_where_all_are_trained_on(commands):
