@@ -39,9 +39,9 @@ from datamap.core.files import appended_records, read_jsonl, read_rows, write_cs
 from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
 from datamap.core.plots import dataset_label
 from datamap.core.splits import default_eval_split
-from datamap.thoughts.chat_client import locked, prompt_key
 from datamap.thoughts.data import add_pair_flags, id_text, load_pairs
 from datamap.thoughts.reader import parse_thought
+from datamap.thoughts.records import line_of, locked, prompt_key
 
 if TYPE_CHECKING:
     import string
@@ -251,7 +251,7 @@ def answer_missing(
                 record |= {"new_tokens": answer.num_tokens, "finished": answer.finished, "prompt": keys[name],
                            "settings": settings}
                 records[name] = record
-                lines.append(json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+                lines.append(line_of(record))
             file.write(b"".join(lines))
             file.flush()  # from here on the batch outlives this process
             bar.update(len(places))

@@ -15,7 +15,6 @@ The key is read from the environment variable OPENAI_API_KEY (--key_variable nam
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -26,8 +25,7 @@ from datamap.core.artifacts import check_writable, recorded_dataset, stage
 from datamap.core.errors import command_line, name_a_few
 from datamap.core.files import read_json, write_json
 from datamap.core.flags import Parser, number, positive_int
-from datamap.thoughts.chat_client import KEY_VARIABLE, Answers, Question, ask_all, locked
-from datamap.thoughts.chat_threads import cost_of
+from datamap.thoughts.chat_client import KEY_VARIABLE, TOKENS, Answers, Question, ask_all, cost_of
 from datamap.thoughts.data import TRUE_LABEL, add_pair_flags, is_right, load_pairs, read_reflections, read_thoughts
 from datamap.thoughts.prompts import PAIR, PROMPTS, fill_tagged, load_prompt
 from datamap.thoughts.reader import (
@@ -43,6 +41,7 @@ from datamap.thoughts.reader import (
     parse_scores,
     parse_thought,
 )
+from datamap.thoughts.records import locked
 
 FILES = {"generate": "thoughts.jsonl", "reflect": "reflections.jsonl", "score": "scores.jsonl"}
 COMPARISONS, FAILURES = "comparisons.jsonl", "failures.jsonl"
@@ -57,7 +56,6 @@ PLACEHOLDERS = {
     "generate": PAIR, "reflect": (*PAIR, "true_label", "thought"), "score": (*PAIR, "thought", "label"),
     "compare": (*PAIR, "thought_a", "label_a", "thought_b", "label_b"),
 }
-TOKENS = ("prompt_tokens", "completion_tokens")
 RESPONSE_FORMATS = ("none", "json_object", "json_schema")
 
 logger = logging.getLogger(__name__)
@@ -99,8 +97,8 @@ def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tupl
     template = load_prompt(prompt_file(args, kind), PLACEHOLDERS[kind])
     expected = ", ".join(SCHEMAS[kind]["properties"])
 
-    def check(prompt: str, text: str) -> dict[str, Any]:
-        found = READERS[kind](text, prompt)
+    def check(question: Question, text: str) -> dict[str, Any]:
+        found = READERS[kind](text, question.messages[0]["content"])
         if found is None:
             raise ValueError(f"no JSON object with {expected} that can be used in {text.strip()!r:.80}")
         return found
@@ -122,13 +120,12 @@ def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tupl
                 "another, or none: answers are then read out of whatever stands around them")
 
     output = Path(args.output_dir)
-    asked = []
-    for name, values, about in questions:
-        prompt = fill_tagged(template, values)
-        message = {"role": "user", "content": prompt}
-        asked.append(Question(name, [message], {"mode": kind, **about}, functools.partial(check, prompt)))
+    asked = [
+        Question(name, [{"role": "user", "content": fill_tagged(template, values)}], {"mode": kind, **about})
+        for name, values, about in questions
+    ]
     return ask_all(
-        asked, output / file, failures_path=output / FAILURES, model=args.model, base_url=args.base_url,
+        asked, output / file, failures_path=output / FAILURES, model=args.model, base_url=args.base_url, check=check,
         key_variable=args.key_variable, parameters=request_parameters(args, kind), describe=describe,
         verify=None if args.response_format == "none" else verify, workers=args.workers,
         requests_per_minute=args.requests_per_minute, max_requests=args.max_requests, prices=args.prices,

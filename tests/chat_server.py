@@ -128,6 +128,14 @@ class ChatServer:
         return Counter(request["messages"][-1]["content"] for request in self.requests)
 
 
+def surroundings(monkeypatch) -> None:
+    """Short delays of the client, and nothing of the machine's own settings."""
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS",
+                 "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @contextmanager
 def chat_server(answer: Callable[[dict], str], faults: Faults = (), delay: float = 0.0):
     server = ChatServer(answer, faults, delay)

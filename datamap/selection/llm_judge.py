@@ -74,9 +74,9 @@ def judge(
     ]
     answers = ask_all(
         questions, Path(directory) / ANSWERS, model=model, base_url=base_url, key_variable=key_variable,
-        parameters={"temperature": 0} if parameters is None else parameters, check=parse_verdict, workers=workers,
-        requests_per_minute=requests_per_minute, max_requests=max_requests, max_retries=max_retries, timeout=timeout,
-        retry_failures=retry_failures,
+        check=lambda _, text: parse_verdict(text), parameters={"temperature": 0} if parameters is None else parameters,
+        workers=workers, requests_per_minute=requests_per_minute, max_requests=max_requests, max_retries=max_retries,
+        timeout=timeout, retry_failures=retry_failures,
     )
     if answers.failures:
         first, reason = next(iter(answers.failures.items()))

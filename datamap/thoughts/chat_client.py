@@ -1,30 +1,28 @@
-"""Questions to an OpenAI-compatible chat server: every answer is recorded as it comes, and none is asked for twice."""
+"""Questions to an OpenAI-compatible chat server: every answer is recorded as it comes, and none is asked for twice.
+
+The openai client sends, waits and asks again (429, 408, 409, from 500 on, and where the connection fails), also as
+long as a server's Retry-After says. What it does not do stands here: records, budgets and the rate over all requests.
+"""
 
 from __future__ import annotations
 
-import email.utils
+import asyncio
 import functools
-import hashlib
 import json
 import logging
 import os
-import random
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from filelock import FileLock, Timeout
-
 from datamap.core.artifacts import check_writable
 from datamap.core.errors import UserError
-from datamap.core.files import appended_records, atomic
-from datamap.thoughts.chat_threads import BudgetUsedUp, Gate, in_threads
+from datamap.thoughts.records import line_of, locked, prompt_key, read_records, rewrite
 
 if TYPE_CHECKING:
     import openai
@@ -34,14 +32,14 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 NO_KEY = "none"  # sent where there is no key: the library insists on one, a local server does not look at it
 SECRET_LENGTH = 8  # characters from which on a key is a secret, not a stand-in such as "none" that texts may hold
 
-FIRST_DELAY, LONGEST_DELAY = 2.0, 60.0  # seconds before the first retry; it doubles with each further one
+TOKENS = ("prompt_tokens", "completion_tokens")
 STATUS_SECONDS = 30.0  # between two status lines where there is no bar
 FIRST_ANSWERS = 5  # of a call, which ``verify`` looks at
-LONGEST_WAIT = 600.0  # seconds that a server may ask to be left alone before the run ends instead
-RETRIED = (408, 409, 429)  # and all from 500 on
 # What servers call a refusal that lies in this one question: too long for the model, or its contents.
 OF_THE_QUESTION = ("context_length_exceeded", "exceed_context_size_error", "content_filter")
 TOO_LONG = "maximum context length"  # vLLM has no name for it
+NO_COMPLETION = 599  # the status of a success that holds no completion, for the client to ask again
+ATTEMPT = "x-stainless-retry-count"  # header of the client: how often it has asked before
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +48,12 @@ logger = logging.getLogger(__name__)
 class Question:
     """``messages`` as the server wants them: ``[{"role": "user", "content": "..."}]``.
 
-    about: what the record says of the question beside its id, such as the example that it is about. check: of this
-    question alone, instead of ``ask_all``'s.
+    about: what the record says of the question beside its id, such as the example that it is about.
     """
 
     id: str
     messages: Sequence[Mapping[str, Any]]
     about: Mapping[str, Any] = field(default_factory=dict)
-    check: Callable[[str], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,16 +70,20 @@ class Answers:
     records: dict[str, dict[str, Any]]
 
 
+Check = Callable[[Question, str], Any]
+Describe = Callable[[Question, Any], Mapping[str, Any]]
+
+
 def ask_all(
     questions: Sequence[Question],
     path: str | Path,
     *,
     model: str,
+    check: Check,
     parameters: Mapping[str, Any] | None = None,
     base_url: str | None = None,
     key_variable: str = KEY_VARIABLE,
-    check: Callable[[str], Any] = str,
-    describe: Callable[[Question, Any], Mapping[str, Any]] | None = None,
+    describe: Describe | None = None,
     failures_path: str | Path | None = None,
     verify: Callable[[str], str | None] | None = None,
     workers: int = 4,
@@ -99,9 +99,9 @@ def ask_all(
 
     path: JSON Lines, one record per answered question, known again by its id and by model, parameters and messages. A
     run may be stopped or killed at any moment and loses no more than the answers on their way.
-    parameters: of the request, such as temperature. base_url: None for the library's default.
-    check: makes of an answer what is wanted, or raises ValueError; then the question is asked again up to
+    check: makes of a question's answer what is wanted, or raises ValueError; then the question is asked again up to
     ``max_retries`` times. Without success it is recorded as a failure and left alone unless ``retry_failures``.
+    parameters: of the request, such as temperature. base_url: None for the library's default.
     describe: what a record says of the question and of what ``check`` made of its answer, beside the raw text.
     failures_path: a file of their own for the failures, so that ``path`` holds usable answers only; what is asked for
     again is taken off it first. verify: says what is wrong with one of the first answers where that ends the run.
@@ -129,8 +129,7 @@ def ask_all(
     with ExitStack() as locks:
         for each in sorted({path, failures_path}):
             locks.enter_context(locked(each))
-        checks = {question.id: question.check or check for question in questions}
-        records, outcomes = _recorded(path, failures_path, questions, keys, checks, describe)
+        records, outcomes = _recorded(path, failures_path, questions, keys, check, describe)
         missing = [
             question for question in questions
             if question.id not in outcomes or (retry_failures and outcomes[question.id][1] is not None)
@@ -138,16 +137,15 @@ def ask_all(
         logger.info(f"{path}: {len(questions) - len(missing):,} of {len(questions):,} answers are there")
         if missing:
             if retry_failures and failures_path != path:
-                _take_off(failures_path, {keys[question.id] for question in missing})
-            gate = Gate(requests_per_minute, max_requests, prices, max_cost)
-            client, redact = connect(base_url, key_variable, timeout)
-            with client:
-                asker = _Asker(client, redact, gate, model, parameters, check, describe, verify, max_retries,
-                               key_variable)
-                new = _ask_missing(missing, keys, path, failures_path, asker, workers, len(questions))
+                again = {keys[question.id] for question in missing}
+                rewrite(failures_path, lambda record: None if record["prompt"] in again else record)
+            budget = Budget(requests_per_minute, max_requests, prices, max_cost, max_retries)
+            client, redact = connect(base_url, key_variable, timeout, budget)
+            asker = _Asker(client, redact, budget, model, parameters, check, describe, verify, key_variable)
+            new = asyncio.run(_ask_missing(missing, keys, path, failures_path, asker, workers, len(questions)))
             records |= new
-            outcomes |= {name: _outcome(record, checks[name]) for name, record in new.items()}
-    usage = {name: _total(records.values(), name) for name in ("requests", "prompt_tokens", "completion_tokens")}
+            outcomes |= {question.id: _outcome(new[question.id], question, check) for question in missing}
+    usage = {name: _total(records.values(), name) for name in ("requests", *TOKENS)}
     ordered = [(question.id, *outcomes[question.id]) for question in questions]
     answers = Answers(
         {name: parsed for name, parsed, failure in ordered if failure is None},
@@ -162,48 +160,35 @@ def ask_all(
     return answers
 
 
-@contextmanager
-def locked(path: Path, doing: str = "asking") -> Iterator[None]:
-    """No other process writes records to ``path`` meanwhile; UserError where one is ``doing`` so."""
-    try:
-        with FileLock(path.with_name(path.name + ".lock"), timeout=0):
-            yield
-    except Timeout:
-        message = f"{path}: another process is {doing}; wait until it is through, or write somewhere else"
-        raise UserError(message) from None
-
-
-def prompt_key(model: str, parameters: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:
-    """32 hex digits over all that an answer depends on."""
-    prompt = json.dumps([model, parameters, list(messages)], sort_keys=True, allow_nan=False)
-    return hashlib.blake2b(prompt.encode(), digest_size=16).hexdigest()
+def cost_of(tokens: Mapping[str, int | None], prices: tuple[float, float]) -> float:
+    """What ``prompt_tokens`` and ``completion_tokens`` cost at prices per million; an unknown number costs nothing."""
+    return sum((tokens.get(name) or 0) * price for name, price in zip(TOKENS, prices, strict=True)) / 1e6
 
 
 # --- records -----------------------------------------------------------------------------------------------------
 
 
-def read_records(path: Path, keys: Mapping[str, str]) -> dict[str, dict[str, Any]]:
-    """The records in ``path`` that answer the prompt in ``keys`` (id -> prompt key), the last where there are several.
-
-    A last line that was cut off in mid-write is taken off the file; UserError for any other damaged line.
-    """
-    mend = "expected a recorded answer: delete that line (its question is asked again), or name another file"
-    records = appended_records(path, _record, mend)
-    return {record["id"]: record for record in records if keys.get(record["id"]) == record["prompt"]}
-
-
 def _recorded(
-    path: Path,
-    failures_path: Path,
-    questions: Sequence[Question],
-    keys: Mapping[str, str],
-    checks: Mapping[str, Callable[[str], Any]],
-    describe: Callable[[Question, Any], Mapping[str, Any]] | None,
+    path: Path, failures_path: Path, questions: Sequence[Question], keys: Mapping[str, str], check: Check,
+    describe: Describe | None,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Any, str | None]]]:
-    """What is there of earlier calls, by id: the records, and what today's checks make of them (``_outcome``)."""
+    """What is there of earlier calls, by id: the records, and what today's check makes of them (``_outcome``).
+
+    Records that say something else of their questions than is said today, such as a label that was corrected since,
+    are written anew.
+    """
     records = read_records(path, keys)
-    outcomes = {name: _outcome(record, checks[name]) for name, record in records.items()}
-    records = _described_anew(path, questions, records, outcomes, describe)
+    answered = [question for question in questions if question.id in records]
+    outcomes = {question.id: _outcome(records[question.id], question, check) for question in answered}
+    anew = {}
+    for question in answered:
+        record, (parsed, failure) = records[question.id], outcomes[question.id]
+        said = {**question.about, **describe(question, parsed)} if describe and failure is None else {}
+        if any(name not in record or record[name] != value for name, value in said.items()):
+            anew[question.id, record["prompt"]] = records[question.id] = {**record, **said}
+    if anew:
+        logger.info(f"{path}: {len(anew):,} records say something else of their questions today, and are written anew")
+        rewrite(path, lambda record: anew.get((record["id"], record["prompt"]), record))
     if failures_path != path:
         failed = {name: each for name, each in read_records(failures_path, keys).items() if name not in records}
         outcomes |= {name: (None, str(record["failure"])) for name, record in failed.items()}
@@ -211,59 +196,7 @@ def _recorded(
     return records, outcomes
 
 
-def _described_anew(
-    path: Path,
-    questions: Sequence[Question],
-    records: dict[str, dict[str, Any]],
-    outcomes: Mapping[str, tuple[Any, str | None]],
-    describe: Callable[[Question, Any], Mapping[str, Any]] | None,
-) -> dict[str, dict[str, Any]]:
-    """The records with what is said of their questions today, such as a label that was corrected; ``path`` too."""
-    if describe is None:
-        return records
-    anew = {}
-    for question in questions:
-        if question.id in records and outcomes[question.id][1] is None:
-            record = records[question.id]
-            said = {**question.about, **describe(question, outcomes[question.id][0])}
-            if any(name not in record or record[name] != value for name, value in said.items()):
-                anew[record["prompt"]] = {**record, **said}
-    if not anew:
-        return records
-    logger.info(f"{path}: {len(anew):,} records say something else of their questions today, and are written anew")
-    lines = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        record = _record(line)
-        changed = anew.get(record["prompt"])
-        lines.append(_line(changed) if changed and changed["id"] == record["id"] else line)
-    with atomic(path) as temporary:
-        temporary.write_bytes(b"".join(lines))
-    return {name: anew.get(record["prompt"], record) for name, record in records.items()}
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    return json.dumps(record, ensure_ascii=False, allow_nan=False).encode() + b"\n"
-
-
-def _take_off(path: Path, keys: set[str]) -> None:
-    """Rewrite a file of records without those with these prompt keys."""
-    if not path.exists():
-        return
-    kept = [line for line in path.read_bytes().splitlines(keepends=True) if _record(line)["prompt"] not in keys]
-    with atomic(path) as temporary:
-        temporary.write_bytes(b"".join(kept))
-
-
-def _record(line: bytes) -> dict[str, Any]:
-    record = json.loads(line)
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in ("id", "prompt")):
-        raise ValueError("no object with id and prompt")
-    if "text" not in record or not isinstance(record["text"], str | None):
-        raise ValueError("no text")
-    return record
-
-
-def _outcome(record: Mapping[str, Any], check: Callable[[str], Any]) -> tuple[Any, str | None]:
+def _outcome(record: Mapping[str, Any], question: Question, check: Check) -> tuple[Any, str | None]:
     """What ``check`` makes of a recorded answer, or why there is none.
 
     Not the verdict of then: an answer that today's ``check`` can read need not be paid for again.
@@ -271,7 +204,7 @@ def _outcome(record: Mapping[str, Any], check: Callable[[str], Any]) -> tuple[An
     if record["text"] is None:
         return None, str(record.get("failure"))
     try:
-        return check(record["text"]), None
+        return check(question, record["text"]), None
     except ValueError as error:
         return None, record.get("failure") or str(error)
 
@@ -281,99 +214,166 @@ def _total(records: Iterable[Mapping[str, Any]], name: str) -> int | None:
     return sum(known) if known else None
 
 
-# --- threads -----------------------------------------------------------------------------------------------------
+# --- budgets and the rate ----------------------------------------------------------------------------------------
 
 
-def _ask_missing(
-    questions: Sequence[Question],
-    keys: Mapping[str, str],
-    path: Path,
-    failures_path: Path,
-    asker: _Asker,
-    workers: int,
-    total: int,
-) -> dict[str, dict[str, Any]]:
-    """Ask in ``workers`` threads and append every record to its file at once; the records by id."""
-    from tqdm.auto import tqdm
+class Stopped(Exception):
+    """The run has ended elsewhere; nothing is wrong with this question."""
 
-    new: dict[str, dict[str, Any]] = {}
-    failed, tokens, told, turn, gate = 0, 0, time.monotonic(), threading.Lock(), asker.gate
-    bar = tqdm(total=total, initial=total - len(questions), desc=f"asking {asker.model}", unit="answer", disable=None)
-    with bar, path.open("ab") as file, failures_path.open("ab") as failures_file:
 
-        def act(question: Question) -> None:
-            nonlocal failed, tokens, told
-            # Once more, for an answer may spell the key with escapes that are only read as such now.
-            line = asker.redact(_line(asker.ask(question, keys[question.id])).decode()).encode()
-            record = json.loads(line)
-            with turn:
-                target = file if record["failure"] is None else failures_file
-                target.write(line)
-                target.flush()  # from here on the answer outlives this process
-                new[question.id] = record
-                failed += record["failure"] is not None
-                tokens += (record["prompt_tokens"] or 0) + (record["completion_tokens"] or 0)
-                bar.update()
-                shown = {} if gate.prices is None else {"cost": f"{gate.spent:.4f}"}
-                bar.set_postfix(failed=failed, requests=gate.sent, tokens=tokens, **shown, refresh=False)
-                if bar.disable and time.monotonic() - told > STATUS_SECONDS:
-                    told = time.monotonic()
-                    parts = {"failed": failed, "requests": gate.sent, "tokens": tokens, **shown}
-                    logger.info(f"{total - len(questions) + len(new):,} of {total:,} answers are there; "
-                                + ", ".join(f"{name} {value}" for name, value in parts.items()))
+class BudgetUsedUp(Exception):
+    """The message says which budget."""
 
+
+class Budget:
+    """Every request passes here before it is sent, and is counted, the client's retries too: rate, budgets, the end.
+
+    prices: of a million prompt tokens and of a million completion tokens, in the currency of ``max_cost``.
+    """
+
+    def __init__(
+        self, requests_per_minute: float | None, max_requests: int | None, prices: tuple[float, float] | None,
+        max_cost: float | None, max_retries: int,
+    ):
+        self.interval = 60 / requests_per_minute if requests_per_minute else 0.0
+        self.max_requests, self.prices, self.max_cost, self.max_retries = max_requests, prices, max_cost, max_retries
+        self.sent, self.spent = 0, 0.0  # requests, and what the answers cost that came back
+        self.over = asyncio.Event()  # nothing is sent any more
+        self._under_way, self._dearest, self._turn, self._in_trouble = 0, 0.0, 0.0, False
+
+    async def enter(self, request: Any) -> None:
+        """Of the HTTP client before every request: wait for its turn, or raise Stopped or BudgetUsedUp."""
+        if self.over.is_set():
+            raise Stopped
+        if self.max_requests is not None and self.sent >= self.max_requests:
+            raise BudgetUsedUp(f"--max_requests: the {self.max_requests:,} requests are used up")
+        if request.headers.get(ATTEMPT) == "2" and not self._in_trouble:
+            self._in_trouble = True
+            logger.warning(f"{request.url.host} gives no answer; it is asked again, up to {self.max_retries} times")
+        self.sent += 1
+        turn = max(time.monotonic(), self._turn)
+        self._turn = turn + self.interval
+        if (delay := turn - time.monotonic()) > 0:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.over.wait(), delay)
+                self.sent -= 1
+                raise Stopped
+
+    @contextmanager
+    def answer(self) -> Iterator[dict[str, int]]:
+        """Around asking for one answer, whose tokens are put into what is yielded; BudgetUsedUp where it may be too
+        dear: each one that is under way may come to cost as much as the dearest so far."""
+        if self.max_cost is not None and self.spent + (self._under_way + 1) * self._dearest > self.max_cost:
+            raise BudgetUsedUp(f"--max_cost: {self.spent:.4g} of {self.max_cost:g} are spent, and the next answers "
+                               "could cost more than the rest")
+        tokens: dict[str, int] = {}
+        self._under_way += 1
         try:
-            in_threads(act, questions, min(workers, len(questions)), gate)
-        except BudgetUsedUp as error:
-            missing = len(questions) - len(new)
-            raise UserError(
-                f"{error}; {total - missing:,} of {total:,} questions are answered and recorded in {path}, "
-                f"{missing:,} are missing: the same command goes on from there, further with a larger budget"
-            ) from None
-        except UserError as error:
-            done = total - len(questions) + len(new)
-            raise UserError(
-                f"{error}; {done:,} of {total:,} questions are answered and recorded, the same command goes on there"
-            ) from error
-    return new
+            yield tokens
+        finally:
+            price = cost_of(tokens, self.prices) if self.prices else 0.0
+            self._under_way -= 1
+            self.spent += price
+            self._dearest = max(self._dearest, price)
 
 
 # --- asking ------------------------------------------------------------------------------------------------------
+
+
+async def _ask_missing(
+    questions: Sequence[Question], keys: Mapping[str, str], path: Path, failures_path: Path, asker: _Asker,
+    workers: int, total: int,
+) -> dict[str, dict[str, Any]]:
+    """Ask ``workers`` questions at a time and append every record to its file at once; the records by id.
+
+    The first error, and Ctrl-C, end it: nothing more is sent, and what was sent is waited for. A second Ctrl-C, which
+    asyncio raises by itself, leaves at once.
+    """
+    from tqdm.auto import tqdm
+
+    budget, pending = asker.budget, iter(questions)
+    new: dict[str, dict[str, Any]] = {}
+    counts = {"failed": 0, "requests": 0, "tokens": 0}
+    reported, used_up = time.monotonic(), list[BudgetUsedUp]()
+
+    def keep(question: Question, record: dict[str, Any]) -> None:
+        nonlocal reported
+        # Redacted once more, for an answer may spell the key with escapes that are only read as such now.
+        line = asker.redact(line_of(record).decode()).encode()
+        new[question.id] = record = json.loads(line)
+        target = file if record["failure"] is None else failures_file
+        target.write(line)
+        target.flush()  # from here on the answer outlives this process
+        counts["failed"] += record["failure"] is not None
+        counts["requests"] = budget.sent
+        counts["tokens"] += sum(record[name] or 0 for name in TOKENS)
+        shown = {**counts, **({"cost": f"{budget.spent:.4f}"} if budget.prices else {})}
+        bar.update()
+        bar.set_postfix(shown, refresh=False)
+        if bar.disable and time.monotonic() - reported > STATUS_SECONDS:
+            reported = time.monotonic()
+            logger.info(f"{total - len(questions) + len(new):,} of {total:,} answers are there; "
+                        + ", ".join(f"{name} {value}" for name, value in shown.items()))
+
+    async def work() -> None:
+        try:
+            for question in pending:
+                keep(question, await asker.ask(question, keys[question.id]))
+        except Stopped:
+            pass
+        except BudgetUsedUp as error:  # others still have requests to send that were counted
+            used_up.append(error)
+
+    bar = tqdm(total=total, initial=total - len(questions), desc=f"asking {asker.model}", unit="answer", disable=None)
+    with bar, path.open("ab") as file, failures_path.open("ab") as failures_file:
+        async with asker.client:
+            tasks = [asyncio.create_task(work()) for _ in range(min(workers, len(questions)))]
+            try:
+                await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+            except asyncio.CancelledError:  # Ctrl-C
+                logger.warning("waiting for the answers on their way; Ctrl-C again leaves them")
+                raise
+            finally:
+                budget.over.set()
+                await asyncio.wait(tasks)
+    error = next((error for task in tasks if (error := task.exception())), None)
+    if error is not None and not isinstance(error, UserError):
+        raise error
+    if error is not None or used_up:
+        missing = len(questions) - len(new)
+        raise UserError(
+            f"{error or used_up[0]}; {total - missing:,} of {total:,} questions are answered and recorded in {path}, "
+            f"{missing:,} are missing: the same command goes on from there" + ", with a new budget" * (error is None)
+        )
+    return new
 
 
 class _Refused(Exception):
     """The server will not answer this question, and does answer others."""
 
 
-class _NoCompletion(Exception):
-    """The server sent something else."""
-
-
 @dataclass
 class _Asker:
-    """One question at a time, from any thread, until it is answered or is known to stay without an answer."""
+    """One question at a time until it is answered or is known to stay without an answer."""
 
-    client: openai.OpenAI
+    client: openai.AsyncOpenAI
     redact: Callable[[str], str]
-    gate: Gate
+    budget: Budget
     model: str
     parameters: dict[str, Any]
-    check: Callable[[str], Any]
-    describe: Callable[[Question, Any], Mapping[str, Any]] | None
+    check: Check
+    describe: Describe | None
     verify: Callable[[str], str | None] | None
-    max_retries: int
     key_variable: str
-    told: bool = False  # that the server is in trouble: once is enough
-    answered: int = 0  # requests, so far, of all threads; not exact, for nothing hangs on one more or less
+    answered: int = 0  # requests so far
 
-    def ask(self, question: Question, key: str) -> dict[str, Any]:
+    async def ask(self, question: Question, key: str) -> dict[str, Any]:
         """The record of a question."""
         cost: Counter[str] = Counter()
-        text: str | None = None
-        parsed, finish, failure = None, None, None
+        parsed, text, finish, failure = None, None, None, None
         try:
-            for _ in range(self.max_retries + 1):
-                text, finish = self._send(question, cost)
+            for _ in range(self.budget.max_retries + 1):
+                text, finish = await self._send(question, cost)
                 if text is None:
                     failure = f"an answer without text ({finish})"
                     continue
@@ -383,7 +383,7 @@ class _Asker:
                     if trouble := self.verify(text):
                         raise UserError(f"{self.client.base_url} {trouble}")
                 try:
-                    parsed = (question.check or self.check)(text)
+                    parsed = self.check(question, text)
                 except ValueError as error:
                     failure = f"{error}" + " (the answer was cut off at its longest)" * (finish == "length")
                 else:
@@ -392,135 +392,127 @@ class _Asker:
         except _Refused as error:
             text, finish, failure = None, None, str(error)
         described = self.describe(question, parsed) if self.describe and failure is None else {}
-        tokens = {name: cost.get(name) for name in ("prompt_tokens", "completion_tokens")}
+        tokens = {name: cost.get(name) for name in TOKENS}
         return {"id": question.id, **question.about, **described, "prompt": key, "model": self.model, "text": text,
                 "failure": failure, "finish_reason": finish, "requests": cost["requests"], **tokens}
 
-    def _send(self, question: Question, cost: Counter[str]) -> tuple[str | None, str | None]:
+    async def _send(self, question: Question, cost: Counter[str]) -> tuple[str | None, str | None]:
         """Text and finish reason of the server's answer, whatever it says."""
         import openai
 
-        url = self.client.base_url
-        attempt, answered = 0, self.answered
-        while True:
-            self.gate.enter()
-            cost["requests"] += 1
-            wanted = 0.0
-            used: dict[str, int] = {}
-            try:
-                completion = self.client.chat.completions.create(
+        answered = self.answered
+        try:
+            with self.budget.answer() as tokens:
+                reply = await self.client.chat.completions.with_raw_response.create(
                     model=self.model, messages=list(question.messages), extra_body=self.parameters  # type: ignore
                 )
-                text, finish, used = _contents(completion)
-                if self.gate.max_cost is not None and len(used) < 2:
-                    raise UserError(f"{url} does not say how many tokens an answer took, so --max_cost cannot be "
-                                    "kept; leave it out, or set --max_requests")
-                cost.update(used)
-                self.answered += 1
-                return text, finish
-            except openai.APIStatusError as error:
-                refusal: openai.APIStatusError | None = error
-                trouble = self._trouble(error)
-            except openai.APIConnectionError as error:  # time-outs as well
-                refusal, trouble = None, self._line(error, error.__cause__)
-            except (json.JSONDecodeError, UnicodeDecodeError, _NoCompletion) as error:
-                refusal, trouble = None, self._line("no chat completion:", error)
-            finally:
-                self.gate.leave(used)
-            # Out of those blocks: no traceback of ours shall go on with an error that may hold the key.
-            if refusal is not None:
-                self._raise_if_final(refusal, trouble, question)
-                wanted = retry_after(refusal.response.headers)
-            if wanted > LONGEST_WAIT:
-                raise UserError(f"{url} asks to wait {wanted:,.0f} seconds ({trouble}); run the same command then")
-            if attempt == self.max_retries:
-                if self.answered > answered:  # others were answered meanwhile
-                    raise _Refused(f"no answer in {attempt + 1} attempts (at last: {trouble})")
-                raise UserError(
-                    f"{url} gave no answer to {question.id!r} in {attempt + 1} attempts (at last: {trouble}); "
-                    "expected a running chat server with that --base_url: start it, or ask it less at a time"
-                )
-            # The jitter keeps threads apart that failed together; no result depends on it.
-            delay = min(LONGEST_DELAY, FIRST_DELAY * 2**attempt) * random.uniform(0.5, 1.5)
-            attempt += 1
-            if attempt == 2 and not self.told:
-                self.told = True
-                logger.warning(f"{url} gives no answer ({trouble}); it is asked again, up to {self.max_retries} times")
-            self.gate.close_for(wanted)
-            self.gate.wait(max(delay, wanted))
+                text, finish, used = contents(reply.http_response.json())
+                tokens |= used
+            if self.budget.max_cost is not None and len(tokens) < len(TOKENS):
+                raise UserError(f"{self.client.base_url} does not say how many tokens an answer took, so --max_cost "
+                                "cannot be kept; leave it out, or set --max_requests")
+            cost.update(tokens, requests=reply.retries_taken + 1)
+            self.answered += 1
+            return text, finish
+        except openai.APIConnectionError as error:  # time-outs as well
+            caught: openai.APIError = error
+        except openai.APIStatusError as error:
+            caught = error
+        # Out of that block: no traceback of ours shall go on with an error that may hold the key.
+        attempts = int(caught.request.headers.get(ATTEMPT, 0)) + 1
+        cost.update(requests=attempts)
+        raise self._meaning(caught, question, attempts, self.answered > answered)
 
-    def _trouble(self, error: openai.APIStatusError) -> str:
-        said = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
-        return self._line(error.message, "" if said else error.body)
+    def _meaning(
+        self, error: openai.APIError, question: Question, attempts: int, others: bool
+    ) -> UserError | _Refused:
+        """What an error of the client means: _Refused where it lies in the question, else UserError. others: were
+        answered meanwhile."""
+        import openai
 
-    def _line(self, *parts: Any) -> str:
-        """What a server or the library says, in one line without the key."""
-        return f"{' '.join(self.redact(' '.join(str(part) for part in parts if part)).split()):.300}"
+        url, trouble = self.client.base_url, self._line(error, error.__cause__)
+        if isinstance(error, openai.APIStatusError):
+            said = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
+            parts = ("no chat completion:", error.response.text) if error.status_code == NO_COMPLETION else (
+                error.message, "" if said else error.body)
+            trouble = self._line(*parts)
+            if refusal := self._refusal(error, trouble, question):
+                return refusal
+            if attempts <= self.budget.max_retries:
+                wait = self._line(error.response.headers.get("retry-after", "not to be asked again"))
+                return UserError(f"{url} wants to be left alone for longer (Retry-After: {wait}; {trouble}); run the "
+                                 "same command then")
+        if others:
+            return _Refused(f"no answer in {attempts} attempts (at last: {trouble})")
+        return UserError(
+            f"{url} gave no answer to {question.id!r} in {attempts} attempts (at last: {trouble}); expected a running "
+            "chat server with that --base_url: start it, or ask it less at a time"
+        )
 
-    def _raise_if_final(self, error: openai.APIStatusError, trouble: str, question: Question) -> None:
-        """For a refusal that no waiting mends: _Refused where it lies in the question, else UserError."""
+    def _refusal(self, error: openai.APIStatusError, trouble: str, question: Question) -> UserError | _Refused | None:
+        """Of an error that no waiting mends."""
         status, url = error.status_code, self.client.base_url
         if error.code == "insufficient_quota":
-            raise UserError(f"{url} says that the account has no credit left ({trouble}); top it up")
-        if status in RETRIED or status >= 500:
-            return
+            return UserError(f"{url} says that the account has no credit left ({trouble}); top it up")
+        if status in (408, 409, 429) or status >= 500:
+            return None
         if error.code in OF_THE_QUESTION or error.type in OF_THE_QUESTION or TOO_LONG in trouble:
-            raise _Refused(trouble)
+            return _Refused(trouble)
         if status in (401, 403):
-            raise UserError(
+            return UserError(
                 f"{url} refuses the key ({trouble}); expected one that is valid there in the environment variable "
                 f"{self.key_variable}, which is {'not ' * (self.client.api_key == NO_KEY)}set"
             )
         if "response_format" in self.parameters and ("response_format" in trouble or "json_schema" in trouble):
-            raise UserError(f"{url} refuses the --response_format ({trouble}); try json_object or none")
+            return UserError(f"{url} refuses the --response_format ({trouble}); try json_object or none")
         if status == 404:
-            raise UserError(
+            return UserError(
                 f"{url} knows nothing of the kind ({trouble}); expected a model that it serves (found "
                 f"{self.model!r}), and a --base_url that ends before chat/completions, most often in /v1"
             )
         if status < 400:
             target = self._line(error.response.headers.get("location"))
-            raise UserError(f"{url} sends elsewhere ({status} to {target}); name the place itself as --base_url")
-        raise UserError(
+            return UserError(f"{url} sends elsewhere ({status} to {target}); name the place itself as --base_url")
+        return UserError(
             f"{url} refuses the request for {question.id!r} ({trouble}); expected one that it takes: see to the model "
             f"{self.model!r}, the parameters {json.dumps(self.parameters)} and that example"
         )
 
+    def _line(self, *parts: Any) -> str:
+        """What a server or the library says, in one line without the key."""
+        return f"{' '.join(self.redact(' '.join(str(part) for part in parts if part)).split()):.300}"
 
-def _contents(completion: Any) -> tuple[str | None, str | None, dict[str, int]]:
-    """Text, finish reason, and the numbers of tokens as far as the server tells them."""
+
+async def _mark_no_completion(response: Any) -> None:
+    """Of the HTTP client after every response: to the openai client any success is an answer."""
+    if response.is_success:
+        await response.aread()
+        try:
+            contents(response.json())
+        except ValueError:
+            response.status_code = NO_COMPLETION
+
+
+def contents(completion: Any) -> tuple[str | None, str | None, dict[str, int]]:
+    """Text, finish reason, and the numbers of tokens as far as the server tells them; ValueError for anything else
+    than a completion."""
     try:
-        choice = completion.choices[0]
-        text, finish = choice.message.content, choice.finish_reason
-    except (AttributeError, IndexError, TypeError):
-        found = completion if isinstance(completion, str) else getattr(completion, "model_extra", None) or completion
-        raise _NoCompletion(str(found)) from None
-    if isinstance(text, list):  # of parts, some of which may be text
-        text = "".join(part["text"] for part in text if isinstance(part, dict) and isinstance(part.get("text"), str))
+        choice, usage = completion["choices"][0], completion.get("usage") or {}
+        text, finish = choice["message"].get("content"), choice.get("finish_reason")
+        if isinstance(text, list):  # of parts, some of which may be text
+            text = "".join(part["text"] for part in text if isinstance(part.get("text"), str))
+        counts = {name: usage.get(name) for name in TOKENS}
+    except (AttributeError, LookupError, TypeError):
+        raise ValueError("no completion") from None
     if not isinstance(text, str | None):
-        raise _NoCompletion(f"content {text!r}")
-    counts = {name: getattr(completion.usage, name, None) for name in ("prompt_tokens", "completion_tokens")}
+        raise ValueError("no text")
     return text, finish, {name: count for name, count in counts.items() if isinstance(count, int)}
 
 
-def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that a server asks to wait, 0 where it does not say or says what cannot be read."""
-    value = headers.get("retry-after", "")
-    try:
-        seconds = float(headers["retry-after-ms"]) / 1000 if "retry-after-ms" in headers else float(value)
-    except ValueError:
-        try:
-            seconds = email.utils.parsedate_to_datetime(value).timestamp() - time.time()
-        except (ValueError, OverflowError):
-            return 0.0
-    return seconds if seconds > 0 else 0.0  # neither is NaN
-
-
-def connect(base_url: str | None, key_variable: str, timeout: float) -> tuple[openai.OpenAI, Callable[[str], str]]:
-    """A client of the server, and what takes the key out of any text.
-
-    The client sends one request per call: retries and redirects would go uncounted.
-    """
+def connect(
+    base_url: str | None, key_variable: str, timeout: float, budget: Budget
+) -> tuple[openai.AsyncOpenAI, Callable[[str], str]]:
+    """A client of the server whose requests pass the budget, and what takes the key out of any text."""
     url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
     _check_url(url)
     key = os.environ.get(key_variable, "").strip()
@@ -533,10 +525,11 @@ def connect(base_url: str | None, key_variable: str, timeout: float) -> tuple[op
         raise UserError(f"the environment variable {key_variable} holds characters that no key has; set it anew")
     import openai
 
-    logging.getLogger("httpx2").setLevel(logging.WARNING)  # one line for every request otherwise
-    client = openai.OpenAI(
-        api_key=key or NO_KEY, base_url=url, max_retries=0, timeout=timeout,
-        http_client=openai.DefaultHttpxClient(follow_redirects=False, timeout=timeout),
+    hooks: Any = {"request": [budget.enter], "response": [_mark_no_completion]}
+    # No redirects: they would go uncounted, and take the key along.
+    http = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=timeout, event_hooks=hooks)
+    client = openai.AsyncOpenAI(
+        api_key=key or NO_KEY, base_url=url, max_retries=budget.max_retries, timeout=timeout, http_client=http
     )
     return client, functools.partial(_redacted, key=key)
 

@@ -7,7 +7,7 @@ import string
 import numpy as np
 import pandas as pd
 import pytest
-from chat_server import chat_server, hang, says, status
+from chat_server import chat_server, hang, says, status, surroundings
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
@@ -15,17 +15,14 @@ from datamap.core.errors import UserError
 from datamap.core.splits import load_split
 from datamap.selection import llm_judge
 from datamap.selection.llm_judge import VERDICTS, fill, flags, judge, load_prompt, parse_verdict, texts_and_labels
-from datamap.tasks.base import get_task
-from datamap.thoughts import chat_client
+from datamap.tasks.registry import get_task
 
 SECRET = "sk-7f3c9d0a1b2e4455"
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    monkeypatch.setattr(chat_client, "FIRST_DELAY", 0.01)
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+def of_the_machine(monkeypatch):
+    surroundings(monkeypatch)
 
 
 def verdict(ambiguous=False, sarcastic=False, label_disagrees=False, reason="so it is"):

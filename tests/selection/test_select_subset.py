@@ -37,8 +37,7 @@ from datamap.selection import features as selection_features
 from datamap.selection import language_models, text_features
 from datamap.selection.perturbations import perturbed_texts
 from datamap.selection.selectors import SELECTORS
-from datamap.tasks.base import get_task
-from datamap.thoughts import chat_client
+from datamap.tasks.registry import get_task
 from datamap.training import models
 from datamap.training.tiny_model import train_tokenizer
 
@@ -682,7 +681,7 @@ def test_a_judge_of_questions(home, choose, tmp_path):
 def test_a_judge_that_is_not_there(home, refuse, tmp_path, monkeypatch):
     with chat_server(opinion) as server:
         url = server.url
-    monkeypatch.setattr(chat_client, "FIRST_DELAY", 0.001)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
     line = refuse(*judge_flags(url), "--k", 3, "--max_samples", 3)
     assert url in line and "--base_url" in line
     assert "--judge_model" in refuse("--selector", "llm_judge", "--k", 3)

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from chat_server import body, chat_server, completion, drop, echo_headers, hang, says, status, truncate
+from chat_server import body, chat_server, completion, drop, echo_headers, hang, says, status, surroundings, truncate
 from conftest import DATA, REPOSITORY, write_rows
 
 import generate_thoughts
@@ -56,10 +56,8 @@ def answer(request: dict) -> str:
 
 
 @pytest.fixture(autouse=True)
-def surroundings(monkeypatch):
-    monkeypatch.setattr(chat_client, "FIRST_DELAY", 0.01)
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
+def of_the_machine(monkeypatch):
+    surroundings(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -426,8 +424,8 @@ FAULTS = {
 
 CLIENT = """
 import sys
-from datamap.thoughts import chat_client
-chat_client.FIRST_DELAY = 0.05
+import openai._base_client
+openai._base_client.INITIAL_RETRY_DELAY = 0.05
 import generate_thoughts
 generate_thoughts.main(sys.argv[1:])
 """
