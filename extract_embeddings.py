@@ -26,7 +26,7 @@ from datamap.core.artifacts import check_not_read, check_whole_model, recorded_s
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import atomic, write_json
 from datamap.core.splits import Split
-from datamap.tasks.base import task_of
+from datamap.tasks.registry import task_of
 from datamap.training.embedding_arguments import check_task, parse_args
 from datamap.training.embeddings import embedder, embedding_spans
 from datamap.training.models import load_encoder, usable_length, usable_stride

@@ -1,7 +1,7 @@
 """What every script begins with: its errors and status lines, its flags, and the loading of datasets.
 
     from helpers import load_split
-    from datamap.tasks import get_task
+    from datamap.tasks.registry import get_task
     split = load_split("demo:clinical", "train", get_task("qa"))
 """
 

@@ -33,7 +33,7 @@ from datamap.core.artifacts import check_not_read, check_writable, digest, model
 from datamap.core.errors import UserError, command_line, is_main_process, name_a_few
 from datamap.core.files import atomic, read_json, write_csv, write_json, write_jsonl
 from datamap.core.splits import Split, default_eval_split, load_split
-from datamap.tasks.base import get_task
+from datamap.tasks.registry import get_task
 from datamap.thoughts.data import load_pairs, read_reflections, read_thoughts, training_rows
 from datamap.thoughts.prompts import PAIR, load_prompt
 from datamap.thoughts.sft_arguments import RESUMED_WITH, parse_args

@@ -35,10 +35,13 @@ from datamap.core.artifacts import load_meta, stage  # noqa: E402
 from datamap.core.errors import UserError, command_line  # noqa: E402
 from datamap.core.files import read_json, read_table, write_csv, write_json, write_jsonl  # noqa: E402
 from datamap.core.flags import Parser, fraction, positive_int, seed_number  # noqa: E402
-from datamap.core.plots import new_figure, save_figure  # noqa: E402
+from datamap.core.plots import COLORS, GREY, new_figure, save_figure  # noqa: E402
 from datamap.core.splits import Split, default_eval_split, load_split  # noqa: E402
+from datamap.selection.arguments import parse_args as parse_selection_args  # noqa: E402
+from datamap.selection.candidates import Candidates, load_candidates  # noqa: E402
+from datamap.selection.features import features_for  # noqa: E402
 from datamap.suites.comparison import Comparison, compare_family  # noqa: E402
-from datamap.tasks.base import add_task_flags, get_task  # noqa: E402
+from datamap.tasks.registry import add_task_flags, get_task, task_of  # noqa: E402
 
 # name in the tables -> flags of select_subset.py; {rest} is the share of a pipeline's last member.
 ARMS: dict[str, list[str]] = {
@@ -148,13 +151,14 @@ def choose(args: argparse.Namespace, arm: str, share: float, seed: int, home: Pa
     return read_table(place / "selected.csv")["id"].tolist(), read_json(place / "selection_meta.json")
 
 
+def selector_flags(args: argparse.Namespace, selector: str, dataset: str | Path, home: Path) -> list[str]:
+    return [f"--selector={selector}", "--k=1", f"--dataset={dataset}", f"--task={args.task}",
+            f"--model={args.encoder}", f"--max_length={args.max_length}", f"--cache_dir={home / 'cache'}"]
+
+
 def embedded(args: argparse.Namespace, split: Split, home: Path) -> np.ndarray:
-    import torch
-
-    from datamap.selection.text_features import embeddings
-
-    return np.asarray(embeddings(split, args.encoder, pooling="mean", max_length=args.max_length, doc_stride=128,
-                                 batch_size=32, no_cuda=not torch.cuda.is_available(), cache_dir=home / "cache"))
+    given = parse_selection_args([*selector_flags(args, "kcenter", args.dataset, home), *on_cpu()])
+    return np.asarray(features_for(Candidates(split, np.arange(len(split.data)), given))[0]["embeddings"])
 
 
 def head_correct(train: np.ndarray, labels: np.ndarray, test: np.ndarray, gold: np.ndarray) -> np.ndarray:
@@ -217,14 +221,13 @@ def plot_differences(frame: Any, path: Path, args: argparse.Namespace, everythin
     shown = frame[frame["selector"] != RANDOM]
     order = shown.groupby("selector")["difference"].mean().sort_values().index.tolist()
     figure, axis = new_figure(7.2, 0.34 * len(order) + 1.6)
-    colors = ("#0072B2", "#E69F00", "#009E73")
-    for number, (share, color) in enumerate(zip(FRACTIONS, colors, strict=True)):
+    for number, (share, color) in enumerate(zip(FRACTIONS, (COLORS[0], COLORS[4], COLORS[2]), strict=True)):
         part = shown[shown["fraction"] == share].set_index("selector").reindex(order)
         height = np.arange(len(order)) + 0.22 * (number - 1)
         low, high = (part[name].to_numpy(dtype=float) for name in ("bootstrap_low", "bootstrap_high"))
         axis.hlines(height, low, high, color=color, linewidth=1.6)
         axis.plot(part["difference"], height, "o", color=color, markersize=3.5, label=f"{100 * share:g} %")
-    axis.axvline(0, color="#8c8c8c", linewidth=0.8)
+    axis.axvline(0, color=GREY, linewidth=0.8)
     axis.set_yticks(range(len(order)), order)
     axis.set_xlabel("accuracy, difference from random (percentage points)")
     axis.legend(title="chosen", frameon=False, loc="lower right")
@@ -240,23 +243,17 @@ def find_wrong_labels(args: argparse.Namespace, home: Path) -> Any:
     import pandas as pd
     from sklearn.metrics import average_precision_score
 
-    from datamap.selection import arguments as selection_arguments
-    from datamap.selection.features import features_for
-    from datamap.tasks.base import task_of
-    from select_subset import candidates
-
     rows = []
     for seed in args.seeds:
         for name, feature in DETECTORS.items():
-            given = selection_arguments.parse_args([
-                f"--selector={name}", "--k=1", f"--dataset={home / 'noisy'}", f"--task={args.task}", f"--seed={seed}",
-                f"--model={args.encoder}", f"--max_length={args.max_length}", f"--cache_dir={home / 'cache'}",
+            given = parse_selection_args([
+                *selector_flags(args, name, home / "noisy", home), f"--seed={seed}",
                 *([f"--cartography_dir={home / 'noisy' / 'cartography_output'}"] if name in READS_MAP else []),
             ])
-            split, position = candidates(given, task_of(given, None))
+            candidates = load_candidates(given, task_of(given, None))
             began = time.monotonic()
-            values, _ = features_for(split, position, [feature], given)
-            wrong = np.asarray(split.data["is_flipped"][:]).astype(bool)
+            values, _ = features_for(candidates)
+            wrong = np.asarray(candidates.split.data["is_flipped"][:]).astype(bool)
             score = np.ma.filled(values[feature].astype(float), np.nan)
             score = score if name in HIGH_IS_WRONG else -score
             known = ~np.isnan(score)

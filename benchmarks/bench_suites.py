@@ -48,7 +48,7 @@ from datamap.core.splits import load_split  # noqa: E402
 from datamap.demo import builtin as demo_data  # noqa: E402
 from datamap.suites.definition import Run, Suite  # noqa: E402
 from datamap.suites.runner import CONFIG, FINISHED, LOCK, Outcome, run_locally  # noqa: E402
-from datamap.tasks.base import get_task  # noqa: E402
+from datamap.tasks.registry import get_task  # noqa: E402
 from run import EVALUATION_FILES, TRAINING_FILES  # noqa: E402
 
 OVERHEAD_BOUND, RESUME_BOUND, ANALYZE_BOUND, MEMORY_BOUND = "1.5 s", "5 s", "60 s", "4 GB"

@@ -39,7 +39,7 @@ from datamap.core.flags import (  # noqa: E402
     positive_int,
 )
 from datamap.core.splits import load_split  # noqa: E402
-from datamap.tasks.base import get_task  # noqa: E402
+from datamap.tasks.registry import get_task  # noqa: E402
 
 if TYPE_CHECKING:
     import datasets

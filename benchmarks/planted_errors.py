@@ -26,7 +26,7 @@ from datamap.core.errors import UserError, command_line  # noqa: E402
 from datamap.core.files import write_csv, write_json  # noqa: E402
 from datamap.core.flags import Parser  # noqa: E402
 from datamap.core.splits import load_split  # noqa: E402
-from datamap.tasks.base import TASKS, get_task  # noqa: E402
+from datamap.tasks.registry import TASKS, get_task  # noqa: E402
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -90,7 +90,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from datamap.cartography.metrics import load_cartography_metrics
-    from datamap.tasks.base import get_task
+    from datamap.tasks.registry import get_task
 
     load_cartography_metrics(args.cartography_dir)  # says how to make them before a dataset is loaded
     recorded = recorded_dataset(args.cartography_dir) or {}

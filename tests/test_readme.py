@@ -213,7 +213,7 @@ def test_two_processes(launcher, artifact, qa_dir, tiny_model, tmp_path):
 
 def test_the_examples_of_rows_can_be_loaded(tmp_path):
     from datamap.core.splits import load_split
-    from datamap.tasks.base import get_task
+    from datamap.tasks.registry import get_task
 
     texts = [text for language, text in blocks() if language == "json" and '"experiments"' not in text]
     for text, task, example in zip(texts, ("qa", "nli"), ("7", "8"), strict=True):
@@ -225,12 +225,13 @@ def test_the_examples_of_rows_can_be_loaded(tmp_path):
 
 def test_the_example_of_a_suite_can_be_planned(qa_dir, tmp_path, monkeypatch):
     import run_experiments
+    from datamap.suites.planning import plan_suite
 
     monkeypatch.chdir(tmp_path)
     [text] = [text for language, text in blocks() if language == "json" and '"experiments"' in text]
     (tmp_path / "mine.json").write_text(text)
     (tmp_path / "my_data").symlink_to(qa_dir)
-    _, needed, runs = run_experiments.plan_suite(run_experiments.parse_args(["--suite", "mine.json"]))
+    _, needed, runs = plan_suite(run_experiments.parse_args(["--suite", "mine.json"]))
     assert [each.name for each in needed] == ["cartography"]
     assert [run.experiment for run in runs] == ["baseline", "no_hard", "no_hard_control"]
 

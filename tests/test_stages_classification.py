@@ -22,7 +22,7 @@ import analyze_dataset
 import cluster_analysis
 import extract_embeddings
 import run
-from datamap.analysis import clusters
+from datamap.analysis import clusters, integrated
 from datamap.analysis.error_rules import RULES
 from datamap.analysis.unified_table import unified_table
 from datamap.cartography.categories import CATEGORIES, categorize_examples
@@ -30,7 +30,7 @@ from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.files import read_json, read_jsonl, read_table
 from datamap.core.splits import load_split
 from datamap.demo import builtin as demo_data
-from datamap.tasks.base import get_task
+from datamap.tasks.registry import get_task
 from datamap.training import embeddings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -96,7 +96,7 @@ def houses(tmp_path_factory) -> dict[str, Path]:
             if case != "sentiment":  # its pictures are enough
                 for module, plots in {
                     analyze_cartography: ("plot_distributions", "plot_correlations", "plot_groups"),
-                    analyze_dataset: ("plot_category_by_cluster", "plot_difficulty", "plot_map"),
+                    integrated: ("plot_category_by_cluster", "plot_difficulty", "plot_map"),
                     clusters: ("save_figure",),
                 }.items():
                     for plot in plots:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 QUESTION_TYPES: tuple[str, ...] = (
     "what", "who", "when", "where", "why", "how many/how much", "how", "which", "yes/no", "other",
 )
-
-# Function words only: articles, pronouns, auxiliaries, prepositions, conjunctions, question words, negations, and what
-# is left of won't, can't and shan't without their n't.
 
 Column = Iterable[Any]  # a list, Series or Arrow column of texts; None, NaN and <NA> count as missing
 
 
 def optional_texts(column: Column, name: str) -> list[str | None]:
     """The column as Python strings, missing values as None."""
+    import pandas as pd
+
     if isinstance(column, str | bytes):
         raise TypeError(f"{name}: found a single string, expected a column of texts")
     if hasattr(column, "to_pylist"):  # pyarrow: iterating would give scalars, not strings
@@ -41,6 +41,8 @@ def required_texts(column: Column, name: str) -> list[str]:
 
 def common_index(columns: dict[str, Column]) -> pd.Index | None:
     """The index shared by the columns that are Series; rows must never be joined by position against their labels."""
+    import pandas as pd
+
     index: pd.Index | None = None
     first = ""
     for name, column in columns.items():
@@ -106,6 +108,8 @@ def question_type(question: str | None) -> str:
 
 def question_types(questions: Column) -> pd.Series:
     """`question_type` of every question: strings, with the index of `questions` if that is a Series."""
+    import pandas as pd
+
     index = common_index({"questions": questions})
     types = [question_type_of(fold(text)) for text in required_texts(questions, "questions")]
     return pd.Series(types, index=index, name="question_type", dtype="str")

@@ -19,7 +19,8 @@ from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_rows
 from datamap.core.flags import positive_int
 from datamap.core.splits import Split, load_split, read_hub
-from datamap.tasks.base import NO_GOLD_LABEL, NaturalLanguageInference
+from datamap.tasks.classification import NO_GOLD_LABEL, gold_labels
+from datamap.tasks.nli import NaturalLanguageInference
 from datamap.thoughts.reader import IMPROVED, LABEL, LABELS, THOUGHT, as_label
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 COLUMNS = ("premise", "hypothesis", "label")
 TRUE_LABEL = "true_label"
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.jsonl)(?<!\.json)(?<!\.gz)(?::.+)?")
-LABEL_GUESSES = (*NaturalLanguageInference.label_guesses, TRUE_LABEL)
 
 logger = logging.getLogger(__name__)
 
@@ -53,17 +53,11 @@ class PairFormat:
         return {"name": "nli", "text_columns": list(self.text_columns), "label_column": self.label_column}
 
     def for_columns(self, columns: Sequence[str], source: str) -> PairFormat:
-        guesses = NaturalLanguageInference.text_guesses
-        texts = self.text_columns or next((guess for guess in guesses if set(guess) <= set(columns)), ())
-        label = self.label_column or next((guess for guess in LABEL_GUESSES if guess in columns), "")
-        absent = [name for name in (*texts, *([label] if label else [])) if name not in columns]
-        if absent or len(texts) != 2:
-            trouble = "no columns with the usual names of a pair"
-            if absent or texts:
-                trouble = f"no column {name_a_few(absent)}" if absent else f"{name_a_few(texts)} is no pair of texts"
-            raise UserError(f"{source}: {trouble}; name them with --text_columns and --label_column: there is "
-                            f"{', '.join(columns)}")
-        return PairFormat(self.label_map, tuple(texts), label)
+        pair = NaturalLanguageInference(self.text_columns, self.label_column)
+        texts, label = pair.named_columns(columns, source, (TRUE_LABEL,), needs_label=False)
+        if len(texts) != 2:
+            raise UserError(f"{source}: {name_a_few(texts)} is no pair of texts; --text_columns takes two columns")
+        return PairFormat(self.label_map, texts, label)
 
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
         import datasets
@@ -83,11 +77,8 @@ class PairFormat:
     def _labels(self, data: datasets.Dataset, source: str) -> list[int | None]:
         if not self.label_column:
             return [None] * len(data)
-        names = getattr(data.features[self.label_column], "names", None)
-        raw = data[self.label_column][:]
-        if names is not None:
-            raw = [None if value is None or value < 0 else names[value] for value in raw]
-        texts = [None if value in NO_GOLD_LABEL or value != value else _text(value) for value in raw]  # also NaN
+        labels = gold_labels(data, self.label_column)
+        texts = [None if label is None else str(label).strip() for label in labels]
         found = sorted({text for text in texts if text is not None})
         known = dict(self.label_map) or {str(label): label for label in LABELS}
         unknown = [text for text in found if text not in known]
@@ -99,10 +90,6 @@ class PairFormat:
                 f"and which 0 (does not): --label_map {shown}"
             )
         return [None if text is None else known[text] for text in texts]
-
-
-def _text(value: Any) -> str:
-    return id_text(value).strip()
 
 
 def id_text(value: Any) -> str:

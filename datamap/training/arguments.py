@@ -23,8 +23,9 @@ from datamap.core.flags import (
     positive_int,
     seed_number,
 )
-from datamap.tasks.base import TASKS, Task, add_task_flags, task_of
+from datamap.tasks.base import Task
 from datamap.tasks.qa_features import ABLATIONS
+from datamap.tasks.registry import TASKS, add_task_flags, task_of
 from datamap.training.library_flags import add_training_flags
 from datamap.training.models import SCRATCH_MODELS
 

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from datamap.core.errors import UserError
 from datamap.core.flags import Parser, positive_int
-from datamap.tasks.base import TASKS, Task, add_task_flags
+from datamap.tasks.base import Task
+from datamap.tasks.registry import TASKS, add_task_flags
 
 
 def build_parser() -> Parser:

@@ -14,7 +14,7 @@ from datamap.cartography import maps
 from datamap.cartography.categories import categorize_examples, get_examples_by_category
 from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
-from datamap.tasks.base import get_task
+from datamap.tasks.registry import get_task
 
 N = 40
 QUESTIONS = ("What hurts?", "When was it?", "How many pills?", "Is it bad?")  # what, when, how many/how much, yes/no

@@ -11,12 +11,12 @@ import pandas as pd
 import pytest
 
 import analyze_dataset
-from datamap.analysis import unified_table
+from datamap.analysis import integrated, unified_table
 from datamap.analysis.error_rules import RULES, flag_errors
 from datamap.cartography.categories import CATEGORIES, categorize_examples
 from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
-from datamap.tasks.base import get_task
+from datamap.tasks.registry import get_task
 
 N = 60
 NO_METRICS, NO_CLUSTER = {3, 4}, {4, 5, 6}  # rows that one artifact or both do not know
@@ -122,7 +122,7 @@ def pictures():
 def empty_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
         for plot in ("plot_category_by_cluster", "plot_difficulty", "plot_map"):
-            monkeypatch.setattr(analyze_dataset, plot, lambda path, *rest: path.touch())
+            monkeypatch.setattr(integrated, plot, lambda path, *rest: path.touch())
 
 
 def run(house: Path, *flags: str | Path, output: str = "out") -> Path:
@@ -224,7 +224,7 @@ def test_patterns_find_nothing_in_noise():
             "question_type": rng.choice(["what", "when", "who"], n),
         }
     )
-    patterns = analyze_dataset.find_patterns(frame, (0.5, 0.25), "question_type")
+    patterns = integrated.find_patterns(frame, (0.5, 0.25), "question_type")
     assert patterns["hardest_clusters"] == patterns["easiest_clusters"] == []
     assert patterns["question_types_over_represented"] == []
     assert patterns["category_cluster_association"]["cramers_v"] < 0.15

@@ -32,7 +32,7 @@ from datamap.core.artifacts import stage
 from datamap.core.errors import UserError
 from datamap.core.files import write_json
 from datamap.core.splits import Split, load_split
-from datamap.tasks.base import get_task
+from datamap.tasks.registry import get_task
 
 METRICS = ("confidence", "variability", "aum", "never_learned")
 CLUSTERS = ("cluster", "dim1", "dim2", "cluster_probability", "outlier_score")

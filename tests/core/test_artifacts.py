@@ -30,7 +30,7 @@ from datamap.core.artifacts import (
 from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, read_jsonl, read_table, write_csv, write_json, write_jsonl
 from datamap.core.splits import load_split
-from datamap.tasks.base import QuestionAnswering
+from datamap.tasks.qa import QuestionAnswering
 
 TASK = QuestionAnswering()
 

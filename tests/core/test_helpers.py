@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from datamap.core.errors import UserError, command_line, name_a_few
 from datamap.core.flags import Parser, boolean, fraction, number, positive_int
 from datamap.core.splits import generate_hash_ids, load_split
-from datamap.tasks.base import QuestionAnswering
+from datamap.tasks.qa import QuestionAnswering
 
 TASK = QuestionAnswering()
 ROWS = qa_rows(7, seed=3)

@@ -21,7 +21,9 @@ from datamap.core.errors import UserError
 from datamap.core.files import write_json
 from datamap.core.splits import load_split
 from datamap.selection.model_scores import SCORES, predict, score_rows, trained_on, wordpiece_ratio
-from datamap.tasks.base import NaturalLanguageInference, QuestionAnswering, SequenceClassification
+from datamap.tasks.classification import SequenceClassification
+from datamap.tasks.nli import NaturalLanguageInference
+from datamap.tasks.qa import QuestionAnswering
 from datamap.training.lstm_model import LSTMConfig, LSTMForSequenceClassification
 from datamap.training.models import load_model
 from datamap.training.tiny_model import train_tokenizer

@@ -17,10 +17,10 @@ from datamap.core.files import read_json
 from datamap.core.splits import load_split
 from datamap.suites import definition as suites
 from datamap.suites.definition import Experiment, settings_hash
-from datamap.tasks.base import get_task
+from datamap.suites.planning import plan_suite, write_plan
+from datamap.tasks.registry import get_task
 from datamap.training.arguments import inputs_of, parse_args, task_of_run
 from datamap.training.data import training_split
-from run_experiments import plan_suite, write_plan
 
 BASE = {"model": "tiny", "no_cuda": True, "do_train": True, "do_eval": True}
 

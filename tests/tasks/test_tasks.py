@@ -1,6 +1,7 @@
 """Classification data: columns guessed, labels of every kind, features, and what a model's labels mean."""
 
 import argparse
+import dataclasses
 import json
 import logging
 
@@ -11,7 +12,9 @@ from conftest import write_rows
 
 from datamap.core.errors import UserError
 from datamap.core.splits import default_eval_split, load_split
-from datamap.tasks.base import TASKS, get_task, task_of
+from datamap.tasks.base import Task
+from datamap.tasks.evaluation import Evaluation
+from datamap.tasks.registry import TASKS, get_task, task_of
 from datamap.training.tiny_model import train_tokenizer
 
 TEXTS = ["a fine film", "a dull film", "truly fine", "so very dull", "fine", "dull dull dull"]
@@ -347,16 +350,36 @@ def test_mnli_of_the_hub_is_evaluated_on_its_matched_split(monkeypatch):
 
 def test_every_task_is_complete():
     """A task that forgets a part of the contract is found here, not by its first user."""
-    from datamap.tasks.base import Task
-
+    needed = {"text_columns", "content_columns", "model_class", "evaluation"}
     for name, task in TASKS.items():
-        assert task.name == name
-        for attribute in ("metric", "targets", "pooling"):
-            assert hasattr(task, attribute), (name, attribute)
-        inherited = [
-            key for key, value in vars(Task).items()
-            if (callable(value) or isinstance(value, property)) and getattr(task, key) is value
-        ]
-        assert set(inherited) <= {"for_columns", "is_usable", "check_training_data", "brief", "head", "match_labels",
-                                  "settings", "perturbed_columns"}
+        assert task.name == name and task.metric and task.targets and task.pooling
+        assert not [member for member in needed if getattr(task, member) is getattr(Task, member)]
+        assert task.labels is not Task.labels or task.features is not Task.features
     assert json.dumps(get_task("nli").settings())
+
+
+def test_a_task_needs_seven_members():
+    @dataclasses.dataclass(frozen=True)
+    class Tone(Task):
+        name, metric = "tone", "accuracy"
+        text_columns, content_columns = ("said",), ("said", "tone")
+        model_class = None
+
+        def labels(self, data):
+            return data["tone"][:]
+
+        def evaluation(self, data, features):
+            return Evaluation(data, features)
+
+    task = Tone()
+    data = datasets.Dataset.from_dict({"id": ["a", "b"], "said": ["well done", "oh no"], "tone": [1, 0]})
+    tokenizer = train_tokenizer(data["said"][:] * 2, 32)
+    features = task.features(task.normalize(data, "words"), tokenizer)
+    assert features["labels"][:] == [1, 0] and features["counts"][:] == [True, True]
+    assert len(task.evaluation(data, features).features) == 2
+    assert task.embedding_rows(data, features, tokenizer)[1].tolist() == [0, 0]
+    assert task.readable(data) == task.brief(data) == {"said": ["well done", "oh no"], "tone": [1, 0]}
+    assert task.groups(data) == ("task", ["tone", "tone"])
+    assert task.settings() == {"name": "tone"} and task.perturbed_columns == ("said",)
+    with pytest.raises(UserError, match="words has no column 'tone'"):
+        task.normalize(data.remove_columns("tone"), "words")

@@ -120,17 +120,17 @@ def test_columns_by_their_usual_names_or_by_the_users(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "label", "words"),
     [(["premise", "text"], "", "no column 'text'"), (["premise"], "", "'premise' is no pair of texts"),
-     ((), "gold", "no column 'gold'"), (["premise", "hypothesis", "label"], "", "is no pair of texts")],
+     ((), "gold", "no column 'gold'"), (["premise", "hypothesis", "label"], "", "takes one or two columns")],
 )
 def test_columns_that_are_not_there_are_refused(tmp_path, texts, label, words):
     file = pairs_file(tmp_path, [0, 1])
-    with pytest.raises(UserError, match=f"pairs.jsonl: .*{words}; name them with .*: there is premise, hypothesis,"):
+    with pytest.raises(UserError, match=words):
         load_pairs(file, "train", None, None, texts, label)
 
 
 def test_no_columns_of_a_pair(tmp_path):
     file = write_rows(tmp_path / "a.jsonl", [{"text": "A.", "label": 1}])
-    with pytest.raises(UserError, match="no columns with the usual names of a pair; name them with --text_columns"):
+    with pytest.raises(UserError, match="no column with a usual name for --text_columns; give --text_columns"):
         load_pairs(str(file), "train")
 
 

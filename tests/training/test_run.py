@@ -438,12 +438,12 @@ def test_filters_of_the_validation_data_are_checked_before_training(refused, tra
 
 
 def test_a_failed_evaluation_leaves_the_model_whole(qa_dir, tiny_model, tmp_path, monkeypatch):
-    from datamap.tasks import base as tasks
+    from datamap.tasks.qa import QAEvaluation
 
     def broken(self, output):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(tasks.QAEvaluation, "__call__", broken)
+    monkeypatch.setattr(QAEvaluation, "__call__", broken)
     with pytest.raises(RuntimeError):
         call("--do_train", "--do_eval", "--max_steps", "2", "--model", tiny_model, "--dataset", qa_dir,
              "--output_dir", tmp_path / "m", *SMALL)

@@ -84,7 +84,7 @@ def test_the_best_epochs_are_kept(trained):
 
 def test_the_best_of_a_training_that_gets_worse(reviews, tmp_path, caplog, monkeypatch):
     """The epochs' accuracies are made up here: the ranking, the ties and the announcements must follow them."""
-    from datamap.tasks.evaluation import ClassificationEvaluation
+    from datamap.tasks.classification import ClassificationEvaluation
 
     original, made_up = ClassificationEvaluation.__call__, iter([0.5, 0.9, 0.7, 0.9, 0.6])
     monkeypatch.setattr(

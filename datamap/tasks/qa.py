@@ -1,0 +1,216 @@
+"""Extractive question answering: the task, and how its answers are scored."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.core.errors import UserError, name_a_few
+from datamap.core.files import nulls_for_nan
+from datamap.core.intervals import wilson_interval
+from datamap.tasks import qa_metrics
+from datamap.tasks.base import Task
+from datamap.tasks.evaluation import Evaluation
+from datamap.tasks.qa_features import (
+    CONTEXT,
+    NO_ANSWER,
+    answer_lists,
+    choose_windows,
+    cls_positions,
+    flat,
+    qa_features,
+)
+
+if TYPE_CHECKING:
+    import datasets
+    import torch
+    from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+
+@dataclasses.dataclass(frozen=True)
+class QuestionAnswering(Task):
+    """Extractive QA (SQuAD 1.1 and 2.0, emrQA): columns id, question, context, answers.
+
+    ``answers`` is ``{"text": [...], "answer_start": [...]}``; empty lists mean unanswerable. Training uses the first
+    gold answer, scoring all of them. A long context becomes several windows that overlap by ``doc_stride`` tokens.
+    max_answer_length: longest predicted answer in tokens, None for no limit.
+    """
+
+    max_answer_length: int | None = None
+
+    name = "qa"
+    flags = ("doc_stride", "max_answer_length", "ablations", "eval_ablations", "confidence_type")
+    content_columns = ("question", "context", "answers")
+    text_columns = ("question", "context")
+    perturbed_columns = ("question",)  # the answers stand in the context
+    metric = "f1"
+    targets = ("start_positions", "end_positions")
+    unusable = "answer not at its answer_start"
+    has_error_rules = True
+    pooling = ("cls_and_answer_mean",)
+
+    @property
+    def model_class(self) -> Any:
+        from transformers import AutoModelForQuestionAnswering
+
+        return AutoModelForQuestionAnswering
+
+    def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
+        import datasets
+
+        columns = set(data.column_names)
+        missing = {"question", "context"} - columns
+        answer_column = next((name for name in ("answers", "answer", "answer_text") if name in columns), None)
+        if missing or answer_column is None:
+            wanted = sorted(missing) + ([] if answer_column else ["answers"])
+            raise UserError(
+                f"{source} has no column {name_a_few(wanted)}; question answering needs question, context, answers; "
+                f"there is {', '.join(data.column_names)} (--task nli or classification for labelled texts)"
+            )
+        for column in self.text_columns:
+            empty = [row for row, text in enumerate(data[column][:]) if not isinstance(text, str)]
+            if empty:
+                raise UserError(f"{source}: column {column} of row {empty[0] + 1} holds no text")
+        raw = data[answer_column][:]
+        starts = data["answer_start"][:] if "answer_start" in columns else [None] * len(raw)
+        answers = [
+            answer_lists(answer, start, f"{source}, row {row}")
+            for row, (answer, start) in enumerate(zip(raw, starts, strict=True), 1)
+        ]
+        if not any(answer["text"] for answer in answers):
+            raise UserError(f"{source}: all answers are empty; at least one example needs an answer")
+        used = {"answers", answer_column} | ({"answer_start"} if "answer_start" in columns else set())
+        data = data.remove_columns([column for column in data.column_names if column in used])
+        features = datasets.Features(
+            {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int64"))}
+        )
+        rest = [column for column in data.column_names if column not in ("id", "question", "context")]
+        return data.add_column("answers", answers, feature=features).select_columns(
+            [*(["id"] if "id" in columns else []), "question", "context", "answers", *rest]
+        )
+
+    def is_usable(self, data: datasets.Dataset) -> np.ndarray:
+        """Whether the first gold answer of each example stands at its offset (true where there is no answer)."""
+        return np.array(
+            [
+                not answer["text"] or context.startswith(answer["text"][0], answer["answer_start"][0])
+                for context, answer in zip(data["context"][:], data["answers"][:], strict=True)
+            ],
+            dtype=bool,
+        )
+
+    def check_training_data(self, data: datasets.Dataset, source: str) -> None:
+        if not self.is_usable(data).any():
+            raise UserError(f"{source}: no answer stands at its answer_start ({name_a_few(data['id'][:])}); mend them")
+
+    def readable(self, data: datasets.Dataset) -> dict[str, list]:
+        """``answer`` is the first gold text, "" where the example is unanswerable."""
+        answers = [next(iter(answer["text"]), "") for answer in data["answers"][:]]
+        return {"question": data["question"][:], "context": data["context"][:], "answer": answers}
+
+    def brief(self, data: datasets.Dataset) -> dict[str, list]:
+        answers = [next(iter(answer["text"]), None) for answer in data["answers"][:]]
+        return {"question": data["question"][:], "answer": answers}
+
+    def groups(self, data: datasets.Dataset) -> tuple[str, Sequence[str]]:
+        from datamap.tasks.questions import question_types
+
+        return "question_type", question_types(data["question"][:]).tolist()
+
+    def features(
+        self,
+        data: datasets.Dataset,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int = 512,
+        doc_stride: int = 128,
+        ablation: str = "none",
+    ) -> datasets.Dataset:
+        """Windows. Beside the columns of ``Task.features``: ``start_positions``, ``end_positions`` of the first gold
+        answer, the [CLS] position where the window does not hold it; ``token_roles``; ``offset_start``, ``offset_end``
+        (characters of the context). ``counts``: the window holds the answer or the example is unanswerable.
+
+        ``doc_stride`` is the overlap of consecutive windows in tokens, at most ``max_length // 2``. ``q_only`` hides
+        the context from attention, its tokens stay candidates; ``p_only`` asks the same question of every passage.
+        """
+        return qa_features(data, tokenizer, max_length, doc_stride, ablation)
+
+    def row_predictions(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """(B, 4) float64: best span score, its start and end token, and the no-answer score."""
+        import torch
+
+        roles = batch["token_roles"]
+        spans = qa_metrics.best_spans(
+            outputs.start_logits, outputs.end_logits, roles == CONTEXT, self.max_answer_length
+        )
+        null = outputs.start_logits.float() + outputs.end_logits.float()
+        null = null.masked_fill(roles != NO_ANSWER, -torch.inf).amax(dim=1)
+        return torch.stack([spans.score.double(), spans.start.double(), spans.end.double(), null.double()], dim=1)
+
+    def evaluation(self, data: datasets.Dataset, features: datasets.Dataset) -> QAEvaluation:
+        return QAEvaluation(data, features)
+
+    def embedding_rows(
+        self, data: datasets.Dataset, features: datasets.Dataset, tokenizer: PreTrainedTokenizerBase
+    ) -> tuple[datasets.Dataset, np.ndarray, np.ndarray]:
+        windows, has_span = choose_windows(features, self.is_usable(data))
+        spans = np.stack([windows["start_positions"][:], windows["end_positions"][:]], axis=1)
+        return windows, cls_positions(windows), np.where(has_span[:, None], spans, -1)
+
+
+class QAEvaluation(Evaluation):
+    """Exact match and F1 in percent, as the official SQuAD scripts have them.
+
+    The rules of SQuAD 2.0 apply exactly when some example of the set is unanswerable (``version_2``). After a call
+    ``predictions`` holds the answers.
+    """
+
+    rate = "exact_match"
+
+    def __init__(self, data: datasets.Dataset, features: datasets.Dataset):
+        super().__init__(data, features.remove_columns(["offset_start", "offset_end"]))
+        self._example_index = np.asarray(features["example_index"][:])
+        self._first_token = np.concatenate([[0], np.cumsum(features["length"][:])[:-1]]).astype(np.int64)
+        self._offsets = np.stack([flat(features, "offset_start"), flat(features, "offset_end")], axis=1)
+        self._contexts = data["context"][:]
+        self._golds = [answers["text"] for answers in data["answers"][:]]
+        self.version_2 = not all(self._golds)
+        self.predictions: list[str] = []
+
+    def __call__(self, output: EvalPrediction) -> dict[str, float]:
+        windows = self._in_order(output, len(self._example_index))
+        score, null_score = windows[:, 0], windows[:, 3]
+        start, end = windows[:, 1].astype(np.int64), windows[:, 2].astype(np.int64)
+        char_start, char_end = qa_metrics.char_spans(self._offsets, start, end, self._first_token)
+        answers = qa_metrics.choose_answers(
+            self._contexts, self._example_index, score, char_start, char_end, null_score, version_2=self.version_2
+        )
+        self.predictions = answers.text
+        self.scores = qa_metrics.score_predictions(answers.text, self._golds, self.version_2)
+        return qa_metrics.squad_summary(self.scores)
+
+    def summary(self, among: np.ndarray) -> dict[str, float]:
+        columns = (self.scores.exact_match[among], self.scores.f1[among], self.scores.has_answer[among])
+        return qa_metrics.squad_summary(qa_metrics.Scores(*columns, self.version_2))
+
+    def slice_statistics(self, among: np.ndarray) -> dict[str, float]:
+        exact, n = self.scores.exact_match[among], int(among.sum())
+        low, high = wilson_interval(exact.sum(), n)
+        return {
+            "n": n, "exact_match": 100 * float(exact.mean()), "low": 100 * float(low), "high": 100 * float(high),
+            "f1": 100 * float(self.scores.f1[among].mean()),
+        }
+
+    def predicted_values(self) -> list[Any]:
+        return self.predictions
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Adds ``predicted_answer``, ``exact_match`` (0 or 1) and ``f1`` (0..1)."""
+        return [
+            {**nulls_for_nan(example), "predicted_answer": answer, "exact_match": int(exact), "f1": float(overlap)}
+            for example, answer, exact, overlap in zip(
+                self.data, self.predictions, self.scores.exact_match, self.scores.f1, strict=True
+            )
+        ]
