@@ -21,6 +21,7 @@ from datamap.core.artifacts import artifact_file, check_not_read, recorded_datas
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import read_table, write_csv
 from datamap.core.flags import Parser
+from datamap.core.tables import console_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +92,9 @@ def hard_examples(df: pd.DataFrame) -> pd.DataFrame:
 
 
 def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
+    from seaborn import heatmap
+
+    from datamap.analysis.clusters import cluster_name
     from datamap.cartography.categories import CATEGORIES
     from datamap.core.plots import new_figure, save_figure
 
@@ -101,28 +105,23 @@ def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
     cells = table.set_index(["cluster", "category"]).unstack("category").reindex(shown)
     rates = 100 * cells["error_rate"].reindex(columns=list(CATEGORIES)).astype(float)
     counts = cells["n"].reindex(columns=list(CATEGORIES)).fillna(0).astype(int)
+    texts = rates.map("{:.0f}% of ".format) + counts.map("{:,}".format)
     figure, axis = new_figure(5.5, 1.8 + 0.32 * len(shown))
-    top = max(float(rates.max().max()), 1.0)
-    image = axis.imshow(rates, cmap="viridis", vmin=0, vmax=top, aspect="auto")
-    for row in range(len(shown)):
-        for column in range(len(CATEGORIES)):
-            rate, n = rates.iat[row, column], counts.iat[row, column]
-            text = f"{rate:.0f}% of {n:,}" if n else "none"
-            ink = "white" if n and rate < 0.55 * top else "black"
-            axis.text(column, row, text, ha="center", va="center", fontsize=8, color=ink)
-    axis.set_xticks(range(len(CATEGORIES)), CATEGORIES)
-    axis.set_yticks(range(len(shown)), ["noise" if cluster == -1 else str(cluster) for cluster in shown])
-    axis.set_ylabel("cluster")
-    axis.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axis, label="examples that break 3 rules or more (%)")
+    heatmap(
+        rates, ax=axis, cmap="viridis", vmin=0, vmax=max(float(rates.max().max()), 1.0), annot=texts, fmt="",
+        annot_kws={"fontsize": 8}, yticklabels=[cluster_name(cluster) for cluster in shown],
+        cbar_kws={"label": "examples that break 3 rules or more (%)"},
+    )
+    axis.tick_params(axis="y", rotation=0)
+    axis.set(xlabel="", ylabel="cluster")
     save_figure(figure, path, "Error rate by category and cluster", caption)
 
 
 def plot_rules(path: Path, table: pd.DataFrame, caption: str) -> None:
-    from datamap.core.plots import new_figure, save_figure
+    from datamap.core.plots import COLORS, new_figure, save_figure
 
     figure, axis = new_figure(7, 3.6)
-    bars = axis.barh(range(len(table)), (100 * table["rate"]).fillna(0), color="#0072B2")
+    bars = axis.barh(range(len(table)), (100 * table["rate"]).fillna(0), color=COLORS[0])
     texts = [
         f"{flagged:,} of {applied:,}" if applied else "no predictions"
         for flagged, applied in zip(table["flagged"], table["applied"], strict=True)
@@ -190,7 +189,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     rates, rules, problems = error_rates(df), rule_distribution(df), problem_examples(df)
     name = dataset_label(recorded["dataset"], recorded["split"]) if recorded else args.unified_dir
-    in_cells = f"{name}, n = {rates['n'].sum():,} with category and cluster"
+    in_cells = f"{name}, n = {rates['n'].sum():,} with category and cluster; blank: none"
     on_map = f"{name}, n = {df['confidence'].notna().sum():,} with metrics"
     with stage(args.output_dir, args, owns=OWNS, inputs={"unified": args.unified_dir}, datasets=datasets) as path:
         write_csv(path / "error_rates.csv", rates)
@@ -200,8 +199,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         plot_rules(path / "rule_distribution.png", rules, f"{name}, n = {len(df):,}")
         plot_flagged(path / "flagged_examples.png", df, on_map)
 
-    for row in rules.itertuples():
-        print(f"{row.rule:<40}{row.flagged:>9,} of {row.applied:>9,}")
+    print(console_table(rules, {"applied": ",d", "flagged": ",d", "rate": ".1%"}))
     print(f"{len(problems):,} hard or ambiguous examples break at least 3 rules")
     print(f"wrote problem_examples.csv, tables and pictures to {path}")
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import read_json
+from datamap.core.files import read_json, read_table
 from datamap.core.plots import COLORS, LIGHT_GREY, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ CLUSTER_FILES = (
     "cluster_assignments.csv", "cluster_statistics.csv", "cluster_samples.json", "cluster_metadata.json",
     "cluster_map.png", "cluster_sizes.png",
 )
+CLUSTER_COLUMNS = ("cluster", "dim1", "dim2", "cluster_probability")
 NOISE = -1
 SAMPLES_PER_CLUSTER = 5
 LABELS_DRAWN = 30
@@ -243,6 +244,23 @@ def samples(embeddings: Embeddings, found: Clustering) -> dict[str, list[dict[st
             for row in best
         ]
     return chosen
+
+
+def load_clusters(path: str | Path, columns: Sequence[str] = CLUSTER_COLUMNS) -> pd.DataFrame:
+    """``columns`` of cluster_assignments.csv, indexed by id, as numbers; ``cluster`` is Int64, -1 is noise."""
+    import pandas as pd
+
+    file = artifact_file(path, "cluster_assignments.csv", "cluster_analysis.py")
+    table = read_table(file, columns=("id", *columns))
+    if table.empty:
+        raise UserError(f"{file} holds no examples; run cluster_analysis.py again")
+    numbers = {column: pd.to_numeric(table[column], errors="coerce") for column in columns}
+    bad = numbers["cluster"].isna() | (numbers["cluster"] % 1 != 0)
+    if bad.any():
+        raise UserError(
+            f"{file}: cluster of {int(bad.sum()):,} examples ({name_a_few(table['id'][bad])}) is no whole number"
+        )
+    return table.assign(**numbers).astype({"cluster": "Int64"}).set_index("id")[list(columns)]
 
 
 def warn_if_poor(found: Clustering, min_cluster_size: int) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.analysis.filters import BLOCKS, JoinedDataset, Filter, RandomFilter, check_setting, number_in, shown
+from datamap.analysis.filters import BLOCKS, Filter, JoinedDataset, RandomFilter, check_setting, number_in, shown
 from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError
 from datamap.core.splits import Split

@@ -23,12 +23,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from datamap.analysis.clusters import load_clusters
+from datamap.analysis.predictions import read_predictions
 from datamap.cartography.categories import CATEGORIES
 from datamap.cartography.maps import load_map
 from datamap.cartography.metrics import METRIC_COLUMNS
-from datamap.core.artifacts import artifact_file, check_same_dataset
+from datamap.core.artifacts import check_same_dataset
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import read_jsonl, read_table
 from datamap.core.splits import Split
 
 if TYPE_CHECKING:
@@ -80,10 +81,9 @@ class Table:
         if k == 0:
             return chosen, None
         positions = np.flatnonzero(among)
-        joined = values[positions]
-        cut = np.partition(joined, k - 1)[k - 1]
-        chosen[positions[joined < cut]] = True
-        tied = positions[joined == cut]  # sorting ids is slow, so only those where it decides
+        cut = np.partition(values[positions], k - 1)[k - 1]
+        chosen[positions[values[positions] < cut]] = True
+        tied = positions[values[positions] == cut]  # sorting ids is slow, so only those where it decides
         chosen[sorted(tied, key=lambda position: self.ids[position])[: k - int(chosen.sum())]] = True
         return chosen, float(cut)
 
@@ -127,9 +127,7 @@ class JoinedDataset:
 
     def clusters(self, path: str | Path) -> Table:
         if str(path) not in self._tables:
-            file = artifact_file(path, "cluster_assignments.csv", "cluster_analysis.py")
-            frame = read_table(file, columns=("id", "cluster", "cluster_probability"))
-            self._tables[str(path)] = self._align(path, frame.set_index("id"))
+            self._tables[str(path)] = self._align(path, load_clusters(path, ("cluster", "cluster_probability")))
         return self._tables[str(path)]
 
     def error_rules(self, predictions_path: str | Path | None) -> Table:
@@ -138,25 +136,16 @@ class JoinedDataset:
 
         why = "the error rules are for extractive question answering"
         questions, contexts, answers = self.columns("rules", why, "question", "context", "answers")
-        known = {} if predictions_path is None else self._predictions(predictions_path)
-        predictions = [known.get(example) for example in self.ids]
+        predictions: list[str | None] = [None] * len(self.ids)
+        if predictions_path is not None:
+            _, known = read_predictions(predictions_path, "predicted_answer", str, "text")
+            self._rows(predictions_path, list(known))
+            predictions = [known[example]["predicted_answer"] if example in known else None for example in self.ids]
         texts = [(answer["text"] or [""])[0] for answer in answers]
         table = self.table(flag_errors(questions, contexts, texts, predictions).set_axis(self.index))
         if predictions_path is not None:
             table.listed = np.array([text is not None for text in predictions])
         return table
-
-    def _predictions(self, path: str | Path) -> dict[str, str | None]:
-        file = artifact_file(path, "eval_predictions.jsonl", "run.py --do_eval --eval_split train")
-        rows = read_jsonl(file, columns=("id", "predicted_answer"))
-        texts = {str(row["id"]): row["predicted_answer"] for row in rows}
-        if len(texts) < len(rows):
-            raise UserError(f"{file}: {len(rows) - len(texts):,} ids occur more than once; one prediction per example")
-        wrong = [example for example, text in texts.items() if not isinstance(text, str | None)]
-        if wrong:
-            raise UserError(f"{file}: predicted_answer of {name_a_few(wrong)} is not a text")
-        self._rows(path, list(texts))
-        return texts
 
     def _align(self, path: str | Path, whole: pd.DataFrame) -> Table:
         row_of = self._rows(path, whole.index)

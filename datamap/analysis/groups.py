@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datamap.cartography.categories import CATEGORIES
 from datamap.core.plots import CATEGORY_COLORS
+from datamap.core.tables import console_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +27,7 @@ METRIC_LABELS = {
     "aleatoric": "aleatoric (mean p (1 - p))",
     "loss": "loss (mean, nats)",
 }
+MAIN_METRICS = ("confidence", "variability", "correctness")
 
 
 def metric_columns(frame: pd.DataFrame) -> list[str]:
@@ -50,6 +52,15 @@ def group_table(frame: pd.DataFrame, by: str, statistics: Sequence[str] = ("mean
     for category in CATEGORIES:
         columns[f"{category}_share"] = (frame["category"] == category).groupby(frame[by], observed=True).mean()
     return pd.DataFrame(columns).reset_index()
+
+
+def printed_groups(table: pd.DataFrame, by: str, formats: Mapping[str, Any], limit: int) -> str:
+    """A ``group_table`` for the console: n, the main metrics, the share of each category."""
+    means = [metric for metric in MAIN_METRICS if f"{metric}_mean" in table]
+    shown = table[[by, "n", *(f"{metric}_mean" for metric in means), *(f"{name}_share" for name in CATEGORIES)]]
+    shown = shown.set_axis([by, "n", *means, *CATEGORIES], axis=1)
+    formats = {"n": ",d", **dict.fromkeys(means, ".3f"), **dict.fromkeys(CATEGORIES, ".1%"), **formats}
+    return console_table(shown, formats, limit)
 
 
 def draw_category_shares(axis: Axes, table: pd.DataFrame, labels: Sequence[str]) -> None:
