@@ -11,7 +11,7 @@ import numpy as np
 from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
 from datamap.cartography.dynamics import MADE_BY
 from datamap.cartography.metrics import RANGES, load_cartography_metrics
-from datamap.core.artifacts import artifact_file, load_meta
+from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, write_csv, write_json
 from datamap.core.plots import CATEGORY_COLORS
@@ -83,6 +83,17 @@ def map_thresholds(path: str | Path, metrics: pd.DataFrame) -> tuple[float, floa
             )
     return float(cuts[0]), float(cuts[1])  # type: ignore[arg-type]
 
+
+
+def check_no_recording(output_dir: str | Path, of_training: bool = False) -> None:
+    """Refuse an output directory with training dynamics: writing removes, and they cost a training.
+
+    of_training: only those that a training wrote; dataset_cartography.py may write over its own copies.
+    """
+    if not any(Path(output_dir).glob("training_dynamics_epoch_*.json")):
+        return
+    if not of_training or model_meta(output_dir) or not load_meta(output_dir):
+        raise UserError(f"--output_dir {output_dir} holds a cartography that was recorded; name another directory")
 
 
 def plot_data_map(
