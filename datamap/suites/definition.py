@@ -36,21 +36,21 @@ from datamap.core.flags import Parser
 from datamap.core.places import EXAMPLES
 from datamap.core.splits import default_eval_split, load_split
 from datamap.selection import arguments as selection_arguments
+from datamap.suites.runs import Run, identity_of, run_name
 from datamap.training.arguments import inputs_of, parse_args, task_of_run
 from datamap.training.models import SCRATCH_MODELS
 
 SUITES = EXAMPLES / "suites"
-PLAN = "suite.json"  # in the directory of a suite: what there is to run and to compare
 SUITE_KEYS = {"name", "description", "baseline", "prerequisites", "base", "experiments"}
 EXPERIMENT_KEYS = {"name", "description", "why", "args", "select", "control"}
 PREREQUISITES = ("cartography", "embeddings", "clusters")  # in the order of their making
 CONTROL = "_control"
 MAX_NAME = 100  # letters
-# The suite decides these, run by run.
-TAKEN = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "overwrite_output_dir", "config", "help_all")
-# Of select_subset.py, decided by the suite and by the run that trains on the selection.
-TAKEN_OF_SELECTION = ("output_dir", "seed", "config", "list", "dataset", "split", "max_samples", "task",
-                      "text_columns", "label_column")
+# Flags of run.py that the suite decides, run by run; of select_subset.py, that it or the run that trains decides.
+DECIDED = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "overwrite_output_dir", "config", "help_all")
+DECIDED_OF_SELECTION = ("output_dir", "seed", "config", "list", "dataset", "split", "max_samples", "task",
+                        "text_columns", "label_column")
+# Flag of select_subset.py -> that of run.py whose value it takes, unless the suite gives one.
 FROM_THE_RUN = {"model": "model", "dataset": "dataset", "split": "train_split", "max_samples": "max_train_samples",
                 "task": "task", "text_columns": "text_columns", "label_column": "label_column",
                 "max_length": "max_length", "doc_stride": "doc_stride", "no_cuda": "no_cuda"}
@@ -61,13 +61,12 @@ SELECTION_PLACES = ("seed", "output_dir", "cache_dir", "batch_size", "workers", 
 PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "config", "overwrite",
           "resume_from_checkpoint", "seed", "filters", "filter_config", "train_ids")
 
-
 logger = logging.getLogger(__name__)
 
 
 @dataclass
 class Experiment:
-    """One row of a suite. ``argv``: its flags, all but those of TAKEN; ``arguments``: what run.py makes of them."""
+    """One row of a suite. ``argv``: its flags, all but those of DECIDED; ``arguments``: what run.py makes of them."""
 
     name: str
     description: str
@@ -89,23 +88,6 @@ class Suite:
     parsers: Mapping[str, Parser]  # of these scripts
     base: list[str]
     experiments: list[Experiment]
-
-
-@dataclass(frozen=True)
-class Run:
-    """One training or evaluation of a suite, in a directory of its own. ``config``: what its config.json says."""
-
-    experiment: str
-    seed: int
-    identity: str
-    directory: Path
-    argv: tuple[str, ...]
-    config: dict[str, Any] = dataclasses.field(compare=False)
-    records: bool = False  # training dynamics, which its checkpoints must hold too
-    selection: tuple[str, ...] = ()  # argv of select_subset.py, whose choice it trains on
-
-    def __str__(self) -> str:
-        return f"{self.experiment}, seed {self.seed}"
 
 
 def suite_file(name: str) -> Path:
@@ -150,7 +132,7 @@ def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], 
         inherited = [word for word in base if word.partition("=")[0] not in unset]
         one = Experiment(each["name"], each.get("description", ""), each.get("why", ""), [*inherited, *own])
         if "select" in each:
-            one.select = _argv(parsers["select"], each["select"], f"{where}, select", TAKEN_OF_SELECTION)
+            one.select = _argv(parsers["select"], each["select"], f"{where}, select", DECIDED_OF_SELECTION)
             if any(word.startswith("--train_ids") for word in one.argv):
                 raise UserError(f"{where}: select and train_ids both say what to train on; leave one")
         found.append(one)
@@ -194,11 +176,11 @@ def _check_keys(table: Any, known: set[str], where: str) -> None:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; there is {', '.join(sorted(known))}")
 
 
-def _argv(parser: Parser, flags: Any, where: str, taken: Sequence[str] = TAKEN) -> list[str]:
+def _argv(parser: Parser, flags: Any, where: str, decided: Sequence[str] = DECIDED) -> list[str]:
     if not isinstance(flags, dict):
         raise UserError(f"{where}: expected flags and their values, found {flags!r:.60}")
     for name in flags:
-        if name.replace("-", "_") in taken:
+        if name.replace("-", "_") in decided:
             raise UserError(f"{where}: {name} is decided by the suite, run by run; leave it out")
     return flags_to_argv(parser, flags, where)
 
@@ -208,15 +190,15 @@ def _argv(parser: Parser, flags: Any, where: str, taken: Sequence[str] = TAKEN) 
 
 def parse_quietly(parse: Callable[[Sequence[str]], argparse.Namespace], argv: Sequence[str], where: str) -> Any:
     """``parse(argv)``, whose one line of complaint becomes a UserError that begins with ``where``."""
-    said = io.StringIO()
+    printed = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(printed):
             parsed = parse(argv)
-        if said.getvalue():
-            print(said.getvalue(), end="", file=sys.stderr)
+        if printed.getvalue():
+            print(printed.getvalue(), end="", file=sys.stderr)
         return parsed
     except SystemExit:
-        complaint = said.getvalue().strip().splitlines()[-1].partition("error: ")[2]
+        complaint = printed.getvalue().strip().splitlines()[-1].partition("error: ")[2]
         complaint = re.sub(r" \(\S+ --help lists the flags\)$", "", complaint)
         raise UserError(f"{where}: {complaint}") from None
     except UserError as error:
@@ -302,7 +284,7 @@ def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> st
     if "embeddings" in arguments.features and run.model in SCRATCH_MODELS and "model" not in given:
         logger.info(f"{where}: embeddings by {arguments.model}, as {run.model} gives none; \"model\" in select names "
                     "another")
-    identity = digest([settings, dataclasses.asdict(arguments.settings), sources, contents, split.fingerprint, strata])
+    identity = digest([settings, vars(arguments.settings), sources, contents, split.fingerprint, strata])
     selected = str(Path(f"selection-{identity}") / SELECTED)
     made[selected] = identity
     return selected
@@ -331,15 +313,6 @@ def fingerprints(arguments: argparse.Namespace) -> dict[str, str]:
     splits = [arguments.train_split] if arguments.do_train else []
     splits += (arguments.eval_split or [default_eval_split(arguments.dataset)]) if arguments.do_eval else []
     return {split: load_split(arguments.dataset, split, task).fingerprint for split in splits}
-
-
-def identity_of(settings: str, seed: int) -> str:
-    """16 hex digits: equal for two runs exactly when they train and evaluate the same on the same data."""
-    return digest([settings, seed])
-
-
-def run_name(experiment: str, seed: int, identity: str) -> str:
-    return f"{experiment}-seed{seed}-{identity[:8]}"
 
 
 def runs_of(suite: Suite, seeds: Sequence[int], directory: Path) -> list[Run]:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamap.core.plots import LIGHT_GREY, new_figure, save_figure
+from datamap.core.plots import COLORS, LIGHT_GREY, new_figure, save_figure
 from datamap.suites.comparison import BETTER, NO_DIFFERENCE, UNDERPOWERED, WORSE
 from datamap.suites.definition import CONTROL
 
@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
     from datamap.suites.results import Metric
 
-# Colours of Okabe and Ito (2008), told apart by the colour-blind.
-VERDICT_COLORS = {BETTER: "#009e73", WORSE: "#d55e00", NO_DIFFERENCE: "#0072b2", UNDERPOWERED: "#666666"}
-LINES = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+VERDICT_COLORS = {BETTER: COLORS[2], WORSE: COLORS[1], NO_DIFFERENCE: COLORS[0], UNDERPOWERED: "#666666"}
+LINES = (*COLORS, "#000000")
 LEGEND_LINE = 0.2  # inches
 MARKERS = "Dos^vP"
 MAX_BANDS = 7  # more of them would be one grey mass

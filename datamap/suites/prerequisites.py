@@ -12,7 +12,7 @@ from datamap.core.artifacts import content_key, digest, load_meta
 from datamap.core.errors import UserError
 from datamap.core.flags import DEFAULT_SEED
 from datamap.suites.definition import Suite, fingerprints, parse_quietly, settings_hash
-from datamap.tasks.base import TASKS
+from datamap.tasks.registry import TASKS
 from datamap.training.arguments import inputs_of, parse_args
 from datamap.training.prerequisites import Prerequisite, is_made
 

@@ -6,11 +6,14 @@ import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
 
+from datamap.core.artifacts import META
 from datamap.core.files import atomic, write_csv, write_json
+from datamap.core.tables import console_table
 from datamap.suites import plots as suite_plots
 from datamap.suites.comparison import ALPHA, MIN_SEEDS, ROW, UNDERPOWERED
 from datamap.suites.results import (
@@ -22,10 +25,9 @@ from datamap.suites.results import (
     collect,
     compare,
     learning_curves,
-    read_plan,
     results_table,
 )
-from datamap.suites.runner import FAILED, FINISHED
+from datamap.suites.runs import FAILED, FINISHED, PLAN, planned_runs, read_plan
 from datamap.tasks.qa_features import ABLATIONS
 
 REPORT = "comparison.md"  # written when all else is
@@ -39,6 +41,15 @@ METHODS = (
     "detectable difference: one of {margin:g} percentage point(s) would have been found with a power of 0.8; "
     "underpowered: it would not."
 )
+
+
+def is_compared(directory: Path) -> bool:
+    """Whether the comparison is younger than every run, and than the plan."""
+    report = directory / REPORT
+    files = [directory / PLAN, *(place / META for *_, place in planned_runs(directory, read_plan(directory)))]
+    return report.exists() and all(
+        file.stat().st_mtime_ns <= report.stat().st_mtime_ns for file in files if file.exists()
+    )
 
 
 def write_report(directory: Path, margin: float) -> str:
@@ -114,6 +125,8 @@ def console(
     plan: Mapping[str, Any], results: Sequence[RunResult], metrics: Sequence[Metric], rows: Sequence[Mapping[str, Any]]
 ) -> str:
     """What a reader of the terminal needs: difference, interval, verdict."""
+    import pandas as pd
+
     lines = [_counts(plan, results)]
     for metric in metrics:
         own = [row for row in rows if row["metric"] == metric.name and row["against"] != CONTROLS]
@@ -121,14 +134,12 @@ def console(
         unit = "percent" if metric.scale == 100 else "0..1"
         seeds = f"{len(values)} seed" + "s" * (len(values) != 1)
         lines += ["", f"{metric.name} ({unit}), {plan['baseline']}: {text}, {seeds}"]
-        table = [("experiment", "against", "n", "difference", "95% interval", "verdict")]
-        for row in own:
-            table.append((row["experiment"], row["reference"], str(row["n"]),
-                          shown(row["difference"], metric, True), interval(row, metric), verdict_of(row)))
-        widths = [max(len(line[column]) for line in table) for column in range(6)]
-        for line in table:
-            cells = [cell.ljust(width) for cell, width in zip(line, widths, strict=True)]
-            lines.append("  " + "  ".join(cells).rstrip())
+        table = pd.DataFrame([
+            {"experiment": row["experiment"], "against": row["reference"], "n": row["n"],
+             "difference": shown(row["difference"], metric, True), "95% interval": interval(row, metric),
+             "verdict": verdict_of(row)} for row in own
+        ])
+        lines.append(indent(console_table(table), "  "))
     for warning in sorted({warning for row in rows for warning in row["warnings"]}):
         lines.append(f"warning: {warning}; see the column warnings of comparison.csv")
     return "\n".join(lines)

@@ -17,8 +17,7 @@ from datamap.core.artifacts import model_meta
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import plain, read_json
 from datamap.suites.comparison import Comparison, Resamples, compare_family
-from datamap.suites.definition import PLAN, identity_of, run_name
-from datamap.suites.runner import FAILED, FINISHED, meta_of, state_of
+from datamap.suites.runs import FAILED, FINISHED, PLAN, meta_of, planned_runs, state_of
 from datamap.tasks.evaluation import SPEED
 from datamap.tasks.qa_features import ABLATIONS
 
@@ -81,23 +80,15 @@ class RunResult:
 # --- collecting ---------------------------------------------------------------------------------------------------
 
 
-def read_plan(directory: Path) -> dict[str, Any]:
-    if not (directory / PLAN).exists():
-        raise UserError(f"{directory} holds no {PLAN}; run_experiments.py --mode run --suite NAME writes it")
-    return read_json(directory / PLAN)
-
-
 def collect(directory: Path, plan: Mapping[str, Any]) -> list[RunResult]:
     """Every run of the plan, finished or not, experiment by experiment."""
     results = []
-    for each in plan["experiments"]:
-        for seed in each["seeds"]:
-            place = directory / run_name(each["name"], seed, identity_of(each["settings_hash"], seed))
-            result = RunResult(each["name"], seed, state_of(place), place, meta_of(place) or {})
-            if result.state == FINISHED:
-                result.metrics = _metrics(place)
-                result.train_examples = _train_examples(place)
-            results.append(result)
+    for experiment, seed, place in planned_runs(directory, plan):
+        result = RunResult(experiment, seed, state_of(place), place, meta_of(place) or {})
+        if result.state == FINISHED:
+            result.metrics = _metrics(place)
+            result.train_examples = _train_examples(place)
+        results.append(result)
     known = {result.directory.name for result in results}
     others = [path.parent.name for path in directory.glob("*/run_meta.json") if path.parent.name not in known]
     if others:

@@ -1,4 +1,4 @@
-"""Run a function over many items as one Slurm array job (submitit), and ask Slurm how far it is.
+"""A suite as one Slurm array job (submitit): any function over many items, and how far Slurm is with them.
 
 Preempted tasks and those that reach their time limit are requeued and start again from the top: the function itself
 must know how to resume. Works without accounting: nothing here, nor in the jobs, asks sacct.
@@ -7,6 +7,7 @@ must know how to resume. Works without accounting: nothing here, nor in the jobs
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shlex
 import shutil
@@ -20,10 +21,20 @@ from pathlib import Path
 from typing import Any
 
 from datamap.core.errors import UserError
+from datamap.core.files import read_json, write_json
 from datamap.core.places import CHECKOUT
+from datamap.suites.runner import execute_task
+from datamap.suites.runs import Run
+from datamap.training.prerequisites import Prerequisite, is_made, make
 
+JOBS = "slurm.json"  # in the directory of a suite: each job, and the runs of its tasks
 MAX_TIMEOUTS = 10  # a task that never gets further than its time limit must end some day
 INSTALL = 'pip install -e ".[slurm]"'
+
+logger = logging.getLogger(__name__)
+
+
+# --- any function over many items ---------------------------------------------------------------------------------
 
 
 @dataclass
@@ -139,3 +150,35 @@ def states(job_id: str) -> dict[int, str]:
 
 def _one_line(text: str) -> str:
     return "; ".join(line.removeprefix("sbatch: error: ").strip() for line in text.splitlines() if line.strip())
+
+
+# --- the runs of a suite ------------------------------------------------------------------------------------------
+
+
+def submit_suite(
+    directory: Path, needed: Sequence[Prerequisite], todo: Sequence[Run], *, retry: bool, keep_models: bool,
+    parallel: int | None, **limits: Any,
+) -> None:
+    """Submit the runs that are not in the queue yet, behind a job that makes what they need; limits: of ``submit``."""
+    queued = queued_runs(directory)
+    if queued:
+        logger.info(f"{len(queued):,} runs are in Slurm's queue already and are not submitted again")
+    todo = [run for run in todo if run.directory.name not in queued]
+    if not todo:
+        logger.info("nothing to submit")
+        return
+    folder, name, after = directory / "slurm", directory.name, None
+    if not all(is_made(each) for each in needed):
+        after = submit(make, [needed], folder, name=f"{name}-prerequisites", parallel=None, after=None, **limits)
+        logger.info(f"job {after} makes the prerequisites, the runs wait for it")
+    items = [(run, retry, keep_models) for run in todo]
+    job = submit(execute_task, items, folder, name=name, parallel=parallel, after=after, **limits)
+    jobs = read_json(directory / JOBS) if (directory / JOBS).exists() else []
+    write_json(directory / JOBS, [*jobs, {"job": job, "runs": [run.directory.name for run in todo]}])
+    print(f"submitted job {job} with {len(todo):,} runs; --mode status shows them, --mode analyze compares")
+
+
+def queued_runs(directory: Path) -> dict[str, str]:
+    """Name of a run's directory -> its state in Slurm's queue, of those that Slurm still knows."""
+    jobs = read_json(directory / JOBS) if (directory / JOBS).exists() else []
+    return {job["runs"][task]: state for job in jobs for task, state in states(job["job"]).items()}

@@ -30,13 +30,15 @@ class Prerequisite:
     name: str
     directory: Path
     command: list[str] | None
-    identity: str | None  # None: not ours, told by its content
+    identity: str | None  # None: not ours, its content tells it from others
 
 
 def is_made(each: Prerequisite) -> bool:
+    if each.command is None:
+        return True
     meta = load_meta(each.directory) if each.directory.is_dir() else None
     model = each.directory.parent / "trainer_output"
-    if each.name == "cartography" and each.command is not None and model.is_dir():
+    if each.name == "cartography" and model.is_dir():
         trained = model_meta(model)  # killed between the two, the map is whole and its model is not
         if trained is None or trained["status"] != "finished":
             return False

@@ -18,11 +18,11 @@ from datamap.core.artifacts import load_meta, stage
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json
 from datamap.core.splits import load_split
-from datamap.suites import prerequisites
-from datamap.suites.prerequisites import PrerequisiteFailed, is_made, make, places_of, shown
-from datamap.training import embedding_arguments
+from datamap.suites.planning import plan_suite
+from datamap.suites.prerequisites import places_of
+from datamap.training import embedding_arguments, prerequisites
 from datamap.training.arguments import parse_args, task_of_run
-from run_experiments import plan_suite
+from datamap.training.prerequisites import PrerequisiteFailed, is_made, make, shown
 
 SIZES = {"max_length": 96, "doc_stride": 16}
 
@@ -83,8 +83,8 @@ def test_a_matching_map_is_used(planned, here, qa_dir):
 def test_a_matching_map_is_named_before_anything_starts(planned, here, qa_dir, caplog, capsys, monkeypatch):
     finished(here / "cartography_output", qa_dir)
     planned()
-    monkeypatch.setattr(run_experiments, "run_all", lambda args, todo: [])
-    monkeypatch.setattr(run_experiments, "analyze", lambda args, directories: None)
+    monkeypatch.setattr(run_experiments, "run_all", lambda todo, **settings: [])
+    monkeypatch.setattr(run_experiments, "analyze", lambda directories, margin: None)
     run_experiments.main(["--suite", "mine.json"])
     assert "cartography: cartography_output\n" in caplog.text
 

@@ -21,13 +21,15 @@ from test_suite_report import (  # noqa: F401
     table,
 )
 
-import run_experiments
 from datamap.core.artifacts import META
 from datamap.core.files import read_json, write_json
+from datamap.suites import console
 from datamap.suites import plots as suite_plots
-from datamap.suites import runner as suite_runner
-from datamap.suites.runner import FAILED, FINISHED, Outcome
-from run_experiments import estimate, is_compared, main, parse_args, plan_suite, seconds_of
+from datamap.suites.planning import estimate, plan_suite, write_plan
+from datamap.suites.report import is_compared
+from datamap.suites.runner import Outcome
+from datamap.suites.runs import FAILED, FINISHED, seconds_of
+from run_experiments import main, parse_args
 
 BASE = {"model": "tiny", "no_cuda": True, "do_train": True, "do_eval": True, "num_train_epochs": 4}
 FEW: dict[str, dict] = {"baseline": {}, "other": {}}
@@ -54,19 +56,19 @@ def runner(monkeypatch):
     """Runs end as ``runner`` says, (experiment, seed) -> error; what was begun is in ``runner["begun"]``."""
     ends: dict[Any, Any] = {"begun": []}
 
-    def run_locally(runs, *, done, **settings):
+    def run_locally(runs, **settings):
         for run in runs:
             ends["begun"].append((run.experiment, run.seed))
             directory = run.directory.parent
             error = ends.get((run.experiment, run.seed))
             if error is None:
                 finish(directory, run.experiment, run.seed)
-                done(run, Outcome(FINISHED, 61.0))
+                yield run, Outcome(FINISHED, 61.0)
             else:
                 fail(directory, run.experiment, run.seed, error)
-                done(run, Outcome(FAILED, 2.0, error))
+                yield run, Outcome(FAILED, 2.0, error)
 
-    monkeypatch.setattr(suite_runner, "run_locally", run_locally)
+    monkeypatch.setattr(console, "run_locally", run_locally)
     return ends
 
 
@@ -262,11 +264,11 @@ def test_status_shows_every_run_and_its_state(here, capsys):
     main(["--mode", "status"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "study: 3 finished, 1 failed, 1 interrupted, 1 pending"
-    assert [line.split()[:4] for line in lines[1:]] == [
-        ["baseline", "seed", str(seed), "finished"] for seed in SEEDS
-    ] + [["other", "seed", str(seed), state] for seed, state in zip(SEEDS, ("failed", "interrupted", "pending"),
-                                                                    strict=True)]
-    assert lines[1].endswith(" 2 min") and lines[4].endswith("  ValueError: no") and lines[6].endswith(" pending")
+    assert lines[1].split() == ["experiment", "seed", "state", "time", "error"]
+    assert [line.split()[:3] for line in lines[2:]] == [
+        ["baseline", str(seed), "finished"] for seed in SEEDS
+    ] + [["other", str(seed), state] for seed, state in zip(SEEDS, ("failed", "interrupted", "pending"), strict=True)]
+    assert lines[2].endswith(" 2 min") and lines[5].endswith("  ValueError: no") and lines[7].endswith(" pending")
 
 
 def test_status_changes_nothing(here):
@@ -280,7 +282,7 @@ def test_an_error_of_several_lines_is_one_line_of_the_status(here, capsys):
     directory = planned(here / "experiments", FEW, [1])
     fail(directory, "other", 1, "OutOfMemoryError: no 3 GB\nTried to allocate\n\nSee the documentation")
     main(["--mode", "status"])
-    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert len(capsys.readouterr().out.splitlines()) == 4
 
 
 @pytest.mark.parametrize("text", ['{"status": "fin', "{}", "[]"])
@@ -327,11 +329,11 @@ def guess(small):
         args = parse_args(["--suite", str(small), *map(str, flags)])
         suite, needed, runs = plan_suite(args)
         directory = Path("experiments/few")
-        run_experiments.write_plan(suite, args.seeds, directory)
+        write_plan(suite, args.seeds, directory)
         if history is not None:
             bare(directory, "baseline", args.seeds[0], history=history)
-        experiments = {each.name: each for each in suite.experiments}
-        return estimate([run for run in runs if run.experiment in which], experiments, needed, workers, directory)
+        todo = [run for run in runs if run.experiment in which]
+        return estimate(todo, suite.experiments, needed, workers, directory)
 
     return call
 

@@ -21,9 +21,10 @@ from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json, write_jsonl
 from datamap.suites import plots as suite_plots
 from datamap.suites.comparison import ROW, Resamples, multi_bootstrap
-from datamap.suites.definition import Experiment, Suite, identity_of, run_name
+from datamap.suites.definition import Experiment, Suite
+from datamap.suites.planning import write_plan
 from datamap.suites.report import HEADINGS, LISTS, SUBJECT, write_report
-from run_experiments import write_plan
+from datamap.suites.runs import identity_of, run_name
 
 SEEDS = (1, 2, 3)
 IDS = [f"v{number:03d}" for number in range(40)]

@@ -17,19 +17,10 @@ import run_experiments
 from datamap.core.artifacts import load_meta
 from datamap.core.files import read_json
 from datamap.suites import runner as suite_runner
-from datamap.suites.definition import Run
-from datamap.suites.runner import (
-    FAILED,
-    FINISHED,
-    INTERRUPTED,
-    PENDING,
-    RUNNING,
-    Outcome,
-    execute,
-    run_locally,
-    state_of,
-    tail,
-)
+from datamap.suites.planning import plan_suite
+from datamap.suites.runner import Outcome, execute, run_locally
+from datamap.suites.runs import FAILED, FINISHED, INTERRUPTED, PENDING, RUNNING, Run, last_lines, state_of
+from datamap.training.trainer import CartographyTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SEEDS = [1, 2]
@@ -55,7 +46,7 @@ def suite(tmp_path, monkeypatch, qa_dir, tiny_model):
 
 def runs_of(suite: Path, *extra: str, seeds=SEEDS):
     args = run_experiments.parse_args(["--suite", str(suite), "--seeds", *map(str, seeds), *extra])
-    return run_experiments.plan_suite(args)[2]
+    return plan_suite(args)[2]
 
 
 def meta_of(directory: Path) -> dict:
@@ -157,7 +148,7 @@ def test_a_failure_is_told_and_kept(suite, qa_dir):
     outcome = execute(run, retry=False, keep_model=False)
     assert outcome.state == FAILED == state_of(run.directory)
     assert "leaves no room for a question" in outcome.error == meta_of(run.directory)["error"]
-    assert "leaves no room" in "".join(tail(run.directory / "log.txt"))
+    assert "leaves no room" in "".join(last_lines(run.directory / "log.txt", 20))
     before = (run.directory / "log.txt").read_text(encoding="utf-8")
     assert execute(run, retry=False, keep_model=False).state == FAILED
     assert (run.directory / "log.txt").read_text(encoding="utf-8") == before, "not tried again unasked"
@@ -165,29 +156,23 @@ def test_a_failure_is_told_and_kept(suite, qa_dir):
 
 
 def test_an_exception_is_told_with_its_traceback(suite, monkeypatch):
-    import run as script
-
     run = runs_of(suite)[0]
-    monkeypatch.setattr(script, "train_model", lambda *_: 1 / 0)
+    monkeypatch.setattr(CartographyTrainer, "train", lambda *_, **__: 1 / 0)
     outcome = execute(run, retry=False, keep_model=False)
     assert outcome.error == "ZeroDivisionError: division by zero"
     assert "Traceback" in (run.directory / "log.txt").read_text(encoding="utf-8")
 
 
 def test_an_interrupted_run_goes_on_from_its_checkpoint(suite, monkeypatch):
-    import run as script
-
     one, other = runs_of(suite)[:2]
-    whole = script.evaluate_model
 
-    def stop(*arguments):
+    def stop(*arguments, **settings):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(script, "evaluate_model", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(CartographyTrainer, "evaluate", stop)
         execute(one, retry=False, keep_model=False)
     assert state_of(one.directory) == INTERRUPTED and (one.directory / "checkpoint-6").exists()
-    monkeypatch.setattr(script, "evaluate_model", whole)
     assert execute(one, retry=False, keep_model=False).state == FINISHED
     log = (one.directory / "log.txt").read_text(encoding="utf-8").splitlines()
     commands = [line for line in log if line.startswith("--- ")]
@@ -218,8 +203,8 @@ def test_a_run_that_another_process_is_at(suite):
     run = runs_of(suite)[0]
     run.directory.mkdir(parents=True)
     with FileLock(run.directory / ".lock"):
-        held = f"import suite_runner, pathlib; print(suite_runner.state_of(pathlib.Path({str(run.directory)!r})))"
-        told = subprocess.run([sys.executable, "-c", held], capture_output=True, text=True, check=True,
+        held = "import sys, pathlib; from datamap.suites import runs; print(runs.state_of(pathlib.Path(sys.argv[1])))"
+        told = subprocess.run([sys.executable, "-c", held, run.directory], capture_output=True, text=True, check=True,
                               env={**os.environ, "PYTHONPATH": str(REPOSITORY)})
         assert told.stdout.strip() == RUNNING
     assert state_of(run.directory) == PENDING
@@ -241,11 +226,9 @@ def test_a_finished_training_without_its_evaluation_is_half_a_run(tmp_path):
 # --- workers -----------------------------------------------------------------------------------------------------
 
 
-def local(runs, **settings):
-    outcomes: dict[Run, Outcome] = {}
+def local(runs, **settings) -> dict[Run, Outcome]:
     settings = {"workers": 1, "retry": False, "keep_models": False, "stop_on_error": False, **settings}
-    run_locally(runs, done=outcomes.__setitem__, **settings)
-    return outcomes
+    return dict(run_locally(runs, **settings))
 
 
 @pytest.mark.slow

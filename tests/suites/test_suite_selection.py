@@ -8,7 +8,8 @@ from conftest import write_rows
 import run_experiments
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, read_jsonl, read_table
-from run_experiments import parse_args, plan_suite
+from datamap.suites.planning import plan_suite
+from run_experiments import parse_args
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -12,7 +12,8 @@ import run_experiments
 from datamap.core.artifacts import load_meta
 from datamap.core.files import read_json
 from datamap.suites import slurm as slurm_launcher
-from datamap.suites.runner import FAILED, FINISHED, INTERRUPTED, PENDING, RUNNING, state_of
+from datamap.suites.planning import plan_suite
+from datamap.suites.runs import FAILED, FINISHED, INTERRUPTED, PENDING, RUNNING, state_of
 
 pytestmark = pytest.mark.slow
 
@@ -42,7 +43,7 @@ def test_a_suite_on_slurm(slurm, tmp_path, monkeypatch, qa_dir, tiny_model, caps
              "prerequisites": {"cartography": {}}}
     (tmp_path / "cluster.json").write_text(json.dumps(suite))
     command = ["--suite", "cluster.json", "--seeds", "1", "--launcher", "slurm", "--slurm_time", "10"]
-    planned = run_experiments.plan_suite(run_experiments.parse_args(command))[2]
+    planned = plan_suite(run_experiments.parse_args(command))[2]
     runs = {run.experiment: run.directory for run in planned}
     assert set(runs) == {"preempted", "cancelled", "broken", "no_hard", "no_hard_control"}
 
@@ -94,7 +95,7 @@ def test_nothing_is_left_to_submit(slurm, tmp_path, monkeypatch, qa_dir, tiny_mo
              "experiments": [{"name": "baseline", "args": {}}]}
     (tmp_path / "one.json").write_text(json.dumps(suite))
     command = ["--suite", "one.json", "--launcher", "slurm", "--slurm_time", "10"]
-    [run] = run_experiments.plan_suite(run_experiments.parse_args(command))[2]
+    [run] = plan_suite(run_experiments.parse_args(command))[2]
     assert state_of(run.directory) == PENDING
     run.directory.mkdir(parents=True)
     (run.directory / "config.json").write_text(json.dumps({"identity": run.identity}))
