@@ -13,10 +13,9 @@ from datamap.core.configs import with_config
 from datamap.core.flags import DEFAULT_SEED, Parser, boolean, fraction, number, positive_int, seed_number
 from datamap.thoughts.data import label_map
 from datamap.thoughts.prompts import TUNED
-from datamap.training.library_flags import add_training_flags
+from datamap.training.library_flags import SFT_CONFIG, add_training_flags
 
 DESCRIPTION = "Fine-tune a language model on chains of thought, with QLoRA."
-ARGUMENTS = "trl.SFTConfig"
 DEFAULT_MODEL = "mistralai/Mistral-7B-v0.3"
 EFFECTIVE_BATCH_SIZE = 64
 # What a run must share with the one that it goes on from, beside what checkpoints.py asks for.
@@ -39,8 +38,8 @@ def _whole(text: str) -> int:
 def build_parser(show_all: bool = False) -> Parser:
     """The parser of every flag; those of SFTConfig are listed by --help only when ``show_all``."""
     parser = Parser(DESCRIPTION, script="train_sft.py")
-    parser.epilog = f"The flags of {ARGUMENTS} are accepted too (--help_all lists them)."
-    parser.add_argument("--help_all", action="help", help=f"also list the flags of {ARGUMENTS}")
+    parser.epilog = f"The flags of {SFT_CONFIG} are accepted too (--help_all lists them)."
+    parser.add_argument("--help_all", action="help", help=f"also list the flags of {SFT_CONFIG}")
     parser.add_argument("--config", metavar="FILE", help="JSON file of flags; those given here win over it")
 
     group = parser.add_argument_group("data")
@@ -114,7 +113,7 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_switch("--enable_cartography", help="record how the model learns each chain of thought")
     group.add_argument("--cartography_output_dir", default="./cartography_output", metavar="DIR",
                        help="training dynamics and the data map go here")
-    add_training_flags(parser, show_all, ARGUMENTS)
+    add_training_flags(parser, show_all, SFT_CONFIG)
     return parser
 
 

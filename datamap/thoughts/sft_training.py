@@ -20,9 +20,8 @@ from datamap.thoughts.generation import generate
 from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import model_prompt, neutral
 from datamap.thoughts.reader import completion_text, parse_thought
-from datamap.thoughts.sft_arguments import ARGUMENTS
 from datamap.training.callbacks import ProgressBar, StatusCallback
-from datamap.training.library_flags import given_training_flags
+from datamap.training.library_flags import SFT_CONFIG, given_training_flags
 
 if TYPE_CHECKING:
     import datasets
@@ -181,7 +180,7 @@ def sft_config(args: argparse.Namespace, on_gpu: bool, watches: bool) -> SFTConf
     from transformers.integrations import get_reporting_integration_callbacks
     from transformers.utils import logging as library_logging
 
-    given = given_training_flags(vars(args), ARGUMENTS)
+    given = given_training_flags(vars(args), SFT_CONFIG)
     # The older name of the same; the library warns of it.
     given.setdefault("activation_checkpointing", given.pop("gradient_checkpointing"))
     given.setdefault("per_device_eval_batch_size", args.per_device_train_batch_size)

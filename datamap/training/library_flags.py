@@ -1,4 +1,8 @@
-"""The flags of the library's training arguments, read from its source, because importing it costs seconds."""
+"""The flags of the library's training arguments, read from its source.
+
+Importing the class to ask ``HfArgumentParser`` costs 8 s of CPU (5 to 6 s on a quiet machine), reading its source 0.03
+s: every typo, every --help_all and every plan of a suite would wait for it (--dry_run --suite sample: 10 s for 2 s).
+"""
 
 from __future__ import annotations
 
@@ -13,50 +17,54 @@ from typing import Any
 from datamap.core.errors import UserError
 from datamap.core.flags import ListOf, Parser, boolean, number
 
-# Flags that scripts define themselves, or whose meaning our Trainer takes over.
-TAKEN = {
+TRAINING_ARGUMENTS, SFT_CONFIG = "transformers.TrainingArguments", "trl.SFTConfig"
+SOURCES = {TRAINING_ARGUMENTS: "training_args.py", SFT_CONFIG: "trainer/sft_config.py"}
+# Fields of these classes that are no flags of the library: scripts set them, or our Trainer decides them.
+DECIDED_BY_US = {
     "output_dir", "seed", "do_train", "do_eval", "do_predict", "resume_from_checkpoint", "remove_unused_columns",
     "train_sampling_strategy", "length_column_name", "label_smoothing_factor", "label_names", "include_for_metrics",
     "batch_eval_metrics", "prediction_loss_only", "local_rank", "eval_do_concat_batches", "parallelism_config",
 }
 # The same of train_sft.py: the rows, the model and the tokenizer are its own affair.
-TAKEN_OF_SFT = {
-    *TAKEN, "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field", "dataset_kwargs",
-    "eos_token", "pad_token", "truncation_mode", "shuffle_dataset", "padding_free", "eval_packing",
+DECIDED_BY_US_IN_SFT = {
+    *DECIDED_BY_US, "model_init_kwargs", "trust_remote_code", "chat_template_path", "dataset_text_field",
+    "dataset_kwargs", "eos_token", "pad_token", "truncation_mode", "shuffle_dataset", "padding_free", "eval_packing",
     "completion_only_loss", "assistant_only_loss",
 }
-OLD_NAMES = {"evaluation_strategy": "eval_strategy"}
-# Class of training arguments -> where it and those that it extends are defined, the first one first.
-SOURCES = {
-    "transformers.TrainingArguments": (("transformers", "training_args.py", "TrainingArguments"),),
-    "trl.SFTConfig": (
-        ("transformers", "training_args.py", "TrainingArguments"),
-        ("trl", "trainer/base_config.py", "_BaseConfig"),
-        ("trl", "trainer/sft_config.py", "SFTConfig"),
-    ),
-}
-
-
-def taken(arguments: str) -> set[str]:
-    return TAKEN_OF_SFT if arguments == "trl.SFTConfig" else TAKEN
+OLD_NAMES = {"eval_strategy": "evaluation_strategy"}
 
 
 @functools.cache
-def training_fields(arguments: str = "transformers.TrainingArguments") -> dict[str, tuple[str, str, str]]:
-    """Name -> (annotation, default as written, help) of every field of a class of SOURCES that is not taken."""
-    fields = {}
-    for package, file, name in SOURCES[arguments]:
-        spec = importlib.util.find_spec(package)
-        if spec is None or spec.origin is None:
-            raise UserError(f"{package} is not installed: pip install {package}")
-        source = (Path(spec.origin).parent / file).read_text(encoding="utf-8")
-        body = next(
-            node.body for node in ast.parse(source).body if isinstance(node, ast.ClassDef) and node.name == name
-        )
-        for node in body:
-            if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                fields[node.target.id] = _field(node)
-    return {name: field for name, field in fields.items() if name not in taken(arguments) and not name.startswith("_")}
+def training_fields(arguments: str = TRAINING_ARGUMENTS) -> dict[str, tuple[str, str, str]]:
+    """Name -> (annotation, default as written, help) of every flag of a class of training arguments."""
+    decided = DECIDED_BY_US_IN_SFT if arguments == SFT_CONFIG else DECIDED_BY_US
+    fields = _all_fields(arguments)
+    return {name: fields[name] for name in fields if name not in decided and not name.startswith("_")}
+
+
+def _all_fields(arguments: str) -> dict[str, tuple[str, str, str]]:
+    package, _, name = arguments.partition(".")
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise UserError(f"{package} is not installed: pip install {package}")
+    return _fields_in(Path(spec.origin).parent / SOURCES[arguments], name)
+
+
+def _fields_in(file: Path, name: str) -> dict[str, tuple[str, str, str]]:
+    """The fields of a class in a source file, behind those of the classes that it extends."""
+    tree = ast.parse(file.read_text(encoding="utf-8")).body
+    found = next(node for node in tree if isinstance(node, ast.ClassDef) and node.name == name)
+    fields: dict[str, tuple[str, str, str]] = {}
+    for base in (ast.unparse(each) for each in found.bases):
+        for node in tree:
+            if isinstance(node, ast.ImportFrom) and base in [alias.name for alias in node.names]:
+                fields |= _fields_in(file.parents[node.level - 1] / f"{node.module}.py", base) if node.level else (
+                    _all_fields(f"{node.module}.{base}")
+                )
+    for node in found.body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            fields[node.target.id] = _field(node)
+    return fields
 
 
 def _field(node: ast.AnnAssign) -> tuple[str, str, str]:
@@ -71,13 +79,13 @@ def _field(node: ast.AnnAssign) -> tuple[str, str, str]:
     return ast.unparse(node.annotation), default, help_text
 
 
-def add_training_flags(parser: Parser, show: bool, arguments: str = "transformers.TrainingArguments") -> None:
+def add_training_flags(parser: Parser, show: bool, arguments: str = TRAINING_ARGUMENTS) -> None:
     """Add those that ``parser`` has not: absent from the namespace unless given, in --help only when ``show``."""
     group = parser.add_argument_group(f"training (every flag of {arguments})")
-    old = {new: old for old, new in OLD_NAMES.items()}
-    for name, (annotation, default, help_text) in training_fields(arguments).items():
-        flags = [f"--{name}"] + ([f"--{old[name]}"] if name in old else [])
-        if f"--{name}" in parser.flags:
+    fields = training_fields(arguments)
+    for name, (annotation, default, help_text) in fields.items():
+        flags = [f"--{each}" for each in (name, OLD_NAMES.get(name)) if each]
+        if flags[0] in parser.flags:
             continue
         kind = _kind(annotation)
         text = f"{help_text} (default: {default})".replace("%", "%%") if show else argparse.SUPPRESS
@@ -86,8 +94,9 @@ def add_training_flags(parser: Parser, show: bool, arguments: str = "transformer
             group.add_argument(*flags, nargs="?", const=True, type=boolean, metavar="true|false", **settings)
         else:
             group.add_argument(*flags, type=kind, metavar=annotation.split(" ")[0].upper(), **settings)
-    for name in sorted(taken(arguments) - {action.dest for action in parser._actions}):
-        parser.add_argument(f"--{name}", nargs="?", action=_Refuse, help=argparse.SUPPRESS)
+    for name in sorted(DECIDED_BY_US_IN_SFT if arguments == SFT_CONFIG else DECIDED_BY_US):
+        if f"--{name}" not in parser.flags:
+            parser.add_argument(f"--{name}", nargs="?", action=_Refuse, help=argparse.SUPPRESS)
 
 
 class _Refuse(argparse.Action):
@@ -97,9 +106,7 @@ class _Refuse(argparse.Action):
         parser.error(f"--{self.dest} is not taken: our Trainer decides that itself")
 
 
-def given_training_flags(
-    values: Mapping[str, Any], arguments: str = "transformers.TrainingArguments"
-) -> dict[str, Any]:
+def given_training_flags(values: Mapping[str, Any], arguments: str = TRAINING_ARGUMENTS) -> dict[str, Any]:
     """The part of a parsed namespace that goes to the training arguments."""
     return {name: value for name, value in values.items() if name in training_fields(arguments)}
 
@@ -108,10 +115,4 @@ def _kind(annotation: str) -> Callable[[str], Any]:
     parts = {part.strip() for part in annotation.split("|")} - {"None"}
     if "list[str]" in parts:
         return ListOf()
-    if parts == {"bool"}:
-        return boolean
-    if parts == {"int"}:
-        return int
-    if parts == {"float"}:
-        return number
-    return str
+    return {"bool": boolean, "int": int, "float": number}.get(" ".join(parts), str)

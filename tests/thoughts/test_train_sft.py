@@ -350,10 +350,10 @@ def test_every_flag_of_sft_config_is_accepted_and_means_the_same():
 
     from trl import SFTConfig
 
-    from datamap.training.library_flags import TAKEN_OF_SFT, training_fields
+    from datamap.training.library_flags import DECIDED_BY_US_IN_SFT, SFT_CONFIG, training_fields
 
     there = {field.name for field in dataclasses.fields(SFTConfig) if field.init and not field.name.startswith("_")}
-    assert set(training_fields(sft_arguments.ARGUMENTS)) == there - TAKEN_OF_SFT
+    assert set(training_fields(SFT_CONFIG)) == there - DECIDED_BY_US_IN_SFT
     args = sft_arguments.parse_args([
         "--thoughts", "t", "--weight-decay", "0.1", "--loss_type", "dft", "--use_cpu", "--bf16=false",
         "--lr_scheduler_kwargs", '{"num_cycles": 0.5}', "--report_to", "none", "--dataloader_num_workers", "2",
