@@ -14,7 +14,7 @@ from datamap.cartography.metrics import RANGES, load_cartography_metrics
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, write_csv, write_json
-from datamap.core.plots import CATEGORY_COLORS
+from datamap.core.plots import CATEGORY_COLORS, GREY, new_figure, save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,6 @@ def map_thresholds(path: str | Path, metrics: pd.DataFrame) -> tuple[float, floa
     return float(cuts[0]), float(cuts[1])  # type: ignore[arg-type]
 
 
-
 def check_no_recording(output_dir: str | Path, of_training: bool = False) -> None:
     """Refuse an output directory with training dynamics: writing removes, and they cost a training.
 
@@ -106,47 +105,38 @@ def plot_data_map(
 
     Above 25,000 examples a seeded sample is drawn, and the picture says so; counts are always of all.
     """
-    from matplotlib.figure import Figure
-
     cuts = thresholds or category_thresholds(df)
     categorized = with_categories(df, cuts)
-    counts = categorized["category"].value_counts()
+    counts = [int((categorized["category"] == category).sum()) for category in CATEGORIES]
+    caption = f"{title}, n = {len(df):,}" if title else f"n = {len(df):,}"
+    if "num_epochs" in df:
+        caption += f", {df['num_epochs'].max()} epochs"
     drawn = categorized
     if len(drawn) > MAX_DRAWN_POINTS:
-        rows = np.random.default_rng(0).choice(len(drawn), MAX_DRAWN_POINTS, replace=False)
-        drawn = drawn.iloc[rows]
-    figure = Figure(figsize=(9, 5), layout="constrained")
-    axes, bars = figure.subplots(1, 2, width_ratios=[3, 1])
+        drawn = drawn.iloc[np.random.default_rng(0).choice(len(drawn), MAX_DRAWN_POINTS, replace=False)]
+        caption += f" (random {len(drawn):,} drawn)"
+    figure, (axis, bars) = new_figure(9, 5.2, columns=2, width_ratios=[3, 1])
     size = float(np.clip(20_000 / len(drawn), 3, 18))
     for category in CATEGORIES:
         points = drawn[drawn["category"] == category]
-        axes.scatter(
+        axis.scatter(
             points["variability"], points["confidence"], s=size, alpha=0.6, linewidths=0,
             color=CATEGORY_COLORS[category], label=category, rasterized=True,
         )
-    axes.axvline(cuts[1], color="0.35", linewidth=0.8, linestyle="--")
-    axes.plot([0, cuts[1]], [cuts[0], cuts[0]], color="0.35", linewidth=0.8, linestyle="--")
-    axes.set(
+    axis.axvline(cuts[1], color=GREY, linewidth=0.8, linestyle="--")
+    axis.plot([0, cuts[1]], [cuts[0], cuts[0]], color=GREY, linewidth=0.8, linestyle="--")
+    axis.set(
         xlabel="variability (standard deviation of p(gold) over epochs)",
         ylabel="confidence (mean p(gold) over epochs)",
         xlim=(-0.01, max(0.3, float(drawn["variability"].max()) * 1.03)),
         ylim=(-0.02, 1.02),
     )
-    legend = axes.legend(loc="lower right", frameon=True, markerscale=float(np.sqrt(30 / size)))
+    legend = axis.legend(loc="lower right", markerscale=float(np.sqrt(30 / size)))
     for handle in legend.legend_handles:
         handle.set_alpha(1)
-    epochs = df["num_epochs"].max() if "num_epochs" in df else None
-    note = f"n = {len(df):,}" + (f", {epochs} epochs" if epochs is not None else "")
-    if len(drawn) < len(df):
-        note += f" (random {len(drawn):,} drawn)"
-    axes.set_title(f"{title}: {note}" if title else note, fontsize=10)
-    bars.bar(CATEGORIES, [counts.get(name, 0) for name in CATEGORIES], color=[CATEGORY_COLORS[c] for c in CATEGORIES])
-    for place, name in enumerate(CATEGORIES):
-        count = counts.get(name, 0)
-        bars.annotate(f"{count:,}\n{count / len(df):.0%}", (place, count), ha="center", va="bottom", fontsize=8)
-    bars.set(ylabel="examples", ylim=(0, counts.max() * 1.15))
+    drawn_bars = bars.bar(CATEGORIES, counts, color=[CATEGORY_COLORS[category] for category in CATEGORIES])
+    bars.bar_label(drawn_bars, [f"{count:,}\n{count / len(df):.0%}" for count in counts], fontsize=8)
+    bars.set(ylabel="examples (count)", ylim=(0, max(counts) * 1.15))
     bars.tick_params(axis="x", labelsize=8)
-    for plot in (axes, bars):
-        plot.spines[["top", "right"]].set_visible(False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    caption += f"; dashed: the cuts, confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
+    save_figure(figure, path, "Data map", caption)

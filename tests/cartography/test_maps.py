@@ -1,0 +1,126 @@
+"""The data map: its thresholds, written and read, and its picture."""
+
+
+import numpy as np
+import pytest
+from made_dynamics import metrics_frame
+from matplotlib.figure import Figure
+
+from datamap.cartography import maps
+from datamap.cartography.categories import (
+    CATEGORIES,
+    categorize_examples,
+    category_thresholds,
+)
+from datamap.cartography.maps import CARTOGRAPHY_FILES, load_map, plot_data_map, write_cartography
+from datamap.core.artifacts import stage
+from datamap.core.errors import UserError
+from datamap.core.files import read_json
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were saved."""
+    figures = []
+    save = Figure.savefig
+
+    def keep(figure, *args, **kwargs):
+        figures.append(figure)
+        return save(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", keep)
+    return figures
+
+
+def test_the_data_map_says_what_it_shows(tmp_path, drawn):
+    frame = metrics_frame([0.9, 0.9, 0.1, 0.5], [0.1, 0.1, 0.1, 0.4]).assign(num_epochs=5)
+    plot_data_map(frame, tmp_path / "map.png", "stories", thresholds=(0.5, 0.2))
+    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
+    axes, bars = drawn[0].axes
+    assert "variability" in axes.get_xlabel() and "confidence" in axes.get_ylabel()
+    assert bars.get_ylabel() == "examples (count)"
+    caption = drawn[0]._supxlabel.get_text()
+    assert caption == "stories, n = 4, 5 epochs; dashed: the cuts, confidence 0.5, variability 0.2"
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(CATEGORIES)
+    points = {collection.get_label(): len(collection.get_offsets()) for collection in axes.collections}
+    assert points == {"easy": 2, "ambiguous": 1, "hard": 1}
+    assert [text.get_text() for text in bars.texts] == ["2\n50%", "1\n25%", "1\n25%"]
+    colors = {tuple(collection.get_facecolor()[0]) for collection in axes.collections}
+    assert len(colors) == 3
+
+
+def test_a_large_data_map_draws_a_sample_and_counts_all(tmp_path, drawn, monkeypatch):
+    monkeypatch.setattr(maps, "MAX_DRAWN_POINTS", 50)
+    rng = np.random.default_rng(0)
+    frame = metrics_frame(rng.random(1200), rng.random(1200) / 2)
+    for name in ("one.png", "two.png"):
+        plot_data_map(frame, tmp_path / name)
+    assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()  # seeded
+    axes, bars = drawn[0].axes
+    assert sum(len(collection.get_offsets()) for collection in axes.collections) == 50
+    assert drawn[0]._supxlabel.get_text().startswith("n = 1,200 (random 50 drawn); ")
+    assert sum(int(text.get_text().split("\n")[0]) for text in bars.texts) == 1200
+
+
+@pytest.mark.parametrize("confidence, variability", [([0.5], [0.0]), ([0.0, 1.0], [0.5, 0.5])])
+def test_the_data_map_of_few_or_extreme_examples(tmp_path, drawn, confidence, variability):
+    plot_data_map(metrics_frame(confidence, variability), tmp_path / "map.png")
+    axes = drawn[0].axes[0]
+    assert axes.get_xlim()[1] > max(variability) and axes.get_ylim()[1] > max(confidence)
+
+
+# --- thresholds ---
+
+
+def test_thresholds_are_written_with_the_map_and_read_there(tmp_path):
+    metrics = metrics_frame([0.1, 0.5, 0.9, 0.7], [0.1, 0.2, 0.3, 0.4])
+    write_cartography(tmp_path, metrics, None, "percentile", 30, 60)
+    expected = category_thresholds(metrics, 30, 60, "percentile")
+    assert expected != category_thresholds(metrics)
+    assert read_json(tmp_path / "thresholds.json") == {
+        "confidence": expected[0], "variability": expected[1], "method": "percentile", "confidence_threshold": 30,
+        "variability_threshold": 60,
+    }
+    for path in (tmp_path, tmp_path / "cartography_metrics.csv", tmp_path / "cartography_metrics.json"):
+        frame, cuts = load_map(path)
+        assert cuts == expected
+        assert frame["category"].tolist() == categorize_examples(metrics, 30, 60, "percentile")["category"].tolist()
+
+
+def test_a_map_without_thresholds_is_cut_at_the_medians(tmp_path):
+    metrics = metrics_frame([0.1, 0.5, 0.9], [0.1, 0.2, 0.3])
+    write_cartography(tmp_path, metrics, None, "fixed", 0.9, 0.1)
+    (tmp_path / "thresholds.json").unlink()
+    assert load_map(tmp_path)[1] == (0.5, 0.2)
+    write_cartography(tmp_path, metrics, None, "fixed", 0.9, 0.1)
+    metrics.to_csv(tmp_path / "other_metrics.csv")  # of the same directory, but not that map's
+    assert load_map(tmp_path / "other_metrics.csv")[1] == (0.5, 0.2)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "is empty"),
+        ("{", "malformed JSON"),
+        ("[0.5, 0.2]", "expected confidence as a number in 0..1, found None"),
+        ('{"confidence": 0.5}', "expected variability as a number in 0..0.5, found None"),
+        ('{"confidence": NaN, "variability": 0.2}', "found nan"),
+        ('{"confidence": "0.5", "variability": 0.2}', "found '0.5'"),
+        ('{"confidence": 0.5, "variability": 0.7}', "found 0.7"),
+    ],
+)
+def test_damaged_thresholds_are_refused(tmp_path, content, message):
+    write_cartography(tmp_path, metrics_frame([0.1, 0.5], [0.1, 0.2]))
+    (tmp_path / "thresholds.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        load_map(tmp_path)
+
+
+def test_thresholds_that_were_written_and_are_gone_are_refused(tmp_path):
+    with stage(tmp_path, {}, owns=CARTOGRAPHY_FILES) as path:
+        write_cartography(path, metrics_frame([0.1, 0.5], [0.1, 0.2]))
+    load_map(tmp_path)
+    (tmp_path / "thresholds.json").unlink()
+    with pytest.raises(UserError, match="holds no thresholds.json"):
+        load_map(tmp_path)
