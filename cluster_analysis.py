@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,8 +25,9 @@ from datamap.core.errors import command_line
 from datamap.core.files import write_csv, write_json
 from datamap.core.tables import console_table
 
-PRINTED = {"cluster": clusters.cluster_name, "size": ",d", "fraction": ".1%", "persistence": ".3f",
-           "mean_probability": ".3f"}
+PRINTED: dict[str, Any] = {
+    "cluster": clusters.cluster_name, "size": ",d", "fraction": ".1%", "persistence": ".3f", "mean_probability": ".3f",
+}
 ROWS_PRINTED = 20
 
 logger = logging.getLogger(__name__)

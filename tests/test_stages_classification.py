@@ -22,7 +22,7 @@ import analyze_dataset
 import cluster_analysis
 import extract_embeddings
 import run
-from datamap.analysis import clusters, integrated
+from datamap.analysis import clusters, integrated, map_summary
 from datamap.analysis.error_rules import RULES
 from datamap.analysis.unified_table import unified_table
 from datamap.cartography.categories import CATEGORIES, categorize_examples
@@ -95,7 +95,7 @@ def houses(tmp_path_factory) -> dict[str, Path]:
         with pytest.MonkeyPatch.context() as patch:
             if case != "sentiment":  # its pictures are enough
                 for module, plots in {
-                    analyze_cartography: ("plot_distributions", "plot_correlations", "plot_groups"),
+                    map_summary: ("plot_distributions", "plot_correlations", "plot_groups"),
                     integrated: ("plot_category_by_cluster", "plot_difficulty", "plot_map"),
                     clusters: ("save_figure",),
                 }.items():
@@ -382,7 +382,7 @@ def test_columns_with_names_that_are_taken(tmp_path):
     assert table["data_loss"].tolist() == [row["loss"] for row in rows]
     assert table["data_category"].tolist() == ["x", "y"] * 3 and set(table["category"]) == {"hard"}
     assert table["data_data_cluster"].tolist() == list(range(6)) and set(table["data_cluster"]) == {7}
-    sample = analyze_cartography.samples(metrics, "hard", 1, split)[0]
+    sample = map_summary.samples(metrics, "hard", 1, split)[0]
     assert sample["data_loss"] == rows[int(sample["id"][1:])]["loss"] and sample["loss"] == 1.0
 
 

@@ -199,7 +199,7 @@ def number_in(low: float = -math.inf, high: float = math.inf) -> Kind:
 
 def whole_number(low: float = -math.inf, high: float = math.inf) -> Kind:
     def is_right(value: Any) -> bool:
-        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= value <= high
+        return isinstance(value, numbers.Integral) and not isinstance(value, bool) and low <= int(value) <= high
 
     until = f" from {low} to {high}" if high < math.inf else f" of at least {low}" if low > -math.inf else ""
     return is_right, f"a whole number{until}"

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 EVAL_SPLITS = ("validation", "validation_matched", "valid", "dev")  # the first that a dataset has is evaluated on
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+NO_SPLITS = ("run_meta.json", "filter_report.json")  # what dataset_filters.py writes beside its split
 
 
 class RowFormat(Protocol):
@@ -90,7 +91,7 @@ def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
     if "id" not in data.column_names:
         data = data.add_column("id", generate_hash_ids(data, task.content_columns))
     data = data.select_columns(["id", *(column for column in data.column_names if column != "id")])
-    return Split(data, name, split, _fingerprint(data, task.content_columns), len(data), task)
+    return Split(data, name, split, content_fingerprint(data, task.content_columns), len(data), task)
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
@@ -145,7 +146,8 @@ def generate_hash_ids(data: datasets.Dataset, columns: Sequence[str]) -> list[st
     return ids
 
 
-def _fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
+def content_fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
+    """16 hex digits over ids and ``columns``; the names of classes count, not their numbers."""
     digest = hashlib.blake2b(digest_size=8)
     for column in ("id", *columns):
         digest.update("\x1e".join(_as_text(data, column)).encode())
@@ -218,7 +220,7 @@ def _split_files(path: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         plain = file.with_suffix("") if file.suffix == ".gz" else file
-        if plain.suffix in FILE_SUFFIXES:
+        if plain.suffix in FILE_SUFFIXES and file.name not in NO_SPLITS:
             if plain.stem in files:
                 raise UserError(f"{path} holds both {files[plain.stem].name} and {file.name}; keep one of them")
             files[plain.stem] = file

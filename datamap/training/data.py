@@ -8,6 +8,7 @@ import functools
 import hashlib
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,10 @@ from datamap.analysis.filter_config import apply_filters
 from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.artifacts import artifact_file, check_same_dataset, trained_fingerprint
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import read_table
-from datamap.core.splits import Split, default_eval_split, load_split
+from datamap.core.files import nulls_for_nan, read_table, write_jsonl
+from datamap.core.splits import Split, content_fingerprint, default_eval_split, load_split
 from datamap.tasks.base import Task
+from datamap.tasks.classification import label_values
 
 if TYPE_CHECKING:
     import datasets
@@ -59,10 +61,33 @@ def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, 
         return loaded, used, None
     task.check_training_data(used.data, f"{args.dataset} after filtering")
     if len(used.data) < len(loaded.data):
-        logger.info(f"training on {len(used.data):,} of {len(loaded.data):,} examples")
+        logger.info(f"{len(used.data):,} of {len(loaded.data):,} examples are left to train on")
     filters = (filter_report or {}).get("filters", [])
     whole = {"before": len(loaded.data), "after": len(used.data)}
     return loaded, used, {**(filter_report or {}), **whole, "filters": [*report, *filters]}
+
+
+def write_split(file: Path, split: Split) -> None:
+    """The examples as JSON Lines that ``load_split`` reads as the same examples: classes by their names.
+
+    UserError where it does not; a class called "-", for example, means in a file that there is no gold label.
+    """
+    classes = {
+        column: dict(enumerate(label_values(feature.names)))
+        for column, feature in split.data.features.items() if getattr(feature, "names", None) is not None
+    }
+    write_jsonl(file, (
+        {**nulls_for_nan(row), **{column: names.get(row[column]) for column, names in classes.items()}}
+        for row in split.data
+    ))
+    try:
+        written = load_split(str(file), "train", split.task)
+        if written.fingerprint != content_fingerprint(split.data, split.task.content_columns):
+            raise UserError(f"{split.name} [{split.split}] is other content when it is read again from {file}; "
+                            "classes called '-', '-1' or '1.0' need other names")
+    except UserError:
+        file.unlink()
+        raise
 
 
 def _is_selected(data: Any, path: str, split: Split) -> np.ndarray:
