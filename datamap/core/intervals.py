@@ -7,24 +7,24 @@ from typing import Any
 
 import numpy as np
 
+Z = NormalDist().inv_cdf(0.975)
 
-def wilson_interval(successes: Any, n: Any, confidence: float = 0.95) -> tuple[Any, Any]:
-    """Bounds ``(low, high)``, 0..1, of a proportion of ``successes`` among ``n`` (Wilson 1927, score interval).
+
+def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
+    """The 95% interval ``(low, high)`` of a proportion of ``successes`` among ``n`` (Wilson 1927, score interval).
 
     Numbers give floats; arrays, of any shapes that broadcast, give float64 arrays. n = 0 gives NaN. Unlike
     p +- 1.96 standard errors, the interval stays within 0..1 and has a width at 0 and at n successes. Raises
-    ValueError unless 0 <= successes <= n and 0 < confidence < 1.
+    ValueError unless 0 <= successes <= n. (statsmodels has it too, behind a second of imports, and not exact at the
+    ends.)
     """
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence must lie between 0 and 1, got {confidence}")
     k, total = np.broadcast_arrays(np.asarray(successes, dtype=float), np.asarray(n, dtype=float))
     if not ((k >= 0) & (k <= total)).all():
         raise ValueError("successes must lie between 0 and n")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
     size = np.where(total == 0, np.nan, total)
     share = k / size
-    centre = (share + z**2 / (2 * size)) / (1 + z**2 / size)
-    half = z * np.sqrt(share * (1 - share) / size + z**2 / (4 * size**2)) / (1 + z**2 / size)
+    centre = (share + Z**2 / (2 * size)) / (1 + Z**2 / size)
+    half = Z * np.sqrt(share * (1 - share) / size + Z**2 / (4 * size**2)) / (1 + Z**2 / size)
     # Exact at the ends, where rounding would give 1e-17 for 0.
     low = np.where(k == 0, size * 0, np.maximum(centre - half, 0))
     high = np.where(k == total, size / size, np.minimum(centre + half, 1))

@@ -1,10 +1,8 @@
-"""slices.py: intervals, the table against a slow one, names, errors, console, log, and what the pictures show."""
+"""Slices: the table against a slow one, names, errors, console, log, and what the pictures show."""
 
 from __future__ import annotations
 
 import itertools
-import math
-from statistics import NormalDist
 from typing import Any
 
 import datasets
@@ -57,44 +55,6 @@ def stories(low: int = 2, high: int = 8, n: int = 210, categories=CATEGORIES, sc
 
 def count(mask: np.ndarray) -> dict[str, float]:
     return {"n": int(mask.sum())}
-
-
-# --- Wilson intervals --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("successes", "n", "low", "high"),
-    [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)],
-)
-def test_wilson_newcombe(successes, n, low, high):
-    # Newcombe 1998, Statistics in Medicine 17, table I, method 3.
-    assert wilson_interval(successes, n) == (pytest.approx(low, abs=5e-5), pytest.approx(high, abs=5e-5))
-
-
-@given(st.integers(1, 5000), st.floats(0, 1), st.sampled_from([0.5, 0.9, 0.95, 0.99]))
-def test_wilson_solves_score_equation(n, share, confidence):
-    successes = round(share * n)
-    low, high = wilson_interval(successes, n, confidence)
-    z, p = NormalDist().inv_cdf((1 + confidence) / 2), successes / n
-    assert 0 <= low <= p <= high <= 1 and low < high
-    for bound in (low, high):  # the proportions that are just not rejected: |p - bound| = z standard errors there
-        assert (p - bound) ** 2 == pytest.approx(z**2 * bound * (1 - bound) / n, abs=1e-12)
-
-
-def test_wilson_ends_arrays_and_nothing():
-    assert wilson_interval(0, 10)[0] == 0.0 and wilson_interval(10, 10)[1] == 1.0
-    assert wilson_interval(0, 10)[1] == pytest.approx(1 - wilson_interval(10, 10)[0])
-    assert all(math.isnan(bound) and type(bound) is float for bound in wilson_interval(0, 0))
-    low, high = wilson_interval(np.array([0, 5, 0]), np.array([10, 10, 0]))
-    assert low.shape == high.shape == (3,)
-    assert (low[1], high[1]) == wilson_interval(5, 10) and np.isnan([low[2], high[2]]).all()
-    assert wilson_interval(pd.Series([1, 2]), 4)[1].tolist() == [wilson_interval(k, 4)[1] for k in (1, 2)]
-
-
-@pytest.mark.parametrize(("successes", "n", "confidence"), [(3, 2, 0.95), (-1, 2, 0.95), (1, 2, 95), (1, 2, 0)])
-def test_wilson_refuses(successes, n, confidence):
-    with pytest.raises(ValueError, match="between 0 and"):
-        wilson_interval(successes, n, confidence)
 
 
 # --- values ------------------------------------------------------------------------------------------------------
