@@ -336,7 +336,8 @@ async def _ask_missing(
             finally:
                 budget.over.set()
                 await asyncio.wait(tasks)
-    error = next((error for task in tasks if (error := task.exception())), None)
+    errors = [error for task in tasks if (error := task.exception())]
+    error = errors[0] if errors else None
     if error is not None and not isinstance(error, UserError):
         raise error
     if error is not None or used_up:

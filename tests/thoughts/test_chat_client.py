@@ -14,10 +14,12 @@ from pathlib import Path
 import pytest
 from chat_server import body, chat_server, drop, echo_headers, hang, says, status, surroundings, truncate
 from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
 
 from datamap.core.errors import UserError
 from datamap.thoughts import chat_client
-from datamap.thoughts.chat_client import Question, ask_all
+from datamap.thoughts.chat_client import Question, ask_all, contents
 from datamap.thoughts.records import prompt_key, read_records
 
 SECRET = "sk-7f3c9d0a1b2e4455"
@@ -171,6 +173,22 @@ def test_what_does_not_pass_ends_the_run_in_one_line(tmp_path, fault):
         answers = ask(questions(3), tmp_path / "a", server, workers=1)
         assert server.asked() == {"q000": 1, "q001": 4, "q002": 1}
     assert answers.parsed["q000"] == "FIRST"
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.text(max_size=3),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(
+        st.sampled_from(("choices", "message", "content", "text", "finish_reason", "usage", "prompt_tokens")), inner),
+)
+
+
+@given(JSON | JSON.map(lambda value: {"choices": [{"message": {"content": value}}], "usage": value}))
+def test_whatever_a_server_sends_is_read_or_is_no_completion(value):
+    try:
+        text, _, tokens = contents(value)
+    except ValueError:
+        return
+    assert isinstance(text, str | None) and all(isinstance(count, int) for count in tokens.values())
 
 
 def test_the_message_says_what_the_server_said(tmp_path):
