@@ -59,27 +59,33 @@ class Evaluation:
         return table
 
 
-def plot_confusion(path: Path, counts: np.ndarray, names: Sequence[str], title: str) -> None:
-    """counts: (C, C), rows the gold labels. Colour is the share of the row."""
+def plot_confusion(
+    path: Path, counts: np.ndarray, names: Sequence[str], caption: str, answers: Sequence[str] | None = None
+) -> None:
+    """counts: (C, A), rows the gold labels, columns the predicted ones, then what is none. Colour is the row's share.
+
+    names: of the C labels. answers: of the A columns, the same as ``names`` unless given.
+    """
+    import seaborn
+
     from datamap.core.plots import new_figure, save_figure
 
+    names, answers = ([text.replace("$", r"\$") for text in texts] for texts in (names, answers or names))
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    size = float(np.clip(1.6 + 0.55 * len(names), 3.2, 12))
-    figure, axis = new_figure(size + 1.4, size + 0.3)
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100)
-    if len(names) <= MAX_CLASSES_WITH_NUMBERS:
-        for row, column in np.ndindex(*counts.shape):
-            ink = "white" if shares[row, column] > 60 else "black"
-            axis.text(column, row, f"{counts[row, column]:,}", ha="center", va="center", fontsize=9, color=ink)
-    names = [name.replace("$", r"\$") for name in names]  # a bare $ would begin a formula
-    wide, many = max(map(len, names)) > 6, len(names) > MAX_CLASSES_REPORTED
-    axis.set_xticks(range(len(names)), names, rotation=90 if many else 30 if wide else 0,
-                    ha="center" if many or not wide else "right")
-    axis.set_yticks(range(len(names)), names)
-    axis.tick_params(labelsize=float(np.clip(500 / len(names), 2.5, 10)))
+    cells = np.array([f"{n:,}\n{share:.0f} %" for n, share in zip(counts.flat, shares.flat, strict=True)])
+    width, height = np.clip(1.6 + 0.6 * np.array([len(answers), len(names)]), 3.2, 12)
+    figure, axis = new_figure(float(width) + 1.4, float(height) + 0.3)
+    seaborn.heatmap(
+        shares, vmin=0, vmax=100, cmap="Blues", ax=axis, xticklabels=answers, yticklabels=names,
+        annot=cells.reshape(counts.shape) if len(names) <= MAX_CLASSES_WITH_NUMBERS else False, fmt="",
+        annot_kws={"fontsize": 8}, cbar_kws={"label": "examples of the gold label (%)"},
+    )
+    wide, many = max(map(len, answers)) > 6, len(answers) > MAX_CLASSES_REPORTED
+    axis.set_xticklabels(axis.get_xticklabels(), rotation=90 if many else 30 if wide else 0,
+                         ha="right" if wide and not many else "center")
+    axis.set_yticklabels(axis.get_yticklabels(), rotation=0)
+    axis.tick_params(labelsize=float(np.clip(500 / len(names), 2.5, 10)), length=0)
     axis.set_xlabel("predicted label")
     axis.set_ylabel("gold label")
-    axis.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axis, label="examples of the gold label (%)")
     accuracy = np.trace(counts) / counts.sum()
-    save_figure(figure, path, "Confusion matrix", f"{title}, n = {counts.sum():,}; accuracy {accuracy:.3f}")
+    save_figure(figure, path, "Confusion matrix", f"{caption}, n = {counts.sum():,}; accuracy {accuracy:.3f}")

@@ -13,6 +13,7 @@ import numpy as np
 from datamap.core.files import write_csv
 from datamap.core.intervals import wilson_interval
 from datamap.core.plots import COLORS
+from datamap.tasks.evaluation import plot_confusion
 from datamap.thoughts.reader import LABELS, METHODS
 
 if TYPE_CHECKING:
@@ -201,29 +202,12 @@ def write_confusion(directory: Path, counts: np.ndarray, title: str) -> None:
     """``confusion_matrix.csv`` (label, predicted_label, n) and its picture; colour is the share of the row."""
     import pandas as pd
 
-    from datamap.core.plots import new_figure, save_figure
-
     names = [*map(str, LABELS), NO_ANSWER]
     rows = [(label, name, int(counts[label, column])) for label in LABELS for column, name in enumerate(names)]
     write_csv(directory / "confusion_matrix.csv", pd.DataFrame(rows, columns=["label", "predicted_label", "n"]))
-    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    figure, axis = new_figure(5.6, 3.3)
-    image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    for row, column in np.ndindex(*counts.shape):
-        ink = "white" if shares[row, column] > 60 else "black"
-        share = f"\n{shares[row, column]:.0f} %" if counts[row].any() else ""
-        axis.text(column, row, f"{counts[row, column]:,}{share}", ha="center", va="center", fontsize=10, color=ink)
-    axis.axvline(len(LABELS) - 0.5, color="white", linewidth=4)
-    axis.set_xticks(range(len(names)), [*(f"{label}\n{LABEL_NAMES[label]}" for label in LABELS), NO_ANSWER])
-    axis.set_yticks(LABELS, [f"{label}\n{LABEL_NAMES[label]}" for label in LABELS])
-    axis.tick_params(labelsize=9)
-    axis.set_xlabel("predicted label", fontsize=9)
-    axis.set_ylabel("true label", fontsize=9)
-    axis.spines[:].set_visible(False)
-    figure.colorbar(image, ax=axis).set_label("pairs of the true label (%)", fontsize=9)
-    accuracy = np.trace(counts) / counts.sum()
-    caption = f"{title}\nn = {counts.sum():,}; accuracy {accuracy:.3f}, no answer counted as wrong"
-    save_figure(figure, directory / "confusion_matrix.png", "Confusion matrix", caption)
+    shown = [f"{label} {LABEL_NAMES[label]}" for label in LABELS]
+    caption = f"{title}; no answer counts as wrong"
+    plot_confusion(directory / "confusion_matrix.png", counts, shown, caption, [*shown, NO_ANSWER])
 
 
 def write_lengths(
