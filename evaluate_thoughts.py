@@ -24,16 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamap.core.artifacts import (
-    TOKENIZER_FILES,
-    artifact_file,
-    check_not_read,
-    check_whole_model,
-    check_writable,
-    content_key,
-    digest,
-    stage,
-)
+from datamap.core.artifacts import artifact_file, check_not_read, check_writable, content_key, digest, stage
 from datamap.core.errors import UserError, command_line, name_a_few
 from datamap.core.files import appended_records, read_jsonl, read_rows, write_csv, write_json, write_jsonl
 from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
@@ -42,6 +33,7 @@ from datamap.core.splits import default_eval_split
 from datamap.thoughts.data import add_pair_flags, id_text, load_pairs
 from datamap.thoughts.reader import parse_thought
 from datamap.thoughts.records import line_of, locked, prompt_key
+from datamap.training.model_files import TOKENIZER_FILES, check_whole_model
 
 if TYPE_CHECKING:
     import string

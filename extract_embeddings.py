@@ -22,13 +22,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.core.artifacts import check_not_read, check_whole_model, recorded_split, recorded_task, stage
+from datamap.core.artifacts import check_not_read, recorded_split, recorded_task, stage
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import atomic, write_json
 from datamap.core.splits import Split
 from datamap.tasks.registry import task_of
 from datamap.training.embedding_arguments import check_task, parse_args
 from datamap.training.embeddings import embedder, embedding_spans
+from datamap.training.model_files import check_whole_model
 from datamap.training.models import load_encoder, usable_length, usable_stride
 
 if TYPE_CHECKING:

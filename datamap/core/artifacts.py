@@ -28,11 +28,6 @@ META = "run_meta.json"
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "pandas", "numpy", "scikit-learn", "hdbscan",
             "umap-learn")
 
-TOKENIZER_FILES = (
-    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",
-    "tokenizer.model",
-)
-
 logger = logging.getLogger(__name__)
 
 
@@ -201,34 +196,6 @@ def model_meta(path: str | Path) -> dict[str, Any] | None:
     return next((run for run in runs if run.get("arguments", {}).get("do_train")), None)
 
 
-def trained_fingerprint(model: str | Path) -> str | None:
-    """The fingerprint of what run.py trained the model in a directory on, checkpoints too; None where that is unknown,
-    as of a Hub model."""
-    path = Path(model)
-    if not path.is_dir():
-        return None
-    meta = model_meta(path) or (model_meta(path.parent) if path.name.startswith("checkpoint-") else None)
-    return meta["datasets"][0]["fingerprint"] if meta and meta.get("datasets") else None
-
-
-def check_whole_model(path: str | Path) -> None:
-    """Refuse a model directory whose training did not finish; a Hub name, or one trained elsewhere, passes."""
-    if not Path(path).is_dir():
-        return
-    if not (Path(path) / "config.json").exists():
-        raise UserError(f"{path} holds no config.json, so no model; run.py --do_train writes one")
-    check_has_tokenizer(path)
-    meta = model_meta(path)
-    if meta and meta.get("status") != "finished":
-        raise UserError(f"model {path} is not whole: its training is marked {meta.get('status')}; train it again")
-
-
-def check_has_tokenizer(path: str | Path) -> None:
-    """Refuse a directory without a tokenizer, in whose place the library would make up one that knows no word."""
-    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
-        raise UserError(f"{path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the model")
-
-
 def artifact_file(path: str | Path, filename: str, made_by: str, appended: bool = False) -> Path:
     """The file of an artifact given as its directory or as the file itself.
 
@@ -276,7 +243,7 @@ def recorded_dataset(path: str | Path) -> dict[str, Any] | None:
 
 
 def recorded_task(*artifacts: str | Path) -> dict[str, Any] | None:
-    """The settings of the task (tasks.py) for which the first of these artifacts that records one was made."""
+    """The settings of the task for which the first of these artifacts that records one was made."""
     for artifact in artifacts:
         recorded = recorded_dataset(artifact) or {}
         if "task" in recorded:

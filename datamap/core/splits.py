@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from datamap.core.errors import UserError, first_line, name_a_few
-from datamap.core.files import csv_records, read_bytes, read_rows
+from datamap.core.files import csv_records, read_bytes, read_json, read_rows
 
 if TYPE_CHECKING:
     import datasets
@@ -25,7 +25,7 @@ NO_SPLITS = ("run_meta.json", "filter_report.json")  # what dataset_filters.py w
 
 
 class RowFormat(Protocol):
-    """What loading needs to know of a task (tasks.py): its columns and how to bring raw rows into them."""
+    """What loading needs to know of a task (``tasks.base.Task``): its columns and how to bring raw rows into them."""
 
     @property
     def content_columns(self) -> tuple[str, ...]: ...
@@ -106,10 +106,10 @@ def default_eval_split(name: str) -> str:
         return "train"  # the only one
     known: Sequence[str] = ()
     if name.startswith("demo:"):
-        from datamap.demo import builtin as demo_data
+        from datamap.demo.builtin import DEMOS, splits
 
         demo = name.removeprefix("demo:")
-        known = demo_data.splits(demo) if demo in demo_data.DEMOS else ()
+        known = splits(demo) if demo in DEMOS else ()
     elif path.is_dir():
         known = _directory_splits(path)
     elif path.suffix not in FILE_SUFFIXES:
@@ -189,14 +189,14 @@ def _read(name: str, split: str) -> datasets.Dataset:
 def _read_demo(name: str, split: str) -> datasets.Dataset:
     import datasets
 
-    from datamap.demo import builtin as demo_data
+    from datamap.demo.builtin import DEMOS, generate, splits
 
     demo = name.removeprefix("demo:")
-    if demo not in demo_data.DEMOS:
-        known = ", ".join(f"demo:{known}" for known in demo_data.DEMOS)
+    if demo not in DEMOS:
+        known = ", ".join(f"demo:{known}" for known in DEMOS)
         raise UserError(f"dataset {name!r} is not built in; there is {known}")
-    _check_split(name, split, demo_data.splits(demo))
-    return datasets.Dataset.from_list(demo_data.generate(demo, split))
+    _check_split(name, split, splits(demo))
+    return datasets.Dataset.from_list(generate(demo, split))
 
 
 def _read_directory(path: Path, split: str) -> datasets.Dataset:
@@ -212,7 +212,7 @@ def _read_directory(path: Path, split: str) -> datasets.Dataset:
 
 def _directory_splits(path: Path) -> list[str]:
     if (path / "dataset_dict.json").exists():  # of save_to_disk
-        return list(json.loads((path / "dataset_dict.json").read_text(encoding="utf-8"))["splits"])
+        return list(read_json(path / "dataset_dict.json")["splits"])
     return ["train"] if (path / "state.json").exists() else list(_split_files(path))
 
 

@@ -2,9 +2,9 @@
 
 | name | task | what |
 |---|---|---|
-| `clinical` | qa | questions about clinical notes, a tenth of the answers wrong on purpose (`demo_clinical`) |
-| `nli` | nli | premise and hypothesis, a tenth of the labels wrong on purpose (`demo_nli`) |
-| `stories`, `stories_4dir` | classification | yes/no questions about who walks where (`demo_stories`) |
+| `clinical` | qa | questions about clinical notes, a tenth of the answers wrong on purpose (`clinical.py`) |
+| `nli` | nli | premise and hypothesis, a tenth of the labels wrong on purpose (`nli.py`) |
+| `stories`, `stories_4dir` | classification | yes/no questions about who walks where (`stories.py`) |
 
 Nothing heavy is imported here or there.
 """
@@ -18,9 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from datamap.demo import clinical as demo_clinical
-from datamap.demo import nli as demo_nli
-from datamap.demo import stories as demo_stories
+from datamap.demo import clinical, nli, stories
 
 
 @dataclass(frozen=True)
@@ -32,10 +30,10 @@ class Demo:
 
 
 DEMOS: dict[str, Demo] = {
-    "clinical": Demo(demo_clinical.SIZES, demo_clinical.build),
-    "nli": Demo(demo_nli.SIZES, demo_nli.build),
-    "stories": Demo(demo_stories.SIZES, demo_stories.build),
-    "stories_4dir": Demo(demo_stories.SIZES, partial(demo_stories.build, num_directions=4)),
+    "clinical": Demo(clinical.SIZES, clinical.build),
+    "nli": Demo(nli.SIZES, nli.build),
+    "stories": Demo(stories.SIZES, stories.build),
+    "stories_4dir": Demo(stories.SIZES, partial(stories.build, num_directions=4)),
 }
 
 

@@ -22,12 +22,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.core.artifacts import trained_fingerprint
 from datamap.core.errors import UserError
 from datamap.core.splits import Split
 from datamap.tasks.classification import ClassificationEvaluation
 from datamap.tasks.evaluation import Evaluation
 from datamap.training.data import features_of
+from datamap.training.model_files import trained_fingerprint
 from datamap.training.models import usable_length, usable_stride
 
 if TYPE_CHECKING:

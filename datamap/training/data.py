@@ -15,12 +15,13 @@ import numpy as np
 
 from datamap.analysis.filter_config import apply_filters
 from datamap.cartography.metrics import load_cartography_metrics
-from datamap.core.artifacts import artifact_file, check_same_dataset, trained_fingerprint
+from datamap.core.artifacts import artifact_file, check_same_dataset
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, read_table, write_jsonl
 from datamap.core.splits import Split, content_fingerprint, default_eval_split, load_split
 from datamap.tasks.base import Task
 from datamap.tasks.classification import label_values
+from datamap.training.model_files import trained_fingerprint
 
 if TYPE_CHECKING:
     import datasets

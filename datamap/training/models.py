@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamap.core.artifacts import check_has_tokenizer, check_whole_model
 from datamap.core.errors import UserError, first_line
 from datamap.core.splits import Split
+from datamap.training.model_files import check_has_tokenizer, check_whole_model
 
 if TYPE_CHECKING:
     import torch

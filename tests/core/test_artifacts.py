@@ -19,7 +19,6 @@ from datamap.core.artifacts import (
     artifact_file,
     check_not_read,
     check_same_dataset,
-    check_whole_model,
     check_writable,
     load_meta,
     model_meta,
@@ -31,6 +30,7 @@ from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, read_jsonl, read_table, write_csv, write_json, write_jsonl
 from datamap.core.splits import load_split
 from datamap.tasks.qa import QuestionAnswering
+from datamap.training.model_files import check_whole_model
 
 TASK = QuestionAnswering()
 
