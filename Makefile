@@ -136,5 +136,6 @@ test: $(VENV)/installed-dev
 	$(VENV)/bin/mypy .
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
 
+# A file at a time on each core: the tests of a file share what takes long to set up, and none measures time.
 test-slow: $(VENV)/installed-dev
-	$(PY) -m pytest -m slow
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m slow
