@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamap.core.plots import new_figure, save_figure
+
 if TYPE_CHECKING:
     import datasets
     from transformers import EvalPrediction
@@ -67,8 +69,6 @@ def plot_confusion(
     names: of the C labels. answers: of the A columns, the same as ``names`` unless given.
     """
     import seaborn
-
-    from datamap.core.plots import new_figure, save_figure
 
     names, answers = ([text.replace("$", r"\$") for text in texts] for texts in (names, answers or names))
     shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)

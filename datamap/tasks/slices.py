@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.plots import COLORS
+from datamap.core.plots import COLORS, GREY, LIGHT_GREY, new_figure, save_figure
+from datamap.core.tables import console_table
 
 if TYPE_CHECKING:
     import datasets
@@ -29,7 +30,6 @@ MAX_NAME_PRINTED = 48  # characters
 MAX_PANELS, MAX_POINTS = 6, 40
 # They tell the series apart in grey.
 MARKERS = ("o", "s", "^", "D", "v", "P")
-BASELINE_COLOR = "#707070"
 RATE_LABELS = {"accuracy": "accuracy (fraction right)", "exact_match": "exact match (%)"}
 
 
@@ -231,36 +231,23 @@ def _rows_by(table: pd.DataFrame, columns: Sequence[str], chosen: Sequence[str])
 
 
 def printed(table: pd.DataFrame, limit: int = 40) -> str:
-    """Aligned lines for the console: slice, n, the statistics with the interval as ``[low, high]``; missing: "-"."""
-    names = list(table.columns)
-    statistics = [name for name in names[names.index("n") :] if name != "high"]
-    cells = [["slice", *("95% interval" if name == "low" else name for name in statistics)]]
-    percent = PERCENTAGES if "exact_match" in names else ()
-    for row in table.head(limit).to_dict("records"):
-        shown = {name: _number(row[name], 1 if name in percent else 3) for name in names[names.index("n") :]}
-        if "low" in shown:
-            shown["low"] = f"[{shown['low']}, {shown['high']}]" if row["low"] == row["low"] else "-"
-        name = _shortened(row["slice"], MAX_NAME_PRINTED)
-        cells.append([name, *(shown[name] for name in statistics)])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = []
-    for name, *rest in cells:
-        numbers = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([name.ljust(widths[0]), *numbers]))
-    if len(table) > limit:
-        lines.append(f"... and {len(table) - limit:,} more in slice_metrics*.csv")
-    return "\n".join(lines)
+    """Aligned lines for the console: slice, n, and the statistics with the interval as ``[low, high]``."""
+    statistics = table.columns[table.columns.get_loc("n") :]
+    percent = PERCENTAGES if "exact_match" in table else ()
+    formats = {name: ".1f" if name in percent else ".3f" for name in statistics} | {"n": ",d"}
+    shown = table[statistics].drop(columns=["low", "high"], errors="ignore")
+    shown.insert(0, "slice", [_shortened(name, MAX_NAME_PRINTED) for name in table["slice"]])
+    if "low" in table:
+        ends = zip(table["low"], table["high"], strict=True)
+        form = formats["low"]
+        intervals = [None if low != low else f"[{low:{form}}, {high:{form}}]" for low, high in ends]
+        shown.insert(int(statistics.get_loc("low")) + 1, "95% interval", intervals)
+    return console_table(shown, formats, limit)
 
 
 def _shortened(text: str, length: int) -> str:
     line = " ".join(text.split())
     return line if len(line) <= length else line[: length - 3] + "..."
-
-
-def _number(value: Any, decimals: int) -> str:
-    if value is None or value != value:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{decimals}f}"
 
 
 def logged(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, float]:
@@ -319,8 +306,6 @@ def plot_generalization(
     """
     import pandas as pd
 
-    from datamap.core.plots import new_figure, save_figure
-
     numeric = _numeric_column(list(tables.values()), columns)
     if numeric is None:
         rows = pd.concat([table.head(1) for table in tables.values()])
@@ -351,8 +336,6 @@ def _plot_panels(
     path: str | Path, panels: Sequence[tuple[str, pd.DataFrame]], numeric: str, rate: str, title: str, caption: str
 ) -> None:
     """One panel per (name, rows against ``numeric``); the line of the first stands in grey in all others."""
-    from datamap.core.plots import LIGHT_GREY, new_figure, save_figure
-
     across = {1: 1, 2: 2, 4: 2, 7: 4}.get(len(panels), 3)
     down = -(-len(panels) // across)
     size = (5.0, 3.4) if len(panels) == 1 else (0.6 + 2.0 * across, 1.0 + 1.8 * down)
@@ -384,14 +367,12 @@ def _plot_points(
     reference: float | None = None,
 ) -> None:
     """One horizontal point with its interval per row, the first on top; ``reference`` is a line down all of them."""
-    from datamap.core.plots import LIGHT_GREY, new_figure, save_figure
-
     figure, axis = new_figure(6.0, 1.3 + 0.28 * len(rows))
     places = np.arange(len(rows))
     if reference is not None:
         axis.axvline(reference, color=LIGHT_GREY, linewidth=1.5, zorder=0)
     if "majority_baseline" in rows:
-        axis.plot(rows["majority_baseline"], places, "|", color=BASELINE_COLOR, markersize=11)
+        axis.plot(rows["majority_baseline"], places, "|", color=GREY, markersize=11)
     value = rows[rate].to_numpy(dtype=float)
     axis.errorbar(value, places, xerr=_errors(rows, rate), fmt="o", color=COLORS[0], markersize=5, elinewidth=1.2)
     axis.set_yticks(places, [_sized(name, n) for name, n in zip(names, rows["n"], strict=True)])
@@ -459,7 +440,7 @@ def _draw_rate(
 
 def _draw_baseline(axis: Axes, x: np.ndarray, rows: pd.DataFrame) -> None:
     if "majority_baseline" in rows:
-        axis.plot(x, rows["majority_baseline"], color=BASELINE_COLOR, linewidth=1, linestyle=":")
+        axis.plot(x, rows["majority_baseline"], color=GREY, linewidth=1, linestyle=":")
 
 
 def _finish_axis(axis: Axes, numeric: str, rate: str, x: np.ndarray) -> None:

@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamap.core import plots as plotting
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
 from datamap.core.intervals import wilson_interval
@@ -249,9 +248,9 @@ def test_printed_is_aligned():
         }
     )
     assert printed(table).splitlines() == [
-        "slice        n  accuracy    95% interval   loss",
+        "slice        n  accuracy  95% interval     loss",
         "overall  1,200     0.845  [0.812, 0.874]  1.235",
-        "simple       7         -               -  0.500",
+        "simple       7                            0.500",
     ]
 
 
@@ -268,7 +267,7 @@ def test_printed_stops_at_the_limit():
     table, _, _ = stories()
     lines = printed(table, limit=8).splitlines()
     assert len(lines) == 1 + 8 + 1
-    assert lines[-1] == f"... and {len(table) - 8} more in slice_metrics*.csv"
+    assert lines[-1] == f"... and {len(table) - 8} more"
     assert len({len(line) for line in lines[:-1]}) == 1
     assert len(printed(table.head(8), limit=8).splitlines()) == 1 + 8
     assert max(map(len, printed(slice_table({"a": ["x\n" * 200] * 2}, count)).splitlines())) < 80
@@ -297,13 +296,13 @@ def test_logged_keys_and_values():
 def drawn(monkeypatch, tmp_path):
     """Call a plot function with an output file; the figure, title and caption that it saved."""
     seen: dict[str, Any] = {}
-    save = plotting.save_figure
+    save = slices.save_figure
 
     def keep(figure, path, title, caption):
         save(figure, path, title, caption)
         seen.update(figure=figure, title=title, caption=caption)
 
-    monkeypatch.setattr(plotting, "save_figure", keep)
+    monkeypatch.setattr(slices, "save_figure", keep)
 
     def call(plot, *args):
         path = tmp_path / "picture.png"
