@@ -4,16 +4,14 @@ import re
 import subprocess
 import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
-from datamap.demo import builtin as demo_data
-from datamap.demo import clinical as demo_clinical
+from datamap.demo import clinical
 from datamap.demo.builtin import DEMOS, generate, splits
 from datamap.demo.clinical import KINDS, PLANTED_ERRORS
 
-ROOT = Path(demo_data.__file__).parent
 SIZES = {"train": 2500, "validation": 400}
 
 
@@ -44,7 +42,7 @@ def asked_kinds(question):
     """Kinds that have a question template which matches."""
     return {
         kind
-        for kind, templates in demo_clinical.QUESTIONS.items()
+        for kind, templates in clinical.QUESTIONS.items()
         if any(re.fullmatch(pattern_of(template), question) for template in templates)
     }
 
@@ -53,7 +51,7 @@ def stated_kinds(sentence):
     """Kinds that have a sentence template which matches, whatever clause was put before or behind it."""
     return {
         kind
-        for kind, templates in demo_clinical.SENTENCES.items()
+        for kind, templates in clinical.SENTENCES.items()
         if any(
             re.search(pattern_of(re.sub(r"[\[\]<>]", "", template).removesuffix(".")), sentence, re.IGNORECASE)
             for template in templates
@@ -77,10 +75,11 @@ def test_default_sizes_columns_and_unique_ids(rows):
 @pytest.mark.parametrize("name", list(DEMOS))
 def test_same_seed_same_bytes_in_another_process_and_nothing_heavy_imported(name):
     code = (
-        f"import sys, json, demo_data; print(json.dumps(demo_data.generate('{name}', 'train', 7, 60)));"
+        "import sys, json; from datamap.demo.builtin import generate;"
+        f"print(json.dumps(generate('{name}', 'train', 7, 60)));"
         "assert not {'torch', 'pandas', 'transformers', 'datasets'} & set(sys.modules)"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     here = generate(name, "train", 7, 60)
     assert json.loads(done.stdout) == here
     assert done.stdout.strip() == json.dumps(here)

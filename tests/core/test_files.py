@@ -1,0 +1,189 @@
+"""Files are whole or not there, and read back as they were written."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from datamap.core.errors import UserError
+from datamap.core.files import atomic, read_json, read_jsonl, read_table, write_csv, write_json, write_jsonl
+
+
+def names(directory):
+    return sorted(path.name for path in directory.iterdir())
+
+
+# --- writing ---
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path, error):
+    (tmp_path / "a.csv").write_text("old")
+    with pytest.raises(error):
+        with atomic(tmp_path / "a.csv") as temporary:
+            assert temporary.parent == tmp_path and temporary.suffix == ".csv" and temporary.name.startswith(".")
+            temporary.write_text("half")
+            raise error
+    assert names(tmp_path) == ["a.csv"]
+    assert (tmp_path / "a.csv").read_text() == "old"
+
+
+def test_a_finished_write_replaces_the_old_file(tmp_path):
+    (tmp_path / "a.npy").write_text("old")
+    with atomic(tmp_path / "a.npy") as temporary:
+        np.save(temporary, np.arange(3))
+        assert (tmp_path / "a.npy").read_text() == "old"  # until the end
+    assert names(tmp_path) == ["a.npy"]
+    assert np.load(tmp_path / "a.npy").tolist() == [0, 1, 2]
+
+
+def test_json_takes_numpy_and_paths_and_keeps_text(tmp_path):
+    value = {
+        "a": np.float64(0.1), "b": np.int64(3), "c": np.array([[1, 2]]), "d": Path("x/y"), "e": np.bool_(True),
+        "f": None, "g": "é 🙂", "h": 0.1 + 0.2,
+    }
+    write_json(tmp_path / "a.json", value)
+    text = (tmp_path / "a.json").read_text(encoding="utf-8")
+    assert "é 🙂" in text and text.endswith("}\n")
+    assert read_json(tmp_path / "a.json") == {
+        "a": 0.1, "b": 3, "c": [[1, 2]], "d": "x/y", "e": True, "f": None, "g": "é 🙂", "h": 0.1 + 0.2,
+    }
+
+
+@pytest.mark.parametrize(
+    "value, error",
+    [(math.nan, ValueError), (np.float32("inf"), ValueError), (np.array([1, math.nan]), ValueError),
+     (object(), TypeError), ({1, 2}, TypeError)],
+)
+def test_json_refuses_what_it_cannot_hold(tmp_path, value, error):
+    with pytest.raises(error):
+        write_json(tmp_path / "a.json", {"x": value})
+    with pytest.raises(error):
+        write_jsonl(tmp_path / "a.jsonl", [{"x": 1}, {"x": value}])
+    assert names(tmp_path) == []
+
+
+def test_json_lines_there_and_back(tmp_path):
+    rows: list[dict] = [{"id": "001", "text": "two\nlines\u2028é"}, {"id": "2", "text": None}]
+    write_jsonl(tmp_path / "a.jsonl", rows)
+    assert (tmp_path / "a.jsonl").read_bytes().count(b"\n") == 2
+    assert read_jsonl(tmp_path / "a.jsonl", columns=("id", "text")) == rows
+
+
+CELLS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\x00"), min_size=1, max_size=8)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(
+        st.tuples(CELLS, st.floats(allow_nan=False, allow_infinity=False), st.booleans(), st.integers(-9, 2**53)),
+        min_size=1, max_size=6, unique_by=lambda row: row[0],
+    )
+)
+def test_tables_there_and_back(tmp_path, rows):
+    frame = pd.DataFrame(rows, columns=["id", "value", "flag", "count"])
+    write_csv(tmp_path / "a.csv", frame)
+    back = read_table(tmp_path / "a.csv", columns=("id", "value"))
+    assert back["id"].tolist() == frame["id"].tolist()
+    assert back["value"].tolist() == frame["value"].tolist()  # every digit
+    assert back["flag"].tolist() == frame["flag"].tolist() and back["flag"].dtype == bool
+    assert back["count"].tolist() == frame["count"].tolist()
+
+
+@pytest.mark.parametrize("value", [0.1 + 0.2, 1 / 3, 5e-324, 1.7976931348623157e308, 1e-17, 123456789.12345679, -0.0])
+def test_floats_keep_every_digit(tmp_path, value):
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"id": ["a"], "x": [value]}))
+    assert read_table(tmp_path / "a.csv")["x"].iloc[0] == value
+    assert float((tmp_path / "a.csv").read_text().splitlines()[1].split(",")[1]) == value  # in any language
+
+
+def test_booleans_and_ids_of_plain_pandas_users(tmp_path):
+    write_csv(tmp_path / "a.csv", pd.DataFrame({"id": ["001", "12e5", "7"], "is_dataset_error": [True, False, True]}))
+    frame = pd.read_csv(tmp_path / "a.csv", dtype={"id": str})
+    assert frame["is_dataset_error"].dtype == bool
+    assert frame[frame["is_dataset_error"]]["id"].tolist() == ["001", "7"]
+
+
+def test_a_missing_value_is_an_empty_cell(tmp_path):
+    frame = pd.DataFrame(
+        {"id": ["a", "NA", "nan"], "x": [1.5, math.nan, 2], "text": ["NA", None, "null"], "n": [1, None, 3],
+         "rule": pd.array([True, None, False], dtype="boolean")}
+    )
+    write_csv(tmp_path / "a.csv", frame)
+    assert (tmp_path / "a.csv").read_text().splitlines()[2] == '"NA",,,,'
+    back = read_table(tmp_path / "a.csv")
+    assert back["id"].tolist() == ["a", "NA", "nan"]
+    assert back["text"].tolist()[::2] == ["NA", "null"] and back["text"].isna().tolist() == [False, True, False]
+    assert back["x"].isna().tolist() == [False, True, False]
+    assert back["rule"].tolist()[::2] == [True, False] and pd.isna(back["rule"][1])
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path):
+    with pytest.raises(Exception, match="."):
+        write_csv(tmp_path / "a.csv", pd.DataFrame({"id": ["a"], "x": [object()]}))
+    assert names(tmp_path) == []
+
+
+# --- reading ---
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "a.json, line 1: malformed JSON"),
+        ('{"a": 1,\n "b": ', r"a.json, line 2: malformed JSON .*is the file whole\?"),
+    ],
+)
+def test_malformed_json_is_refused_with_its_line(tmp_path, content, message):
+    (tmp_path / "a.json").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_json(tmp_path / "a.json")
+
+
+def test_text_that_is_not_utf_8_is_refused(tmp_path):
+    for name, read in (("a.json", read_json), ("a.jsonl", read_jsonl), ("a.csv", read_table)):
+        (tmp_path / name).write_bytes('{"a": "é"}\n'.encode("latin-1"))
+        with pytest.raises(UserError, match=name):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "second, message",
+    [
+        ('{"id": "b"', r"a\.jsonl, line 2: malformed JSON"),
+        ('{"name": "b"}', r"a\.jsonl, line 2: no 'id' in "),
+        ("[1]", r"a\.jsonl, line 2: expected a JSON object, found list"),
+    ],
+)
+def test_malformed_json_lines_are_refused_with_their_line(tmp_path, second, message):
+    (tmp_path / "a.jsonl").write_text('{"id": "a"}\n' + second + "\n")
+    with pytest.raises(UserError, match=message):
+        read_jsonl(tmp_path / "a.jsonl", columns=("id",))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("", "is empty"),
+        ("id,x\na,1\nb,2,3\n", "line 3: 3 columns"),
+        ("id,x\na,1,2\n", "line 2"),
+        ("id,x,y\na,1,2\nb,3\n", "line 3"),
+        ('id,x\na,1\nb,"2\n', "malformed CSV"),
+        ("x,y\n1,2\n", r"has no column 'id'; it has 'x', 'y'"),
+        ("id,x\na,1\n,2\n", r"line 3: no id"),
+        ("id,x\na,1\nb,2\na,3\n", "1 ids occur more than once .'a'."),
+    ],
+)
+def test_malformed_tables_are_refused(tmp_path, content, message):
+    (tmp_path / "a.csv").write_text(content)
+    with pytest.raises(UserError, match=message):
+        read_table(tmp_path / "a.csv", columns=("id",))
+
+
+def test_a_table_without_ids_is_read_when_none_are_needed(tmp_path):
+    (tmp_path / "a.csv").write_text("cluster,size\n-1,3\n")
+    assert read_table(tmp_path / "a.csv", columns=("cluster",)).to_dict("records") == [{"cluster": -1, "size": 3}]
