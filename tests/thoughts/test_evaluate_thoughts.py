@@ -113,7 +113,7 @@ def test_a_model_answers_pairs_and_is_scored(model, pairs, tmp_path, capsys):
     written = metrics(out)
     assert written.items() >= pair_metrics(gold, predicted, methods).items()
     assert written["cut_off"] == sum(not record["finished"] for record in found.values())
-    assert f"accuracy            {written['accuracy']:.3f}" in shown
+    assert f"accuracy           {written['accuracy']:.3f}" in shown
     submission = pd.read_csv(out / "submission.csv", dtype={"id": str, "prediction": "Int64"})
     assert submission["id"].tolist() == [f"p{number:02d}" for number in range(12)]  # in the order of the dataset
     assert submission["prediction"].isna().sum() == predicted.count(None)
