@@ -35,21 +35,19 @@ import numpy as np
 REPOSITORY = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(REPOSITORY))
 
-import run_experiments  # noqa: E402
 from datamap.core.artifacts import META, stage  # noqa: E402
 from datamap.core.errors import UserError, command_line  # noqa: E402
 from datamap.core.files import read_json, write_csv, write_json  # noqa: E402
-from datamap.core.flags import (  # noqa: E402
-    DEFAULT_SEED,  # noqa: E402
-    Parser,
-    positive_int,
-)
+from datamap.core.flags import DEFAULT_SEED, Parser, positive_int  # noqa: E402
 from datamap.core.splits import load_split  # noqa: E402
 from datamap.demo import builtin as demo_data  # noqa: E402
-from datamap.suites.definition import Run, Suite  # noqa: E402
-from datamap.suites.runner import CONFIG, FINISHED, LOCK, Outcome, run_locally  # noqa: E402
+from datamap.suites.definition import Suite  # noqa: E402
+from datamap.suites.planning import plan_suite, write_plan  # noqa: E402
+from datamap.suites.runner import run_locally  # noqa: E402
+from datamap.suites.runs import CONFIG, FINISHED, LOCK, Run  # noqa: E402
 from datamap.tasks.registry import get_task  # noqa: E402
-from run import EVALUATION_FILES, TRAINING_FILES  # noqa: E402
+from datamap.training.arguments import EVALUATION_FILES, TRAINING_FILES  # noqa: E402
+from run_experiments import parse_args as suite_args  # noqa: E402
 
 OVERHEAD_BOUND, RESUME_BOUND, ANALYZE_BOUND, MEMORY_BOUND = "1.5 s", "5 s", "60 s", "4 GB"
 RESUME_EXPERIMENTS, RESUME_SEEDS, RESUME_PREDICTIONS, RESUME_ROUNDS, ANALYZE_SEEDS = 20, 10, 400, 3, 6
@@ -74,30 +72,25 @@ def plan(directory: Path, experiments: int, seeds: Sequence[int]) -> tuple[Suite
     directory.mkdir(parents=True, exist_ok=True)
     write_json(directory / "bench.json", {"name": "bench", "base": BASE, "experiments": rates})
     flags = ["--suite", str(directory / "bench.json"), "--experiments_dir", str(directory)]
-    suite, _, runs = run_experiments.plan_suite(run_experiments.parse_args([*flags, "--seeds", *map(str, seeds)]))
-    run_experiments.write_plan(suite, seeds, directory / suite.name)
+    suite, _, runs = plan_suite(suite_args([*flags, "--seeds", *map(str, seeds)]))
+    write_plan(suite, seeds, directory / suite.name)
     return suite, runs, flags
 
 
 def measure_overhead(directory: Path, rounds: int) -> dict[str, Any]:
     _, runs, _ = plan(directory, 1, range(1, rounds + 1))
-    warm, cold, began = list[dict[str, float]](), list[dict[str, float]](), 0.0
-
-    def done(run: Run, outcome: Outcome) -> None:
-        nonlocal began
-        seconds = time.perf_counter() - began
+    warm, cold = list[dict[str, float]](), list[dict[str, float]]()
+    began = time.perf_counter()
+    for run, outcome in run_locally(runs, workers=1, retry=False, keep_models=False, stop_on_error=True):
         if outcome.state != FINISHED:
             raise UserError(f"{run} is {outcome.state}: {outcome.error}")
-        warm.append(parts(run.directory, seconds) | {"in_the_worker": outcome.seconds})
+        warm.append(parts(run.directory, time.perf_counter() - began) | {"in_the_worker": outcome.seconds})
         place = directory / f"cold-{run.seed}"
         script = [sys.executable, "run.py", *run.argv, f"--output_dir={place}"]
         began = time.perf_counter()
         subprocess.run(script, cwd=REPOSITORY, check=True, capture_output=True)
         cold.append(parts(place, time.perf_counter() - began))
-        began = time.perf_counter()  # the worker gets its next run when this returns
-
-    began = time.perf_counter()
-    run_locally(runs, workers=1, retry=False, keep_models=False, stop_on_error=True, done=done)
+        began = time.perf_counter()  # the worker gets its next run now
     return {"runs_of_worker": warm, "cold_processes": cold}
 
 
