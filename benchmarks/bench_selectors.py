@@ -51,6 +51,8 @@ from datamap.core.flags import (  # noqa: E402
     Parser,
     positive_int,
 )
+from datamap.core.plots import COLORS as PALETTE  # noqa: E402
+from datamap.core.plots import new_figure, save_figure  # noqa: E402
 from datamap.selection import diversity  # noqa: E402
 
 DIMS, CLUSTERS, GROUPS, CHUNK = 768, 128, 200, 4096
@@ -58,7 +60,7 @@ BOUNDS = {"one product": 4.0, "pairwise to the newest": 40.0, "pairwise to all":
           "MiniBatchKMeans": 1.0}
 RADIUS_BOUND, MEMORY_BOUND = 1e-5, 1.5
 KINDS = ("random", "clustered")
-COLORS = {"k-center": "#0072b2", "herding": "#d55e00", "k-means": "#009e73"}
+COLORS = dict(zip(("k-center", "herding", "k-means"), PALETTE, strict=False))
 
 
 def draw(kind: str, n: int, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
@@ -260,8 +262,6 @@ def measure_scaling(file: str, sizes: Sequence[int], ks: dict[str, int], cluster
 
 
 def plot_scaling(path: Path, scaling: dict[str, Any], ks: dict[str, int], clusters: int, device: str) -> None:
-    from datamap.core.plots import new_figure, save_figure
-
     figure, axis = new_figure(6.4, 4.4)
     labels = {"k-center": f"k-center, k = {ks['k-center']:,}", "herding": f"herding, k = {ks['herding']:,}",
               "k-means": f"k-means, {clusters} clusters"}

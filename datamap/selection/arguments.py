@@ -3,49 +3,38 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import difflib
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
-from datamap.core.artifacts import recorded_dataset, recorded_task
+from datamap.core.artifacts import check_not_read, check_writable, recorded_dataset, recorded_task
 from datamap.core.configs import with_config
-from datamap.core.flags import DEFAULT_SEED, Parser, fraction, number, positive_int, seed_number
+from datamap.core.errors import UserError
+from datamap.core.flags import DEFAULT_SEED, Parser, fraction, positive_int, seed_number
+from datamap.selection.base import SELECTORS, SETTINGS, Settings, needed, settings_of
+from datamap.selection.features import FEATURES
 from datamap.selection.perturbations import KINDS
-from datamap.selection.selectors import HIGHEST, LOWEST, SELECTORS, Settings, needed, parse_members, settings_of
-from datamap.tasks.base import TASKS, add_task_flags
+from datamap.selection.selectors import parse_members
+from datamap.selection.text_metrics import MATTR_WINDOW
+from datamap.tasks.base import Task
+from datamap.tasks.registry import TASKS, add_task_flags
 
-DESCRIPTION = "Choose k examples of a dataset to train on, and say why."
 DEFAULT_DATASET, DEFAULT_TASK = "stanfordnlp/sst2", "classification"
 DEFAULT_ENCODER, DEFAULT_CAUSAL_LM = "answerdotai/ModernBERT-base", "Qwen/Qwen3-1.7B-Base"
 POOLINGS = ("mean", "cls", "cls_and_answer_mean")
 SOURCES = ("cartography_dir", "embedding_dir", "model_path")  # flags that name what is read
-EMBEDDING_FLAGS, WARM_UP_FLAGS = ("pooling", "embedding_dir"), ("warmup_epochs", "training_config")
-# Feature (selection_features.py) -> the flags that it reads and a selector without it does not.
-FEATURE_FLAGS: dict[str, tuple[str, ...]] = {
-    "mattr": ("mattr_window",),
-    "embeddings": EMBEDDING_FLAGS,
-    "perplexity": ("causal_lm",),
-    "label_quality": ("folds", "probabilities", *EMBEDDING_FLAGS, *WARM_UP_FLAGS),
-    "self_filter": ("rounds", *EMBEDDING_FLAGS),
-    "flip_rate": ("model_path", "perturbations", "copies"),
-    "judge_flags": ("judge_model", "base_url", "workers", "max_requests", "requests_per_minute", "judge_prompt"),
-    "entropy": ("model_path",),
-    **dict.fromkeys(("el2n", "grand"), ("model_path", *WARM_UP_FLAGS)),
-    **dict.fromkeys(("forgetting", "aum", "confidence", "variability", "losses"), ("cartography_dir",)),
-}
+MADE_BY = {"cartography_dir": "run.py --enable_cartography", "embedding_dir": "extract_embeddings.py"}
 
 
 def build_parser() -> Parser:
-    from datamap.selection.text_metrics import MATTR_WINDOW
-
-    own, share = Settings(), lambda text: number(text, 0, 1)
-    parser = Parser(DESCRIPTION, script="select_subset.py")
+    parser = Parser("Choose k examples of a dataset to train on, and say why.", script="select_subset.py")
     parser.add_argument("--config", metavar="FILE", help="JSON file of flags; those given here win over it")
     parser.add_switch("--list", help="say what every selector does, and do nothing else")
     group = parser.add_argument_group("how many of what")
     group.add_argument("--selector", metavar="NAME", help="see --list")
-    group.add_argument("--fraction", type=share, metavar="F", help="share of the examples to choose, above 0 to 1")
+    group.add_argument("--fraction", type=fraction, metavar="F", help="share of the examples to choose, above 0 to 1")
     group.add_argument("--k", type=positive_int, metavar="N", help="how many to choose, instead of --fraction")
     group.add_argument("--stratify", metavar="COLUMN",
                        help="choose from every value of this column in proportion; label: the class label")
@@ -77,13 +66,7 @@ def build_parser() -> Parser:
     group.add_argument("--cache_dir", default="./feature_cache", metavar="DIR", help="where features are kept")
     group.add_switch("--no_cuda", help="use the CPU even where there is a GPU (on a GPU: bfloat16)")
 
-    group = parser.add_argument_group("scores")
-    group.add_argument("--keep", choices=(HIGHEST, LOWEST), help="which end to choose (default: see --list)")
     group.add_argument("--causal_lm", default=DEFAULT_CAUSAL_LM, metavar="NAME", help="model of perplexity")
-    group.add_argument("--p_low", type=fraction, default=own.p_low, help="quantile of perplexity, 0..1")
-    group.add_argument("--p_high", type=fraction, default=own.p_high, help="quantile of perplexity, 0..1")
-    group.add_argument("--rank_by", metavar="METRIC",
-                       help="text metric that ranks those in the band (default: nearest to its middle)")
     group.add_argument("--warmup_epochs", type=positive_int, default=1, metavar="N",
                        help="epochs of training before el2n and grand, and of every fold")
     group.add_argument("--training_config", metavar="FILE", help="JSON of run.py flags for that training")
@@ -95,16 +78,14 @@ def build_parser() -> Parser:
     group.add_list("--perturbations", choices=KINDS, default=list(KINDS),
                    help="of consistency; synonyms are WordNet's")
     group.add_argument("--copies", type=positive_int, default=3, metavar="N", help="changed copies of every text")
-
-    group = parser.add_argument_group("diversity")
-    group.add_argument("--n_clusters", type=positive_int, default=own.n_clusters, metavar="N", help="of k-means")
-    group.add_list("--lexical_weights", type=float, default=list(own.lexical_weights), metavar="A,B,C",
-                   help="of semantic distance, MATTR and MTLD")
     group.add_argument("--mattr_window", type=positive_int, default=MATTR_WINDOW, metavar="WORDS",
                        help="of MATTR; shorter texts have none")
-    group.add_list("--strata", default=list(own.strata), help="text metrics, or label (default: "
-                   f"{' '.join(own.strata)}, where there is a label)")
-    group.add_argument("--bins", type=positive_int, default=own.bins, metavar="N", help="quantiles of each metric")
+
+    group = parser.add_argument_group("settings of selectors")
+    for setting in SETTINGS.values():
+        add = group.add_list if isinstance(setting.default, tuple) else group.add_argument
+        default = list(setting.default) if isinstance(setting.default, tuple) else setting.default
+        add(f"--{setting.name}", default=default, help=setting.help, **setting.options)
 
     group = parser.add_argument_group("several selectors")
     group.add_argument("--pipeline", metavar="A:SHARE,B:SHARE",
@@ -131,9 +112,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.settings = _settings(parser, args)
     args.features = list(needed(args.selector, args.settings))
     read = settings_of(args.selector, args.settings)
-    read |= {flag for name in args.features for flag in FEATURE_FLAGS.get(name, ())}
-    every = {field.name for field in dataclasses.fields(Settings)} - {"members", "fill"}
-    every |= {flag for flags in FEATURE_FLAGS.values() for flag in flags}
+    read |= {flag for name in args.features for flag in FEATURES[name].flags}
+    every = {*SETTINGS, *(flag for feature in FEATURES.values() for flag in feature.flags)}
     for flag in sorted(every - read):
         if getattr(args, flag) != parser.get_default(flag):
             more = " (--model names the encoder)" if flag == "model_path" and "embeddings" in args.features else ""
@@ -148,7 +128,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.task = args.task or (recorded_task(*args.sources.values()) or {}).get("name") or DEFAULT_TASK
     if args.task == "qa" and args.strata == parser.get_default("strata") and "label" in args.features:
         args.strata = [name for name in args.strata if name != "label"]  # which questions have not
-        args.settings = dataclasses.replace(args.settings, strata=tuple(args.strata))
+        args.settings = args.settings.replace(strata=tuple(args.strata))
         args.features = list(needed(args.selector, args.settings))
     args.read = sorted(read)
     if args.pooling is None:
@@ -212,19 +192,6 @@ def _check_size(parser: Parser, args: argparse.Namespace) -> None:
 
 
 def _settings(parser: Parser, args: argparse.Namespace) -> Settings:
-    from datamap.selection.text_metrics import METRICS
-
-    if args.p_low >= args.p_high:
-        parser.error(f"--p_low {args.p_low:g} is not below --p_high {args.p_high:g}")
-    if args.rank_by is not None and args.rank_by not in METRICS:
-        parser.error(f"--rank_by {args.rank_by} is no text metric; there is {', '.join(METRICS)}")
-    if args.keep and args.selector == "perplexity" and not args.rank_by:
-        parser.error("--keep does nothing with --selector perplexity without --rank_by")
-    if unknown := [name for name in args.strata if name not in (*METRICS, "label")]:
-        parser.error(f"--strata {unknown[0]} is no text metric; there is label, {', '.join(METRICS)}")
-    weights = args.lexical_weights
-    if len(weights) != 3 or min(weights) < 0 or not 0 < sum(weights) < float("inf"):
-        parser.error(f"--lexical_weights takes three numbers from 0, not all 0, found {weights}")
     members: tuple[tuple[str, float], ...] = ()
     for hybrid in ("pipeline", "fusion"):
         if text := getattr(args, hybrid):
@@ -236,8 +203,35 @@ def _settings(parser: Parser, args: argparse.Namespace) -> Settings:
                      "out")
     elif args.fraction is None and args.k is None:
         args.fraction = 1.0  # full
-    return Settings(
-        keep=args.keep, p_low=args.p_low, p_high=args.p_high, rank_by=args.rank_by, n_clusters=args.n_clusters,
-        lexical_weights=tuple(weights), strata=tuple(args.strata), bins=args.bins, members=members,
-        fill=args.fill is not None,
-    )
+    values = {name: getattr(args, name) for name in SETTINGS}
+    settings = Settings(members, args.fill is not None,
+                        **{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
+    for name in (args.selector, *dict(members)):
+        if wrong := SELECTORS[name].check(settings):
+            parser.error(wrong)
+    return settings
+
+
+# --- places -------------------------------------------------------------------------------------------------------
+
+
+def check_places(args: argparse.Namespace, sources: Mapping[str, str]) -> None:
+    """Whether what is read is there, and what is written can be, and in another place."""
+    check_writable(args.output_dir)
+    check_writable(args.cache_dir)
+    for flag in MADE_BY.keys() & sources.keys():
+        if not Path(sources[flag]).exists():
+            raise UserError(f"--{flag} {sources[flag]}: no such file or directory; {MADE_BY[flag]} writes it")
+    local = [path for path in (*sources.values(), args.model, args.causal_lm) if Path(path).exists()]
+    check_not_read(args.output_dir, *local)
+
+
+def training_command(args: argparse.Namespace, task: Task, train_ids: Path) -> str:
+    """How run.py trains on what was chosen."""
+    words = ["python", "run.py", "--do_train", "--task", args.task, "--dataset", args.dataset]
+    if args.split != "train":
+        words += ["--train_split", args.split]
+    if args.text_columns or args.label_column:
+        columns = task.settings()
+        words += ["--text_columns", *columns["text_columns"], "--label_column", columns["label_column"]]
+    return shlex.join([*words, "--train_ids", str(train_ids)])

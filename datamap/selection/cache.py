@@ -20,6 +20,7 @@ from datamap.core.files import read_json, write_json
 Compute = Callable[[np.ndarray], np.ndarray]
 
 VALUES, META, LOCK = "values.npy", "meta.json", ".lock"
+SHARD_ROWS = 2048
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +31,6 @@ def cached(
     key: Mapping[str, Any],
     shape: tuple[int, ...],
     prepare: Callable[[], tuple[np.ndarray, Compute]],
-    shard_rows: int = 2048,
     dtype: Any = np.float32,
 ) -> np.ndarray:
     """The read-only memory-mapped (n, ...) values of the feature ``name``, computed where they are not there yet.
@@ -53,7 +53,7 @@ def cached(
             if damage:
                 logger.warning(f"{place} is damaged ({damage}): computed again")
             if not _is_finished(meta):  # nobody has finished it while we waited
-                _compute(place, name, identity, meta, prepare, shard_rows)
+                _compute(place, name, identity, meta, prepare)
                 return np.load(place / VALUES, mmap_mode="r")
     logger.info(f"{name} of {shape[0]:,} rows read from {place}")
     return np.load(place / VALUES, mmap_mode="r")
@@ -105,7 +105,6 @@ def _compute(
     identity: Mapping[str, Any],
     meta: dict[str, Any] | None,
     prepare: Callable[[], tuple[np.ndarray, Compute]],
-    shard_rows: int,
 ) -> None:
     """Fill values.npy, from where ``meta`` says that an earlier process got to."""
     from tqdm.auto import tqdm
@@ -114,7 +113,7 @@ def _compute(
     n, *rest = identity["shape"]
     if not np.array_equal(np.sort(order), np.arange(n)):
         raise ValueError(f"order of {name} is no permutation of {n} rows")
-    shards = {"shard_rows": shard_rows, "order": _digest(np.asarray(order, np.int64).tobytes())}
+    shards = {"shard_rows": SHARD_ROWS, "order": _digest(np.asarray(order, np.int64).tobytes())}
     if meta is not None and {part: meta.get(part) for part in shards} != shards:
         logger.warning(f"{place} was begun with other shards or in another order: computed again")
         meta = None
@@ -130,8 +129,8 @@ def _compute(
     values = np.load(place / VALUES, mmap_mode="r+")
     before = time.perf_counter() - meta["seconds"]
     with tqdm(total=n, initial=meta["rows_done"], desc=name, unit="row", disable=None) as bar:
-        for first in range(meta["rows_done"], n, shard_rows):
-            rows = order[first : first + shard_rows]
+        for first in range(meta["rows_done"], n, SHARD_ROWS):
+            rows = order[first : first + SHARD_ROWS]
             computed = np.asarray(compute(rows))
             if computed.shape != (len(rows), *rest):
                 raise ValueError(f"{name}: compute gave {computed.shape} for {len(rows)} rows of {tuple(rest)}")

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 CPU_ROWS, GPU_ROWS = 2048, 1 << 16  # rows worked on at a time: on the CPU they and their results stay in cache
 POOL_LEAST, POOL_MOST = 32, 1024
 INIT_PER_CLUSTER = 8  # rows among which k-means++ looks for centres; Lloyd's passes make up for its default of 24
+TOLERANCE = 2e-3  # share of the inertia
 LEAST_DRAWN = 10 * 1024  # rows that k-means draws in its batches, again and again where there are fewer
 ROUNDING = 32  # machine epsilons, times the largest squared norm: more than a distance from products is off by
 
@@ -304,12 +305,11 @@ def kmeans(
     n_clusters: int,
     rng: np.random.Generator,
     *,
-    tolerance: float = 2e-3,
     device: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """An epoch of scikit-learn's MiniBatchKMeans (Sculley 2010, doi 10.1145/1772690.1772862), then Lloyd's passes.
 
-    The passes over all rows go on until the inertia falls by less than the share ``tolerance``, which on many rows is
+    The passes over all rows go on until the inertia falls by less than the share TOLERANCE, which on many rows is
     after the second. A cluster that loses all its rows keeps its centre, where rows may come back to it. More
     clusters than rows count as one for each row. Clusters can be empty at the end, and with more clusters than
     distinct rows some are: their labels do not occur.
@@ -343,7 +343,7 @@ def kmeans(
             else:
                 sums.index_add_(0, label, rows)
         inertia = float(np.square(distances).sum())
-        if inertia >= (1 - tolerance) * before or inertia == 0:
+        if inertia >= (1 - TOLERANCE) * before or inertia == 0:
             return labels, distances, inertia
         before = inertia
         centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)

@@ -41,7 +41,7 @@ def out_of_fold_probabilities(
 
     A class without any example gets probability 0, which is what cleanlab expects. Every other class needs an
     example in each fold, else some examples would be judged by a head that has never seen their class: a class with
-    fewer than ``folds`` raises UserError, as do a single class and vectors that are not finite.
+    fewer than ``folds`` raises UserError, as does a single class. Vectors must be finite (``diversity.check_finite``).
     """
     _check_labels(labels, len(vectors), n_classes)
     _check_classes(labels, folds, names)
@@ -88,25 +88,14 @@ def _centre_and_scale(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     A column that spreads by less than a millionth of its own size or of the widest column holds nothing but rounding
     (encoders have such columns): its scale is infinite, so that it becomes 0 instead of noise of variance 1.
     """
-    starts = range(0, len(vectors), STANDARDISE_ROWS)
-    total = np.zeros(vectors.shape[1])
-    for start in starts:
-        part = np.asarray(vectors[start : start + STANDARDISE_ROWS], dtype=np.float64)
-        finite = np.isfinite(part).all(axis=1)
-        if not finite.all():
-            raise UserError(
-                f"the vector of row {start + int(np.argmin(finite)) + 1:,} (counted from 1) is not finite; "
-                "compute the embeddings again, or drop the example"
-            )
-        total += part.sum(axis=0)
-    mean = total / len(vectors)
-    squares = np.zeros(vectors.shape[1])
-    for start in starts:
-        part = np.asarray(vectors[start : start + STANDARDISE_ROWS], dtype=np.float64)
-        squares += np.square(part - mean).sum(axis=0)
-    deviation = np.sqrt(squares / len(vectors))
-    floor = 1e-6 * np.maximum(deviation.max(), np.abs(mean))
-    return mean.astype(np.float32), np.where(deviation > floor, deviation, np.inf).astype(np.float32)
+    from sklearn.preprocessing import StandardScaler
+
+    scaler = StandardScaler()
+    for start in range(0, len(vectors), STANDARDISE_ROWS):
+        scaler.partial_fit(vectors[start : start + STANDARDISE_ROWS])
+    deviation = np.sqrt(scaler.var_)
+    floor = 1e-6 * np.maximum(deviation.max(), np.abs(scaler.mean_))
+    return scaler.mean_.astype(np.float32), np.where(deviation > floor, deviation, np.inf).astype(np.float32)
 
 
 def _check_labels(labels: np.ndarray, rows: int, n_classes: int) -> None:
@@ -220,7 +209,7 @@ def self_filter(
     1905.05040), which instead keeps or drops whole examples whose label a network of the other half predicts; and the
     score in place of a loss weight recalls Self-Filter (Chen et al. 2024, arXiv 2402.12501), which trains a scoring
     network together with a vision-language model and then prefers the *hard* examples. Raises UserError for a class
-    with fewer than two examples, a single class, and vectors that are not finite.
+    with fewer than two examples, and a single class.
     """
     if rounds < 1:
         raise UserError(f"found {rounds} rounds; expected at least 1")

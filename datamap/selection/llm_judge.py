@@ -18,7 +18,7 @@ import numpy as np
 
 from datamap.core.errors import name_a_few
 from datamap.core.splits import Split
-from datamap.thoughts.chat_client import KEY_VARIABLE, Question, ask_all
+from datamap.thoughts.chat_client import Question, ask_all
 from datamap.thoughts.prompts import PROMPTS, load_prompt
 from datamap.thoughts.reader import objects_in
 
@@ -42,21 +42,16 @@ def judge(
     directory: str | Path,
     model: str,
     base_url: str | None = None,
-    key_variable: str = KEY_VARIABLE,
     prompt_file: str | Path = DEFAULT_PROMPT,
-    parameters: Mapping[str, Any] | None = None,
     workers: int = 4,
     requests_per_minute: float | None = None,
     max_requests: int | None = None,
-    max_retries: int = 5,
-    timeout: float = 120.0,
-    retry_failures: bool = False,
 ) -> pd.DataFrame:
     """The judge's verdicts, indexed by id in the order of ``ids``.
 
     texts: column -> N texts; labels: N, what the dataset says. A verdict depends on its own example alone, not on the
-    others nor on their order. parameters: of the request; None for temperature 0, {} for the server's own. The rest is
-    ``chat_client.ask_all``'s; the answers are kept in ``directory``/judge_answers.jsonl and not asked for again.
+    others nor on their order. The rest is ``chat_client.ask_all``'s; the answers are kept in
+    ``directory``/judge_answers.jsonl and not asked for again.
 
     Columns ``ambiguous``, ``sarcastic``, ``label_disagrees`` (nullable booleans) and ``reason``; null where the model
     gave no verdict that can be read. ``attrs["usage"]``: requests and tokens that they cost.
@@ -73,10 +68,9 @@ def judge(
         for name, label, *row in zip(ids, labels, *texts.values(), strict=True)
     ]
     answers = ask_all(
-        questions, Path(directory) / ANSWERS, model=model, base_url=base_url, key_variable=key_variable,
-        check=lambda _, text: parse_verdict(text), parameters={"temperature": 0} if parameters is None else parameters,
-        workers=workers, requests_per_minute=requests_per_minute, max_requests=max_requests, max_retries=max_retries,
-        timeout=timeout, retry_failures=retry_failures,
+        questions, Path(directory) / ANSWERS, model=model, base_url=base_url, parameters={"temperature": 0},
+        check=lambda _, text: parse_verdict(text), workers=workers, requests_per_minute=requests_per_minute,
+        max_requests=max_requests,
     )
     if answers.failures:
         first, reason = next(iter(answers.failures.items()))

@@ -1,214 +1,86 @@
-"""Which k examples to train on, and why: a registry of selectors with one signature.
+"""Which k examples to train on, and why: the selectors, and how one is asked.
 
     from datamap.selection.selectors import Features, select
     chosen = select(Features(ids, {"embeddings": vectors}), "kcenter", k=500, seed=42)      # id, rank, score, reason
 
 A selector reads features: arrays with one row per example. ``needed(name, settings)`` says which; ``select_subset.py``
-computes them (selection_features.py). Rows may come in any order: they are put into that of the sorted ids first, so
-that the choice does not depend on it. Examples of equal score are ordered by the seed.
+computes them (features.py). Rows may come in any order: they are put into that of the sorted ids first, so that the
+choice does not depend on it. Examples of equal score are ordered by the seed.
 
 A score that an example cannot have (its text is too short, say) is masked (numpy.ma); NaN anywhere else is an error.
-A masked example is never chosen. Taxonomy of selectors: arXiv 2408.02085.
+A masked example is never chosen. Taxonomy of selectors: arXiv 2408.02085. To add one, see docs/extending.md.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from fractions import Fraction
-from typing import Final, Literal
 
 import numpy as np
 import pandas as pd
 
 from datamap.core.errors import UserError, name_a_few
+from datamap.core.flags import fraction, positive_int
+from datamap.selection.base import (
+    HIGHEST,
+    KEEP,
+    LOWEST,
+    SELECTORS,
+    Features,
+    Picks,
+    Score,
+    Setting,
+    Settings,
+    count_of,
+    interleaved,
+    largest_remainder,
+    members_of,
+    needed,
+    picks,
+    rank_normalised,
+    ranked,
+    ranks,
+    ranks_by,
+    without_scores,
+)
+from datamap.selection.text_metrics import METRICS
 
-HIGHEST: Final = "highest"
-LOWEST: Final = "lowest"
-FILLED = "random fill"  # how the reason of an example begins that no selector chose
-
-
-class Features:
-    """What is known of n examples: ``features[name]`` is an array whose row i is about ``features.ids[i]``.
-
-    ids are sorted; the arrays that are given go with the ids in the order given. Raises UserError for ids that occur
-    twice, ValueError for arrays of other lengths.
-    """
-
-    def __init__(self, ids: Sequence[str], values: Mapping[str, np.ndarray]):
-        if len(set(ids)) < len(ids):
-            seen: set[str] = set()
-            repeated = [each for each in ids if each in seen or seen.add(each)]  # type: ignore[func-returns-value]
-            raise UserError(f"ids must be unique; {name_a_few(repeated)} occur more than once")
-        for name, array in values.items():
-            if len(array) != len(ids):
-                raise ValueError(f"feature {name} has {len(array):,} rows for {len(ids):,} ids")
-        order = sorted(range(len(ids)), key=lambda row: ids[row])
-        self.ids = [str(ids[row]) for row in order]
-        # The order of the numbers in memory would change sums by their rounding.
-        self._values = {name: array if np.ma.isMaskedArray(array) or array.flags.c_contiguous else array.copy()
-                        for name, array in values.items()}
-        self._rows = None if order == list(range(len(ids))) else np.asarray(order)
-
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        values = self._values[name]  # a memory map stays one as long as nobody asks for a part of it
-        return values if self._rows is None else values[self._rows]
-
-    def among(self, rows: np.ndarray) -> Features:
-        """The features of some rows, which are (m,) int and come to stand in ascending order."""
-        part = object.__new__(Features)
-        rows = np.sort(rows)
-        part.ids = [self.ids[row] for row in rows]
-        part._values = self._values
-        part._rows = rows if self._rows is None else self._rows[rows]
-        return part
-
-    def check(self, names: Sequence[str]) -> None:
-        """UserError that names the first example whose value is NaN or infinite, in a place that is not masked."""
-        from datamap.selection.diversity import check_finite
-
-        for name in names:
-            values = self[name]
-            if values.ndim == 2 and not isinstance(values, np.ma.MaskedArray):
-                check_finite(values, self.ids)
-            elif values.dtype.kind == "f":
-                bad = ~np.isfinite(np.ma.getdata(values)) & ~np.ma.getmaskarray(values)
-                if bad.any():
-                    place = tuple(np.argwhere(bad)[0].tolist())
-                    raise UserError(f"{name} of example {self.ids[place[0]]!r} is {np.ma.getdata(values)[place]}, no "
-                                    "finite number; mend the feature, or leave the example out")
+ROWS_AT_ONCE = 8192  # of embeddings, which may be a memory map
+N_CLUSTERS = Setting("n_clusters", 128, "of k-means: how many", {"type": positive_int, "metavar": "N"})
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What selectors can be told; each reads those that its entry in SELECTORS names.
-
-    keep: which scores to choose, None for the selector's own end. p_low, p_high: quantiles of perplexity between
-    which examples stay. rank_by: text metric by which they are ranked, None for the nearest to the middle.
-    n_clusters: of k-means. lexical_weights: of semantic distance, MATTR and MTLD. strata: attributes, in ``bins``
-    quantiles each where they are numbers. members: names with shares (pipeline) or weights (fusion). fill: top up at
-    random a selector, or the last one of a pipeline, that leaves fewer than were asked for.
-    """
-
-    keep: Literal["highest", "lowest"] | None = None
-    p_low: float = 0.3
-    p_high: float = 0.7
-    rank_by: str | None = None
-    n_clusters: int = 128
-    lexical_weights: tuple[float, ...] = (1.0, 0.5, 0.5)
-    strata: tuple[str, ...] = ("token_count", "flesch", "label")
-    bins: int = 3
-    members: tuple[tuple[str, float], ...] = ()
-    fill: bool = False
+# --- baselines ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Picks:
-    """rows: (m,) int, the best first, m at most the k that was asked for; scores: (m,) float, NaN where there is none;
-    reasons: m short texts."""
-
-    rows: np.ndarray
-    scores: np.ndarray
-    reasons: list[str]
-
-
-Pick = Callable[[Features, int, np.random.Generator, Settings], Picks]
-Score = Callable[[Features, Settings], np.ma.MaskedArray]
-
-
-@dataclass(frozen=True)
-class Selector:
-    """One way to choose. needs: features; more: features that depend on the settings. settings: those that it reads.
-
-    It either ranks by one number per example, ``score`` (n,), of which the end ``keep`` comes first and which is
-    taken over all examples even where strata are chosen from; or it picks, one with regard to the others. reason: of
-    those that it chooses. seeded: whether another seed makes another choice, beyond the order of equal scores.
-    """
-
-    name: str
-    kind: str
-    what: str
-    needs: tuple[str, ...] = ()
-    settings: tuple[str, ...] = ()
-    pick: Pick | None = None
-    score: Score | None = None
-    keep: str = HIGHEST
-    reason: str = ""
-    more: Callable[[Settings], Sequence[str]] = lambda settings: ()
-    seeded: bool = False
-
-
-# --- pieces -------------------------------------------------------------------------------------------------------
-
-
-def count_of(share: float, n: int) -> int:
-    """How many of n examples a share of them is: the nearest whole number, halves up, at least 1."""
-    return max(1, math.floor(Fraction(str(share)) * n + Fraction(1, 2)))
-
-
-def largest_remainder(sizes: np.ndarray, total: int) -> np.ndarray:
-    """(m,) quotas proportional to ``sizes`` that add up to ``total`` <= sum(sizes) exactly; none exceeds its size.
-
-    Hamilton's method; among equal remainders the larger group, then the earlier, comes first.
-    """
-    sizes = np.asarray(sizes, dtype=np.int64)
-    whole = max(1, int(sizes.sum()))
-    quotas, remainders = sizes * total // whole, sizes * total % whole
-    order = np.lexsort((np.arange(len(sizes)), -sizes, -remainders))
-    quotas[order[: total - int(quotas.sum())]] += 1
-    return quotas
-
-
-def ranked(values: np.ma.MaskedArray, rng: np.random.Generator, keep: str = HIGHEST) -> np.ndarray:
-    """Rows from the best to the worst, the masked ones left out; equal values in an order that the seed decides."""
-    plain = np.ma.getdata(values).astype(float)
-    order = np.lexsort((rng.permutation(len(plain)), -plain if keep == HIGHEST else plain))
-    return order[~np.ma.getmaskarray(values)[order]]
-
-
-def rank_normalised(values: np.ma.MaskedArray) -> np.ma.MaskedArray:
-    """Ranks as 0 (lowest) .. 1 (highest), of equal values the mean, 0.5 where all are equal; masked stays masked."""
-    from scipy.stats import rankdata
-
-    known = ~np.ma.getmaskarray(values)
-    result = np.ma.masked_all(len(values), dtype=float)
-    if known.any():
-        ranks = rankdata(np.ma.getdata(values)[known])
-        result[known] = (ranks - 1) / (len(ranks) - 1) if len(ranks) > 1 else 0.5
-    return result
-
-
-def interleaved(groups: Sequence[np.ndarray]) -> np.ndarray:
-    """One order of the members of several ordered groups, such that every part from its start on takes from each
-    about in proportion; returns places in the concatenation of the groups."""
-    position = np.concatenate([(np.arange(len(group)) + 0.5) / max(1, len(group)) for group in groups])
-    return np.argsort(position, kind="stable")
-
-
-def _members_of(group: np.ndarray) -> list[np.ndarray]:
-    """The rows of each group, ascending; group: (n,) int from 0."""
-    return np.split(np.argsort(group, kind="stable"), np.cumsum(np.bincount(group))[:-1])
-
-
-def _no_scores(rows: np.ndarray, reasons: list[str]) -> Picks:
-    return Picks(rows, np.full(len(rows), np.nan), reasons)
-
-
-# --- baselines and bands ------------------------------------------------------------------------------------------
-
-
+@picks("random", "baseline", "drawn at random", seeded=True)
 def _random(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
-    return _no_scores(rng.permutation(len(features))[:k], ["drawn at random"] * k)
+    return without_scores(rng.permutation(len(features))[:k], ["drawn at random"] * k)
 
 
+@picks("full", "baseline", "everything, or the first k", needs=("position",))
 def _full(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
-    return _no_scores(np.argsort(features["position"], kind="stable")[:k], ["in the order of the dataset"] * k)
+    return without_scores(np.argsort(features["position"], kind="stable")[:k], ["in the order of the dataset"] * k)
 
 
+# --- quality ------------------------------------------------------------------------------------------------------
+
+
+def _wrong_band(settings: Settings) -> str | None:
+    if settings.p_low >= settings.p_high:
+        return f"--p_low {settings.p_low:g} is not below --p_high {settings.p_high:g}"
+    if settings.rank_by is not None and settings.rank_by not in METRICS:
+        return f"--rank_by {settings.rank_by} is no text metric; there is {', '.join(METRICS)}"
+    if settings.keep and not settings.rank_by:
+        return "--keep does nothing with --selector perplexity without --rank_by"
+    return None
+
+
+@ranks("perplexity", "quality", "between two quantiles of perplexity under a causal language model (Marion et al. "
+       "2023)", needs=("perplexity",), reason="perplexity in the band", check=_wrong_band,
+       more=lambda settings: [settings.rank_by] if settings.rank_by else [],
+       settings=(Setting("p_low", 0.3, "quantile of perplexity, 0..1", {"type": fraction}),
+                 Setting("p_high", 0.7, "quantile of perplexity, 0..1", {"type": fraction}),
+                 Setting("rank_by", None, "text metric that ranks those in the band (default: nearest to its middle)",
+                         {"metavar": "METRIC"}), KEEP))
 def _perplexity_band(features: Features, settings: Settings) -> np.ma.MaskedArray:
     """Minus the distance of log perplexity from the middle of the band, or ``rank_by``; masked outside the band.
 
@@ -234,19 +106,33 @@ def _only_zeros(feature: str) -> Score:
     return score
 
 
+ranks_by("pseudo_perplexity", "quality", "perplexity under a masked language model, each token hidden in turn "
+         "(Salazar et al. 2020)", keep=LOWEST)
+ranks_by("label_issues", "quality", "cleanlab's label quality from out-of-fold probabilities, what confident learning "
+         "calls an issue last (Northcutt et al. 2021)", "label_quality")
+ranks("consistency", "quality", "drops what a model predicts otherwise after small changes of the text",
+      needs=("flip_rate",), reason="same prediction after every change")(_only_zeros("flip_rate"))
+ranks_by("self_filter", "quality", "agreement of a small head, trained on the rest over several rounds, with the "
+         "label")
+ranks("llm_judge", "quality", "drops what a chat model finds ambiguous, sarcastic or wrongly labelled",
+      needs=("judge_flags",), reason="no objection of the judge")(_only_zeros("judge_flags"))
+
+
 # --- diversity ----------------------------------------------------------------------------------------------------
 
 
-def _nearest_to_the_mean(vectors: np.ndarray, rows_at_once: int = 8192) -> tuple[int, float]:
+def _nearest_to_the_mean(vectors: np.ndarray) -> tuple[int, float]:
     """The row nearest to the mean of all, and the root mean squared distance from the mean."""
     mean = vectors.mean(axis=0, dtype=np.float64)
     squares = np.empty(len(vectors))
-    for first in range(0, len(vectors), rows_at_once):
-        away = vectors[first : first + rows_at_once] - mean
-        squares[first : first + rows_at_once] = np.einsum("ij,ij->i", away, away)
+    for first in range(0, len(vectors), ROWS_AT_ONCE):
+        away = vectors[first : first + ROWS_AT_ONCE] - mean
+        squares[first : first + ROWS_AT_ONCE] = np.einsum("ij,ij->i", away, away)
     return int(squares.argmin()), float(np.sqrt(squares.mean()))
 
 
+@picks("kcenter", "diversity", "greedy k-center: always the example farthest from those chosen (Sener and Savarese "
+       "2018)", needs=("embeddings",))
 def _k_center(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     from datamap.selection.diversity import k_center
 
@@ -255,6 +141,20 @@ def _k_center(features: Features, k: int, rng: np.random.Generator, settings: Se
     return Picks(rows, distances, ["nearest to the mean", *["farthest from those before it"] * (len(rows) - 1)])
 
 
+@picks("kmeans", "diversity", "the nearest to the centres of k-means clusters, in proportion to their sizes",
+       needs=("embeddings",), settings=(N_CLUSTERS,), seeded=True)
+def _k_means(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
+    from datamap.selection.diversity import kmeans
+
+    cluster, distance, _ = kmeans(features["embeddings"], min(settings.n_clusters, len(features)), rng)
+    quotas = largest_remainder(np.bincount(cluster), k)
+    groups = [members[ranked(np.ma.asarray(distance[members]), rng, LOWEST)][:quota]
+              for members, quota in zip(members_of(cluster), quotas.tolist(), strict=True)]
+    rows = np.concatenate(groups)[interleaved(groups)]
+    return Picks(rows, distance[rows], [f"nearest to the centre of cluster {cluster[row]}" for row in rows])
+
+
+@picks("herding", "diversity", "greedy mean matching (Welling 2009)", needs=("embeddings",))
 def _herding(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     from datamap.selection.diversity import herding
 
@@ -262,17 +162,17 @@ def _herding(features: Features, k: int, rng: np.random.Generator, settings: Set
     return Picks(rows, errors, ["brings the mean of the chosen nearest to that of all"] * len(rows))
 
 
-def _k_means(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
-    from datamap.selection.diversity import kmeans
-
-    cluster, distance, _ = kmeans(features["embeddings"], min(settings.n_clusters, len(features)), rng)
-    quotas = largest_remainder(np.bincount(cluster), k)
-    groups = [members[ranked(np.ma.asarray(distance[members]), rng, LOWEST)][:quota]
-              for members, quota in zip(_members_of(cluster), quotas.tolist(), strict=True)]
-    rows = np.concatenate(groups)[interleaved(groups)]
-    return Picks(rows, distance[rows], [f"nearest to the centre of cluster {cluster[row]}" for row in rows])
+def _wrong_weights(settings: Settings) -> str | None:
+    weights = settings.lexical_weights
+    if len(weights) == 3 and min(weights) >= 0 and 0 < sum(weights) < math.inf:
+        return None
+    return f"--lexical_weights takes three numbers from 0, not all 0, found {list(weights)}"
 
 
+@picks("lexical_diversity", "diversity", "k-center with MATTR and MTLD added to the distance", check=_wrong_weights,
+       needs=("embeddings", "mattr", "mtld"),
+       settings=(Setting("lexical_weights", (1.0, 0.5, 0.5), "of semantic distance, MATTR and MTLD",
+                         {"type": float, "metavar": "A,B,C"}),))
 def _lexical_diversity(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     """Greedy k-center whose distance, in units of the spread of all, has rank-normalised MATTR and MTLD added to it.
 
@@ -296,6 +196,16 @@ def _lexical_diversity(features: Features, k: int, rng: np.random.Generator, set
     return Picks(rows, distances / scale + bonus[rows], reasons)
 
 
+def _wrong_strata(settings: Settings) -> str | None:
+    unknown = [name for name in settings.strata if name not in (*METRICS, "label")]
+    return f"--strata {unknown[0]} is no text metric; there is label, {', '.join(METRICS)}" if unknown else None
+
+
+@picks("stratified", "diversity", "a coreset in proportion to strata of text attributes and label",
+       check=_wrong_strata, more=lambda settings: settings.strata,
+       settings=(Setting("strata", ("token_count", "flesch", "label"), "text metrics, or label (default: token_count "
+                         "flesch label, where there is a label)"),
+                 Setting("bins", 3, "quantiles of each metric of --strata", {"type": positive_int, "metavar": "N"})))
 def _stratified(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     """From each stratum its proportional quota, evenly spaced in the order of its attributes."""
     cell = np.zeros(len(features), dtype=np.int64)
@@ -314,7 +224,7 @@ def _stratified(features: Features, k: int, rng: np.random.Generator, settings: 
         names.append(told)
     _, first, stratum = np.unique(cell, return_index=True, return_inverse=True)
     order = np.lexsort(within)
-    groups = [order[members] for members in _members_of(stratum[order])]
+    groups = [order[members] for members in members_of(stratum[order])]
     groups = [
         members[((np.arange(quota) + 0.5) * len(members) / max(1, quota)).astype(np.int64)]
         for members, quota in zip(groups, largest_remainder(np.bincount(stratum), k).tolist(), strict=True)
@@ -322,7 +232,7 @@ def _stratified(features: Features, k: int, rng: np.random.Generator, settings: 
     rows = np.concatenate(groups)[interleaved(groups)]
     reasons = ["stratum: " + ", ".join(told[codes[row]] for told, codes in zip(names, bins, strict=True))
                for row in first]
-    return _no_scores(rows, [reasons[number] for number in stratum[rows]])
+    return without_scores(rows, [reasons[number] for number in stratum[rows]])
 
 
 def _bins(values: np.ndarray, bins: int) -> np.ndarray:
@@ -339,6 +249,22 @@ def _bins(values: np.ndarray, bins: int) -> np.ndarray:
 # --- importance ---------------------------------------------------------------------------------------------------
 
 
+ranks_by("predictive_entropy", "importance", "entropy of a model's prediction", "entropy")
+ranks_by("wordpiece_ratio", "importance", "word pieces per word")
+ranks_by("el2n", "importance", "norm of the error vector early in training (Paul et al. 2021, who average ten models)")
+ranks_by("grand", "importance", "norm of the last layer's gradient early in training (Paul et al. 2021)")
+ranks_by("forgetting", "importance", "how often it was forgotten in training; never learnt counts as forgotten in "
+         "every epoch (Toneva et al. 2019)")
+ranks_by("aum", "importance", "mean margin of the label's logit over training, low where mislabelled (Pleiss et al. "
+         "2020)")
+ranks_by("confidence", "importance", "mean probability of the label over training (Swayamdipta et al. 2020)",
+         keep=LOWEST)
+ranks_by("variability", "importance", "standard deviation of the label's probability over training (Swayamdipta "
+         "et al. 2020)")
+
+
+@picks("loss_trajectory", "importance", "as many from each cluster of per-epoch losses (S2L, Yang et al. 2024)",
+       needs=("losses",), settings=(N_CLUSTERS,), seeded=True)
 def _loss_trajectory(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     """S2L (arXiv 2403.07384): as many from each cluster of the per-epoch losses, at random; small clusters wholly.
 
@@ -350,41 +276,48 @@ def _loss_trajectory(features: Features, k: int, rng: np.random.Generator, setti
     known = np.flatnonzero(~np.ma.getmaskarray(losses).any(axis=1))
     k = min(k, len(known))
     if not k:
-        return _no_scores(known, [])
+        return without_scores(known, [])
     trajectories = np.ascontiguousarray(np.ma.getdata(losses)[known], dtype=np.float64)
     cluster, _, _ = kmeans(trajectories, min(settings.n_clusters, k), rng)
-    left, groups, members = k, [], _members_of(cluster)
+    left, groups, members = k, [], members_of(cluster)
     for place, rows in enumerate(sorted(members, key=len)):
         groups.append(rng.permutation(rows)[: left // (len(members) - place)])
         left -= len(groups[-1])
     rows = np.concatenate(groups)[interleaved(groups)]
-    return _no_scores(known[rows], [f"cluster {number} of the loss trajectories" for number in cluster[rows]])
+    return without_scores(known[rows], [f"cluster {number} of the loss trajectories" for number in cluster[rows]])
 
 
 # --- hybrids ------------------------------------------------------------------------------------------------------
 
 
+def _needs_of_members(settings: Settings) -> list[str]:
+    return [need for name, _ in settings.members for need in needed(name, settings)]
+
+
+@picks("pipeline", "hybrid", "one selector after the other, each keeps its share of all examples",
+       more=_needs_of_members)
 def _pipeline(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     """Each member keeps its share of all examples, of those that the members before it kept; the last one keeps k.
 
     Only the last is filled up, from what the others kept: nobody sees what an earlier member was filled up with.
     """
-    kept, picks = np.arange(len(features)), _no_scores(np.empty(0, dtype=np.int64), [])
+    kept, chosen = np.arange(len(features)), without_scores(np.empty(0, dtype=np.int64), [])
     for place, (name, share) in enumerate(settings.members):
         is_last = place + 1 == len(settings.members)
         wanted = k if is_last else max(k, count_of(share, len(features)))
         selector, part = SELECTORS[name], features.among(kept)
         values = selector.score(part, settings) if selector.score else None
-        told = replace(settings, fill=settings.fill and is_last)
-        found = _run(selector, part, values, min(wanted, len(kept)), rng, told)
+        told = settings.replace(fill=settings.fill and is_last)
+        found = selector.run(part, values, min(wanted, len(kept)), rng, told)
         if len(found.rows) < wanted and not is_last:
             raise UserError(f"{name} leaves {len(found.rows):,} of {len(features):,} examples, its share {share:g} "
                             f"asks for {wanted:,}: give it a smaller one")
-        picks = Picks(kept[found.rows], found.scores, found.reasons)
-        kept = np.sort(picks.rows)
-    return picks
+        chosen = Picks(kept[found.rows], found.scores, found.reasons)
+        kept = np.sort(chosen.rows)
+    return chosen
 
 
+@ranks("fusion", "hybrid", "weighted mean of rank-normalised scores", more=_needs_of_members)
 def _fusion(features: Features, settings: Settings) -> np.ma.MaskedArray:
     """Weighted mean of the members' scores, rank-normalised so that 1 is what the member would choose first."""
     total = np.ma.zeros(len(features))
@@ -396,81 +329,7 @@ def _fusion(features: Features, settings: Settings) -> np.ma.MaskedArray:
     return total / sum(weight for _, weight in settings.members)
 
 
-# --- the registry -------------------------------------------------------------------------------------------------
-
-
-def _needs_of_members(settings: Settings) -> list[str]:
-    return [need for name, _ in settings.members for need in needed(name, settings)]
-
-
-def _scored(name: str, kind: str, what: str, keep: str, feature: str = "") -> Selector:
-    """A selector that ranks by one feature, by default that of its own name."""
-    feature = feature or name
-    return Selector(name, kind, what, needs=(feature,), settings=("keep",), keep=keep,
-                    score=lambda features, settings: np.ma.asarray(features[feature]))
-
-
-SELECTORS: dict[str, Selector] = {
-    each.name: each
-    for each in (
-        Selector("random", "baseline", "drawn at random", pick=_random, seeded=True),
-        Selector("full", "baseline", "everything, or the first k", needs=("position",), pick=_full),
-        Selector("perplexity", "quality", "between two quantiles of perplexity under a causal language model (Marion "
-                 "et al. 2023)", needs=("perplexity",), settings=("p_low", "p_high", "rank_by", "keep"),
-                 score=_perplexity_band, reason="perplexity in the band",
-                 more=lambda settings: [settings.rank_by] if settings.rank_by else []),
-        _scored("pseudo_perplexity", "quality", "perplexity under a masked language model, each token hidden in turn "
-                "(Salazar et al. 2020)", LOWEST),
-        _scored("label_issues", "quality", "cleanlab's label quality from out-of-fold probabilities, what confident "
-                "learning calls an issue last (Northcutt et al. 2021)", HIGHEST, "label_quality"),
-        Selector("consistency", "quality", "drops what a model predicts otherwise after small changes of the text",
-                 needs=("flip_rate",), score=_only_zeros("flip_rate"), reason="same prediction after every change"),
-        _scored("self_filter", "quality", "agreement of a small head, trained on the rest over several rounds, with "
-                "the label", HIGHEST),
-        Selector("llm_judge", "quality", "drops what a chat model finds ambiguous, sarcastic or wrongly labelled",
-                 needs=("judge_flags",), score=_only_zeros("judge_flags"), reason="no objection of the judge"),
-        Selector("kcenter", "diversity", "greedy k-center: always the example farthest from those chosen (Sener and "
-                 "Savarese 2018)", needs=("embeddings",), pick=_k_center),
-        Selector("kmeans", "diversity", "the nearest to the centres of k-means clusters, in proportion to their sizes",
-                 needs=("embeddings",), settings=("n_clusters",), pick=_k_means, seeded=True),
-        Selector("herding", "diversity", "greedy mean matching (Welling 2009)", needs=("embeddings",), pick=_herding),
-        Selector("lexical_diversity", "diversity", "k-center with MATTR and MTLD added to the distance",
-                 needs=("embeddings", "mattr", "mtld"), settings=("lexical_weights",), pick=_lexical_diversity),
-        Selector("stratified", "diversity", "a coreset in proportion to strata of text attributes and label",
-                 settings=("strata", "bins"), pick=_stratified, more=lambda settings: settings.strata),
-        _scored("predictive_entropy", "importance", "entropy of a model's prediction", HIGHEST, "entropy"),
-        _scored("wordpiece_ratio", "importance", "word pieces per word", HIGHEST),
-        _scored("el2n", "importance", "norm of the error vector early in training (Paul et al. 2021, who average ten "
-                "models)", HIGHEST),
-        _scored("grand", "importance", "norm of the last layer's gradient early in training (Paul et al. 2021)",
-                HIGHEST),
-        _scored("forgetting", "importance", "how often it was forgotten in training; never learnt counts as forgotten "
-                "in every epoch (Toneva et al. 2019)", HIGHEST),
-        _scored("aum", "importance", "mean margin of the label's logit over training, low where mislabelled (Pleiss "
-                "et al. 2020)", HIGHEST),
-        _scored("confidence", "importance", "mean probability of the label over training (Swayamdipta et al. 2020)",
-                LOWEST),
-        _scored("variability", "importance", "standard deviation of the label's probability over training "
-                "(Swayamdipta et al. 2020)", HIGHEST),
-        Selector("loss_trajectory", "importance", "as many from each cluster of per-epoch losses (S2L, Yang et al. "
-                 "2024)", needs=("losses",), settings=("n_clusters",), pick=_loss_trajectory, seeded=True),
-        Selector("pipeline", "hybrid", "one selector after the other, each keeps its share of all examples",
-                 pick=_pipeline, more=_needs_of_members),
-        Selector("fusion", "hybrid", "weighted mean of rank-normalised scores", score=_fusion, more=_needs_of_members),
-    )
-}
-
-
-def needed(name: str, settings: Settings) -> tuple[str, ...]:
-    """The features that a selector reads."""
-    selector = SELECTORS[name]
-    return tuple(dict.fromkeys((*selector.needs, *selector.more(settings))))
-
-
-def settings_of(name: str, settings: Settings) -> set[str]:
-    """The settings that a selector and its members read."""
-    members = {each for member, _ in settings.members for each in SELECTORS[member].settings}
-    return {*SELECTORS[name].settings, *(members - {"keep"})}  # each member has an end of its own
+# --- asking them ----------------------------------------------------------------------------------------------------
 
 
 def parse_members(text: str, kind: str) -> tuple[tuple[str, float], ...]:
@@ -497,29 +356,6 @@ def parse_members(text: str, kind: str) -> tuple[tuple[str, float], ...]:
         raise UserError(f"--pipeline {text!r}: shares are of all examples, at most 1, and none larger than the one "
                         "before it")
     return tuple(members)
-
-
-# --- selecting ----------------------------------------------------------------------------------------------------
-
-
-def _run(
-    selector: Selector, features: Features, values: np.ma.MaskedArray | None, k: int, rng: np.random.Generator,
-    settings: Settings,
-) -> Picks:
-    """k picks, or fewer where there are not as many and they are not to be filled up. values: the scores, if any."""
-    if values is None:
-        assert selector.pick is not None
-        picks = selector.pick(features, k, rng, settings)
-    else:
-        keep = settings.keep or selector.keep
-        order = ranked(values, rng, keep)[:k]
-        scores = np.ma.filled(values.astype(float), np.nan)[order]
-        picks = Picks(order, scores, [selector.reason or f"{keep} {selector.name}"] * len(order))
-    if settings.fill and len(picks.rows) < k:
-        rest = rng.permutation(np.setdiff1d(np.arange(len(features)), picks.rows))[: k - len(picks.rows)]
-        reasons = [*picks.reasons, *[f"{FILLED}, not chosen by {selector.name}"] * len(rest)]
-        return Picks(np.append(picks.rows, rest), np.append(picks.scores, np.full(len(rest), np.nan)), reasons)
-    return picks
 
 
 def select(
@@ -549,8 +385,8 @@ def select(
     values = selector.score(features, settings) if selector.score else None
     groups, names = [np.arange(n)], [""]
     if stratify is not None:
-        number, found = pd.factorize(np.array([str(each) for each in features[stratify]], dtype=object), sort=True)
-        groups, names = _members_of(number), [f" of {stratify} {each}" for each in found]
+        codes, values_of = pd.factorize(np.array([str(each) for each in features[stratify]], dtype=object), sort=True)
+        groups, names = members_of(codes), [f" of {stratify} {each}" for each in values_of]
     quotas = largest_remainder(np.array([len(group) for group in groups]), k)
     chosen = []
     for place, (group, quota) in enumerate(zip(groups, quotas.tolist(), strict=True)):
@@ -558,21 +394,21 @@ def select(
             continue
         part = features if len(group) == n else features.among(group)
         rng = np.random.default_rng([seed, place])
-        picks = _run(selector, part, None if values is None else values[group], quota, rng, settings)
-        if len(picks.rows) < quota:
-            raise UserError(f"{name} leaves {len(picks.rows):,} of {len(group):,} examples{names[place]}, {quota:,} "
+        found = selector.run(part, None if values is None else values[group], quota, rng, settings)
+        if len(found.rows) < quota:
+            raise UserError(f"{name} leaves {len(found.rows):,} of {len(group):,} examples{names[place]}, {quota:,} "
                             "were asked for: ask for fewer, or --fill random tops them up")
-        chosen.append(Picks(group[picks.rows], picks.scores, picks.reasons))
-    rows = np.concatenate([picks.rows for picks in chosen])
-    order = interleaved([picks.rows for picks in chosen])
+        chosen.append(Picks(group[found.rows], found.scores, found.reasons))
+    rows = np.concatenate([each.rows for each in chosen])
+    order = interleaved([each.rows for each in chosen])
     rows = rows[order]
     assert len(np.unique(rows)) == k == len(rows)
-    reasons = [reason for picks in chosen for reason in picks.reasons]
+    reasons = [reason for each in chosen for reason in each.reasons]
     return pd.DataFrame(
         {
             "id": [features.ids[row] for row in rows],
             "rank": np.arange(1, k + 1),
-            "score": np.concatenate([picks.scores for picks in chosen])[order],
+            "score": np.concatenate([each.scores for each in chosen])[order],
             "reason": [reasons[place] for place in order],
         }
     )

@@ -26,6 +26,7 @@ METRICS = {
     "mattr": "mean type-token ratio of all windows of a fixed number of words: higher = more diverse, up to 1",
     "mtld": "mean number of words that keep the type-token ratio at 0.72: higher = more diverse",
 }
+BY_SYLLABLES = ("flesch", "syllables")  # the metrics that depend on how these are counted
 SYLLABLE_RULES = ("cmudict", "hyphenation")
 MATTR_WINDOW = 10
 MTLD_MIN_TOKENS = 50
@@ -52,9 +53,7 @@ def syllable_rule() -> str:
     return "cmudict"
 
 
-def text_metrics(
-    texts: Sequence[str], syllables_by: str, window: int = MATTR_WINDOW, min_tokens: int = MTLD_MIN_TOKENS
-) -> pd.DataFrame:
+def text_metrics(texts: Sequence[str], syllables_by: str, window: int = MATTR_WINDOW) -> pd.DataFrame:
     """One row a text, in order; the columns are METRICS. A value that a text cannot have is NaN.
 
     Words, characters, letters and sentences are textstat's: a word is what white space separates once punctuation is
@@ -64,15 +63,15 @@ def text_metrics(
 
     Without a word, counts are 0 (``sentences`` 1 where there are characters) and the ratios are NaN. ``mattr``
     (Covington and McFall 2010) is NaN below ``window`` words. ``mtld`` (McCarthy and Jarvis 2010: mean of both
-    directions, the last factor by its part) is NaN below ``min_tokens`` words, where the authors find it unreliable,
+    directions, the last factor by its part) is NaN below MTLD_MIN_TOKENS words, where the authors find it unreliable,
     and where no word occurs twice, as it then has no bound.
     """
     import pandas as pd
     from textstat import textstat
     from textstat.backend.selections import list_words
 
-    if window < 1 or min_tokens < 1:
-        raise UserError(f"found a window of {window} and a minimum of {min_tokens} words; expected at least 1 of each")
+    if window < 1:
+        raise UserError(f"found a window of {window} words; expected at least 1")
     count_syllables = _syllable_counter(syllables_by)
     syllables_of: dict[str, int] = {}
     blocks = []
@@ -100,7 +99,7 @@ def text_metrics(
                 "syllables": syllables,
                 "sentences": sentences,
                 "mattr": _mattr(previous, text_of, counts, window),
-                "mtld": np.array([mtld(each) if len(each) >= min_tokens else np.nan for each in words]),
+                "mtld": np.array([mtld(each) if len(each) >= MTLD_MIN_TOKENS else np.nan for each in words]),
             })
     whole = {name: np.concatenate([block[name] for block in blocks]) if blocks else np.zeros(0) for name in METRICS}
     return pd.DataFrame(whole)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from datamap.core.errors import UserError
-from datamap.selection import language_models
+from datamap.selection import cache, language_models
 from datamap.selection.cache import cached
 from datamap.selection.language_models import load_causal, load_masked, perplexity_rows, pseudo_perplexity_rows
 from datamap.training.tiny_model import train_tokenizer
@@ -270,7 +270,8 @@ class TestBoth:
         lengths = np.array([min(len(tokenizer(text)["input_ids"]), MAX_LENGTH) for text in texts])
         assert order.tolist() == sorted(range(len(texts)), key=lambda row: (-lengths[row], row))
 
-    def test_through_the_cache_in_shards(self, saved, tmp_path, rows_of, load, name):
+    def test_through_the_cache_in_shards(self, saved, tmp_path, rows_of, load, name, monkeypatch):
+        monkeypatch.setattr(cache, "SHARD_ROWS", 3)
         model, tokenizer = load(saved[name], True)
         shape, key = (len(TEXTS),), {"model": name}
         whole = values_of(rows_of, TEXTS, model, tokenizer)
@@ -283,8 +284,8 @@ class TestBoth:
             return order, lambda rows: compute(rows) if order[0] in rows else 1 / 0
 
         with pytest.raises(ZeroDivisionError):
-            cached(tmp_path, "scores", key, shape, breaking, shard_rows=3)
-        np.testing.assert_allclose(cached(tmp_path, "scores", key, shape, prepare, 3), whole, rtol=1e-4)
+            cached(tmp_path, "scores", key, shape, breaking)
+        np.testing.assert_allclose(cached(tmp_path, "scores", key, shape, prepare), whole, rtol=1e-4)
 
     def test_only_texts_without_tokens(self, saved, rows_of, load, name):
         model, tokenizer = load(saved[name], True)

@@ -6,11 +6,11 @@ import shutil
 import subprocess
 import sys
 import unicodedata
-from pathlib import Path
 
 import nltk.data
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
@@ -223,10 +223,11 @@ def test_kinds_take_turns_and_seeds_and_ids_differ():
 
 @pytest.mark.parametrize("hash_seed", ["1", "2"])
 def test_a_seed_gives_the_same_copies_in_every_process(hash_seed):
-    program = f"import perturbations as p; print(p.perturbed_texts([{REVIEW!r}], ['r1'], ['deletion', 'swap'], 6, 42))"
+    program = ("from datamap.selection.perturbations import perturbed_texts; "
+               f"print(perturbed_texts([{REVIEW!r}], ['r1'], ['deletion', 'swap'], 6, 42))")
     other = subprocess.run(
         [sys.executable, "-c", program], env={**os.environ, "PYTHONHASHSEED": hash_seed},
-        cwd=Path(perturbations.__file__).parent, capture_output=True, text=True, check=True,
+        cwd=REPOSITORY, capture_output=True, text=True, check=True,
     )
     assert other.stdout.strip() == str(perturbed_texts([REVIEW], ["r1"], ["deletion", "swap"], 6, 42))
 

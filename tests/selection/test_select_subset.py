@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -33,10 +32,11 @@ from datamap.core.artifacts import stage
 from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
 from datamap.selection import cache as feature_cache
+from datamap.selection import candidates, language_models
 from datamap.selection import features as selection_features
-from datamap.selection import language_models, text_features
+from datamap.selection.arguments import parse_args
+from datamap.selection.base import SELECTORS
 from datamap.selection.perturbations import perturbed_texts
-from datamap.selection.selectors import SELECTORS
 from datamap.tasks.registry import get_task
 from datamap.training import models
 from datamap.training.tiny_model import train_tokenizer
@@ -551,8 +551,8 @@ def raising(*_, **__):
 def test_the_second_call_loads_no_model(home, choose, tmp_path, monkeypatch, selector):
     flags = ["--selector", selector, *flags_of(home, selector), "--k", 7]
     first = choose(*flags, cache=tmp_path / "cache")
-    for module, name in ((text_features, "load_encoder"), (language_models, "load_masked"),
-                         (language_models, "load_causal"), (models, "load_model"), (models, "load_encoder")):
+    for module, name in ((models, "load_encoder"), (language_models, "load_masked"),
+                         (language_models, "load_causal"), (models, "load_model")):
         monkeypatch.setattr(module, name, raising)
     same(first.table, choose(*flags, cache=tmp_path / "cache").table)
     with pytest.raises(AssertionError, match="a model was loaded"):
@@ -577,15 +577,14 @@ def test_another_model_in_the_same_place_is_another_entry(home, choose, tmp_path
     same(before, choose(*flags, cache=cache).table)
 
 
-@pytest.mark.parametrize("selector, module", [("kcenter", text_features), ("perplexity", text_features),
-                                              ("grand", selection_features)])
-def test_an_interrupted_computation_resumes(home, choose, tmp_path, monkeypatch, selector, module):
+@pytest.mark.parametrize("selector", ["kcenter", "perplexity", "grand"])
+def test_an_interrupted_computation_resumes(home, choose, tmp_path, monkeypatch, selector):
     flags = ["--selector", selector, *flags_of(home, selector), "--k", 9]
     plain = choose(*flags, cache=tmp_path / "plain").table
     computed: list[int] = []
     stops = [2]
 
-    def small_shards(directory, name, key, shape, prepare, **rest):
+    def counting(directory, name, key, shape, prepare, dtype):
         def prepare_counted():
             order, compute = prepare()
 
@@ -597,9 +596,10 @@ def test_an_interrupted_computation_resumes(home, choose, tmp_path, monkeypatch,
 
             return order, counted
 
-        return feature_cache.cached(directory, name, key, shape, prepare_counted, **{**rest, "shard_rows": 10})
+        return feature_cache.cached(directory, name, key, shape, prepare_counted, dtype)
 
-    monkeypatch.setattr(module, "cached", small_shards)
+    monkeypatch.setattr(candidates, "cached", counting)
+    monkeypatch.setattr(feature_cache, "SHARD_ROWS", 10)
     with pytest.raises(SystemExit) as stopped:
         choose(*flags, cache=tmp_path / "cache")
     assert stopped.value.code == 130 and computed == [10, 10]
@@ -874,7 +874,7 @@ def test_labels_that_questions_have_not(home, refuse, selector):
 
 
 def test_that_questions_have_no_labels_is_said_before_anything_is_computed(home, refuse, monkeypatch):
-    monkeypatch.setattr(text_features, "load_encoder", raising)
+    monkeypatch.setattr(models, "load_encoder", raising)
     for selector in LABELLED:
         refuse("--selector", selector, "--model", home.encoder, "--k", 3, "--max_length", 77,
                data=["--dataset", home.qa, "--task", "qa"])
@@ -1147,8 +1147,9 @@ def test_embeddings_of_one_split_in_two_orders_are_two_entries(home, tmp_path):
     """Rows are those of the split in its order, also where the other order is in the cache."""
     split = reviews_split(home.reviews)
     turned = dataclasses.replace(split, data=split.data.select(range(len(split.data) - 1, -1, -1)))
-    flags: dict[str, Any] = {"pooling": "mean", "max_length": 32, "doc_stride": 16, "batch_size": 8, "no_cuda": True}
-    one, other = (text_features.embeddings(each, str(home.encoder), **flags, cache_dir=tmp_path)
+    args = parse_args(["--selector", "kcenter", "--k", "3", "--dataset", str(home.reviews), "--model",
+                       str(home.encoder), "--max_length", "32", "--no_cuda", "--cache_dir", str(tmp_path)])
+    one, other = (selection_features.features_for(candidates.Candidates(each, np.arange(N), args))[0]["embeddings"]
                   for each in (split, turned))
     np.testing.assert_allclose(one, other[::-1], atol=1e-5)
 

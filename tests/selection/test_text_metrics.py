@@ -164,7 +164,7 @@ def test_dictionary_that_is_not_there_is_refused(no_dictionary):
         text_metrics(TEXTS, "cmudict")
 
 
-@pytest.mark.parametrize("wrong", [{"syllables_by": "guess"}, {"window": 0}, {"min_tokens": 0}])
+@pytest.mark.parametrize("wrong", [{"syllables_by": "guess"}, {"window": 0}])
 def test_wrong_settings(wrong):
     with pytest.raises(UserError, match="expected"):
         text_metrics(TEXTS, **{"syllables_by": "hyphenation", **wrong})
@@ -176,7 +176,9 @@ def test_wrong_settings(wrong):
 @settings(max_examples=100, deadline=None)
 @given(st.lists(WORDS, min_size=1, max_size=5), st.integers(1, 40), st.integers(1, 60))
 def test_diversity_is_the_slow_one(texts, window, min_tokens):
-    table = text_metrics([" ".join(words) for words in texts], "hyphenation", window, min_tokens)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MTLD_MIN_TOKENS", min_tokens)
+        table = text_metrics([" ".join(words) for words in texts], "hyphenation", window)
     assert list(table.columns) == list(METRICS)
     slow = [slow_mattr(words, window) for words in texts]
     np.testing.assert_allclose(table["mattr"], slow, rtol=1e-9)
@@ -219,7 +221,9 @@ def test_short_texts_are_missing_not_zero():
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.text(max_size=80), max_size=6), st.integers(1, 6))
 def test_ranges_on_any_text(texts, window):
-    table = text_metrics(texts, "hyphenation", window, min_tokens=1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "MTLD_MIN_TOKENS", 1)
+        table = text_metrics(texts, "hyphenation", window)
     assert len(table) == len(texts) and table.index.equals(pd.RangeIndex(len(texts)))
     assert not np.isinf(table.to_numpy(float)).any()
     count = table["token_count"]
@@ -237,10 +241,11 @@ def test_ranges_on_any_text(texts, window):
 
 
 def test_rows_do_not_depend_on_their_neighbours(monkeypatch):
-    whole = text_metrics(TEXTS, "hyphenation", window=3, min_tokens=4)
+    monkeypatch.setattr(module, "MTLD_MIN_TOKENS", 4)
+    whole = text_metrics(TEXTS, "hyphenation", window=3)
     monkeypatch.setattr(module, "BLOCK", 3)
-    pd.testing.assert_frame_equal(text_metrics(TEXTS, "hyphenation", window=3, min_tokens=4), whole)
+    pd.testing.assert_frame_equal(text_metrics(TEXTS, "hyphenation", window=3), whole)
     for row, text in enumerate(TEXTS):
-        alone = text_metrics([text], "hyphenation", window=3, min_tokens=4)
+        alone = text_metrics([text], "hyphenation", window=3)
         pd.testing.assert_frame_equal(alone, whole.iloc[[row]].reset_index(drop=True))
     assert len(text_metrics([], "hyphenation")) == 0

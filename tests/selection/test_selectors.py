@@ -1,8 +1,7 @@
-"""dataset_selectors.py: what every selector must do, over the registry, and each one against a slow version."""
+"""selectors.py: what every selector must do, over the registry, and each one against a slow version."""
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import zlib
@@ -16,22 +15,21 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datamap.core.errors import UserError
-from datamap.selection.selectors import (
+from datamap.selection.base import (
     HIGHEST,
     LOWEST,
     SELECTORS,
+    SETTINGS,
     Features,
     Settings,
     count_of,
-    described,
     interleaved,
     largest_remainder,
     needed,
-    parse_members,
     rank_normalised,
-    select,
     settings_of,
 )
+from datamap.selection.selectors import described, parse_members, select
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -80,10 +78,10 @@ MEMBERS = {
     "pipeline": (("el2n", 0.8), ("kcenter", 0.6), ("aum", 0.1)),
     "fusion": (("el2n", 1.0), ("confidence", 0.5371), ("variability", 2.0213)),  # so that ranks add up to no ties
 }
-CASES = {name: (name, dataclasses.replace(EVERYBODY, members=MEMBERS.get(name, ()))) for name in SELECTORS}
+CASES = {name: (name, EVERYBODY.replace(members=MEMBERS.get(name, ()))) for name in SELECTORS}
 CASES |= {
-    "perplexity by mattr": ("perplexity", dataclasses.replace(EVERYBODY, rank_by="mattr")),
-    "perplexity by lowest mattr": ("perplexity", dataclasses.replace(EVERYBODY, rank_by="mattr", keep=LOWEST)),
+    "perplexity by mattr": ("perplexity", EVERYBODY.replace(rank_by="mattr")),
+    "perplexity by lowest mattr": ("perplexity", EVERYBODY.replace(rank_by="mattr", keep=LOWEST)),
     "kmeans of 128": ("kmeans", Settings()),
     "loss_trajectory of 128": ("loss_trajectory", Settings()),
     "lexical_diversity of words alone": ("lexical_diversity", Settings(lexical_weights=(0.0, 1.0, 0.5))),
@@ -104,7 +102,7 @@ def values_for(case: str, n: int = N, seed: int = 0) -> dict[str, np.ndarray]:
 
 def choose(case, values, k, seed=1, ids=None, fill=False, **more):
     name, its_settings = CASES[case]
-    its_settings = dataclasses.replace(its_settings or Settings(), fill=fill)
+    its_settings = its_settings.replace(fill=fill)
     n = len(next(iter(values.values()))) if values else N
     return select(Features(ids or ids_of(n), values), name, k, seed, its_settings, **more)
 
@@ -554,8 +552,6 @@ def test_largest_remainder_against_fractions(sizes, data):
         assert (np.abs(quotas - np.array(sizes) * total / sum(sizes)) < 1).all()
 
 
-
-
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize("sizes", [[0], [0, 0, 0], []])
 def test_largest_remainder_of_nothing(sizes):
@@ -895,7 +891,7 @@ def test_pipeline_shares_are_of_all_examples():
 def test_pipeline_of_one_is_that_selector():
     for name in SELECTORS:
         if SELECTORS[name].kind != "hybrid":
-            told = dataclasses.replace(EVERYBODY, members=((name, 0.2),))
+            told = EVERYBODY.replace(members=((name, 0.2),))
             features = Features(ids_of(N), {each: made(each, N) for each in needed(name, told)})
             pd.testing.assert_frame_equal(
                 select(features, "pipeline", 12, 5, told), select(features, name, 12, 5, told), check_exact=True
@@ -921,12 +917,12 @@ def test_a_member_that_leaves_less_than_its_share_is_named():
     with pytest.raises(UserError, match="^consistency leaves 20 of 60 examples, its share 0.5 asks for 30"):
         select(features, "pipeline", 6, 0, told)
     with pytest.raises(UserError, match="^consistency leaves 20 of 60"):  # nobody would see what was drawn
-        select(features, "pipeline", 6, 0, dataclasses.replace(told, fill=True))
+        select(features, "pipeline", 6, 0, told.replace(fill=True))
     last = Settings(members=(("el2n", 0.5), ("consistency", 0.4)))
     survivors = sum(flips[row] == 0 for row in sorted(range(N), key=lambda row: -features["el2n"][row])[:30])
     with pytest.raises(UserError, match=f"^pipeline leaves {survivors} of 60 examples, 24 were asked for"):
         select(features, "pipeline", 24, 0, last)
-    filled = select(features, "pipeline", 24, 0, dataclasses.replace(last, fill=True))
+    filled = select(features, "pipeline", 24, 0, last.replace(fill=True))
     assert filled["reason"].str.startswith("random fill").sum() == 24 - survivors
 
 
@@ -1033,18 +1029,17 @@ def test_any_text_is_members_or_one_line(text, kind):
 
 
 def test_every_entry_of_the_registry_is_whole():
-    from datamap.selection.arguments import FEATURE_FLAGS
+    from datamap.selection.arguments import build_parser
     from datamap.selection.features import FEATURES
 
-    assert set(FEATURE_FLAGS) <= set(FEATURES)
-
-    known = {field.name for field in dataclasses.fields(Settings)}
+    flags = {flag for feature in FEATURES.values() for flag in feature.flags}
+    assert {f"--{name}" for name in {*flags, *SETTINGS}} <= set(build_parser().flags)
     for name, each in SELECTORS.items():
         assert each.name == name
         assert (each.pick is None) != (each.score is None), name
         assert each.kind in ("baseline", "quality", "diversity", "importance", "hybrid")
         assert each.keep in (HIGHEST, LOWEST)
-        assert set(each.settings) <= known
+        assert all(SETTINGS[setting.name] == setting for setting in each.settings)
         assert set(needed(*CASES[name])) <= set(FEATURES), name
         assert len(set(needed(*CASES[name]))) == len(needed(*CASES[name]))
     wanted = """random full perplexity pseudo_perplexity label_issues consistency self_filter llm_judge kcenter kmeans
@@ -1075,15 +1070,16 @@ def test_a_selector_reads_no_more_than_it_says():
         if SELECTORS[name].kind == "hybrid":
             continue
         seen: set[str] = set()
-        fields = {field.name: getattr(told, field.name) for field in dataclasses.fields(Settings)}
-        select(Features(ids_of(N), values_for(case)), name, 9, 0, Watched(**fields))  # values_for: what is needed only
-        assert seen & set(fields) <= settings_of(name, told) | {"keep", "fill"}, case
+        watched = Watched(**vars(told))
+        seen.clear()
+        select(Features(ids_of(N), values_for(case)), name, 9, 0, watched)  # values_for: what is needed only
+        assert seen & set(vars(told)) <= settings_of(name, told) | {"keep", "fill"}, case
 
 
 def test_settings_of_hybrids_are_those_of_their_members():
     told = Settings(members=(("perplexity", 0.5), ("kmeans", 0.2), ("el2n", 0.1)))
     assert settings_of("pipeline", told) == {"p_low", "p_high", "rank_by", "n_clusters"}
-    assert set(needed("pipeline", dataclasses.replace(told, rank_by="mtld"))) == {
+    assert set(needed("pipeline", told.replace(rank_by="mtld"))) == {
         "perplexity", "mtld", EMBEDDINGS, "el2n"}
     assert needed("stratified", Settings(strata=("label", "mtld"))) == ("label", "mtld")
 

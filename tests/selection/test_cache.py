@@ -1,4 +1,4 @@
-"""feature_cache.py: nothing is computed twice, and an interruption at any moment changes no byte."""
+"""cache.py: nothing is computed twice, and an interruption at any moment changes no byte."""
 
 from __future__ import annotations
 
@@ -60,7 +60,9 @@ def place_of(directory: Path, name: str = "perplexity") -> Path:
 
 
 def call(directory: Path, feature: Any, shard_rows: int = 5, key=KEY) -> np.ndarray:
-    return cached(directory, "perplexity", key, (N, 3), feature, shard_rows)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(feature_cache, "SHARD_ROWS", shard_rows)
+        return cached(directory, "perplexity", key, (N, 3), feature)
 
 
 def test_values_order_and_files(tmp_path):
@@ -90,11 +92,12 @@ def test_second_call_prepares_nothing(tmp_path, caplog):
 
 
 @pytest.mark.parametrize(("shape", "dtype"), [((N,), np.float64), ((N, 2, 3), np.int16), ((0, 4), np.float32)])
-def test_shapes_and_types(tmp_path, shape, dtype):
+def test_shapes_and_types(tmp_path, monkeypatch, shape, dtype):
     whole = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
     prepare: Any
     for prepare in (lambda: (np.arange(shape[0])[::-1], lambda rows: whole[rows]), None):
-        values = cached(tmp_path, "metrics", KEY, shape, prepare, 4, dtype)
+        monkeypatch.setattr(feature_cache, "SHARD_ROWS", 4)
+        values = cached(tmp_path, "metrics", KEY, shape, prepare, dtype)
         assert values.dtype == dtype
         np.testing.assert_array_equal(values, whole)
 
