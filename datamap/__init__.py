@@ -2,10 +2,15 @@
 
 _ROOMS = {
     "CartographyCallback": "cartography.recorder",
+    "CartographyTrainer": "training.trainer",
+    "Split": "core.splits",
+    "Task": "tasks.base",
+    "UserError": "core.errors",
     "apply_filters": "analysis.filter_config",
     "categorize_examples": "cartography.categories",
     "category_thresholds": "cartography.categories",
     "compute_metrics": "cartography.metrics",
+    "flag_errors": "analysis.error_rules",
     "generate_hash_ids": "core.splits",
     "get_examples_by_category": "cartography.categories",
     "get_task": "tasks.registry",
@@ -14,6 +19,7 @@ _ROOMS = {
     "load_split": "core.splits",
     "map_thresholds": "cartography.maps",
     "plot_data_map": "cartography.maps",
+    "select": "selection.selectors",
     "write_cartography": "cartography.maps",
 }
 __all__ = sorted(_ROOMS)

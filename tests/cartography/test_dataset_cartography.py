@@ -147,8 +147,3 @@ def test_a_recording_is_never_written_over(tmp_path, recorded, capsys):
 def test_wrong_flags_are_refused_before_anything_is_written(tmp_path, recorded, flags, message, capsys):
     assert message in refused(capsys, tmp_path / "out", "--cartography_dir", recorded, *flags)
     assert not (tmp_path / "out").exists()
-
-
-def test_what_users_import():
-    for name in dataset_cartography.__all__:
-        assert hasattr(dataset_cartography, name)
