@@ -15,16 +15,12 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datamap.core.artifacts import check_not_read, check_same_dataset, recorded_split, recorded_task, stage
 from datamap.core.errors import command_line
 from datamap.core.files import write_csv, write_json
 from datamap.core.flags import Parser, positive_int
 from datamap.tasks.registry import add_task_flags, task_of
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 OWNS = (
     "question_type_analysis.csv", "category_by_question_type.png", "label_analysis.csv", "category_by_label.png",
@@ -64,23 +60,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return args
 
 
-def show(table: pd.DataFrame, by: str) -> None:
-    """Print the first rows of a ``group_table``."""
-    from datamap.cartography.categories import CATEGORIES
-    from datamap.core.tables import console_table
-
-    metrics = [metric for metric in ("confidence", "variability", "correctness") if f"{metric}_mean" in table]
-    shown = table[[by, "n"]].assign(**{metric: table[f"{metric}_mean"] for metric in metrics})
-    shown = shown.assign(**{category: table[f"{category}_share"] for category in CATEGORIES})
-    formats = {by: ".20", "n": ",d", **dict.fromkeys(metrics, ".3f"), **dict.fromkeys(CATEGORIES, ".1%")}
-    print(console_table(shown, formats, ROWS_PRINTED))
-
-
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from datamap.analysis import map_summary as summary
-    from datamap.analysis.groups import group_table, metric_columns
+    from datamap.analysis.groups import group_table, metric_columns, printed_groups
     from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
     from datamap.cartography.dynamics import read_logged_logits
     from datamap.cartography.maps import check_no_recording, load_map, write_cartography
@@ -125,9 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             summary.plot_groups(path / f"category_by_{by}.png", by_group, by, caption)
 
     print(caption)
-    show(group_table(frame.assign(all="all"), "all"), "all")
+    print(printed_groups(group_table(frame.assign(all="all"), "all"), "all", "", ROWS_PRINTED))
     if split is not None:
-        show(by_group, by)
+        print(printed_groups(by_group, by, ".20", ROWS_PRINTED))
     print(f"wrote tables, samples and pictures to {path}")
 
 

@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json(path / "overlap_summary.json", summary)
 
     print(caption)
-    print(printed_groups(difficulty, "cluster", {"cluster": cluster_name}, ROWS_PRINTED))
+    print(printed_groups(difficulty, "cluster", cluster_name, ROWS_PRINTED))
     if patterns["category_cluster_association"]:
         strength = patterns["category_cluster_association"]["cramers_v"]
         print(f"association of category and cluster: Cramer's V {strength:.2f} (0 none, 1 full)")

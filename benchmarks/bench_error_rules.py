@@ -14,12 +14,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datamap.core.errors import command_line  # noqa: E402
-from datamap.core.flags import (  # noqa: E402
-    DEFAULT_SEED,  # noqa: E402
-    Parser,
-    positive_int,
-)
+from datamap.core.errors import command_line
+from datamap.core.flags import DEFAULT_SEED, Parser, positive_int
 
 BOUND = 15.0  # seconds for 100,000 examples, one process
 CONTEXT_WORDS = 150

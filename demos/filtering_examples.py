@@ -17,14 +17,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules are one directory up
 
-from datamap.core.artifacts import recorded_dataset, recorded_task  # noqa: E402
-from datamap.core.errors import command_line  # noqa: E402
-from datamap.core.flags import (  # noqa: E402
-    DEFAULT_SEED,  # noqa: E402
-    Parser,
-    seed_number,
-)
-from datamap.core.splits import Split, load_split  # noqa: E402
+from datamap.core.artifacts import recorded_dataset, recorded_task
+from datamap.core.errors import command_line
+from datamap.core.flags import DEFAULT_SEED, Parser, seed_number
+from datamap.core.splits import Split, load_split
+from datamap.core.tables import console_table
 
 
 def several_filters(cartography_dir: str, cluster_dir: str | None, rules: bool) -> dict[str, Any]:
@@ -47,11 +44,14 @@ def several_filters(cartography_dir: str, cluster_dir: str | None, rules: bool) 
 
 
 def show_report(report: dict[str, Any]) -> None:
-    for record in report["filters"]:
-        print(f"  {record['filter']:<10} {record['before']:>7,} -> {record['after']:>7,}")
-        for reason, ids in record["removed"].items():
-            print(f"      {len(ids):>6,}  {reason}, such as {ids[0]}")
-    print(f"  {'total':<10} {report['before']:>7,} -> {report['after']:>7,}")
+    import pandas as pd
+
+    rows = [
+        {"filter": record["filter"], "reason": reason, "removed": len(ids), "such as": ids[0]}
+        for record in report["filters"] for reason, ids in record["removed"].items()
+    ]
+    print(console_table(pd.DataFrame(rows), {"removed": ",d"}))
+    print(f"together: {report['before']:,} -> {report['after']:,} examples")
 
 
 def show(split: Split, cartography_dir: str, cluster_dir: str | None, seed: int) -> None:

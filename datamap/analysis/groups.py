@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from datamap.cartography.categories import CATEGORIES
@@ -54,12 +54,12 @@ def group_table(frame: pd.DataFrame, by: str, statistics: Sequence[str] = ("mean
     return pd.DataFrame(columns).reset_index()
 
 
-def printed_groups(table: pd.DataFrame, by: str, formats: Mapping[str, Any], limit: int) -> str:
-    """A ``group_table`` for the console: n, the main metrics, the share of each category."""
+def printed_groups(table: pd.DataFrame, by: str, form: str | Callable[[Any], str], limit: int) -> str:
+    """A ``group_table`` for the console: the groups as ``form`` has them, n, the main metrics, category shares."""
     means = [metric for metric in MAIN_METRICS if f"{metric}_mean" in table]
     shown = table[[by, "n", *(f"{metric}_mean" for metric in means), *(f"{name}_share" for name in CATEGORIES)]]
     shown = shown.set_axis([by, "n", *means, *CATEGORIES], axis=1)
-    formats = {"n": ",d", **dict.fromkeys(means, ".3f"), **dict.fromkeys(CATEGORIES, ".1%"), **formats}
+    formats = {by: form, "n": ",d", **dict.fromkeys(means, ".3f"), **dict.fromkeys(CATEGORIES, ".1%")}
     return console_table(shown, formats, limit)
 
 

@@ -689,7 +689,7 @@ def test_the_demo(demo, tmp_path, capsys):
     cluster_path = write_table(tmp_path / "cluster_assignments.csv", CLUSTERS, rows)
     demo.main(["--cartography_dir", path, "--cluster_dir", cluster_path])
     printed = capsys.readouterr().out
-    for expected in (" cluster -1, such as", "dataset_error_score above 2", "size-matched control", "are hard"):
+    for expected in ("cluster -1", "dataset_error_score above 2", "size-matched control", "are hard"):
         assert expected in printed
 
 
