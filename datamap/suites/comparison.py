@@ -10,12 +10,14 @@ from typing import Any
 import numpy as np
 
 from datamap.core.flags import DEFAULT_SEED
+from datamap.core.intervals import mcnemar
 
 ALPHA = 0.05
 POWER = 0.8
 MIN_SEEDS = 3  # below it a spread over seeds is hardly an estimate
 MAX_SEEDS_NEEDED = 10_000
 SIGN_FLIPS = 10_000  # all 2**n sign patterns up to 13 seeds, a sample of this size above
+RESAMPLES = 2000
 CACHED_CELLS = 300_000_000  # bytes of resampling counts kept between calls
 BLOCK_CELLS = 2_000_000  # cells of the counts worked on at a time, about 20 bytes each
 BETTER, WORSE = "better", "worse"
@@ -36,13 +38,13 @@ ROW = (
 # --- one metric over seeds ---------------------------------------------------------------------------------------
 
 
-def paired_statistics(values: np.ndarray, reference: np.ndarray, higher_is_better: bool = True) -> dict[str, Any]:
+def paired_statistics(values: np.ndarray, reference: np.ndarray) -> dict[str, Any]:
     """What n seeds say of a metric: means, spread, interval and p-values of the differences ``values - reference``.
 
     ``values`` and ``reference`` are (n,) floats in the metric's unit, the same seeds in the same order. Keys:
     ``n``; ``mean``, ``sd``, ``reference_mean``, ``reference_sd`` (ddof 1); ``difference`` (their mean),
     ``difference_sd`` (ddof 1), ``low`` and ``high`` (95% t interval of the mean); ``wins`` (seeds at which the
-    experiment is strictly better) and ``ties``; ``p_t`` (two-sided paired t test); ``p_sign_flip`` (two-sided
+    experiment is strictly higher) and ``ties``; ``p_t`` (two-sided paired t test); ``p_sign_flip`` (two-sided
     sign-flip permutation test on the mean, Fisher 1935: all 2**n patterns for n <= 13, else 10,000 seeded ones);
     ``p_sign_flip_smallest`` (2 / 2**n, the smallest p that n seeds allow: 0.0625 at 5, so the sign flip can only
     support a finding from 6 seeds on); ``cohens_d`` (difference / difference_sd).
@@ -66,14 +68,13 @@ def paired_statistics(values: np.ndarray, reference: np.ndarray, higher_is_bette
     from scipy import stats
 
     spread = float(differences.std(ddof=1)) if np.ptp(differences) > 1e-9 * scale else 0.0
-    better = differences > 0 if higher_is_better else differences < 0
     flips = stats.permutation_test(
         (differences,), _mean, permutation_type="samples", vectorized=True, n_resamples=SIGN_FLIPS,
         rng=np.random.default_rng(DEFAULT_SEED),
     )
     found |= {
         "sd": float(values.std(ddof=1)), "reference_sd": float(reference.std(ddof=1)), "difference_sd": spread,
-        "wins": int(better.sum()), "ties": int((differences == 0).sum()),
+        "wins": int((differences > 0).sum()), "ties": int((differences == 0).sum()),
         "p_sign_flip": float(flips.pvalue), "p_sign_flip_smallest": 2.0 ** (1 - n),
     }
     if spread > 0:
@@ -108,37 +109,35 @@ def _check_same_shape(values: np.ndarray, reference: np.ndarray) -> None:
 
 
 class Resamples:
-    """How often each of N examples, or of S seeds, is drawn in each of ``number`` resamples with replacement.
+    """How often each of N examples, or of S seeds, is drawn in each of 2,000 resamples with replacement.
 
-    The counts depend on ``seed`` and N alone. They are drawn once per N and shared by all comparisons, kept as uint8
-    up to 300 MB in all (the oldest N goes first); larger ones, of N above 150,000 at 2,000 resamples, are drawn anew
-    for every comparison.
+    The counts depend on N alone. They are drawn once per N and shared by all comparisons, kept as uint8 up to 300 MB
+    in all (the oldest N goes first); larger ones, of N above 150,000, are drawn anew for every comparison.
     """
 
-    def __init__(self, seed: int = DEFAULT_SEED, number: int = 2000):
-        self.seed, self.number = seed, number
+    def __init__(self) -> None:
         self._kept: dict[int, list[np.ndarray]] = {}
 
     def seed_counts(self, n: int) -> np.ndarray:
-        """(number, n) float64 counts, each row of sum n."""
-        rng = np.random.default_rng([self.seed, n, 0])
-        return rng.multinomial(n, np.full(n, 1 / n), size=self.number).astype(np.float64)
+        """(resamples, n) float64 counts, each row of sum n."""
+        rng = np.random.default_rng([DEFAULT_SEED, n, 0])
+        return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
     def example_counts(self, n: int) -> Iterator[np.ndarray]:
-        """Blocks of rows of the (number, n) uint8 counts, each row of sum n."""
-        if n in self._kept or self.number * n > CACHED_CELLS:
+        """Blocks of rows of the (resamples, n) uint8 counts, each row of sum n."""
+        if n in self._kept or RESAMPLES * n > CACHED_CELLS:
             yield from self._kept.get(n) or self._draw(n)
             return
-        while self._kept and self.number * (sum(self._kept) + n) > CACHED_CELLS:
+        while self._kept and RESAMPLES * (sum(self._kept) + n) > CACHED_CELLS:
             del self._kept[next(iter(self._kept))]
         self._kept[n] = list(self._draw(n))
         yield from self._kept[n]
 
     def _draw(self, n: int) -> Iterator[np.ndarray]:
-        rng = np.random.default_rng([self.seed, n, 1])
+        rng = np.random.default_rng([DEFAULT_SEED, n, 1])
         at_once = max(1, BLOCK_CELLS // n)
-        for first in range(0, self.number, at_once):
-            rows = min(at_once, self.number - first)
+        for first in range(0, RESAMPLES, at_once):
+            rows = min(at_once, RESAMPLES - first)
             drawn = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
             # No example is drawn 256 times: the expected number is 1, the chance of 60 below 1e-80.
             yield np.bincount(drawn.reshape(-1), minlength=rows * n).reshape(rows, n).astype(np.uint8)
@@ -206,14 +205,11 @@ def single_seed_statistics(
     difference = float(differences.mean())
     found: dict[str, Any] = {"difference": difference, "bootstrap_low": low, "bootstrap_high": high}
     if binary:
-        from statsmodels.stats.contingency_tables import mcnemar
-
         known = np.unique(np.concatenate([scores, reference_scores]))
         if len(known[known != 0]) > 1:
             raise ValueError(f"expected binary scores, 0 or one other number, got {known[:4].tolist()}")
         ours, theirs = int((differences > 0).sum()), int((differences < 0).sum())
-        p = mcnemar([[0, ours], [theirs, 0]], exact=True).pvalue
-        return found | {"only_experiment_right": ours, "only_reference_right": theirs, "p": float(p)}
+        return found | {"only_experiment_right": ours, "only_reference_right": theirs, "p": mcnemar(ours, theirs)}
     # The counts go through float32, so a resample as extreme as the data may fall short by its rounding.
     extreme = np.abs(means - difference) >= abs(difference) - 1e-6 * np.abs(differences).max()
     return found | {"p": float((1 + extreme.sum()) / (1 + len(means)))}
@@ -279,15 +275,15 @@ def power_at(n: int, difference_sd: float | None, margin: float, alpha: float = 
     return float(min(1.0, stats.nct.sf(critical, n - 1, shift) + stats.nct.sf(critical, n - 1, -shift)))
 
 
-def seeds_needed(difference_sd: float | None, margin: float, power: float = POWER, alpha: float = ALPHA) -> int | None:
-    """The smallest number of paired seeds, at least 2, that find a true difference of ``margin`` with ``power``.
+def seeds_needed(difference_sd: float | None, margin: float, alpha: float = ALPHA) -> int | None:
+    """The smallest number of paired seeds, at least 2, that find a true difference of ``margin`` with a power of 0.8.
 
     Arguments as in ``power_at``. None for a spread of 0 or None, or where more than 10,000 seeds are needed.
     """
 
     def enough(n: int) -> bool:
         found = power_at(n, difference_sd, margin, alpha)
-        return found is not None and found >= power
+        return found is not None and found >= POWER
 
     low, high = 1, MAX_SEEDS_NEEDED  # low is not enough, high is
     if not enough(high):
@@ -305,7 +301,6 @@ def verdict(
     statistics: Mapping[str, Any],
     p_holm: float | None,
     margin: float,
-    higher_is_better: bool = True,
     bootstrap: Mapping[str, Any] | None = None,
     family_size: int = 1,
 ) -> tuple[str, str | None]:
@@ -324,7 +319,7 @@ def verdict(
     n, difference, spread = statistics["n"], statistics["difference"], statistics["difference_sd"]
     if n == 0:
         return UNDERPOWERED, "no seed at which both runs are finished"
-    found = BETTER if (difference > 0) == higher_is_better else WORSE
+    found = BETTER if difference > 0 else WORSE
     significant = p_holm is not None and p_holm <= ALPHA and difference != 0
     if n == 1:
         if p_holm is None:
@@ -365,7 +360,6 @@ class Comparison:
     values: Sequence[float] | np.ndarray
     reference: Sequence[float] | np.ndarray
     margin: float  # the smallest difference that matters, in the metric's unit
-    higher_is_better: bool = True
     binary: bool = False  # per-example scores are right or wrong
     scores: np.ndarray | None = None  # (S, N) in the metric's unit, or None where it is no mean over examples
     reference_scores: np.ndarray | None = None
@@ -395,7 +389,7 @@ def compare_family(comparisons: Sequence[Comparison], resamples: Resamples | Non
             row["power"] = power_at(row["n"], _spread(row, bootstrap), comparison.margin, alpha)
             row["seeds_needed"] = seeds_needed(row["difference_sd"], comparison.margin, alpha=alpha)
         row["verdict"], row["note"] = verdict(
-            row, row["p_holm"], comparison.margin, comparison.higher_is_better, bootstrap, len(rows)
+            row, row["p_holm"], comparison.margin, bootstrap, len(rows)
         )
     return rows
 
@@ -412,9 +406,7 @@ def _test(comparison: Comparison, resamples: Resamples) -> dict[str, Any]:
     row: dict[str, Any] = dict.fromkeys(ROW)
     if not seeds:  # planned, but nothing came of it: it counts in the family
         return row | {"n": 0, "margin": comparison.margin, "scope": "method"}
-    row |= paired_statistics(
-        np.asarray(comparison.values), np.asarray(comparison.reference), comparison.higher_is_better
-    )
+    row |= paired_statistics(np.asarray(comparison.values), np.asarray(comparison.reference))
     row |= {"margin": comparison.margin, "scope": "method" if row["n"] > 1 else "this checkpoint, not the method"}
     row["p"] = row["p_t"]
     if comparison.scores is None or comparison.reference_scores is None:

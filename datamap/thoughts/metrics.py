@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.files import write_csv
-from datamap.core.intervals import wilson_interval
+from datamap.core.intervals import mcnemar, wilson_interval
 from datamap.core.plots import COLORS
 from datamap.tasks.evaluation import plot_confusion
 from datamap.thoughts.reader import LABELS, METHODS
@@ -113,18 +113,16 @@ def compare_runs(right: Sequence[bool], other_right: Sequence[bool]) -> dict[str
 
     ``n``, ``accuracy``, ``other_accuracy``, ``both_right``, ``both_wrong``, ``only_this_right``, ``only_other_right``;
     ``difference`` = accuracy - other_accuracy, above 0 where this run is better, with ``difference_low`` and
-    ``difference_high`` (``paired_interval``); ``p_mcnemar``, two-sided and exact: a binomial test on the pairs that
-    only one of the runs has right (McNemar 1947). ``verdict``: "better", "worse", or from p = 0.05 on "no detectable
-    difference", which is not "no difference". Raises ValueError for unequal lengths and for none.
+    ``difference_high`` (``paired_interval``); ``p_mcnemar``, two-sided and exact. ``verdict``: "better", "worse", or
+    from p = 0.05 on "no detectable difference", which is not "no difference". Raises ValueError for unequal lengths and
+    for none.
     """
     if len(right) != len(other_right) or not len(right):
         raise ValueError(f"expected two answers to every pair, got {len(right)} and {len(other_right)}")
-    from scipy.stats import binomtest
-
     this, other = np.asarray(right, dtype=bool), np.asarray(other_right, dtype=bool)
     n, ours, theirs = len(this), int((this & ~other).sum()), int((other & ~this).sum())
     low, high = paired_interval(ours, theirs, n)
-    p = float(binomtest(ours, ours + theirs).pvalue) if ours + theirs else 1.0
+    p = mcnemar(ours, theirs)
     return {
         "n": n,
         "accuracy": float(this.mean()),

@@ -1,4 +1,4 @@
-"""Wilson's interval against its paper, its equation and statsmodels."""
+"""Wilson's interval against its paper, its equation and statsmodels; McNemar's test against statsmodels."""
 
 import math
 from statistics import NormalDist
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from datamap.core.intervals import wilson_interval
+from datamap.core.intervals import mcnemar, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,12 @@ def test_wilson_ends_arrays_and_nothing():
 def test_wilson_refuses(successes, n):
     with pytest.raises(ValueError, match="between 0 and"):
         wilson_interval(successes, n)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_is_that_of_statsmodels(only_first, only_second):
+    from statsmodels.stats.contingency_tables import mcnemar as reference
+
+    found = mcnemar(only_first, only_second)
+    assert found == pytest.approx(reference([[3, only_first], [only_second, 2]], exact=True).pvalue, rel=1e-12)
+    assert 0 <= found <= 1 and found == mcnemar(only_second, only_first)
