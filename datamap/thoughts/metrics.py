@@ -114,8 +114,8 @@ def compare_runs(right: Sequence[bool], other_right: Sequence[bool]) -> dict[str
     ``n``, ``accuracy``, ``other_accuracy``, ``both_right``, ``both_wrong``, ``only_this_right``, ``only_other_right``;
     ``difference`` = accuracy - other_accuracy, above 0 where this run is better, with ``difference_low`` and
     ``difference_high`` (``paired_interval``); ``p_mcnemar``, two-sided and exact. ``verdict``: "better", "worse", or
-    from p = 0.05 on "no detectable difference", which is not "no difference". Raises ValueError for unequal lengths and
-    for none.
+    from p = 0.05 on "no detectable difference", which is not "no difference". Raises ValueError for unequal lengths
+    and for none.
     """
     if len(right) != len(other_right) or not len(right):
         raise ValueError(f"expected two answers to every pair, got {len(right)} and {len(other_right)}")
