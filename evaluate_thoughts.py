@@ -26,9 +26,10 @@ from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
 from datamap.core.plots import dataset_label
 from datamap.core.splits import default_eval_split
-from datamap.thoughts.answers import OWNS, PROMPT_FILE, answerer, answers_in_file, answers_of_model, generated
+from datamap.thoughts.answers import OWNS, answerer, answers_in_file, answers_of_model, generated
 from datamap.thoughts.data import add_pair_flags, load_pairs
 from datamap.thoughts.evaluation import compare, in_words, metrics_of, metrics_table, read_other, write_results
+from datamap.thoughts.prompts import PROMPT_FILE
 from datamap.thoughts.reader import parse_thought
 
 OF_A_MODEL = ("quantization", "temperature", "constrained")  # flags that would change answers

@@ -16,6 +16,7 @@ from datamap.core.artifacts import content_key, digest, stage
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import appended_records, read_jsonl, read_rows, write_jsonl
 from datamap.thoughts.data import id_text
+from datamap.thoughts.prompts import PAIR, PROMPT_FILE, PROMPTS, TUNED, load_prompt, model_prompt
 from datamap.thoughts.reader import parse_thought
 from datamap.thoughts.records import line_of, locked, prompt_key
 from datamap.training.model_files import TOKENIZER_FILES, check_whole_model
@@ -33,7 +34,6 @@ RECORDS = "predictions.jsonl"
 RESULTS = ("metrics.json", "submission.csv", "confusion_matrix.*", "accuracy_by_length.*", "comparison.json")
 OWNS = (RECORDS, *RESULTS)
 MADE = ("new_tokens", "finished", "prompt", "settings")  # how an answer came to be
-PROMPT_FILE = "prompt.txt"  # beside an adapter: what it was trained on
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +57,6 @@ class Answerer:
         return digest([parts, self.template.template, self.parameters])
 
     def prompt(self, premise: str, hypothesis: str) -> str:
-        from datamap.thoughts.prompts import model_prompt
-
         return model_prompt(self.tokenizer, self.template, premise, hypothesis)
 
     def load(self, args: argparse.Namespace) -> Loaded:
@@ -101,8 +99,6 @@ def answerer(args: argparse.Namespace) -> Answerer:
 
 def template_of(args: argparse.Namespace) -> string.Template:
     """What was asked: by --prompt_file, or beside the adapter or the model, else by the prompt for tuned models."""
-    from datamap.thoughts.prompts import PAIR, TUNED, load_prompt
-
     file = args.prompt_file
     if file is None:
         trained = Path(args.adapter or args.model or ".")
@@ -262,8 +258,6 @@ def judge_outputs(
     args: argparse.Namespace, outputs: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, dict[str, Any]]:
     """Records of all pairs; tokens are known where the file says how many, as one of ours does."""
-    from datamap.thoughts.prompts import PAIR, PROMPTS
-
     template = template_of(args)
     # A prompt that is echoed is no answer; of those that it may be, ours are known.
     known = [(PROMPTS / f"{name}.txt").read_text(encoding="utf-8") for name in ("generate", "reflect")]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 PROMPTS = EXAMPLES / "prompts"
 TUNED = PROMPTS / "sft.txt"  # what a fine-tuned model is asked: its training has shown it the rest
 PAIR = ("premise", "hypothesis")
+PROMPT_FILE = "prompt.txt"  # beside an adapter: what it was trained on
 INSTRUCTION = ("[INST]", "[/INST]")  # around the question to a model without a chat template
 
 

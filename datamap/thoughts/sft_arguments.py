@@ -6,20 +6,25 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from datamap.analysis.filter_config import load_filter_config, reads_metrics, validate_config
+from datamap.analysis.filter_config import filter_inputs, load_filter_config, reads_metrics, validate_config
+from datamap.core.artifacts import model_meta
 from datamap.core.configs import with_config
+from datamap.core.errors import UserError
 from datamap.core.flags import DEFAULT_SEED, Parser, boolean, fraction, number, positive_int, seed_number
+from datamap.core.splits import Split
 from datamap.thoughts.data import label_map
 from datamap.thoughts.prompts import TUNED
+from datamap.training.checkpoints import checkpoint_to_resume
 from datamap.training.library_flags import SFT_CONFIG, add_training_flags
 
 DESCRIPTION = "Fine-tune a language model on chains of thought, with QLoRA."
 DEFAULT_MODEL = "mistralai/Mistral-7B-v0.3"
 EFFECTIVE_BATCH_SIZE = 64
 # What a run must share with the one that it goes on from, beside what checkpoints.py asks for.
-RESUMED_WITH = (
+SAME_ON_RESUME = (
     "rows_digest", "prompt_digest", "num_processes", "max_length", "quantization", "lora_r", "lora_alpha",
     "lora_dropout", "lora_target_modules", "packing", "eval_fraction", "learning_rate", "num_train_epochs",
     "max_steps", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "max_grad_norm", "optim", "optim_args",
@@ -175,3 +180,27 @@ def _set_accumulation(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--effective_batch_size {args.effective_batch_size} is not {product} x "
                      f"--gradient_accumulation_steps {given}; leave one of the two out")
     args.gradient_accumulation_steps = steps
+
+
+def checkpoint_of(args: argparse.Namespace, split: Split) -> str | None:
+    """The checkpoint that --resume_from_checkpoint means; UserError where it was made with something else."""
+    view = {**vars(args), "keep_top_epochs": None, "dataset": args.thoughts, "train_split": "train"}
+    checkpoint = checkpoint_to_resume(argparse.Namespace(**view), split)
+    if checkpoint is None:
+        return None
+    before = (model_meta(args.output_dir) or {}).get("arguments", {})
+    for name in SAME_ON_RESUME:
+        if before and before.get(name) != getattr(args, name, None):
+            what = {"rows_digest": "other chains of thought", "prompt_digest": "another prompt"}.get(
+                name, f"{name} {before.get(name)}, not {getattr(args, name, None)}"
+            )
+            raise UserError(f"{args.output_dir} was trained with {what}: resume with what it was started with, or "
+                            "start again with --overwrite")
+    return checkpoint
+
+
+def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:
+    """The artifacts that a run reads, by name."""
+    inputs = {"thoughts": args.thoughts, "reflections": args.reflections, "prompt": args.prompt_file,
+              "model": args.model if Path(args.model).is_dir() else None}
+    return inputs | filter_inputs(args.filters)

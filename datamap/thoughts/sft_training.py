@@ -379,6 +379,33 @@ def check_size(model: PreTrainedModel, longest: int, on_gpu: bool) -> None:
                        "all; use a GPU, or a small model to try things out")
 
 
+def train(
+    trainer: ThoughtTrainer, answers: GeneratedAnswers | None, checkpoint: str | None, on_gpu: bool
+) -> dict[str, Any]:
+    """Train, evaluate and answer a last time; returns the numbers of train_metrics.json."""
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    model = trainer.model
+    # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
+    if not all(bool(weights.isfinite().all()) for weights in model.parameters() if weights.requires_grad):
+        raise UserError("training diverged: weights are no numbers any more; lower --learning_rate")
+    history = trainer.state.log_history
+    evaluated: dict[str, float] = {}
+    if trainer.eval_dataset is not None:
+        last = [logged for logged in history if "eval_loss" in logged and logged["step"] == trainer.state.global_step]
+        evaluated = dict(last[-1]) if last else trainer.evaluate()
+    if answers is not None:
+        answers.measure()
+    trained, everything = model.get_nb_trainable_parameters()
+    return {
+        **{name: value for name, value in result.metrics.items() if name not in ("train_loss", "total_flos")},
+        "train_loss": mean_loss(trainer.state.log_history), "steps": trainer.state.global_step,
+        **{name: evaluated[name] for name in ("eval_loss", "eval_mean_token_accuracy") if name in evaluated},
+        "eval_generate": answers.metrics if answers is not None else None,
+        "parameters": everything, "trainable_parameters": trained, "peak_memory_gb": peak_memory(on_gpu),
+        "num_tokens": trainer._total_train_tokens,
+    }
+
+
 def mean_loss(history: Sequence[Mapping[str, float]]) -> float | None:
     """The training loss over all steps, nats per token, from what was logged; also of a resumed training."""
     total, before = 0.0, 0

@@ -21,6 +21,7 @@ import train_sft
 from datamap.core.errors import UserError
 from datamap.thoughts import sft_arguments
 from datamap.thoughts.reader import completion_text, parse_thought
+from datamap.thoughts.sft_rows import held_out_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONFIGS = REPOSITORY / "example_configs" / "sft"
@@ -277,13 +278,13 @@ def test_what_is_cut_is_counted_and_what_leaves_nothing_to_learn_is_left_out(mod
 
 def test_the_hold_out_depends_on_ids_and_seed_alone():
     ids = [f"x{number}" for number in range(50)]
-    rows = train_sft.held_out_rows(ids, 0.1, seed=3)
-    backwards = train_sft.held_out_rows(ids[::-1], 0.1, seed=3)
+    rows = held_out_rows(ids, 0.1, seed=3)
+    backwards = held_out_rows(ids[::-1], 0.1, seed=3)
     assert {ids[row] for row in rows} == {ids[::-1][row] for row in backwards} and len(rows) == 5
-    assert rows != train_sft.held_out_rows(ids, 0.1, seed=4)
-    assert len(train_sft.held_out_rows(ids, 0.001, seed=3)) == 1 and train_sft.held_out_rows(ids, 0, seed=3) == []
+    assert rows != held_out_rows(ids, 0.1, seed=4)
+    assert len(held_out_rows(ids, 0.001, seed=3)) == 1 and held_out_rows(ids, 0, seed=3) == []
     with pytest.raises(UserError, match="leaves none"):
-        train_sft.held_out_rows(["a"], 0.05, seed=3)
+        held_out_rows(["a"], 0.05, seed=3)
 
 
 def test_filters_work_on_chains_of_thought(thoughts, model_dir, tmp_path):
