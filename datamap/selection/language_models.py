@@ -136,7 +136,7 @@ def _perplexities(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 def perplexity_rows(
     texts: Sequence[str], model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int, batch_size: int
 ) -> tuple[np.ndarray, Compute]:
-    """Perplexity under a causal model: order (long texts first) and compute, as ``feature_cache.cached`` wants them.
+    """Perplexity under a causal model: order (long texts first) and compute, as ``cache.cached`` wants them.
 
     exp(mean negative log-likelihood of the predicted tokens), at least 1, lower = likelier; in float32 from the
     logits on. What the tokenizer adds is never predicted. A token needs one before it: where the tokenizer puts none

@@ -1,7 +1,7 @@
 """A language model's opinion of each example: is it ambiguous, is it sarcastic, is its label wrong?
 
-The examples go to an OpenAI-compatible server (chat_client.py), put into a prompt that is a file: DEFAULT_PROMPT, or
-one of the user's own.
+The examples go to an OpenAI-compatible server (thoughts/chat_client.py), put into a prompt that is a file:
+DEFAULT_PROMPT, or one of the user's own.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ Some of the scores are one ranking by algebra; choosing by one of them is choosi
 - Two classes: with p the probability of the gold label (self-confidence), EL2N is sqrt(2) (1 - p), the loss -log p and
   the AUM of one epoch log p - log(1 - p). All rank the examples by p. With more classes only the loss does: EL2N also
   asks how the rest of the probability is spread.
-- Question answering: the loss is -log of ``gold_probability`` where one window counts for the example.
 - The entropy is none of these, as it does not know the label. Of two classes it ranks the examples as p (1 - p) does,
   which is the ``aleatoric`` of one epoch.
 - GraNd of a classifier is EL2N times the length of the vector that its last layer reads (with a 1 added to it for the
@@ -27,7 +26,6 @@ from datamap.core.splits import Split
 from datamap.tasks.classification import ClassificationEvaluation
 from datamap.tasks.evaluation import Evaluation
 from datamap.training.data import features_of
-from datamap.training.model_files import trained_fingerprint
 from datamap.training.models import usable_length, usable_stride
 
 if TYPE_CHECKING:
@@ -41,7 +39,7 @@ if TYPE_CHECKING:
     Batch = dict[str, torch.Tensor]
     Forward = Callable[[np.ndarray], tuple[Any, Batch]]  # row numbers to the model's output and its batch
 
-SCORES = ("entropy", "el2n", "grand", "loss", "gold_probability")
+SCORES = ("entropy", "el2n", "grand")
 TEXTS_AT_ONCE = 1000  # that a tokenizer is given: enough for all its threads, little to hold in memory
 
 
@@ -56,7 +54,7 @@ def score_rows(
     max_length: int = 512,
     doc_stride: int = 128,
     batch_size: int = 32,
-    names: Sequence[str] = ("entropy", "el2n", "grand"),
+    names: Sequence[str] = SCORES,
 ) -> dict[str, np.ma.MaskedArray]:
     """What ``model`` makes of each of the N examples of ``split``: name -> (N,) float64; one pass, without dropout.
 
@@ -67,12 +65,10 @@ def score_rows(
     ``grand``: L2 norm of the gradient of the loss with respect to weight and bias of the last linear layer, from 0 up,
     higher is more to learn (the same paper, which has all parameters). The loss of question answering is the mean of
     start and end.
-    ``loss``: cross-entropy in nats, mean of start and end. ``gold_probability``: 0..1, their geometric mean.
 
     An example of several windows gets the mean over the windows that count (those that hold its answer; all, where it
-    has none), for ``grand`` the mean of the windows' norms; where no window counts it is masked. ``el2n``, ``loss``
-    and ``gold_probability`` are what training records in the same state of the model: there the softmax of a window is
-    over all its tokens.
+    has none), for ``grand`` the mean of the windows' norms; where no window counts it is masked. ``el2n`` is what
+    training records in the same state of the model: there the softmax of a window is over all its tokens.
 
     Labels are matched to the model's in here, and ``max_length`` and ``doc_stride`` are lowered to what the model
     takes. The other rows and ``batch_size`` change a score by no more than 1e-5 on a CPU; on a GPU, where the model
@@ -108,7 +104,7 @@ def score_rows(
 
 
 def _heads(outputs: Any, batch: Batch) -> Heads:
-    """``training_dynamics.heads_of`` in float64; UserError for logits that are not finite."""
+    """``recorder.heads_of`` in float64; UserError for logits that are not finite."""
     from datamap.cartography.recorder import heads_of
 
     heads = heads_of(outputs, batch)
@@ -128,15 +124,12 @@ def _scores(heads: Heads, seen: Batch) -> Batch:
     gold = heads.gold[..., None]
     error = log_p.exp().scatter_add(-1, gold, torch.full_like(log_p[..., :1], -1.0))
     possible = heads.logits.masked_fill(~heads.candidates[:, None, :], -torch.inf).softmax(dim=-1)
-    loss = row_losses(heads)
     scores = {
         "entropy": torch.special.entr(possible).sum(dim=-1).mean(dim=1),
         "el2n": error.norm(dim=-1).mean(dim=1),
-        "loss": loss,
-        "gold_probability": torch.exp(-loss),
     }
     if seen:
-        scores["grand"] = _gradient_norms(loss, seen["inputs"], seen["outputs"], bool(seen["has_bias"]))
+        scores["grand"] = _gradient_norms(row_losses(heads), seen["inputs"], seen["outputs"], bool(seen["has_bias"]))
     return {name: score.detach() for name, score in scores.items()}
 
 
@@ -254,11 +247,6 @@ def _evaluated(
         values = _read_rows(_forward_of(model, tokenizer, split.task, rows), rows["length"][:], batch_size, read)
     evaluation(EvalPrediction(predictions=values, label_ids=np.asarray(rows["row_index"][:])))
     return evaluation
-
-
-def trained_on(model_path: str, split: Split) -> bool:
-    """Whether run.py trained the model in ``model_path`` on this very split; False where nothing is recorded."""
-    return trained_fingerprint(model_path) == split.fingerprint
 
 
 # --- passes --------------------------------------------------------------------------------------------------------

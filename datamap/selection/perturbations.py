@@ -145,14 +145,11 @@ def perturbed_texts(
 
     A copy that came out equal to its text is left out, so that a list may be shorter, and is empty for a text that
     cannot be perturbed. Two copies may be equal to each other. Each copy is drawn from (seed, id, c) alone: the order
-    and presence of other rows change nothing. With ``synonym`` among the kinds and no ``synonyms`` given, WordNet's
-    are loaded (UserError where they are not installed).
+    and presence of other rows change nothing.
     """
     _check_kinds(kinds)
     if not kinds or copies < 1:
         raise UserError(f"found {len(kinds)} kinds of perturbation and {copies} copies; expected at least 1 of each")
-    if "synonym" in kinds[:copies] and synonyms is None:
-        synonyms = wordnet_synonyms()
     result = []
     for text, identity in zip(texts, ids, strict=True):
         drawn = (

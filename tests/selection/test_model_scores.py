@@ -20,11 +20,12 @@ from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.errors import UserError
 from datamap.core.files import write_json
 from datamap.core.splits import load_split
-from datamap.selection.model_scores import SCORES, predict, score_rows, trained_on, wordpiece_ratio
+from datamap.selection.model_scores import SCORES, class_probabilities, predict, score_rows, wordpiece_ratio
 from datamap.tasks.classification import SequenceClassification
 from datamap.tasks.nli import NaturalLanguageInference
 from datamap.tasks.qa import QuestionAnswering
 from datamap.training.lstm_model import LSTMConfig, LSTMForSequenceClassification
+from datamap.training.model_files import trained_fingerprint
 from datamap.training.models import load_model
 from datamap.training.tiny_model import train_tokenizer
 
@@ -139,8 +140,7 @@ def slow_rows(model, tokenizer, split, head: str, **lengths) -> dict[str, list[l
             entropies.append(-sum(each * np.log(each) for each in q if each > 0))
         loss = sum(losses) / len(losses)
         gradients = torch.autograd.grad(loss, weights)
-        values = {"loss": loss.item(), "entropy": np.mean(entropies), "el2n": np.mean(norms),
-                  "gold_probability": np.exp(-loss.item()),
+        values = {"entropy": np.mean(entropies), "el2n": np.mean(norms),
                   "grand": np.sqrt(sum((gradient**2).sum().item() for gradient in gradients))}
         for name, value in values.items():
             found[name][row["example_index"]].append(value)
@@ -197,7 +197,7 @@ def test_order_and_batch_size_do_not_matter(kind, name, splits, tokenizer):
     for score in SCORES:
         for other in (alone[score], turned[score][np.argsort(order)]):
             assert (np.ma.getmaskarray(other) == np.ma.getmaskarray(whole[score])).all()
-            scale = np.maximum(1, whole[score].compressed())  # grand and loss have no upper end
+            scale = np.maximum(1, whole[score].compressed())  # grand has no upper end
             np.testing.assert_allclose(other.compressed() / scale, whole[score].compressed() / scale, atol=1e-5)
     answers = predict(model, tokenizer, split, batch_size=64, **lengths)
     again = predict(model, tokenizer, shuffled, batch_size=1, **lengths)
@@ -222,8 +222,8 @@ def test_a_model_is_given_only_what_it_takes(splits, tokenizer):
 
 def test_only_what_is_asked_for_is_returned(splits, tokenizer):
     model = build("electra", "classification", tokenizer)
-    scores = score_rows(model, tokenizer, splits["one"], names=("loss", "entropy"))
-    assert list(scores) == ["loss", "entropy"]
+    scores = score_rows(model, tokenizer, splits["one"], names=("el2n", "entropy"))
+    assert list(scores) == ["el2n", "entropy"]
     everything = score_rows(model, tokenizer, splits["one"], names=SCORES)
     for name in scores:
         np.testing.assert_allclose(scores[name], everything[name], rtol=1e-6)
@@ -238,7 +238,6 @@ def test_ranges_of_the_scores(splits, tokenizer):
         assert all(score.dtype == np.float64 and score.shape == (len(splits[kind].data),) for score in scores.values())
         assert 0 <= scores["entropy"].min() <= scores["entropy"].max() <= np.log(48 if kind == "qa" else 3) + 1e-9
         assert 0 <= scores["el2n"].min() <= scores["el2n"].max() <= np.sqrt(2) + 1e-9
-        assert 0 <= scores["gold_probability"].min() <= scores["gold_probability"].max() <= 1
     with torch.no_grad():  # a model that knows nothing: the upper end of entropy, and EL2N by hand
         model.classifier.weight.zero_()
         model.classifier.bias.zero_()
@@ -262,9 +261,8 @@ def test_the_easiest_examples_keep_their_order(splits, tokenizer):
         return logits
 
     model.classifier.out_proj.register_forward_hook(replaced)
-    scores = score_rows(model, tokenizer, splits["binary"], batch_size=1, names=("el2n", "loss"))
+    scores = score_rows(model, tokenizer, splits["binary"], batch_size=1, names=("el2n",))
     gaps = gaps.astype(np.float32).astype(np.float64)
-    np.testing.assert_allclose(scores["loss"], np.log1p(np.exp(-gaps)), rtol=1e-3)
     np.testing.assert_allclose(scores["el2n"], np.sqrt(2) * np.exp(-gaps) / (1 + np.exp(-gaps)), rtol=1e-3)
     assert (np.argsort(-scores["el2n"]) == np.arange(len(gaps))).all()
 
@@ -297,25 +295,26 @@ def test_rankings_that_algebra_makes_one(splits, tokenizer):
     """The claims of the module's docstring, and that those it does not make are false."""
     model = build("electra", "classification", tokenizer, num_labels=2)
     scores = score_rows(model, tokenizer, splits["binary"], names=SCORES)
-    p = scores["gold_probability"]
-    np.testing.assert_allclose(scores["el2n"], np.sqrt(2) * (1 - p), rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(scores["loss"], -np.log(p), rtol=1e-9, atol=1e-12)
+
+    def gold(kind):
+        found = class_probabilities(model, tokenizer, splits[kind], max_length=64, batch_size=8)
+        return found[np.arange(len(found)), splits[kind].data["label"][:]]
 
     def ranking(name, table=scores):
         return np.argsort(np.asarray(table[name]).round(12), kind="stable").tolist()
 
-    by_p = np.argsort((-np.asarray(p)).round(12), kind="stable").tolist()
-    assert ranking("el2n") == ranking("loss") == by_p
+    p = gold("binary")
+    np.testing.assert_allclose(scores["el2n"], np.sqrt(2) * (1 - p), rtol=1e-5, atol=1e-6)
+    by_p = np.argsort(-p, kind="stable").tolist()
+    assert ranking("el2n") == by_p
     assert ranking("entropy") != by_p and ranking("entropy") != by_p[::-1] and ranking("grand") != by_p
     uncertain = np.asarray(p * (1 - p))
     assert (np.diff(uncertain[ranking("entropy")]) > -1e-12).all()
     assert (np.diff(np.asarray(scores["entropy"])[np.argsort(uncertain)]) > -1e-9).all()
 
-    three = score_rows(build("electra", "classification", tokenizer), tokenizer, splits["one"], names=SCORES)
-    assert ranking("el2n", three) != ranking("loss", three)
-    model = build("electra", "qa", tokenizer)
-    once = score_rows(model, tokenizer, splits["qa"], names=SCORES, max_length=128)
-    np.testing.assert_allclose(once["loss"], -np.log(once["gold_probability"]), rtol=1e-9)
+    model = build("electra", "classification", tokenizer)
+    three = score_rows(model, tokenizer, splits["one"], names=SCORES)
+    assert ranking("el2n", three) != np.argsort(-gold("one"), kind="stable").tolist()
 
 
 def test_labels_are_those_of_the_model(splits, tokenizer):
@@ -379,11 +378,8 @@ def test_predictions_and_scores_are_those_of_run(name, task, column, lengths, tr
 
     metrics = load_cartography_metrics(trained / f"{name}_map").reindex(train.ids)
     scores = score_rows(model, tokenizer, train, names=SCORES, **lengths)
-    for score, recorded in (("el2n", "el2n"), ("loss", "loss"), ("gold_probability", "confidence")):
-        assert (np.ma.getmaskarray(scores[score]) == metrics[recorded].isna()).all()
-        np.testing.assert_allclose(
-            scores[score].compressed(), metrics[recorded].dropna(), rtol=1e-4, atol=1e-6, err_msg=score
-        )
+    assert (np.ma.getmaskarray(scores["el2n"]) == metrics["el2n"].isna()).all()
+    np.testing.assert_allclose(scores["el2n"].compressed(), metrics["el2n"].dropna(), rtol=1e-4, atol=1e-6)
 
 
 def test_labels_that_are_numbers_are_predicted_as_numbers(tokenizer, tmp_path):
@@ -397,11 +393,14 @@ def test_labels_that_are_numbers_are_predicted_as_numbers(tokenizer, tmp_path):
 def test_an_untrained_head_is_refused(tokenizer, splits, tmp_path):
     build("bert", "qa", tokenizer).save_pretrained(tmp_path)
     tokenizer.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match="lacks 2 trained weights .*bert.pooler"):
+    with pytest.raises(UserError, match="lacks 4 trained weights .*bert.pooler"):
         load_model(str(tmp_path), splits["binary"].task, None, 64, {})
 
 
 def test_whether_a_model_was_trained_on_a_dataset(trained, reviews, tmp_path, monkeypatch):
+    def trained_on(path, split):
+        return trained_fingerprint(path) == split.fingerprint
+
     task = SequenceClassification()
     train, validation = (load_split(str(reviews), split, task) for split in ("train", "validation"))
     model = trained / "reviews"
