@@ -104,7 +104,8 @@ def vectorised(data: Windows, batch_size: int) -> tuple[list[str], np.ndarray, n
         spans = qa_metrics.best_spans(start, end, torch.from_numpy(data.mask[rows]), MAX_ANSWER_LENGTH)
         kept.append((*spans, start[:, 0] + end[:, 0]))
     score, start_token, end_token, null_score = (torch.cat(column).numpy() for column in zip(*kept, strict=True))
-    char_start, char_end = qa_metrics.char_spans(data.offsets, start_token, end_token)
+    first_token = np.arange(len(data.offsets)) * data.offsets.shape[1]
+    char_start, char_end = qa_metrics.char_spans(data.offsets.reshape(-1, 2), start_token, end_token, first_token)
     answers = qa_metrics.choose_answers(
         data.contexts, data.example, score, char_start, char_end, null_score, version_2=True
     )

@@ -6,8 +6,8 @@ is), `char_spans` and `choose_answers` once all windows are in, `score_predictio
 Two sets of scoring rules exist and differ. SQuAD 1.1 (evaluate-v1.1.py): every example has gold answers; an answer
 without tokens (empty, or only articles and punctuation) has F1 0 against everything, itself included. SQuAD 2.0
 (evaluate-v2.0.py): gold answers without tokens are dropped; an example left without any has the single gold answer "",
-and an answer without tokens scores 1 against that one and 0 against any other. `version_2` chooses; None means 2.0
-exactly when some example has an empty list of gold answers. For a slice of a dataset pass the version of the whole.
+and an answer without tokens scores 1 against that one and 0 against any other. `version_2` chooses, for a slice of a
+dataset that of the whole.
 """
 
 from __future__ import annotations
@@ -42,8 +42,6 @@ class Answers(NamedTuple):
 
     text: list[str]  # slice of the context, or "" for no answer
     score: np.ndarray  # float64, best span over the windows; -inf when there is none
-    null_score: np.ndarray  # float64, lowest no-answer score over the windows; NaN for an example without windows
-    window: np.ndarray  # int64, row of the window that holds the best span; -1 when there is none
 
 
 class Scores(NamedTuple):
@@ -113,25 +111,20 @@ def best_spans(
 
 
 def char_spans(
-    offsets: np.ndarray, start: np.ndarray, end: np.ndarray, first_token: np.ndarray | None = None
+    offsets: np.ndarray, start: np.ndarray, end: np.ndarray, first_token: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Token spans to character spans: (char_start, char_end), int64 of shape (N,), end exclusive.
 
-    offsets: (N, L, 2), the tokenizer's offset mapping of padded windows, or (T, 2), that of all windows one after the
-    other, with first_token (N,) the row of each window's first token. Without a span (start -1) the result is (0, 0).
+    offsets: (T, 2), the tokenizer's offset mapping of all windows one after the other; first_token: (N,), the row of
+    each window's first token. Without a span (start -1) the result is (0, 0).
     """
-    offsets, start, end = np.asarray(offsets), np.asarray(start, np.int64), np.asarray(end, np.int64)
-    if first_token is None:
-        if offsets.ndim != 3:
-            raise ValueError(f"without first_token, offsets must be (windows, tokens, 2), found {offsets.shape}")
-        first_token = np.arange(len(offsets), dtype=np.int64) * offsets.shape[1]
-    flat, first = offsets.reshape(-1, 2), np.asarray(first_token, np.int64)
+    start, end, first = (np.asarray(values, np.int64) for values in (start, end, first_token))
     if not len(first) == len(start) == len(end):
         raise ValueError(f"{len(first)} windows, but {len(start)} starts and {len(end)} ends")
     char_start, char_end = np.zeros(len(start), np.int64), np.zeros(len(start), np.int64)
     found = start >= 0
-    char_start[found] = flat[first[found] + start[found], 0]
-    char_end[found] = flat[first[found] + end[found], 1]
+    char_start[found] = offsets[first[found] + start[found], 0]
+    char_end[found] = offsets[first[found] + end[found], 1]
     return char_start, char_end
 
 
@@ -144,7 +137,6 @@ def choose_answers(
     null_score: np.ndarray,
     *,
     version_2: bool,
-    null_threshold: float = 0.0,
 ) -> Answers:
     """The answer of each example: the text of its best span over all of its windows.
 
@@ -152,8 +144,8 @@ def choose_answers(
     `contexts`, score of the window's best span (-inf: none), its characters in the context, and null_score =
     start logit + end logit of the [CLS] token. Of equal scores the first window wins.
 
-    With version_2 the answer is "" when (lowest null score over the windows) - (best span score) > null_threshold;
-    without, never. An example without any window, or without any span, gets "".
+    With version_2 the answer is "" when (lowest null score over the windows) - (best span score) > 0; without,
+    never. An example without any window, or without any span, gets "".
     """
     example = np.asarray(example_index, np.int64)
     score, null_score = np.asarray(score, np.float64), np.asarray(null_score, np.float64)
@@ -182,11 +174,11 @@ def choose_answers(
     answered = window >= 0
     if version_2:
         # Written so that a missing (NaN) null score keeps the span.
-        answered[answered] = ~(best_null[answered] - best_score[answered] > null_threshold)
+        answered[answered] = ~(best_null[answered] > best_score[answered])
     begin, stop = np.zeros(n, np.int64), np.zeros(n, np.int64)
     begin[answered], stop[answered] = char_start[window[answered]], char_end[window[answered]]
     text = [context[a:b] for context, a, b in zip(contexts, begin.tolist(), stop.tolist(), strict=True)]
-    return Answers(text, best_score, best_null, window)
+    return Answers(text, best_score)
 
 
 def normalize_answer(text: str) -> str:
@@ -198,18 +190,8 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
-def exact_match(prediction: str, golds: Sequence[str], version_2: bool | None = None) -> float:
-    """1.0 when the normalised prediction equals that of some gold answer, else 0.0 (rules: see the module)."""
-    return float(score_predictions([prediction], [golds], version_2).exact_match[0])
-
-
-def f1(prediction: str, golds: Sequence[str], version_2: bool | None = None) -> float:
-    """Token F1 with the closest gold answer, 0..1 (rules: see the module)."""
-    return float(score_predictions([prediction], [golds], version_2).f1[0])
-
-
 def score_predictions(
-    predictions: Sequence[str], golds: Sequence[Sequence[str]], version_2: bool | None = None
+    predictions: Sequence[str], golds: Sequence[Sequence[str]], version_2: bool
 ) -> Scores:
     """Exact match and F1 of each example, each the maximum over its gold answers; equal to the official scripts.
 
@@ -222,8 +204,6 @@ def score_predictions(
     if any(isinstance(answers, str) for answers in golds):
         raise ValueError("golds must hold a list of answers for each example, found a bare string")
     has_answer = np.fromiter((len(answers) > 0 for answers in golds), bool, len(golds))
-    if version_2 is None:
-        version_2 = not has_answer.all()
     if not version_2 and not has_answer.all():
         raise ValueError(
             f"example {int(has_answer.argmin())} has no gold answers, which the rules of SQuAD 1.1 do not know; "
