@@ -20,8 +20,8 @@ from datamap.thoughts.generation import generate
 from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import model_prompt, neutral
 from datamap.thoughts.reader import completion_text, parse_thought
-from datamap.training.callbacks import ProgressBar, StatusCallback
-from datamap.training.library_flags import SFT_CONFIG, given_training_flags
+from datamap.training.callbacks import tell_in_lines
+from datamap.training.library_flags import SFT_CONFIG, given_training_flags, library_arguments
 
 if TYPE_CHECKING:
     import datasets
@@ -177,9 +177,6 @@ def check_device(args: argparse.Namespace) -> bool:
 
 def sft_config(args: argparse.Namespace, on_gpu: bool, watches: bool) -> SFTConfig:
     """watches: there are held-out rows to evaluate on."""
-    from transformers.integrations import get_reporting_integration_callbacks
-    from transformers.utils import logging as library_logging
-
     given = given_training_flags(vars(args), SFT_CONFIG)
     # The older name of the same; the library warns of it.
     given.setdefault("activation_checkpointing", given.pop("gradient_checkpointing"))
@@ -194,16 +191,7 @@ def sft_config(args: argparse.Namespace, on_gpu: bool, watches: bool) -> SFTConf
         given.setdefault("eval_strategy", "steps")
         if given["eval_strategy"] == "steps":
             given.setdefault("eval_steps", args.eval_generate_steps or 100)
-    if not sys.stderr.isatty():
-        given.setdefault("disable_tqdm", True)
-        library_logging.disable_progress_bar()
-    try:
-        config = SFTConfig(output_dir=args.output_dir, seed=args.seed, do_train=True, **given)
-        for tracker in get_reporting_integration_callbacks(config.report_to):
-            tracker()  # says whether it is installed
-        return config
-    except (ValueError, TypeError, ImportError, RuntimeError) as error:
-        raise UserError(f"training arguments: {str(error).strip().splitlines()[0]}") from error
+    return library_arguments(SFTConfig, output_dir=args.output_dir, seed=args.seed, do_train=True, **given)
 
 
 def add_adapter(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
@@ -244,8 +232,6 @@ def build_trainer(
 
     UserError where the rows would not be trained on as they were checked.
     """
-    from transformers.trainer_callback import PrinterCallback, ProgressCallback
-
     tokenizer.padding_side = "right"
     try:
         trainer = ThoughtTrainer(
@@ -256,10 +242,7 @@ def build_trainer(
         raise UserError(f"the trainer refuses these settings: {str(error).strip().splitlines()[0]}") from error
     if not args.packing:
         _check_same_tokens(trainer.train_dataset, train, args.max_length)
-    trainer.remove_callback(PrinterCallback)
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(ProgressBar)
-    trainer.add_callback(StatusCallback)
+    tell_in_lines(trainer)
     trainer.add_callback(Continuity(trainer))
     return trainer
 

@@ -1,4 +1,4 @@
-"""What a run says of its evaluations: to the console, to files, and under the same names to every tracker."""
+"""What a run says while it trains: a line for each logged step and each evaluation, the best epochs so far."""
 
 from __future__ import annotations
 
@@ -8,41 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import ProgressCallback
+from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from datamap.core.errors import UserError, is_main_process
-from datamap.core.files import write_csv
+from datamap.core.errors import UserError
 from datamap.tasks import slices
 from datamap.tasks.evaluation import SPEED, Evaluation
 from datamap.training.checkpoints import TopEpochs
+from datamap.training.evaluation import quality, tracked, write_slices
 
 if TYPE_CHECKING:
     import pandas as pd
 
-
-
 logger = logging.getLogger(__name__)
-
-
-def quality(metrics: Mapping[str, float], prefix: str = "eval_") -> dict[str, float]:
-    """The metrics of an evaluation that say something of the model, without ``prefix``."""
-    return {
-        name.removeprefix(prefix): value
-        for name, value in metrics.items()
-        if name.startswith(prefix) and not name.endswith(SPEED)
-    }
-
-
-def tracked(
-    metrics: Mapping[str, float], table: pd.DataFrame | None, columns: Sequence[str], within: str = ""
-) -> dict[str, float]:
-    """``metrics/<name>`` and ``slices/<column>/<value>/<name>``; ``within`` names the evaluation set, if several."""
-    named = {f"metrics/{name}": value for name, value in metrics.items()}
-    if table is not None:
-        named |= slices.logged(table, columns)
-    if within:
-        named = {key.replace("/", f"/{within}/", 1): value for key, value in named.items()}
-    return named
 
 
 def training_log(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
@@ -60,23 +37,19 @@ def training_log(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(list(steps.values()), columns=[*first, *others])
 
 
-def write_slices(
-    table: pd.DataFrame, columns: Sequence[str], rate: str, directory: Path, suffix: str, title: str
-) -> None:
-    """Write the table of slices as ``slice_metrics`` CSV, and PNG of its ``rate``."""
-    if is_main_process():
-        write_csv(directory / f"slice_metrics{suffix}.csv", table)
-        slices.plot_slices(
-            directory / f"slice_metrics{suffix}.png", table, columns, rate,
-            f"{slices.rate_name(rate)} by {' and '.join(columns)}", f"{title}, n = {table['n'].iloc[0]:,}",
-        )
-
-
 class ProgressBar(ProgressCallback):
     """The library's bar without its dump of every logged number."""
 
     def on_log(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+
+def tell_in_lines(trainer: Trainer) -> None:
+    """A word for each step and evaluation instead of the library's dump of all the numbers."""
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback) is not None:
+        trainer.add_callback(ProgressBar)
+    trainer.add_callback(StatusCallback)
 
 
 class StatusCallback(TrainerCallback):
@@ -156,11 +129,3 @@ class EvaluationCallback(TrainerCallback):
         self.training = False
         if self.keep and state.is_world_process_zero:
             self.ranking.save(None)
-
-
-def print_metrics(metrics: Mapping[str, float], heading: str = "") -> None:
-    if heading:
-        print(heading)
-    for name, value in metrics.items():
-        if not name.endswith(SPEED):
-            print(f"{name:<34} {value:>10,.4g}" if isinstance(value, float) else f"{name:<34} {value:>10,}")

@@ -21,13 +21,64 @@ from datamap.core.files import nulls_for_nan, read_table, write_jsonl
 from datamap.core.splits import Split, content_fingerprint, default_eval_split, load_split
 from datamap.tasks.base import Task
 from datamap.tasks.classification import label_values
+from datamap.tasks.slices import slice_columns
+from datamap.training.arguments import task_of_run
 from datamap.training.model_files import trained_fingerprint
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass
+class RunData:
+    """What a run trains on and evaluates on, and what came of choosing it.
+
+    loaded: the training split before any example was dropped or filtered, None without training. variability: of each
+    training example, for the curriculum. slices: of each evaluated split, values to slice by, by column. kept: of
+    each, the ids that the filters keep, where they were asked.
+    """
+
+    task: Task
+    loaded: Split | None
+    train: Split | None
+    filter_report: dict[str, Any] | None
+    variability: np.ndarray | None
+    evaluated: list[Split]
+    slices: dict[str, dict[str, list]]
+    kept: dict[str, set[str]] | None
+
+    def match_labels(self, config: PreTrainedConfig) -> None:
+        """Number the labels as the model numbers them."""
+        for split in [*([self.train] if self.train else []), *self.evaluated]:
+            split.data = split.task.match_labels(split.data, config, f"{split.name} [{split.split}]")
+
+
+def load_data(args: argparse.Namespace) -> RunData:
+    """UserError for whatever is wrong with the data, before any model is loaded."""
+    task = task_of_run(args)
+    loaded, train, report, variability, evaluated = None, None, None, None, []
+    if args.do_train:
+        loaded, train, report = training_split(args, task)
+        task, variability = loaded.task, known_variability(args, train)
+    if args.do_eval or watches(args):
+        evaluated = evaluation_splits(args, task)
+        task = evaluated[-1].task
+    slices = {
+        split.split: slice_columns(split.data, args.slice_by or (), f"{args.dataset} [{split.split}]")
+        for split in evaluated
+    }
+    kept = None
+    if args.filter_validation:
+        kept = {split.split: set(apply_filters(split, args.filters, seed=args.seed)["id"][:]) for split in evaluated}
+    return RunData(task, loaded, train, report, variability, evaluated, slices, kept)
+
+
+def watches(args: argparse.Namespace) -> bool:
+    """Whether the first evaluated split is evaluated during training too."""
+    return getattr(args, "eval_strategy", "no") != "no"
 
 
 def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, dict[str, Any] | None]:

@@ -1,4 +1,4 @@
-"""The flags of the library's training arguments, read from its source.
+"""The library's training arguments: their flags, read from its source, and what they become.
 
 Importing the class to ask ``HfArgumentParser`` costs 8 s of CPU (5 to 6 s on a quiet machine), reading its source 0.03
 s: every typo, every --help_all and every plan of a suite would wait for it (--dry_run --suite sample: 10 s for 2 s).
@@ -10,14 +10,16 @@ import argparse
 import ast
 import functools
 import importlib.util
+import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from datamap.core.errors import UserError
+from datamap.core.errors import UserError, first_line
 from datamap.core.flags import ListOf, Parser, boolean, number
 
 TRAINING_ARGUMENTS, SFT_CONFIG = "transformers.TrainingArguments", "trl.SFTConfig"
+T = TypeVar("T")
 SOURCES = {TRAINING_ARGUMENTS: "training_args.py", SFT_CONFIG: "trainer/sft_config.py"}
 # Fields of these classes that are no flags of the library: scripts set them, or our Trainer decides them.
 DECIDED_BY_US = {
@@ -109,6 +111,26 @@ class _Refuse(argparse.Action):
 def given_training_flags(values: Mapping[str, Any], arguments: str = TRAINING_ARGUMENTS) -> dict[str, Any]:
     """The part of a parsed namespace that goes to the training arguments."""
     return {name: value for name, value in values.items() if name in training_fields(arguments)}
+
+
+def library_arguments(kind: type[T], **settings: Any) -> T:
+    """Training arguments of a class of the library, without bars where nobody sees them.
+
+    UserError, in one line, for what the library refuses, also for a tracker that is not installed.
+    """
+    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.utils import logging as library_logging
+
+    if not sys.stderr.isatty():
+        settings.setdefault("disable_tqdm", True)
+        library_logging.disable_progress_bar()
+    try:
+        arguments = kind(**settings)
+        for tracker in get_reporting_integration_callbacks(arguments.report_to):  # type: ignore[attr-defined]
+            tracker()  # says whether it is installed
+    except (ValueError, TypeError, ImportError, RuntimeError) as error:
+        raise UserError(f"training arguments: {first_line(error)}") from error
+    return arguments
 
 
 def _kind(annotation: str) -> Callable[[str], Any]:

@@ -1,0 +1,164 @@
+"""The training of run.py: the library's arguments, the trainer with all that watches it, and what is left of it."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.cartography.maps import CARTOGRAPHY_FILES
+from datamap.core.artifacts import stage
+from datamap.core.errors import UserError, is_main_process
+from datamap.core.files import write_csv, write_json
+from datamap.tasks.base import Task
+from datamap.training.arguments import TRAINING_FILES, inputs_of
+from datamap.training.data import RunData, features_of, watches
+from datamap.training.evaluation import title_of
+from datamap.training.library_flags import given_training_flags, library_arguments
+from datamap.training.models import learning_rate_of
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+    from datamap.training.trainer import CartographyTrainer
+
+logger = logging.getLogger(__name__)
+
+
+def training_arguments(args: argparse.Namespace, task: Task) -> TrainingArguments:
+    import torch
+    from transformers import TrainingArguments
+
+    from datamap.cartography.recorder import ONE_PROCESS_PER_GPU
+
+    given = given_training_flags(vars(args))
+    given.setdefault("dataloader_pin_memory", torch.cuda.is_available())
+    if args.no_cuda:
+        given["use_cpu"] = True
+    if rate := learning_rate_of(args.model):
+        given.setdefault("learning_rate", rate)
+    if given.get("load_best_model_at_end") or "best" in given.get("save_strategy", "") or (
+        given.get("lr_scheduler_type") == "reduce_lr_on_plateau"
+    ):
+        given.setdefault("metric_for_best_model", task.metric)
+        given.setdefault("greater_is_better", not given["metric_for_best_model"].endswith("loss"))
+    arguments = library_arguments(
+        TrainingArguments, output_dir=args.output_dir, seed=args.seed, do_train=args.do_train, do_eval=args.do_eval,
+        remove_unused_columns=False, label_names=["row_index"], **given,
+    )
+    if args.enable_cartography and arguments.n_gpu > 1:
+        raise UserError(ONE_PROCESS_PER_GPU)
+    return arguments
+
+
+def build_trainer(
+    args: argparse.Namespace,
+    arguments: TrainingArguments,
+    data: RunData,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    checkpoint: str | None,
+) -> CartographyTrainer:
+    from datamap.training.callbacks import EvaluationCallback, tell_in_lines
+    from datamap.training.trainer import CartographyTrainer, PadToLongest
+
+    _check_bfloat16(model, arguments)
+    asked = (args.max_length, args.doc_stride, args.ablations)
+    watched, evaluation = data.evaluated[0] if watches(args) else None, None
+    if watched is not None:
+        evaluation = watched.task.evaluation(watched.data, features_of(watched, tokenizer, *asked))
+    trainer = CartographyTrainer(
+        model=model, args=arguments, processing_class=tokenizer,
+        eval_dataset=evaluation and evaluation.features, compute_metrics=evaluation,
+        data_collator=PadToLongest(tokenizer, data.task, 8 if arguments.bf16 or arguments.fp16 else 1), task=data.task,
+        **_what_it_trains_on(args, data, tokenizer, checkpoint),
+    )
+    tell_in_lines(trainer)
+    if watched is not None:
+        metric = (arguments.metric_for_best_model or data.task.metric).removeprefix("eval_")
+        trainer.add_callback(
+            EvaluationCallback(trainer, args.output_dir, metric, arguments.greater_is_better is not False,
+                               data.slices[watched.split], args.keep_top_epochs or 0, title_of(watched, args.model))
+        )
+    return trainer
+
+
+def _what_it_trains_on(
+    args: argparse.Namespace, data: RunData, tokenizer: PreTrainedTokenizerBase, checkpoint: str | None
+) -> dict[str, Any]:
+    """Rows, their smoothing and weights, and the recorder: arguments of the trainer."""
+    from datamap.cartography.recorder import CartographyCallback
+    from datamap.training.trainer import smoothing_of, weights_of
+
+    train, variability = data.train, data.variability
+    if train is None:
+        return {}
+    features = features_of(train, tokenizer, args.max_length, args.doc_stride, args.ablations)
+    rows = np.asarray(features["example_index"][:])
+    in_rows = f" in {len(features):,} windows" if len(features) > len(train.data) else ""
+    logger.info(f"training on {len(train.data):,} examples{in_rows}")
+    counts = np.asarray(features["counts"][:], dtype=bool)
+    uncounted = len(train.data) - len(np.unique(rows[counts]))
+    if uncounted:
+        logger.warning(f"{uncounted:,} examples have their answer whole in no window: they are trained as without "
+                       "answer and have no dynamics; a larger --max_length or --doc_stride helps")
+    parts: dict[str, Any] = {"train_dataset": features}
+    if variability is not None and args.use_label_smoothing:
+        parts["smoothing"] = smoothing_of(variability, args.smoothing_factor)[rows]
+    if variability is not None and args.use_soft_weighting:
+        parts["weights"] = weights_of(variability, args.weight_clip_min, args.weight_clip_max)[rows]
+    if args.enable_cartography:
+        parts["dynamics"] = CartographyCallback(
+            train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
+            title=title_of(train, args.model),
+        )
+    return parts
+
+
+def _check_bfloat16(model: PreTrainedModel, arguments: TrainingArguments) -> None:
+    from datamap.training.lstm_model import LSTMConfig, computes_in_bfloat16
+
+    on_cpu = arguments.device.type == "cpu"
+    if arguments.bf16 and on_cpu and isinstance(model.config, LSTMConfig) and not computes_in_bfloat16():
+        raise UserError("--bf16: this CPU cannot run an LSTM in bfloat16; leave --bf16 out, or use a GPU")
+
+
+@contextmanager
+def training_stages(args: argparse.Namespace, data: RunData, resumes: bool) -> Iterator[None]:
+    """The stages of a training: of the model in --output_dir, and of the dynamics where they are recorded."""
+    assert data.train is not None
+    read = [data.train.identity(), *(split.identity() for split in data.evaluated)]
+    stages = [(args.output_dir, TRAINING_FILES, read)]
+    if args.enable_cartography:
+        stages.append((args.cartography_output_dir, CARTOGRAPHY_FILES, read[:1]))
+    with ExitStack() as stack:
+        for directory, owned, datasets in stages:
+            stack.enter_context(
+                stage(directory, args, owns=owned, inputs=inputs_of(args), datasets=datasets, resume=resumes)
+            )
+        yield
+
+
+def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | None) -> None:
+    """Train, and write the model, its metrics and its log."""
+    from datamap.training.callbacks import training_log
+
+    output = Path(trainer.args.output_dir)
+    if data.filter_report is not None and is_main_process():
+        write_json(output / "filter_report.json", data.filter_report)
+    result = trainer.train(resume_from_checkpoint=checkpoint)
+    metrics = dict(result.metrics)
+    # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
+    if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
+        raise UserError("training diverged: weights are no numbers any more; lower --learning_rate")
+    if trainer.dynamics is not None:
+        metrics["cartography_seconds"] = trainer.dynamics.seconds
+    trainer.save_model()  # with the tokenizer
+    if is_main_process():
+        write_json(output / "train_metrics.json", metrics)
+        write_csv(output / "training_log.csv", training_log(trainer.state.log_history))
