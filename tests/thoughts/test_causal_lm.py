@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from sft_tiny import tiny_mistral, tiny_tokenizer, toy_texts
+from tiny_mistral import save_model, toy_tokenizer
 
 from datamap.core.errors import UserError
 from datamap.thoughts import causal_lm
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    return tiny_mistral(tmp_path_factory.mktemp("mistral"), tiny_tokenizer(toy_texts()))
+    return save_model(tmp_path_factory.mktemp("mistral"), toy_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,12 @@ def logits(model, tokenizer, text=TEXT):
 
 
 def test_the_pad_token_is_never_eos(tmp_path):
-    texts = toy_texts()
     cases: dict[str, dict[str, str | None]] = {
         "unk": {}, "own": {"pad_token": "<s>"}, "eos": {"pad_token": "</s>"}, "none": {"unk_token": None}
     }
     found = {}
     for name, changes in cases.items():
-        tokenizer = tiny_tokenizer(texts)
+        tokenizer = toy_tokenizer()
         for token, value in changes.items():
             setattr(tokenizer, token, value)
         tokenizer.save_pretrained(tmp_path / name)
@@ -58,9 +57,9 @@ def test_the_pad_token_is_never_eos(tmp_path):
 
 
 def test_a_new_pad_token_gets_the_same_row_whenever_the_model_is_loaded(tmp_path):
-    tokenizer = tiny_tokenizer(toy_texts())
+    tokenizer = toy_tokenizer()
     tokenizer.unk_token = None
-    tiny_mistral(tmp_path, tokenizer)
+    save_model(tmp_path, tokenizer)
     tokenizer = load_tokenizer(str(tmp_path))
     first, second = (load_causal_lm(str(tmp_path), tokenizer, no_cuda=True) for _ in range(2))
     table = first.get_input_embeddings().weight
@@ -103,8 +102,8 @@ def test_an_adapter_is_put_on_for_use_or_for_training(model_dir, adapter_dir):
 
 
 def test_an_adapter_of_another_base_is_told(model_dir, adapter_dir, tmp_path, caplog):
-    tokenizer = tiny_tokenizer(toy_texts())
-    tiny_mistral(tmp_path / "other", tokenizer, seed=5)
+    tokenizer = toy_tokenizer()
+    save_model(tmp_path / "other", tokenizer, seed=5)
     with caplog.at_level("WARNING"):
         load_causal_lm(str(tmp_path / "other"), load_tokenizer(str(model_dir)), adapter=str(adapter_dir), no_cuda=True)
     assert f"was trained on {model_dir}" in caplog.text
@@ -127,12 +126,12 @@ def test_what_is_refused_in_one_line(model_dir, adapter_dir, tmp_path, monkeypat
     assert "holds no adapter_config.json" in refusal(
         lambda: load_causal_lm(str(model_dir), tokenizer, adapter=str(model_dir))
     )
-    silent = tiny_tokenizer(toy_texts())
+    silent = toy_tokenizer()
     silent.eos_token = None
     silent.save_pretrained(tmp_path / "silent")
     assert "has no EOS token" in refusal(lambda: load_tokenizer(str(tmp_path / "silent")))
     wide = tmp_path / "wide"
-    tiny_mistral(wide, tokenizer, vocab_size=900)
+    save_model(wide, tokenizer, vocab_size=900)
     config = json.loads((wide / "config.json").read_text())
     (wide / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
     assert "cannot load" in refusal(lambda: load_causal_lm(str(wide), tokenizer, no_cuda=True))
@@ -152,7 +151,7 @@ def test_an_unfinished_adapter_is_refused(model_dir, adapter_dir, tmp_path):
 def test_an_adapter_that_does_not_fit_is_refused(adapter_dir, tmp_path):
     from transformers import MistralConfig, MistralForCausalLM
 
-    tokenizer = tiny_tokenizer(toy_texts())
+    tokenizer = toy_tokenizer()
     config = MistralConfig(vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2,
                            num_attention_heads=2, num_key_value_heads=2)
     MistralForCausalLM(config).save_pretrained(tmp_path)

@@ -220,9 +220,10 @@ def test_what_is_finished_under_the_constraint_is_an_answer(model, tokenizer, te
             assert list(json.loads(answer.text)) == ["thought_process", "predicted_label"]
         elif not answer.text.endswith("}"):
             assert parse_thought(answer.text).label is None
-    again = answers(model, tokenizer, constraint=constraint, max_new_tokens=120, temperature=temperature, seed=1,
-                    batch_size=2, sort=False)
-    assert again == found
+    if temperature == 1.0:
+        again = answers(model, tokenizer, constraint=constraint, max_new_tokens=120, temperature=temperature, seed=1,
+                        batch_size=2, sort=False)
+        assert again == found
 
 
 @needs_llguidance

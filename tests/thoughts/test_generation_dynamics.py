@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
-from sft_tiny import chain_rows, tiny_mistral, tiny_tokenizer, toy_texts, write_chains
+from tiny_mistral import chain_rows, save_model, toy_tokenizer, write_chains
 
 import analyze_cartography
 import train_sft
@@ -26,7 +26,7 @@ MAX_LENGTH = 130
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    return tiny_mistral(tmp_path_factory.mktemp("mistral"), tiny_tokenizer(toy_texts(), vocab_size=300))
+    return save_model(tmp_path_factory.mktemp("mistral"), toy_tokenizer(vocab_size=300))
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +110,20 @@ def test_learning_rate_0_records_the_probabilities_of_the_untrained_model(though
     assert told["rows"]["label_cut_off"] == len(cut)
 
 
-def test_a_map_of_chains_can_be_analysed_without_further_flags(thoughts, model_dir, tmp_path):
-    call(*arguments(thoughts, model_dir, tmp_path, "--learning_rate", "3e-3"))
-    analyze_cartography.main(["--cartography_dir", str(tmp_path / "map"), "--output_dir", str(tmp_path / "analysis")])
+EXTRA = ("--learning_rate", "2e-3", "--lora_dropout", "0.2", "--save_steps", "2", "--logging_steps", "3",
+         "--eval_generate_steps", "3")
+
+
+@pytest.fixture(scope="module")
+def whole(thoughts, model_dir, tmp_path_factory):
+    """A run that nothing interrupts, with dropout, and logs apart from saves."""
+    out = tmp_path_factory.mktemp("whole")
+    call(*arguments(thoughts, model_dir, out, *EXTRA))
+    return out
+
+
+def test_a_map_of_chains_can_be_analysed_without_further_flags(whole, tmp_path):
+    analyze_cartography.main(["--cartography_dir", str(whole / "map"), "--output_dir", str(tmp_path / "analysis")])
     samples = json.loads((tmp_path / "analysis/hard_samples.json").read_text())
     assert samples[0]["premise"].startswith("The kite number") and 0 <= samples[0]["label_confidence"] <= 1
     distributions = (tmp_path / "analysis/metric_distributions.csv").read_text()
@@ -256,26 +267,23 @@ def test_statistics_of_completions_by_hand():
 @pytest.mark.parametrize(
     "stop_after", [pytest.param(5, marks=pytest.mark.slow), 8, pytest.param(13, marks=pytest.mark.slow)]
 )
-def test_interrupted_and_resumed_gives_the_same_files(thoughts, model_dir, tmp_path, monkeypatch, stop_after):
-    """In mid-epoch, at the first step of the second epoch, and later; with dropout, and logs apart from saves."""
-    extra = ("--learning_rate", "2e-3", "--lora_dropout", "0.2", "--save_steps", "2", "--logging_steps", "3",
-             "--eval_generate_steps", "3")
-    call(*arguments(thoughts, model_dir, tmp_path / "whole", *extra))
-    cut_and_resume(monkeypatch, stop_after, arguments(thoughts, model_dir, tmp_path / "cut", *extra))
+def test_interrupted_and_resumed_gives_the_same_files(whole, thoughts, model_dir, tmp_path, monkeypatch, stop_after):
+    """In mid-epoch, at the first step of the second epoch, and later."""
+    cut_and_resume(monkeypatch, stop_after, arguments(thoughts, model_dir, tmp_path, *EXTRA))
 
-    epochs = [list(read_dynamics(tmp_path / name / "map")) for name in ("whole", "cut")]
+    epochs = [list(read_dynamics(out / "map")) for out in (whole, tmp_path)]
     assert len(epochs[0]) == 3
     for one, other in zip(*epochs, strict=True):
         assert one.keys() == other.keys() and one["id"] == other["id"]
         for name in one.keys() - {"id", "epoch"}:
             np.testing.assert_array_equal(one[name], other[name])
-    assert load_cartography_metrics(tmp_path / "whole/map")["variability"].max() > 1e-3  # it did train
-    logs = [(tmp_path / name / "model/training_log.csv").read_text() for name in ("whole", "cut")]
+    assert load_cartography_metrics(whole / "map")["variability"].max() > 1e-3  # it did train
+    logs = [(out / "model/training_log.csv").read_text() for out in (whole, tmp_path)]
     assert logs[0] == logs[1] and logs[0].count("\n") > 6  # learning rate, loss, tokens, generated answers
     from safetensors.torch import load_file
 
-    whole, cut = (load_file(tmp_path / name / "model/adapter_model.safetensors") for name in ("whole", "cut"))
-    assert all(torch.equal(whole[name], cut[name]) for name in whole) and whole.keys() == cut.keys()
-    told = [json.loads((tmp_path / name / "model/train_metrics.json").read_text()) for name in ("whole", "cut")]
+    one, other = (load_file(out / "model/adapter_model.safetensors") for out in (whole, tmp_path))
+    assert all(torch.equal(one[name], other[name]) for name in one) and one.keys() == other.keys()
+    told = [json.loads((out / "model/train_metrics.json").read_text()) for out in (whole, tmp_path)]
     for name in ("train_loss", "steps", "num_tokens", "eval_generate"):
         assert told[0][name] == told[1][name], name

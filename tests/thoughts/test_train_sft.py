@@ -15,7 +15,7 @@ import pytest
 from conftest import REPOSITORY, write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sft_tiny import chain_rows, reflected, tiny_mistral, tiny_tokenizer, toy_texts, write_chains
+from tiny_mistral import chain_rows, reflected, save_model, toy_tokenizer, write_chains
 
 import train_sft
 from datamap.core.errors import UserError
@@ -37,7 +37,7 @@ TURNS = (
 
 @pytest.fixture(scope="module")
 def model_dir(tmp_path_factory):
-    return tiny_mistral(tmp_path_factory.mktemp("mistral"), tiny_tokenizer(toy_texts()))
+    return save_model(tmp_path_factory.mktemp("mistral"), toy_tokenizer())
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +179,7 @@ def training_row(thought="step 1: it is red.", label=1, premise="The kite is red
 
 @pytest.mark.parametrize("template", [None, CHAT, TURNS])
 def test_one_bos_and_one_eos_whatever_the_chat_template(template):
-    tokenizer = tiny_tokenizer(toy_texts())
+    tokenizer = toy_tokenizer()
     tokenizer.chat_template = template
     rows = encoded(tokenizer, [training_row(), training_row(label=0)])
     for row, tokens in enumerate(rows.input_ids):
@@ -208,7 +208,7 @@ def test_whatever_stands_in_a_chain_its_label_is_found(thought, premise, label):
     assert tokens.count(1) == tokens.count(2) == 1
 
 
-encoded_with = tiny_tokenizer(toy_texts(), vocab_size=330)
+encoded_with = toy_tokenizer(vocab_size=330)
 
 
 def test_special_tokens_that_a_text_spells_out_are_no_tokens():
@@ -221,7 +221,7 @@ def test_special_tokens_that_a_text_spells_out_are_no_tokens():
 def test_a_tokenizer_or_prompt_with_another_bos_or_eos_is_refused():
     from tokenizers.processors import TemplateProcessing
 
-    tokenizer = tiny_tokenizer(toy_texts())
+    tokenizer = toy_tokenizer()
     with pytest.raises(UserError, match="2 BOS tokens"):
         encoded(tokenizer, [training_row()], "<s> $premise $hypothesis")
     special = [("<s>", 1), ("</s>", 2)]
@@ -242,7 +242,7 @@ def test_the_sample_set_round_trips_with_one_bos_and_one_eos():
     rows = training_rows(
         read_thoughts(folder / "sample_thoughts.json"), read_reflections(folder / "sample_reflections.json")
     )
-    tokenizer = tiny_tokenizer(toy_texts())
+    tokenizer = toy_tokenizer()
     found = encoded(tokenizer, rows)
     assert len({row["id"] for row in rows}) == len(rows) == len(found.input_ids)
     for row, tokens, first in zip(rows, found.input_ids, found.prompt_lengths, strict=True):
