@@ -133,9 +133,8 @@ def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 
     labels: (n,) integers 0 .. C - 1. probabilities: (n, C), out of fold. The score is cleanlab's own default, the
     self-confidence p(given label). With two classes its ranking is also that of the normalised margin 2 p - 1, of the
-    loss -log p and of EL2N, sqrt(2) (1 - p). NaN probabilities raise UserError with the row.
+    loss -log p and of EL2N, sqrt(2) (1 - p).
     """
-    _check_probabilities(labels, probabilities)
     return _cleanlab().rank.get_label_quality_scores(labels, probabilities, method="self_confidence")
 
 
@@ -148,7 +147,6 @@ def label_issues(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     "prune by noise rate"). Classes without examples are allowed, the last example of a class is never marked, and one
     class alone raises UserError.
     """
-    _check_probabilities(labels, probabilities)
     if len(np.unique(labels)) < 2:
         raise UserError("found a single class; expected two at least: there is no other label that could be right")
     with warnings.catch_warnings():
@@ -163,21 +161,6 @@ def _cleanlab() -> ModuleType:
         import cleanlab.filter
         import cleanlab.rank
     return cleanlab
-
-
-def _check_probabilities(labels: np.ndarray, probabilities: np.ndarray) -> None:
-    """cleanlab checks shapes and the range of the values, but lets NaN pass as a probability."""
-    if probabilities.ndim != 2:
-        raise ValueError(f"probabilities of shape {probabilities.shape}; expected (n, C)")
-    _check_labels(labels, *probabilities.shape)
-    if len(labels) == 0:
-        raise UserError("found no examples; expected at least one")
-    finite = np.isfinite(probabilities).all(axis=1)
-    if not finite.all():
-        raise UserError(
-            f"the probabilities of row {int(np.argmin(finite)) + 1:,} (counted from 1) are not finite; the model "
-            "that gave them diverged: train it again"
-        )
 
 
 # --- self-filter -------------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import logging
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -21,9 +21,6 @@ from datamap.core.splits import Split
 from datamap.thoughts.chat_client import Question, ask_all
 from datamap.thoughts.prompts import PROMPTS, load_prompt
 from datamap.thoughts.reader import objects_in
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 DEFAULT_PROMPT = PROMPTS / "judge.txt"
 ANSWERS = "judge_answers.jsonl"
@@ -46,25 +43,16 @@ def judge(
     workers: int = 4,
     requests_per_minute: float | None = None,
     max_requests: int | None = None,
-) -> pd.DataFrame:
-    """The judge's verdicts, indexed by id in the order of ``ids``.
+) -> list[dict[str, Any] | None]:
+    """The judge's verdict on each example (see ``parse_verdict``), None where the model gave none that can be read.
 
     texts: column -> N texts; labels: N, what the dataset says. A verdict depends on its own example alone, not on the
     others nor on their order. The rest is ``chat_client.ask_all``'s; the answers are kept in
     ``directory``/judge_answers.jsonl and not asked for again.
-
-    Columns ``ambiguous``, ``sarcastic``, ``label_disagrees`` (nullable booleans) and ``reason``; null where the model
-    gave no verdict that can be read. ``attrs["usage"]``: requests and tokens that they cost.
     """
-    import pandas as pd
-
     template = load_prompt(prompt_file, PLACEHOLDERS)
-    columns = list(texts)
-    lengths = {"ids": len(ids), "labels": len(labels), **{column: len(texts[column]) for column in columns}}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(f"expected as many of each, found {lengths}")
     questions = [
-        Question(name, [{"role": "user", "content": fill(template, dict(zip(columns, row, strict=True)), label)}])
+        Question(name, [{"role": "user", "content": fill(template, dict(zip(texts, row, strict=True)), label)}])
         for name, label, *row in zip(ids, labels, *texts.values(), strict=True)
     ]
     answers = ask_all(
@@ -78,23 +66,13 @@ def judge(
             f"the judge gives no verdict on {len(answers.failures):,} of {len(ids):,} examples "
             f"({name_a_few(answers.failures)}; {first!r}: {reason})"
         )
-    verdicts = [answers.parsed.get(name, {}) for name in ids]
-    judgements = pd.DataFrame(
-        {
-            **{name: pd.array([verdict.get(name) for verdict in verdicts], dtype="boolean") for name in VERDICTS},
-            "reason": pd.array([verdict.get("reason") for verdict in verdicts], dtype="string"),
-        },
-        index=pd.Index(list(ids), dtype=object, name="id"),
-    )
-    judgements.attrs["usage"] = answers.usage
-    return judgements
+    return [answers.parsed.get(name) for name in ids]
 
 
-def flags(judgements: pd.DataFrame) -> np.ma.MaskedArray:
+def flags(verdicts: Sequence[Mapping[str, Any] | None]) -> np.ma.MaskedArray:
     """(N,) int64: how many of the three the judge found, 0 to 3, higher = worse; masked where there is no verdict."""
-    absent = judgements[list(VERDICTS)].isna().any(axis=1).to_numpy(dtype=bool)
-    counts = judgements[list(VERDICTS)].fillna(False).to_numpy(dtype=np.int64).sum(axis=1)
-    return np.ma.MaskedArray(counts, mask=absent)
+    counts = [sum(verdict[name] for name in VERDICTS) if verdict else 0 for verdict in verdicts]
+    return np.ma.MaskedArray(np.array(counts, dtype=np.int64), mask=[verdict is None for verdict in verdicts])
 
 
 def texts_and_labels(split: Split) -> tuple[dict[str, list[str]], list[str]]:
