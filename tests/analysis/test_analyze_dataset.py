@@ -214,6 +214,15 @@ def test_patterns_find_what_was_planted(house):
     assert over == [("hard", "other")]
 
 
+def test_categories_are_cut_where_the_map_says(house):
+    (house / "map" / "thresholds.json").write_text(json.dumps({"confidence": 0.9, "variability": 0.4}))
+    output = run(house)
+    assert read_json(output / "patterns.json")["thresholds"] == {"confidence": 0.9, "variability": 0.4}
+    points = read_table(output / "cluster_map.csv").set_index("id")["category"]
+    confidence = metrics().set_index("id")["confidence"]  # no variability is above 0.4, so nothing is ambiguous
+    assert points.to_dict() == {x: "easy" if confidence[x] >= 0.9 else "hard" for x in points.index}
+
+
 def test_patterns_find_nothing_in_noise():
     rng = np.random.default_rng(0)
     n = 4000
