@@ -2,7 +2,7 @@
 
 With a Trainer of your own, two lines; the training rows are numbered by their place in ``ids``:
 
-    from datamap.cartography.recorder import CartographyCallback
+    from datamap import CartographyCallback
     CartographyCallback(ids, "./cartography_output").attach(trainer)
 
 The Trainer may be for question answering, for classification, or TRL's SFTTrainer, whose completions are recorded.
