@@ -137,4 +137,5 @@ def _kind(annotation: str) -> Callable[[str], Any]:
     parts = {part.strip() for part in annotation.split("|")} - {"None"}
     if "list[str]" in parts:
         return ListOf()
-    return {"bool": boolean, "int": int, "float": number}.get(" ".join(parts), str)
+    kinds: dict[str, Callable[[str], Any]] = {"bool": boolean, "int": int, "float": number}
+    return kinds.get(" ".join(parts), str)

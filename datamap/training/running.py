@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,7 +133,7 @@ def training_stages(args: argparse.Namespace, data: RunData, resumes: bool) -> I
     """The stages of a training: of the model in --output_dir, and of the dynamics where they are recorded."""
     assert data.train is not None
     read = [data.train.identity(), *(split.identity() for split in data.evaluated)]
-    stages = [(args.output_dir, TRAINING_FILES, read)]
+    stages: list[tuple[str, Sequence[str], list[dict[str, Any]]]] = [(args.output_dir, TRAINING_FILES, read)]
     if args.enable_cartography:
         stages.append((args.cartography_output_dir, CARTOGRAPHY_FILES, read[:1]))
     with ExitStack() as stack:
