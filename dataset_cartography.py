@@ -23,7 +23,7 @@ from datamap.cartography.categories import (
     get_examples_by_category,
     with_categories,
 )
-from datamap.cartography.dynamics import MADE_BY, read_dynamics, read_logged_logits, write_dynamics
+from datamap.cartography.dynamics import MADE_BY, holds_dynamics, read_dynamics, read_logged_logits, write_dynamics
 from datamap.cartography.maps import (
     CARTOGRAPHY_FILES,
     check_no_recording,
@@ -88,15 +88,14 @@ def read_epochs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The recorded epochs in order; none where only metrics are read."""
     if args.training_dynamics:
         return read_logged_logits(args.training_dynamics)
-    has_epochs = any(Path(args.cartography_dir).glob("training_dynamics_epoch_*.json"))
-    return read_dynamics(args.cartography_dir) if has_epochs else iter(())
+    return read_dynamics(args.cartography_dir) if holds_dynamics(args.cartography_dir) else iter(())
 
 
 def read_metrics(args: argparse.Namespace) -> pd.DataFrame:
     """The metrics as they were written; from the epochs where nobody wrote them, as a trainer that was stopped."""
     source = Path(args.cartography_dir)
     if not args.training_dynamics:
-        if any(source.glob("cartography_metrics.*")) or not any(source.glob("training_dynamics_epoch_*.json")):
+        if any(source.glob("cartography_metrics.*")) or not holds_dynamics(source):
             return load_cartography_metrics(source)
         artifact_file(source, "training_dynamics_epoch_1.json", MADE_BY)  # refuses a run that goes on or has failed
     return compute_metrics(read_epochs(args))

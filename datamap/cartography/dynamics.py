@@ -14,6 +14,11 @@ from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import atomic, read_json, read_jsonl
 
 MADE_BY = "run.py --do_train --enable_cartography"
+DYNAMICS_FILES = "training_dynamics_epoch_*.json"
+
+def holds_dynamics(directory: str | Path) -> bool:
+    return any(Path(directory).glob(DYNAMICS_FILES))
+
 
 def dynamics_file(directory: str | Path, epoch: int) -> Path:
     return Path(directory) / f"training_dynamics_epoch_{epoch}.json"

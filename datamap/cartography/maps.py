@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
-from datamap.cartography.dynamics import MADE_BY
+from datamap.cartography.dynamics import DYNAMICS_FILES, MADE_BY, holds_dynamics
 from datamap.cartography.metrics import RANGES, load_cartography_metrics
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
@@ -20,9 +20,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRICS_FILE, THRESHOLDS_FILE = "cartography_metrics.csv", "thresholds.json"
-CARTOGRAPHY_FILES = (
-    "training_dynamics_epoch_*.json", "cartography_metrics.*", THRESHOLDS_FILE, "cartography_map.png",
-)
+CARTOGRAPHY_FILES = (DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, "cartography_map.png")
 MAX_DRAWN_POINTS = 25_000
 
 
@@ -89,7 +87,7 @@ def check_no_recording(output_dir: str | Path, of_training: bool = False) -> Non
 
     of_training: only those that a training wrote; dataset_cartography.py may write over its own copies.
     """
-    if not any(Path(output_dir).glob("training_dynamics_epoch_*.json")):
+    if not holds_dynamics(output_dir):
         return
     if not of_training or model_meta(output_dir) or not load_meta(output_dir):
         raise UserError(f"--output_dir {output_dir} holds a cartography that was recorded; name another directory")
