@@ -106,8 +106,8 @@ def plot_distributions(path: Path, table: pd.DataFrame, cuts: tuple[float, float
             edges = np.sort(np.concatenate([edges - half, edges + half]))
         seaborn.histplot(
             bars.assign(middle=(bars["low"] + bars["high"]) / 2), x="middle", weights="n", bins=edges.tolist(),
-            hue="category", hue_order=CATEGORIES[::-1], multiple="stack", palette=CATEGORY_COLORS, alpha=1, linewidth=0,
-            legend=False, ax=axis,
+            hue="category", hue_order=CATEGORIES[::-1], palette=CATEGORY_COLORS, multiple="stack", alpha=1,
+            linewidth=0, legend=False, ax=axis,
         )
         cut = {"confidence": cuts[0], "variability": cuts[1]}.get(metric)
         if cut is not None:
