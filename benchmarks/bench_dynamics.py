@@ -29,11 +29,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from datamap.core.artifacts import check_writable  # noqa: E402
 from datamap.core.errors import command_line  # noqa: E402
 from datamap.core.files import write_json  # noqa: E402
-from datamap.core.flags import (  # noqa: E402
-    DEFAULT_SEED,  # noqa: E402
-    Parser,
-    positive_int,
-)
+from datamap.core.flags import DEFAULT_SEED, Parser, positive_int  # noqa: E402
 
 SECONDS_BOUND = 60.0  # for 1,000,000 examples over 10 epochs, read -> metrics -> files
 MEMORY_BOUND = 3e9  # bytes, peak resident memory of the reading process

@@ -33,11 +33,7 @@ sys.path.insert(0, str(REPOSITORY))
 from datamap.core.artifacts import check_writable  # noqa: E402
 from datamap.core.errors import UserError, command_line  # noqa: E402
 from datamap.core.files import write_json  # noqa: E402
-from datamap.core.flags import (  # noqa: E402
-    DEFAULT_SEED,  # noqa: E402
-    Parser,
-    positive_int,
-)
+from datamap.core.flags import DEFAULT_SEED, Parser, positive_int  # noqa: E402
 from datamap.core.splits import load_split  # noqa: E402
 from datamap.tasks.registry import get_task  # noqa: E402
 

@@ -58,7 +58,7 @@ def qa_features(
     doc_stride: int,
     ablation: str,
 ) -> datasets.Dataset:
-    """The windows of ``tasks.QuestionAnswering.features``, whose docstring tells the columns."""
+    """The windows of ``QuestionAnswering.features`` (qa.py), whose docstring tells the columns."""
     import datasets
 
     if not tokenizer.is_fast:

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import argparse
 import inspect
+import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamap.core.artifacts import check_not_read, recorded_split, recorded_task
 from datamap.core.errors import UserError, name_a_few
+from datamap.core.files import atomic
 from datamap.core.splits import Split
+from datamap.tasks.registry import task_of
+from datamap.training.embedding_arguments import check_task
+from datamap.training.model_files import check_whole_model
+from datamap.training.models import load_encoder
 
 if TYPE_CHECKING:
     import datasets
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 def pooled_spans(pooling: str, cls: np.ndarray, answers: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -96,3 +107,73 @@ def embedder(
         return np.concatenate(vectors)
 
     return order, embed
+
+
+# --- of extract_embeddings.py --------------------------------------------------------------------------------------
+
+
+def load_inputs(args: argparse.Namespace) -> tuple[Split, PreTrainedModel, PreTrainedTokenizerBase]:
+    local = Path(args.model_path).exists()
+    if local:
+        check_whole_model(args.model_path)
+        check_not_read(args.output_dir, args.model_path)
+    elif args.model_path.startswith((".", "/", "~")):
+        raise UserError(f"--model_path {args.model_path}: no such directory")
+    task = task_of(args, recorded_task(args.model_path) if local else None)
+    check_task(args, task)
+    split = recorded_split(args.model_path, args.dataset, args.split, task, args.max_samples)
+    if split is None:
+        raise UserError(f"{args.model_path} does not record the dataset it was trained on; name it with --dataset")
+    logger.info(f"embedding {len(split.data):,} examples of {split.name} [{split.split}]")
+    model, tokenizer = load_encoder(args.model_path, args.no_cuda)
+    return split, model, tokenizer
+
+
+def describe(args: argparse.Namespace, split: Split, shape: tuple[int, int], has_span: np.ndarray) -> dict[str, Any]:
+    """What embeddings_metadata.json says of embeddings of this shape, but ids and texts."""
+    identity, task = split.identity(), split.task
+    description = {
+        "model": args.model_path,
+        "task": task.name,
+        "pooling": args.pooling,
+        "dataset": identity["dataset"],
+        "split": identity["split"],
+        "fingerprint": identity["fingerprint"],
+        "max_length": args.max_length,
+        **({"doc_stride": args.doc_stride} if "doc_stride" in task.flags else {}),
+        "num_rows": shape[0],
+        "num_dims": shape[1],
+    }
+    if args.pooling == "cls_and_answer_mean":
+        unanswerable = task.brief(split.data)["answer"].count(None)
+        description["num_unanswerable"] = unanswerable
+        description["num_answer_not_found"] = int(np.sum(~has_span)) - unanswerable
+        if not has_span.all():
+            logger.info(
+                f"{np.sum(~has_span):,} of {shape[0]:,} examples give their CLS vector twice: {unanswerable:,} are "
+                f"unanswerable, {description['num_answer_not_found']:,} have their answer in no window or not at its "
+                "offset"
+            )
+    return description
+
+
+def write_embeddings(
+    path: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rows: datasets.Dataset,
+    spans: np.ndarray,
+    batch_size: int,
+) -> tuple[int, int]:
+    """Embed all rows into a .npy file of float32; returns its shape."""
+    from tqdm.auto import tqdm
+
+    shape = (len(rows), spans.shape[1] * model.config.hidden_size)
+    order, embed = embedder(model, tokenizer, rows, spans, batch_size)
+    with atomic(path) as temporary:
+        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        for first in tqdm(range(0, len(order), batch_size), desc="embedding", unit="batch", disable=None):
+            places = order[first : first + batch_size]
+            out[places] = embed(places)
+        out.flush()
+    return shape

@@ -15,7 +15,7 @@ from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from datamap.cartography import recorder as training_dynamics
+from datamap.cartography import recorder
 from datamap.cartography.recorder import CartographyCallback, Heads, heads_of
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import PADDING
@@ -57,7 +57,7 @@ class CartographyTrainer(Trainer):
 
     def row_losses(self, heads: Heads, smoothing: torch.Tensor | None) -> torch.Tensor:
         """The loss of each row of the batch, (B,)."""
-        return training_dynamics.row_losses(heads, smoothing)
+        return recorder.row_losses(heads, smoothing)
 
     def compute_loss(
         self,
