@@ -1,6 +1,6 @@
-"""Every command and every Python block of README.md runs as written, and the Makefile's commands are well formed.
+"""Every command and Python block of README.md and docs/ runs as written; the Makefile's commands are well formed.
 
-A Hub dataset or model is replaced by a local one, and small sizes are added; the rest is what the README says.
+A Hub dataset or model is replaced by a local one, and small sizes are added; the rest is what the pages say.
 """
 
 import importlib.util
@@ -11,14 +11,21 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY
 from packaging.requirements import Requirement
 
-README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-CHAINS = README[README.index("## Chains of thought") : README.index("## From Python")]
+PAGES = {file.name: file.read_text(encoding="utf-8")
+         for file in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))}
+# What is read in one go, one page going on from another. extending.md has tests of its own (``OTHER_TESTS``).
+QUESTIONS = ("README.md", "install.md", "data.md", "training.md", "cartography.md", "clusters.md", "filters.md")
+LABELS = ("classification.md", "selection.md", "suites.md")
+THOUGHTS = "thoughts.md"
+OTHER_TESTS = ("extending.md",)
+MOST_LINES = 200
 HUB_DATASET, HUB_MODEL = "Eladio/emrqa-msquad", "google/electra-small-discriminator"
 LAUNCHERS = ("-m torch.distributed.run ", "launch --multi_gpu ")  # of two processes
 # These need a fresh clone or minutes: .ci/run goes through them, and below it is checked that make knows the targets.
@@ -41,8 +48,9 @@ SMALL = {
 }
 
 
-def blocks(text: str = README) -> list[tuple[str, str]]:
-    """(language, text) of every fenced block, in order."""
+def blocks(*pages: str) -> list[tuple[str, str]]:
+    """(language, text) of every fenced block of some pages (default: all), in order."""
+    text = "\n".join(PAGES[page] for page in pages or PAGES)
     return re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
 
 
@@ -87,7 +95,7 @@ def run_command(command: str, dataset: Path, model: Path, reviews: Path) -> None
     program, *words = shlex.split(command)
     if any(launcher in command for launcher in LAUNCHERS):  # here in one process; test_two_processes launches them
         program, words = "python", words[words.index("run.py") :]
-    assert program == "python" and words[0].endswith(".py"), f"README.md has a command this test cannot run: {command}"
+    assert program == "python" and words[0].endswith(".py"), f"a command this test cannot run: {command}"
     print(f"\n$ {command}")
     script = load_script(words[0])
     if "slurm" in words or command.endswith("--mode status --suite sample"):  # run by test_suite_slurm.py
@@ -97,7 +105,7 @@ def run_command(command: str, dataset: Path, model: Path, reviews: Path) -> None
 
 
 def small_trainer(directory: Path):
-    """A plain Trainer, as a reader of the README has one, and the ids of its rows."""
+    """A plain Trainer, as a reader has one, and the ids of its rows."""
     import datasets
     import torch
     from transformers import ElectraConfig, ElectraForSequenceClassification, Trainer, TrainingArguments
@@ -113,39 +121,72 @@ def small_trainer(directory: Path):
     return trainer, [f"row{row}" for row in range(12)]
 
 
-def test_the_readme_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_path, monkeypatch):
+def go_through(pages: Sequence[str], names: dict, dataset: Path, model: Path, reviews: Path) -> None:
+    for language, text in blocks(*pages):
+        if language == "bash":
+            for command in commands(text):
+                run_command(command, dataset, model, reviews)
+        elif language == "python":
+            print(f"\n>>> {text}")
+            exec(text.replace(HUB_DATASET, str(dataset)), names)
+
+
+def test_the_road_of_questions_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "example_configs").symlink_to(REPOSITORY / "example_configs")
     trainer, ids = small_trainer(tmp_path / "other")
     names = {"trainer": trainer, "ids": ids}
-    for language, text in blocks(README.replace(CHAINS, "")):
-        if language == "bash":
-            for command in commands(text):
-                run_command(command, qa_dir, tiny_model, reviews)
-        elif language == "python":
-            print(f"\n>>> {text}")
-            exec(text.replace(HUB_DATASET, str(qa_dir)), names)
+    go_through(QUESTIONS, names, qa_dir, tiny_model, reviews)
 
     for directory, artifact in {
         "trainer_output": "eval_predictions.jsonl", "cartography_output": "cartography_map.png",
-        "train_predictions": "eval_predictions.jsonl", "ablations": "eval_predictions_q_only.jsonl",
-        "easy_first_model": "eval_metrics.json", "model_2": "model.safetensors", "cartography_2": "run_meta.json",
-        "cartography_analysis": "hard_samples.json", "cluster_output": "cluster_assignments.csv",
-        "integrated_analysis": "patterns.json", "unified_export": "unified_analysis.csv",
-        "unified_example": "problem_examples.csv", "final_model": "model.safetensors",
-        "control_model": "filter_report.json", "clustered_model": "filter_report.json",
-        "my_cartography": "cartography_metrics.csv", "sst2/analysis": "label_analysis.csv",
-        "sst2/unified": "unified_analysis.csv", "sst2/filtered": "filter_report.json",
-        "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png",
-        "stories_model": "top_epochs.json", "stories_test": "slice_metrics.csv",
-        "selection_output": "selected.csv", "sst2/subset": "filter_report.json",
-        "experiments/selection": "comparison.md", "experiments/demo": "comparison.md",
-        "config_demo": "eval_metrics.json",
+        "train_predictions": "eval_predictions.jsonl", "cartography_analysis": "hard_samples.json",
+        "cluster_output": "cluster_assignments.csv", "unified_export": "unified_analysis.csv",
+        "filtered_model": "filter_report.json", "final_model": "model.safetensors", "selection_output": "selected.csv",
+        "experiments/demo": "comparison.md", "my_cartography": "cartography_metrics.csv",
+        "ablations": "eval_predictions_q_only.jsonl", "easy_first_model": "eval_metrics.json",
+        "weighted_model": "model.safetensors", "config_demo": "eval_metrics.json",
+        "cartography_2": "run_meta.json", "model_2": "model.safetensors", "map_67": "thresholds.json",
+        "analysis_67": "easy_samples.json", "model_67": "filter_report.json",
+        "integrated_analysis": "patterns.json", "unified_example": "problem_examples.csv",
+        "control_model": "filter_report.json", "clustered_model": "filter_report.json", "filtered": "train.jsonl",
+        "model_of_filtered": "model.safetensors",
     }.items():
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]
     assert len(names["train_df"]) == 24 and "variability" in names["train_df"]  # type: ignore[operator,arg-type]
     assert 0 < len(names["hard_ids"]) <= 24 and 0 < len(names["filtered"]) <= 24  # type: ignore[arg-type]
+    kept = (tmp_path / "filtered" / "train.jsonl").read_text(encoding="utf-8").splitlines()
+    assert 0 < len(kept) < 24
+
+
+def test_the_road_of_labels_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    go_through(LABELS, {}, qa_dir, tiny_model, reviews)
+    for directory, artifact in {
+        "sst2/analysis": "label_analysis.csv", "sst2/unified": "unified_analysis.csv",
+        "sst2/filtered": "filter_report.json", "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png",
+        "stories_model": "top_epochs.json", "stories_test": "slice_metrics.csv", "sst2/subset": "filter_report.json",
+        "experiments/selection": "comparison.md",
+    }.items():
+        assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
+
+
+def test_every_page_is_tested_linked_and_short():
+    assert sorted(PAGES) == sorted([*QUESTIONS, *LABELS, THOUGHTS, *OTHER_TESTS])
+    assert len(PAGES["README.md"].splitlines()) <= MOST_LINES
+    linked = set()
+    for page, text in PAGES.items():
+        folder = REPOSITORY if page == "README.md" else REPOSITORY / "docs"
+        for target in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+            assert (folder / target).exists(), f"{page} links to {target}"
+            linked |= {target} if page == "README.md" else set()
+        for target, heading in re.findall(r"\]\(([^)#]+\.md)#([^)]+)\)", text):
+            there = (folder / target).read_text(encoding="utf-8")
+            headings = re.findall(r"^#+ (.*)$", there, flags=re.MULTILINE)
+            names = {re.sub(r"[^\w -]", "", each).lower().replace(" ", "-") for each in headings}
+            assert heading in names | set(re.findall(r'<a name="(\w+)">', there)), f"{page}: {target}#{heading}"
+    assert {f"docs/{page}" for page in PAGES if page != "README.md"} <= linked
 
 
 def chat_answer(request: dict) -> str:
@@ -173,7 +214,7 @@ def test_the_chains_of_thought_run_from_top_to_bottom(tmp_path, monkeypatch, one
     with chat_server(chat_answer) as server:
         local = {"https://api.mistral.ai/v1": server.url, "nyu-mll/glue:mnli": "demo:nli",
                  "validation_matched": "validation", "2000": "24"}
-        for language, text in blocks(CHAINS):
+        for language, text in blocks(THOUGHTS):
             assert language == "bash"
             for command in commands(text):
                 if any(re.fullmatch(pattern, command) for pattern in NOT_RUN_HERE):
@@ -215,7 +256,7 @@ def test_the_examples_of_rows_can_be_loaded(tmp_path):
     from datamap.core.splits import load_split
     from datamap.tasks.registry import get_task
 
-    texts = [text for language, text in blocks() if language == "json" and '"experiments"' not in text]
+    texts = [text for language, text in blocks("data.md") if language == "json"]
     for text, task, example in zip(texts, ("qa", "nli"), ("7", "8"), strict=True):
         file = tmp_path / f"{task}.jsonl"
         file.write_text(json.dumps(json.loads(text)) + "\n", encoding="utf-8")
@@ -228,7 +269,7 @@ def test_the_example_of_a_suite_can_be_planned(qa_dir, tmp_path, monkeypatch):
     from datamap.suites.planning import plan_suite
 
     monkeypatch.chdir(tmp_path)
-    [text] = [text for language, text in blocks() if language == "json" and '"experiments"' in text]
+    [text] = [text for language, text in blocks("suites.md") if language == "json"]
     (tmp_path / "mine.json").write_text(text)
     (tmp_path / "my_data").symlink_to(qa_dir)
     _, needed, runs = plan_suite(run_experiments.parse_args(["--suite", "mine.json"]))
@@ -237,10 +278,12 @@ def test_the_example_of_a_suite_can_be_planned(qa_dir, tmp_path, monkeypatch):
 
 
 def test_the_file_tree_is_true():
-    [tree] = [text for language, text in blocks() if not language and "run.py " in text]
-    names = re.findall(r"[\w.]+\.py\b|\w+/", tree)
-    assert len(names) > 15
-    assert [name for name in names if not (REPOSITORY / name).exists()] == []
+    [tree] = [text for language, text in blocks("README.md") if not language and "run.py " in text]
+    names = re.findall(r"[\w.]+\.py\b", tree)
+    folders = [f"datamap/{line.split()[0]}" for line in tree.splitlines() if line.startswith("  ")]
+    folders += [name for line in tree.splitlines() if line[0] != " " for name in re.findall(r"\w+/(?!\w)", line)]
+    assert len(names) > 10 and len(folders) > 12
+    assert [name for name in [*names, *folders] if not (REPOSITORY / name).exists()] == []
     scripts = {path.name for path in REPOSITORY.glob("*.py") if "def main(" in path.read_text(encoding="utf-8")}
     assert scripts <= set(names)
 
@@ -279,13 +322,9 @@ def test_launch_configurations_parse():
         load_script(script).parse_args(configuration["args"])
 
 
-def test_pins_agree():
-    """constraints.txt (pip) and pyproject.toml (uv) pin the same versions, of every package that is asked for."""
+def test_the_pins_are_of_everything_that_is_asked_for():
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [line for line in lines if not line.startswith("#")]
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["tool"]["uv"]["constraint-dependencies"] == pins
-    pinned = {name: version for name, version in (pin.split("==") for pin in pins)}
-    asked = [*project["project"]["dependencies"], *project["project"]["optional-dependencies"]["dev"]]
-    for requirement in map(Requirement, asked):
+    pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    for requirement in map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["dev"]]):
         assert requirement.specifier.contains(pinned[requirement.name]), requirement
