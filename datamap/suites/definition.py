@@ -29,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datamap.analysis import cluster_arguments
 from datamap.core.artifacts import content_key, digest
 from datamap.core.configs import flags_to_argv, read_mapping
 from datamap.core.errors import UserError, name_a_few
@@ -37,13 +38,18 @@ from datamap.core.places import EXAMPLES
 from datamap.core.splits import default_eval_split, load_split
 from datamap.selection import arguments as selection_arguments
 from datamap.suites.runs import Run, identity_of, run_name
-from datamap.training.arguments import inputs_of, parse_args, task_of_run
+from datamap.training import embedding_arguments
+from datamap.training.arguments import build_parser, inputs_of, parse_args, task_of_run
 from datamap.training.models import SCRATCH_MODELS
 
 SUITES = EXAMPLES / "suites"
 SUITE_KEYS = {"name", "description", "baseline", "prerequisites", "base", "experiments"}
 EXPERIMENT_KEYS = {"name", "description", "why", "args", "select", "control"}
-PREREQUISITES = ("cartography", "embeddings", "clusters")  # in the order of their making
+# What makes a prerequisite, in the order of their making: the script and its parser.
+SCRIPTS = {
+    "cartography": ("run.py", build_parser), "embeddings": ("extract_embeddings.py", embedding_arguments.build_parser),
+    "clusters": ("cluster_analysis.py", cluster_arguments.build_parser),
+}
 CONTROL = "_control"
 MAX_NAME = 100  # letters
 # Flags of run.py that the suite decides, run by run; of select_subset.py, that it or the run that trains decides.
@@ -75,6 +81,7 @@ class Experiment:
     control_of: str | None = None
     arguments: argparse.Namespace = dataclasses.field(default_factory=argparse.Namespace)
     settings_hash: str = ""  # of all but the seed
+    wants_control: bool = False
     select: list[str] | None = None  # argv of select_subset.py, all but what FROM_THE_RUN and the seed say
 
 
@@ -85,7 +92,6 @@ class Suite:
     description: str
     baseline: str
     prerequisites: dict[str, list[str]]  # their flags, as argv of the scripts that make them
-    parsers: Mapping[str, Parser]  # of these scripts
     base: list[str]
     experiments: list[Experiment]
 
@@ -100,68 +106,57 @@ def suite_file(name: str) -> Path:
     return SUITES / f"{name}.json"
 
 
-def load_suite(path: Path, parsers: Mapping[str, Parser], extra: Sequence[str], controls: bool) -> Suite:
+def load_suite(path: Path, extra: Sequence[str], controls: bool) -> Suite:
     """The suite in a file, with ``extra`` flags of run.py over its base; UserError for whatever is wrong with it.
 
-    parsers: of the scripts that make the prerequisites; that of ``cartography`` is the one of run.py. The arguments of
-    the experiments are still to be resolved, when its prerequisites have their places.
+    The arguments of the experiments, and their controls, are still to be resolved, when its prerequisites have their
+    places.
     """
     table = read_mapping(path)
     _check_keys(table, SUITE_KEYS, f"{path}")
     experiments = table.get("experiments")
     if not isinstance(experiments, list) or not experiments:
         raise UserError(f"{path}: expected a list of experiments, found {experiments!r:.60}")
-    parser = parsers["cartography"]
+    parser, select_parser = build_parser(), selection_arguments.build_parser()
     base = [*_argv(parser, table.get("base", {}), f"{path}, base"), *extra]
     found: list[Experiment] = []
     for number, each in enumerate(experiments, 1):
-        where = f"{path}, experiment {number}"
         if not isinstance(each, dict) or not isinstance(each.get("name"), str) or not each["name"]:
-            raise UserError(f"{where}: expected an object with a name, found {each!r:.60}")
+            raise UserError(f"{path}, experiment {number}: expected an object with a name, found {each!r:.60}")
         where = f"{path}, experiment {each['name']}"
         _check_keys(each, EXPERIMENT_KEYS, where)
         if not _is_word(each["name"]) or each["name"].endswith(CONTROL):
             raise UserError(f"{where}: the name is that of a directory: no slash, no blank, at most "
                             f"{MAX_NAME} letters, no {CONTROL} at its end")
-        for key in ("description", "why"):
-            if not isinstance(each.get(key, ""), str):
-                raise UserError(f"{where}: {key} is {each[key]!r:.60}; expected a text")
         args = each.get("args", {})
         own = _argv(parser, args, f"{where}, args")
         unset = {"--" + key.replace("-", "_") for key, value in args.items() if value is None}  # null: the default
         inherited = [word for word in base if word.partition("=")[0] not in unset]
         one = Experiment(each["name"], each.get("description", ""), each.get("why", ""), [*inherited, *own])
         if "select" in each:
-            one.select = _argv(parsers["select"], each["select"], f"{where}, select", DECIDED_OF_SELECTION)
+            one.select = _argv(select_parser, each["select"], f"{where}, select", DECIDED_OF_SELECTION)
             if any(word.startswith("--train_ids") for word in one.argv):
                 raise UserError(f"{where}: select and train_ids both say what to train on; leave one")
-        found.append(one)
         wanted = each.get("control", True)
         if not isinstance(wanted, bool):
             raise UserError(f"{where}: control is {wanted!r}; expected true or false")
-        if controls and wanted:
-            found.append(
-                Experiment(one.name + CONTROL, f"as many examples as {one.name}, drawn at random", "",
-                           [*one.argv, "--filter_random=true"], control_of=one.name, select=one.select)
-            )
-    names = [one.name for one in found if one.control_of is None]
+        one.wants_control = controls and wanted
+        found.append(one)
+    names = [one.name for one in found]
     if repeated := sorted({name for name in names if names.count(name) > 1}):
         raise UserError(f"{path}: two experiments are called {name_a_few(repeated)}")
     baseline = table.get("baseline", "baseline" if "baseline" in names else names[0])
     if baseline not in names:
         raise UserError(f"{path}: the baseline {baseline!r} is no experiment; there is {', '.join(names)}")
     named = table.get("prerequisites", {})
-    _check_keys(named, set(PREREQUISITES), f"{path}, prerequisites")
+    _check_keys(named, set(SCRIPTS), f"{path}, prerequisites")
     prerequisites = {
-        name: _argv(parsers[name], flags, f"{path}, prerequisites, {name}") for name, flags in named.items()
+        name: _argv(SCRIPTS[name][1](), flags, f"{path}, prerequisites, {name}") for name, flags in named.items()
     }
     name = table.get("name", path.stem)
     if not isinstance(name, str) or not _is_word(name) or name == "shared":
         raise UserError(f"{path}: the name {name!r:.60} is that of a directory: no slash, no blank")
-    description = table.get("description", "")
-    if not isinstance(description, str):
-        raise UserError(f"{path}: description is {description!r:.60}; expected a text")
-    return Suite(path, name, description, baseline, prerequisites, parsers, base, found)
+    return Suite(path, name, table.get("description", ""), baseline, prerequisites, base, found)
 
 
 def _is_word(name: str) -> bool:
@@ -174,6 +169,9 @@ def _check_keys(table: Any, known: set[str], where: str) -> None:
         raise UserError(f"{where}: expected an object, found {table!r:.60}")
     if unknown := sorted(set(table) - known):
         raise UserError(f"{where}: unknown key {unknown[0]!r}; there is {', '.join(sorted(known))}")
+    for key in ("description", "why"):
+        if not isinstance(table.get(key, ""), str):
+            raise UserError(f"{where}: {key} is {table[key]!r:.60}; expected a text")
 
 
 def _argv(parser: Parser, flags: Any, where: str, decided: Sequence[str] = DECIDED) -> list[str]:
@@ -206,50 +204,49 @@ def parse_quietly(parse: Callable[[Sequence[str]], argparse.Namespace], argv: Se
 
 
 def resolve(suite: Suite, places: Sequence[str], made: Mapping[str, str]) -> None:
-    """Fill in the arguments and hashes of the experiments, and drop the controls of those that change no data.
+    """Fill in the arguments and hashes of the experiments, and add the controls of those that change the data.
 
     places: flags that say where the prerequisites are. made: directory of a prerequisite -> its identity, for those
     that the suite makes itself.
     """
     made = dict(made)
     for each in suite.experiments:
-        each.argv = [*places, *each.argv]
-    plain_ones = [each for each in suite.experiments if each.control_of is None]
-    for each in plain_ones:
-        if each.select is not None:
-            selected = _resolve_selection(each, f"{suite.file}, experiment {each.name}", made)
-            for one in suite.experiments:
-                if each.name in (one.name, one.control_of):
-                    one.argv.append(f"--train_ids={selected}")  # runs_of says where it is
-    for each in plain_ones:
         where = f"{suite.file}, experiment {each.name}"
+        each.argv = [*places, *each.argv]
+        if each.select is not None:
+            each.argv.append(f"--train_ids={_resolve_selection(each, where, made)}")  # runs_of says where it is
         each.arguments = parse_quietly(parse_args, each.argv, where)
         if not each.arguments.do_eval:
             raise UserError(f"{where}: it evaluates nothing; add do_eval to base")
         if "random" in each.arguments.filters:
             raise UserError(f"{where}: the suite adds size-matched controls itself; leave filter_random out")
-    by_name = {each.name: each for each in plain_ones}
-    baseline = by_name[suite.baseline].arguments
-    kept = []
-    for each in suite.experiments:
-        if each.control_of is not None:
-            treated = by_name[each.control_of].arguments
-            same = (treated.filters, treated.train_ids) == (baseline.filters, baseline.train_ids)
-            if same or not treated.do_train or not (treated.filters or treated.train_ids):
-                continue
-            each.arguments = parse_quietly(parse_args, each.argv, f"{suite.file}, experiment {each.name}")
-        kept.append(each)
-    suite.experiments = kept
-    for each in kept:
-        try:
-            each.settings_hash = settings_hash(each.arguments, inputs_of(each.arguments), made)
-        except UserError as error:
-            raise UserError(f"{suite.file}, experiment {each.name}: {error}") from None
+    baseline = next(each.arguments for each in suite.experiments if each.name == suite.baseline)
+    experiments, suite.experiments = suite.experiments, []
     seen: dict[str, str] = {}
-    for each in kept:
-        if (other := seen.setdefault(each.settings_hash, each.name)) != each.name:
-            raise UserError(f"suite {suite.name}: {other} and {each.name} come to the same arguments; to compare them "
-                            "would say nothing")
+    for each in experiments:
+        for one in (each, *_control(each, baseline)):
+            suite.experiments.append(one)
+            where = f"{suite.file}, experiment {one.name}"
+            one.arguments = parse_quietly(parse_args, one.argv, where) if one is not each else one.arguments
+            try:
+                one.settings_hash = settings_hash(one.arguments, inputs_of(one.arguments), made)
+            except UserError as error:
+                raise UserError(f"{where}: {error}") from None
+            if (other := seen.setdefault(one.settings_hash, one.name)) != one.name:
+                raise UserError(f"suite {suite.name}: {other} and {one.name} come to the same arguments; to compare "
+                                "them would say nothing")
+
+
+def _control(each: Experiment, baseline: argparse.Namespace) -> list[Experiment]:
+    """The size-matched control of an experiment that trains on a choice of examples, if it wants one."""
+    filters, train_ids = each.arguments.filters, each.arguments.train_ids
+    same = (filters, train_ids) == (baseline.filters, baseline.train_ids)
+    if same or not (each.wants_control and each.arguments.do_train and (filters or train_ids)):
+        return []
+    argv = list(each.argv)
+    argv.insert(len(argv) - (each.select is not None), "--filter_random=true")  # --train_ids of a selection is last
+    return [Experiment(each.name + CONTROL, f"as many examples as {each.name}, drawn at random", "", argv,
+                       control_of=each.name, select=each.select)]
 
 
 def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> str:

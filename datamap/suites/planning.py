@@ -9,17 +9,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamap.analysis import cluster_arguments
 from datamap.core.artifacts import META, load_meta, model_meta
 from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import plain, read_json, write_json
-from datamap.selection import arguments as selection_arguments
 from datamap.suites import prerequisites
 from datamap.suites.definition import Experiment, Suite, load_suite, resolve, runs_of, suite_file
 from datamap.suites.runs import PLAN, Run, meta_of, seconds_of
-from datamap.training import arguments as run_arguments
-from datamap.training import embedding_arguments
 from datamap.training.prerequisites import Prerequisite
 
 logger = logging.getLogger(__name__)
@@ -30,11 +26,7 @@ def plan_suite(args: argparse.Namespace) -> tuple[Suite, list[Prerequisite], lis
 
     args: of run_experiments.py.
     """
-    parsers = {
-        "cartography": run_arguments.build_parser(), "embeddings": embedding_arguments.build_parser(),
-        "clusters": cluster_arguments.build_parser(), "select": selection_arguments.build_parser(),
-    }
-    suite = load_suite(suite_file(args.suite), parsers, args.extra, controls=not args.no_controls)
+    suite = load_suite(suite_file(args.suite), args.extra, controls=not args.no_controls)
     needed = prerequisites.plan(suite, Path(args.experiments_dir))
     made = {str(each.directory): each.identity for each in needed if each.identity is not None}
     resolve(suite, prerequisites.places_of(needed), made)

@@ -11,12 +11,11 @@ from typing import Any
 from datamap.core.artifacts import content_key, digest, load_meta
 from datamap.core.errors import UserError
 from datamap.core.flags import DEFAULT_SEED
-from datamap.suites.definition import Suite, fingerprints, parse_quietly, settings_hash
+from datamap.suites.definition import SCRIPTS, Suite, fingerprints, parse_quietly, settings_hash
 from datamap.tasks.registry import TASKS
 from datamap.training.arguments import inputs_of, parse_args
 from datamap.training.prerequisites import Prerequisite, is_made
 
-SCRIPTS = {"embeddings": "extract_embeddings.py", "clusters": "cluster_analysis.py"}
 # What makes a run read a map; the run that makes one does without.
 LEFT_OUT = (
     "filter_random", "filter_cartography", "ambiguous_top_fraction", "filter_categories", "filter_clusters",
@@ -39,7 +38,7 @@ def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
     if not suite.prerequisites:
         return []
     where = f"{suite.file}, prerequisites"
-    flags = {name: suite.prerequisites.get(name, []) for name in ("cartography", "embeddings", "clusters")}
+    flags = {name: suite.prerequisites.get(name, []) for name in SCRIPTS}
     base = [word for word in suite.base if word.partition("=")[0].removeprefix("--") not in LEFT_OUT]
     argv = [*base, *flags["cartography"], "--do_train=true", "--enable_cartography=true", f"--seed={DEFAULT_SEED}"]
     arguments = parse_quietly(parse_args, argv, where)
@@ -129,10 +128,11 @@ def _clusters(
         "clusters": [f"--embedding_dir={home / 'embeddings_output'}", f"--output_dir={home / 'cluster_output'}"],
     }
     needed = []
-    for name in ("embeddings", "clusters"):
-        argv = [*places[name], *flags[name]]
-        parse_quietly(suite.parsers[name].parse_args, argv, f"{suite.file}, prerequisites, {name}")
-        needed.append(Prerequisite(name, Path(places[name][-1].partition("=")[2]), [SCRIPTS[name], *argv], identity))
+    for name, own in places.items():
+        script, build_parser = SCRIPTS[name]
+        argv = [*own, *flags[name]]
+        parse_quietly(build_parser().parse_args, argv, f"{suite.file}, prerequisites, {name}")
+        needed.append(Prerequisite(name, Path(own[-1].partition("=")[2]), [script, *argv], identity))
     return needed
 
 

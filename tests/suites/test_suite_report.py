@@ -47,7 +47,7 @@ def planned(root: Path, experiments: dict[str, dict], seeds=SEEDS, name="study",
         settings = {"seed": 42, "output_dir": Path("x"), "dataset": "d", **each.get("args", {})}
         told = each.get("description", f"what {key} does"), each.get("why", "")
         rows.append(Experiment(key, *told, [], each.get("control_of"), argparse.Namespace(**settings), digest(key)))
-    suite = Suite(root / "study.json", name, description, next(iter(experiments)), {}, {}, [], rows)
+    suite = Suite(root / "study.json", name, description, next(iter(experiments)), {}, [], rows)
     write_plan(suite, seeds, root / name)
     return root / name
 
