@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.analysis.filters import BLOCKS, Filter, JoinedDataset, RandomFilter, check_setting, number_in, shown
+from datamap.cartography.maps import THRESHOLDS_FILE
 from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError
 from datamap.core.splits import Split
@@ -89,13 +90,18 @@ def validate_config(config: Mapping[str, Any], is_selection: bool = False) -> li
 
 
 def filter_inputs(config: Mapping[str, Any], is_selection: bool = False) -> dict[str, str]:
-    """The artifacts that the filters of a config read, for run_meta.json."""
-    return {
+    """The artifacts that the filters of a config read, for run_meta.json and for what tells one run from another."""
+    inputs = {
         f"{place}.{each.block}.{name}": str(value)
         for place, each in enumerate(validate_config(config, is_selection))
         for name, value in vars(each).items()
         if name.endswith("_path") and value is not None
     }
+    for name, path in list(inputs.items()):
+        cuts = Path(path).with_name(THRESHOLDS_FILE)
+        if name.endswith(".metrics_path") and Path(path).is_file() and cuts.exists():  # of a directory they are a part
+            inputs[name.replace("metrics_path", "thresholds")] = str(cuts)
+    return inputs
 
 
 def _check_settings(block: str, settings: Any) -> None:

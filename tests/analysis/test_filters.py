@@ -575,6 +575,18 @@ def test_validate_config_reads_no_file():
     assert [each.block for each in filters] == ["rules", "metric", "metric", "random"]
     assert isinstance(filters[2], MetricFilter) and filters[2].metrics_path == "nowhere"
     assert filter_inputs(config) == {"1.metric.metrics_path": "nowhere", "2.metric.metrics_path": "nowhere"}
+
+
+def test_inputs_name_the_cuts_beside_a_metrics_file(tmp_path):
+    """Of a map written again at other thresholds the metrics are the same; a suite must not take it for the old one."""
+    metrics = tmp_path / "cartography_metrics.csv"
+    metrics.write_text("id,confidence,variability\na,0.5,0.1\n")
+    config = {"category": {"metrics_path": str(metrics), "categories": ["easy"]}}
+    assert filter_inputs(config) == {"0.category.metrics_path": str(metrics)}
+    (tmp_path / "thresholds.json").write_text("{}")
+    assert filter_inputs(config)["0.category.thresholds"] == str(tmp_path / "thresholds.json")
+    config["category"]["metrics_path"] = str(tmp_path)
+    assert filter_inputs(config) == {"0.category.metrics_path": str(tmp_path)}
     assert set(BLOCKS) == {"ambiguous", "category", "confidence", "cluster", "metric", "rules", "random"}
 
 
