@@ -19,7 +19,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamap.selection import cache as feature_cache
+from datamap.selection import cache
 from datamap.selection.cache import cached
 
 KEY = {"fingerprint": "0123456789abcdef", "model": "some/model", "max_length": 128}
@@ -61,7 +61,7 @@ def place_of(directory: Path, name: str = "perplexity") -> Path:
 
 def call(directory: Path, feature: Any, shard_rows: int = 5, key=KEY) -> np.ndarray:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(feature_cache, "SHARD_ROWS", shard_rows)
+        patch.setattr(cache, "SHARD_ROWS", shard_rows)
         return cached(directory, "perplexity", key, (N, 3), feature)
 
 
@@ -96,7 +96,7 @@ def test_shapes_and_types(tmp_path, monkeypatch, shape, dtype):
     whole = np.arange(np.prod(shape, dtype=int)).reshape(shape).astype(dtype)
     prepare: Any
     for prepare in (lambda: (np.arange(shape[0])[::-1], lambda rows: whole[rows]), None):
-        monkeypatch.setattr(feature_cache, "SHARD_ROWS", 4)
+        monkeypatch.setattr(cache, "SHARD_ROWS", 4)
         values = cached(tmp_path, "metrics", KEY, shape, prepare, dtype)
         assert values.dtype == dtype
         np.testing.assert_array_equal(values, whole)
@@ -154,7 +154,7 @@ def test_resume_is_told(tmp_path, caplog):
 @pytest.mark.parametrize("killed_at", range(1, 8))
 def test_killed_before_a_record_is_replaced(tmp_path, monkeypatch, killed_at):
     """The n-th record never gets written: what is on disk is ahead of the record, and is computed again."""
-    real, calls = feature_cache.write_json, []
+    real, calls = cache.write_json, []
 
     def write(*args):
         calls.append(args)
@@ -162,7 +162,7 @@ def test_killed_before_a_record_is_replaced(tmp_path, monkeypatch, killed_at):
             raise Interrupted
         real(*args)
 
-    monkeypatch.setattr(feature_cache, "write_json", write)
+    monkeypatch.setattr(cache, "write_json", write)
     with pytest.raises(Interrupted):
         call(tmp_path, Feature())
     feature = Feature()
@@ -190,7 +190,7 @@ def test_killed_while_starting_over(tmp_path, monkeypatch):
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(feature_cache, "write_json", stop)
+        patch.setattr(cache, "write_json", stop)
         with pytest.raises(Interrupted):
             call(tmp_path, Feature(), shard_rows=4)
     np.testing.assert_array_equal(call(tmp_path, Feature()), value_of(np.arange(N), 3))
