@@ -474,7 +474,8 @@ def test_refuses_models_that_would_answer_at_random(refused, trained, qa_dir, tm
     AutoModel.from_pretrained(trained / "initial_model").save_pretrained(headless)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(trained / "initial_model" / name, headless)
-    assert "lacks 2 trained weights of a model for --task qa (qa_outputs" in refused(run.main, "--model", headless, *common)
+    message = refused(run.main, "--model", headless, *common)
+    assert "lacks 2 trained weights of a model for --task qa (qa_outputs" in message
 
 
 def test_missing_values_of_the_users_are_null_in_the_predictions(trained, tmp_path):
