@@ -64,6 +64,7 @@ def serve(latency: float, address: Any) -> None:
 def rate(url: str, pairs: int, workers: int) -> float:
     """Answers per second, recorded ones, of one call for so many pairs; the library is loaded before."""
     import generate_thoughts
+    from datamap.thoughts.chains import ask
 
     with tempfile.TemporaryDirectory() as directory:
         texts = [{"premise": f"Premise {number}.", "hypothesis": "So it is."} for number in range(pairs)]
@@ -74,7 +75,7 @@ def rate(url: str, pairs: int, workers: int) -> float:
         args = generate_thoughts.parse_args(argv)
         questions = [(str(place), dict(pair), dict(pair)) for place, pair in enumerate(texts)]
         began = time.perf_counter()
-        answers = generate_thoughts.ask(args, "generate", "thoughts.jsonl", questions)
+        answers = ask(args, "generate", "thoughts.jsonl", questions)
         seconds = time.perf_counter() - began
     if len(answers.parsed) < pairs:
         raise RuntimeError(f"{len(answers.failures)} pairs without an answer")
