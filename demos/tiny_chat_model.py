@@ -16,10 +16,10 @@ import json
 import logging
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
 
@@ -30,18 +30,9 @@ from datamap.core.errors import command_line, name_a_few
 from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_SEED, Parser, positive_int, seed_number
 from datamap.demo import builtin as demo_data
+from datamap.thoughts.chains import PLACEHOLDERS, READERS
 from datamap.thoughts.prompts import PAIR, PROMPTS, TUNED, fill_tagged, load_prompt
-from datamap.thoughts.reader import (
-    ANALYSIS,
-    CRITERIA,
-    IMPROVED,
-    LABEL,
-    completion_text,
-    parse_preference,
-    parse_reflection,
-    parse_scores,
-    parse_thought,
-)
+from datamap.thoughts.reader import ANALYSIS, CRITERIA, IMPROVED, LABEL, completion_text
 
 if TYPE_CHECKING:
     from string import Template
@@ -51,19 +42,7 @@ if TYPE_CHECKING:
 
 OWNS = ("config.json", "generation_config.json", "model.safetensors", "tokenizer*", "special_tokens_map.json",
         "chat_template.jinja", "tiny_chat_model.json")
-MODES = {
-    "generate": ("premise", "hypothesis"),
-    "reflect": ("premise", "hypothesis", "true_label", "thought"),
-    "score": ("premise", "hypothesis", "thought", "label"),
-    "compare": ("premise", "hypothesis", "thought_a", "label_a", "thought_b", "label_b"),
-}
 FOLLOWS = "entailment"  # the label of demo:nli that is 1 here
-PARSERS: dict[str, Callable[[str, str], Any]] = {
-    "generate": lambda text, prompt: parse_thought(text, prompt).label,
-    "reflect": parse_reflection,
-    "score": parse_scores,
-    "compare": parse_preference,
-}
 
 BOS, EOS, UNK, PAD = "<s>", "</s>", "<unk>", "<pad>"
 # The format of Mistral's instruction-tuned models, without tools and system messages.
@@ -132,7 +111,7 @@ def answer(mode: str, values: Mapping[str, str]) -> str:
 
 def examples(mode: str, template: Template, pairs: Sequence[Mapping[str, str]], seed: int) -> list[tuple[str, str]]:
     """For each pair a filled-in prompt, and the answer to it."""
-    rng = np.random.default_rng([seed, list(MODES).index(mode)])
+    rng = np.random.default_rng([seed, list(PLACEHOLDERS).index(mode)])
     made = []
     for pair in pairs:
         true_label = int(pair["label"] == FOLLOWS)
@@ -142,7 +121,7 @@ def examples(mode: str, template: Template, pairs: Sequence[Mapping[str, str]], 
         values = {"premise": pair["premise"], "hypothesis": pair["hypothesis"], "true_label": str(true_label)}
         for end, label in zip(("", "_a", "_b"), labels, strict=True):
             values |= {f"thought{end}": chain(pair, label), f"label{end}": str(label)}
-        made.append((fill_tagged(template, {name: values[name] for name in MODES[mode]}), answer(mode, values)))
+        made.append((fill_tagged(template, {name: values[name] for name in PLACEHOLDERS[mode]}), answer(mode, values)))
     return made
 
 
@@ -283,7 +262,7 @@ def readable(
         counts = {"n": len(pairs), "parsed": 0, "exact": 0}
         for places, texts in generate(model, tokenizer, prompts, batch_size=len(pairs), max_new_tokens=MAX_NEW_TOKENS):
             for place, written in zip(places, texts, strict=True):
-                counts["parsed"] += PARSERS[mode](written.text, prompts[place]) is not None
+                counts["parsed"] += READERS[mode](written.text, prompts[place]) is not None
                 counts["exact"] += written.text.strip() == pairs[place][1]
         found[mode] = counts
     return found
@@ -305,7 +284,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    templates = {mode: load_prompt(Path(args.prompts) / f"{mode}.txt", names) for mode, names in MODES.items()}
+    templates = {mode: load_prompt(Path(args.prompts) / f"{mode}.txt", names) for mode, names in PLACEHOLDERS.items()}
     check_writable(args.output_dir)
     import torch
 
@@ -316,7 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     taught, held_out = pairs[NUM_CHECKED : NUM_CHECKED + NUM_TAUGHT], pairs[:NUM_CHECKED]
     data = {mode: examples(mode, template, taught, args.seed) for mode, template in templates.items()}
     tuned = load_prompt(TUNED, PAIR)
-    texts = [text for mode in MODES for pair in data[mode] for text in pair]
+    texts = [text for mode in PLACEHOLDERS for pair in data[mode] for text in pair]
     texts += [tuned.substitute(premise=pair["premise"], hypothesis=pair["hypothesis"]) for pair in taught]
     tokenizer = train_tokenizer(texts)
     model = build_model(tokenizer)
