@@ -8,7 +8,9 @@ from conftest import write_rows
 import run_experiments
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, read_jsonl, read_table
+from datamap.suites import console
 from datamap.suites.planning import plan_suite
+from datamap.suites.runner import execute
 from run_experiments import parse_args
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -16,8 +18,14 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def suite(tmp_path, monkeypatch, reviews):
-    """Writes a suite of classification experiments and returns its file."""
+    """Writes a suite of classification experiments and returns its file; its runs need no worker of their own."""
+
+    def run_here(runs, retry, keep_models, **_):
+        for run in runs:
+            yield run, execute(run, retry, keep_models)
+
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "run_locally", run_here)
 
     def write(*experiments, name="mine", **base):
         table = {

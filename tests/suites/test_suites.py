@@ -552,6 +552,34 @@ def test_another_dataset_or_model_is_another_run(experiments_of, here):
     assert len({each.settings_hash for each in found.values()}) == 4
 
 
+def identities(*argv):
+    return {run.experiment: run.identity for run in plan_suite(run_experiments.parse_args([*argv, "--seeds", "1"]))[2]}
+
+
+def test_a_run_is_what_it_was_in_earlier_versions(tmp_path, monkeypatch):
+    """Finished suites go on after an update: whoever changes one of these lets every run of it be done again."""
+    monkeypatch.chdir(tmp_path)
+    assert identities("--suite", "demo") == {
+        "baseline": "889f1c0d3af902c0", "no_hard": "85028b607f07c0f4", "no_hard_control": "6a3819fdc28d2d6c",
+        "smoothing": "bcef151ed91e61ce", "weighting": "0d3808b6d8478d51",
+    }
+    selections = {
+        "all": None, "random": {"selector": "random", "k": 60},
+        "stratified": {"selector": "stratified", "k": 60, "strata": ["token_count", "label"]},
+        "kcenter": {"selector": "kcenter", "fraction": 0.1, "model": "some/encoder"},
+        "pipeline": {"pipeline": "label_issues:0.9,kmeans:0.1", "folds": 3},
+        "perplexity": {"selector": "perplexity", "k": 6},
+    }
+    base = {**BASE, "task": "classification", "dataset": "demo:stories", "model": "lstm_reader",
+            "num_train_epochs": 1, "max_train_samples": 300}
+    experiments = [{"name": name, **({"select": select} if select else {})} for name, select in selections.items()]
+    written(tmp_path / "chosen.json", {"baseline": "all", "base": base, "experiments": experiments})
+    assert identities("--suite", "chosen.json", "--no_controls") == {
+        "all": "f3e00643c0fbf552", "random": "ecf75c591fb5105f", "stratified": "89e3745758f17429",
+        "kcenter": "4a1b1664cd29d0ce", "pipeline": "b767d55c1cfbca80", "perplexity": "c4ca68a5f8058733",
+    }
+
+
 def hash_of(*argv):
     args = parse_args([str(word) for word in argv])
     return settings_hash(args, inputs_of(args), {})
