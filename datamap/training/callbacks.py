@@ -71,16 +71,16 @@ class EvaluationCallback(TrainerCallback):
     def __init__(
         self,
         trainer: Trainer,
-        output_dir: str | Path,
         metric: str,
         greater_is_better: bool,
         slice_values: Mapping[str, list],
-        keep: int = 0,
-        title: str = "",
+        keep: int,
+        title: str,
     ):
-        self.trainer, self.output_dir, self.metric, self.title = trainer, Path(output_dir), metric, title
+        self.trainer, self.output_dir = trainer, Path(trainer.args.output_dir)
+        self.metric, self.title = metric, title
         self.slice_values, self.keep = slice_values, keep
-        self.ranking = TopEpochs(output_dir, max(keep, 1), metric, greater_is_better)
+        self.ranking = TopEpochs(self.output_dir, max(keep, 1), metric, greater_is_better)
         self.training = False
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -82,7 +82,7 @@ def build_trainer(
     if watched is not None:
         metric = (arguments.metric_for_best_model or data.task.metric).removeprefix("eval_")
         trainer.add_callback(
-            EvaluationCallback(trainer, args.output_dir, metric, arguments.greater_is_better is not False,
+            EvaluationCallback(trainer, metric, arguments.greater_is_better is not False,
                                data.slices[watched.split], args.keep_top_epochs or 0, title_of(watched, args.model))
         )
     return trainer
