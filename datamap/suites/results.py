@@ -177,14 +177,10 @@ def compare(
     for metric in metrics:
         smallest = margin * metric.scale / 100
         for against in ("baseline", "control", CONTROLS):
-            family = [pair for pair in pairs if pair[2] == against]
-            subjects, comparisons = [], []
-            for experiment, reference, _ in family:
-                subject, one = _comparison(results, experiment, reference, against, metric, smallest, scores)
-                subjects.append(subject)
-                comparisons.append(one)
-            compared = compare_family(comparisons, resamples)
-            rows += [subject | row | _shown_interval(row) for subject, row in zip(subjects, compared, strict=True)]
+            family = [_comparison(results, experiment, reference, against, metric, smallest, scores)
+                      for experiment, reference, kind in pairs if kind == against]
+            compared = compare_family([comparison for _, comparison in family], resamples)
+            rows += [subject | row | _shown_interval(row) for (subject, _), row in zip(family, compared, strict=True)]
     return metrics, rows
 
 
@@ -226,7 +222,7 @@ def _comparison(
         "seeds": seeds, "values": values, "reference_values": reference_values,
         "warnings": _differences([by_seed[seed] for seed in seeds], [theirs[seed] for seed in seeds]),
     }
-    pair = None
+    pair: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
     if seeds and metric.is_mean_of_scores:
         places = [arm[seed].directory for arm in (by_seed, theirs) for seed in seeds]
         if (found := scores.of(metric, places)) is None:
@@ -234,27 +230,23 @@ def _comparison(
         else:
             _check_means(metric, places, found, [*values, *reference_values])
             pair = found[: len(seeds)], found[len(seeds) :]
-    return subject, Comparison(
-        seeds, values, reference_values, margin, binary=metric.score in BINARY,
-        scores=None if pair is None else pair[0], reference_scores=None if pair is None else pair[1],
-    )
+    return subject, Comparison(seeds, values, reference_values, margin, metric.score in BINARY, *pair)
 
 
-def _check_means(metric: Metric, places: Sequence[Path], scores: np.ndarray, told: Sequence[float]) -> None:
-    """Scores of the examples must have the mean that eval_metrics.json tells of the same run."""
-    off = np.abs(scores.mean(axis=1) - told)
-    if off.max() > 0.01 * max(map(abs, told)):  # what compare_family would not take
+def _check_means(metric: Metric, places: Sequence[Path], scores: np.ndarray, expected: Sequence[float]) -> None:
+    """Scores of the examples must have the mean that eval_metrics.json gives for the same run."""
+    off = np.abs(scores.mean(axis=1) - expected)
+    if off.max() > 0.01 * max(map(abs, expected)):  # what compare_family would not take
         worst = int(off.argmax())
         raise UserError(f"{places[worst] / f'eval_predictions{metric.ending}.jsonl'}: the mean {metric.score} is "
-                        f"{scores[worst].mean():g}, eval_metrics says {told[worst]:g}; evaluate that run again")
+                        f"{scores[worst].mean():g}, eval_metrics says {expected[worst]:g}; evaluate that run again")
 
 
 def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> list[str]:
     """What differs between two arms beside the experiment: data, code."""
     warnings = []
-    if {tuple(sorted(set(each.fingerprints))) for each in ours} != {
-        tuple(sorted(set(each.fingerprints))) for each in theirs
-    }:
+    data, other_data = ({frozenset(each.fingerprints) for each in arm} for arm in (ours, theirs))
+    if data != other_data:
         warnings.append("the data differ (fingerprints)")
     stages = [stage for each in [*ours, *theirs] for stage in (each.meta, *each.meta.get("history", []))]
     for name in EVALUATED_WITH:
@@ -282,23 +274,22 @@ class _Scores:
         """(runs, N) scores in one order of the examples; None where they are not there, or not the same."""
         column = {"accuracy": "correct"}.get(metric.score, metric.score)
         name = f"eval_predictions{metric.ending}.jsonl"
-        read = [self._one(place / name, [column] if metric.scale == 1 else ["exact_match", "f1"])
-                for place in places]
-        found = [each for each in read if each is not None]
-        if len(found) < len(read) or len({number for number, _ in found}) > 1:
+        for place in places:
+            if place / name not in self._read:
+                columns = [column] if metric.scale == 1 else ["exact_match", "f1"]
+                self._read[place / name] = self._aligned(place / name, columns)
+        found = [read for place in places if (read := self._read[place / name]) is not None]
+        if len(found) < len(places) or len({number for number, _ in found}) > 1:
             return None
         return metric.scale * np.stack([each[column] for _, each in found])
-
-    def _one(self, file: Path, columns: Sequence[str]) -> tuple[int, dict[str, np.ndarray]] | None:
-        if file not in self._read:
-            self._read[file] = self._aligned(file, columns) if file.exists() else None
-        return self._read[file]
 
     def _aligned(self, file: Path, columns: Sequence[str]) -> tuple[int, dict[str, np.ndarray]] | None:
         """Which set of examples it is, and (N,) float32 of each column; only these and the ids are parsed."""
         import pyarrow as pa
         import pyarrow.json
 
+        if not file.exists():
+            return None
         schema = pa.schema([("id", pa.string()), *((column, pa.float64()) for column in columns)])
         try:
             table = pa.json.read_json(
@@ -318,11 +309,9 @@ class _Scores:
         for number, ids in enumerate(known):
             if np.array_equal(own, ids):
                 return number, scores
-            if len(own) == len(ids):
-                order = np.argsort(own)
-                places = order[np.searchsorted(own, ids, sorter=order).clip(max=len(own) - 1)]
-                if np.array_equal(own[places], ids):
-                    return number, {column: values[places] for column, values in scores.items()}
+            if np.array_equal(np.sort(own), np.sort(ids)):
+                places = np.argsort(own)[np.argsort(np.argsort(ids))]
+                return number, {column: values[places] for column, values in scores.items()}
         known.append(own)
         return len(known) - 1, scores
 
