@@ -15,6 +15,7 @@ import numpy as np
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
 from datamap.core.intervals import wilson_interval
+from datamap.core.plots import COLORS, GREY
 from datamap.thoughts.data import TRUE_LABEL, is_right
 from datamap.thoughts.metrics import length_table
 from datamap.thoughts.reader import CRITERIA, LABEL, THOUGHT
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 OUTCOMES = ("right", "wrong", "unlabelled")
-OUTCOME_COLORS = {"right": "#0072B2", "wrong": "#D55E00", "unlabelled": "#8c8c8c"}  # Okabe and Ito 2008
+OUTCOME_COLORS = {"right": COLORS[0], "wrong": COLORS[1], "unlabelled": GREY}
 FIRST, SECOND = "original first", "reflection first"  # the two orders in which a pair of chains is shown
 
 logger = logging.getLogger(__name__)
@@ -95,18 +96,20 @@ def write_lengths(directory: Path, chains: Sequence[Mapping[str, Any]], lengths:
 
 
 def _draw_distributions(axis: Axes, each: pd.DataFrame, unit: str) -> None:
-    edges = np.histogram_bin_edges(each["length"], bins=min(30, max(5, len(each) // 8))).tolist()
-    for outcome in OUTCOMES:
-        among = each.loc[each["outcome"] == outcome, "length"]
-        if len(among):
-            shares = np.full(len(among), 100 / len(among))
-            axis.hist(among, edges, weights=shares, histtype="stepfilled", alpha=0.35, color=OUTCOME_COLORS[outcome])
-            axis.hist(among, edges, weights=shares, histtype="step", linewidth=1.4, color=OUTCOME_COLORS[outcome],
-                      label=f"{outcome} (n = {len(among):,}, median {np.median(among):.0f})")
+    import seaborn
+
+    lengths = {outcome: among for outcome in OUTCOMES if len(among := each["length"][each["outcome"] == outcome])}
+    names = {outcome: f"{outcome} (n = {len(among):,}, median {among.median():.0f})"
+             for outcome, among in lengths.items()}
+    seaborn.histplot(
+        x=each["length"], hue=each["outcome"].map(names), hue_order=list(names.values()), ax=axis, element="step",
+        palette=[OUTCOME_COLORS[outcome] for outcome in names], stat="percent", common_norm=False, alpha=0.35,
+        bins=min(30, max(5, len(each) // 8)),
+    )
     axis.set(xlabel=f"length of the chain ({unit})", ylabel="chains of the outcome (%)")
     axis.set_ylim(0, axis.get_ylim()[1] * 1.25)  # room for the legend
     axis.set_yticks([tick for tick in axis.get_yticks() if tick <= 100])
-    axis.legend(frameon=False, fontsize=8, loc="upper right")
+    seaborn.move_legend(axis, "upper right", title=None, frameon=False, fontsize=8)
 
 
 def _draw_accuracy(axis: Axes, table: pd.DataFrame, unit: str) -> None:
