@@ -23,7 +23,7 @@ def lengths_of(records: Sequence[Mapping[str, Any]]) -> tuple[list[int | None], 
 
 
 def metrics_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """``thought_metrics.pair_metrics``, and of generated answers how many were cut off and their mean length."""
+    """``metrics.pair_metrics``, and of generated answers how many were cut off and their mean length."""
     from datamap.thoughts.metrics import pair_metrics
 
     columns = (

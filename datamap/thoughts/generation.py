@@ -20,7 +20,7 @@ from datamap.thoughts.reader import LABELS
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# As completion_text of thoughts.py writes it, so that a model is not led away from what it was trained on. No free
+# As reader.completion_text writes it, so that a model is not led away from what it was trained on. No free
 # white space: there a model that repeats itself would never come to an end.
 SCHEMA = {
     "type": "object",
