@@ -1,4 +1,4 @@
-"""How often the verdicts of comparison.py are wrong, on simulated seeds whose true difference is known.
+"""How often the verdicts of a suite are wrong, on simulated seeds whose true difference is known.
 
 Reads nothing; draws experiments and references of several shapes of seed noise, alone and in families of six against
 one reference. Writes bench_calibration.csv and bench_calibration.json and prints a Markdown table.
@@ -25,12 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from datamap.core.artifacts import stage  # noqa: E402
 from datamap.core.errors import command_line  # noqa: E402
 from datamap.core.files import write_csv, write_json  # noqa: E402
-from datamap.core.flags import (  # noqa: E402
-    DEFAULT_SEED,  # noqa: E402
-    ListOf,
-    Parser,
-    positive_int,
-)
+from datamap.core.flags import DEFAULT_SEED, ListOf, Parser, positive_int  # noqa: E402
 from datamap.core.intervals import wilson_interval  # noqa: E402
 from datamap.suites import comparison  # noqa: E402
 from datamap.suites.comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison, Resamples  # noqa: E402
@@ -265,7 +260,7 @@ def check(
     tests: Tests, values: np.ndarray, reference: np.ndarray, scores: np.ndarray | None, n: int, margin: float,
     resamples: Resamples,
 ) -> None:
-    """Raise AssertionError unless comparison.py decides the first repetitions as the arrays do."""
+    """Raise AssertionError unless datamap.suites.comparison decides the first repetitions as the arrays do."""
     words = verdicts(tests, n, margin)
     for row in range(min(CHECKED, len(values))):
         family = [
@@ -351,7 +346,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser("How often the verdicts of comparison.py are wrong, on simulated seeds.")
+    parser = Parser("How often the verdicts of a suite are wrong, on simulated seeds.")
     parser.add_argument("--repetitions", type=positive_int, default=10_000,
                         help=f"of each cell; with per-example scores at most {TWO_LEVEL_REPETITIONS}")
     parser.add_argument("--seed_counts", type=ListOf(positive_int), default=list(SEED_COUNTS), help="each 3 or more")

@@ -298,17 +298,13 @@ def seeds_needed(difference_sd: float | None, margin: float, alpha: float = ALPH
 
 
 def verdict(
-    statistics: Mapping[str, Any],
-    p_holm: float | None,
-    margin: float,
-    bootstrap: Mapping[str, Any] | None = None,
-    family_size: int = 1,
+    statistics: Mapping[str, Any], p_holm: float | None, margin: float, family_size: int = 1
 ) -> tuple[str, str | None]:
     """``better``, ``worse``, ``no detectable difference`` or ``underpowered``, and a note on what limits it, or None.
 
-    ``statistics`` are those of ``paired_statistics``, ``bootstrap`` those of ``multi_bootstrap`` where there are
-    per-example scores, ``p_holm`` is the Holm-adjusted p of the comparison (of ``compare_family``), ``margin`` the
-    smallest difference that matters, in the metric's unit, above 0.
+    ``statistics`` are those of ``paired_statistics``, and of ``multi_bootstrap`` where there are per-example scores;
+    ``p_holm`` is the Holm-adjusted p of the comparison (of ``compare_family``), ``margin`` the smallest difference that
+    matters, in the metric's unit, above 0.
 
     From 3 seeds on: better or worse where p_holm <= 0.05; else no detectable difference where a true difference of
     ``margin`` would be found with a power of at least 0.8; else underpowered. The power is that at the spread observed
@@ -331,14 +327,14 @@ def verdict(
         return UNDERPOWERED, "the same difference at every seed: the metric is too coarse to estimate the spread"
     if significant:
         return found, None
-    total = _spread(statistics, bootstrap)
+    total = _spread(statistics)
     if total == 0:
         return NO_DIFFERENCE, "no difference at any seed"
     alpha = ALPHA / family_size
     power = power_at(n, total, margin, alpha)
     if power is not None and power >= POWER:
         return NO_DIFFERENCE, None
-    needed = seeds_needed(spread, margin, alpha=alpha)
+    needed = seeds_needed(spread, margin, alpha)
     if spread == 0 or (needed is not None and needed <= n):
         return UNDERPOWERED, "more evaluation examples needed"
     examples = "; more evaluation examples help too" if total**2 > 2 * spread**2 else ""
@@ -346,10 +342,10 @@ def verdict(
     return UNDERPOWERED, f"{count} seeds needed to find a difference of {margin:g}, {n} there{examples}"
 
 
-def _spread(statistics: Mapping[str, Any], bootstrap: Mapping[str, Any] | None) -> float:
+def _spread(statistics: Mapping[str, Any]) -> float:
     """The standard deviation of a difference between seeds that the standard error of the comparison stands for."""
-    spread = statistics["difference_sd"]
-    return spread if bootstrap is None else max(spread, bootstrap["bootstrap_se"] * math.sqrt(statistics["n"]))
+    se = statistics.get("bootstrap_se") or 0.0
+    return max(statistics["difference_sd"], se * math.sqrt(statistics["n"]))
 
 
 @dataclass(frozen=True)
@@ -383,14 +379,11 @@ def compare_family(comparisons: Sequence[Comparison], resamples: Resamples | Non
     for row, p_holm in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row |= {"p_holm": p_holm, "family_size": len(rows)}
     for row, comparison in zip(rows, comparisons, strict=True):
-        bootstrap = row if row["bootstrap_se"] is not None else None
-        alpha = ALPHA / len(rows)
         if row["n"] > 1:
-            row["power"] = power_at(row["n"], _spread(row, bootstrap), comparison.margin, alpha)
-            row["seeds_needed"] = seeds_needed(row["difference_sd"], comparison.margin, alpha=alpha)
-        row["verdict"], row["note"] = verdict(
-            row, row["p_holm"], comparison.margin, bootstrap, len(rows)
-        )
+            alpha = ALPHA / len(rows)
+            row["power"] = power_at(row["n"], _spread(row), comparison.margin, alpha)
+            row["seeds_needed"] = seeds_needed(row["difference_sd"], comparison.margin, alpha)
+        row["verdict"], row["note"] = verdict(row, row["p_holm"], comparison.margin, len(rows))
     return rows
 
 
