@@ -30,7 +30,8 @@ from datamap.training.arguments import build_parser as build_run_parser
 from datamap.training.prerequisites import PrerequisiteFailed, is_made, make, shown
 
 DEFAULT_MARGIN = 1.0  # percentage points
-MODES = ("run", "status", "analyze")
+# Mode -> flags that do nothing in it.
+WITHOUT_EFFECT = {"run": (), "status": ("dry_run", "margin", "retry_failed"), "analyze": ("dry_run", "retry_failed")}
 SLURM_FLAGS = ("slurm_time", "slurm_partition", "slurm_gpus", "slurm_cpus", "slurm_parallel")
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,8 @@ logger = logging.getLogger(__name__)
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser((__doc__ or "").split("\n")[0])
     parser.epilog = "Flags of run.py are accepted too and win over the suite's base (run.py --help lists them)."
-    parser.add_argument("--mode", choices=MODES, default="run", help="what to do; run compares at its end too")
+    parser.add_argument("--mode", choices=tuple(WITHOUT_EFFECT), default="run",
+                        help="what to do; run compares at its end too")
     parser.add_argument("--suite", metavar="NAME|FILE", help="built-in suite, or a JSON file; analyze and status take "
                         "all under --experiments_dir without it")
     parser.add_list("--seeds", type=seed_number, default=[DEFAULT_SEED], help="every experiment runs with each")
@@ -68,14 +70,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     known.extra = _flags_of_run(parser, rest)
     if known.mode == "run" and not known.suite:
         parser.error("--mode run needs --suite")
-    if known.mode != "run" and known.dry_run:
-        parser.error(f"--dry_run does nothing with --mode {known.mode}")
     if known.margin == 0:
         parser.error("--margin must be above 0, found 0")
-    for mode, flags in (("status", ("margin", "retry_failed")), ("analyze", ("retry_failed",))):
-        for flag in flags:
-            if known.mode == mode and getattr(known, flag) != parser.get_default(flag):
-                parser.error(f"--{flag} does nothing with --mode {mode}")
+    for flag in WITHOUT_EFFECT[known.mode]:
+        if getattr(known, flag) != parser.get_default(flag):
+            parser.error(f"--{flag} does nothing with --mode {known.mode}")
     if known.mode != "run" and known.extra:
         parser.error(f"{known.extra[0].partition('=')[0]} does nothing with --mode {known.mode}")
     if len(set(known.seeds)) < len(known.seeds):

@@ -201,7 +201,7 @@ def single_seed_statistics(
     """
     differences = _score_differences(scores, reference_scores, 1)
     means = _bootstrap_means(differences[None, :], resamples)
-    low, high = _percentile_interval(means)
+    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2]).tolist()
     difference = float(differences.mean())
     found: dict[str, Any] = {"difference": difference, "bootstrap_low": low, "bootstrap_high": high}
     if binary:
@@ -228,11 +228,6 @@ def _bootstrap_means(differences: np.ndarray, resamples: Resamples) -> np.ndarra
     columns = differences.T.astype(np.float32)
     by_seed = np.concatenate([counts.astype(np.float32) @ columns for counts in resamples.example_counts(n)])
     return (by_seed * resamples.seed_counts(seeds)).sum(axis=1) / (seeds * n)
-
-
-def _percentile_interval(means: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
-    return float(low), float(high)
 
 
 # --- families and power ------------------------------------------------------------------------------------------
@@ -303,8 +298,8 @@ def verdict(
     """``better``, ``worse``, ``no detectable difference`` or ``underpowered``, and a note on what limits it, or None.
 
     ``statistics`` are those of ``paired_statistics``, and of ``multi_bootstrap`` where there are per-example scores;
-    ``p_holm`` is the Holm-adjusted p of the comparison (of ``compare_family``), ``margin`` the smallest difference that
-    matters, in the metric's unit, above 0.
+    ``p_holm`` is the Holm-adjusted p of the comparison (of ``compare_family``), ``margin`` the smallest difference
+    that matters, in the metric's unit, above 0.
 
     From 3 seeds on: better or worse where p_holm <= 0.05; else no detectable difference where a true difference of
     ``margin`` would be found with a power of at least 0.8; else underpowered. The power is that at the spread observed

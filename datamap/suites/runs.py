@@ -101,12 +101,12 @@ def meta_of(directory: Path) -> dict[str, Any] | None:
     """The run_meta.json of a run; with the status ``damaged`` where it cannot be read, None where there is none."""
     try:
         meta = load_meta(directory) if directory.is_dir() else None
+        if meta is None or (isinstance(meta, dict) and "status" in meta):
+            return meta
+        reason = f"{directory / META} says nothing of a run"
     except UserError as error:
-        logger.warning(f"{error}: the run counts as interrupted")
-        return {"status": DAMAGED, "arguments": {}}
-    if meta is None or (isinstance(meta, dict) and "status" in meta):
-        return meta
-    logger.warning(f"{directory / META} says nothing of a run, which counts as interrupted")
+        reason = str(error)
+    logger.warning(f"{reason}: it counts as interrupted")
     return {"status": DAMAGED, "arguments": {}}
 
 
