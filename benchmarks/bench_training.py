@@ -85,12 +85,7 @@ class Bench:
         }
 
     def train(
-        self,
-        features: datasets.Dataset,
-        *,
-        in_order: bool = False,
-        padded: bool = False,
-        record: bool = False,
+        self, features: datasets.Dataset, *, in_order: bool = False, padded: bool = False, record: bool = False,
         epochs: int = 1,
     ) -> dict[str, float]:
         """One training from the same weights: seconds of the whole, of its epochs alone (also of the processors),

@@ -83,9 +83,7 @@ def tables(frame) -> str:  # type: ignore[no-untyped-def]
             cells = []
             for model in models:
                 mine = rows[rows["model"] == model]
-                by_seed = [
-                    (seed["accuracy"] * seed["n"]).sum() / seed["n"].sum() for _, seed in mine.groupby("seed")
-                ]
+                by_seed = [(seed["accuracy"] * seed["n"]).sum() / seed["n"].sum() for _, seed in mine.groupby("seed")]
                 spread = f" ({min(by_seed):.2f} to {max(by_seed):.2f})" if len(by_seed) > 1 else ""
                 cells.append(f"{sum(by_seed) / len(by_seed):.3f}{spread}")
             once = rows[(rows["model"] == models[0]) & (rows["seed"] == rows["seed"].min())]

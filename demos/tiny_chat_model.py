@@ -216,12 +216,7 @@ def batch_loss(model: MistralForCausalLM, lessons: Lessons, rows: Sequence[int],
 
 
 def train(
-    model: MistralForCausalLM,
-    data: Mapping[str, Lessons],
-    pad: int,
-    *,
-    steps: int,
-    batch: Mapping[str, int],
+    model: MistralForCausalLM, data: Mapping[str, Lessons], pad: int, *, steps: int, batch: Mapping[str, int],
     seed: int,
 ) -> list[float]:
     """Overfit the answers of every mode, ``batch`` of each in a step; the loss of each step."""

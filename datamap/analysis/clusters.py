@@ -208,9 +208,7 @@ def statistics(found: Clustering) -> pd.DataFrame:
     """One row per cluster, noise (-1) first: its share, how stable it is, how firmly its rows belong."""
     import pandas as pd
 
-    frame = pd.DataFrame(
-        {"cluster": found.labels, "probability": found.probabilities, "score": found.outlier_scores}
-    )
+    frame = pd.DataFrame({"cluster": found.labels, "probability": found.probabilities, "score": found.outlier_scores})
     grouped = frame.groupby("cluster")
     clusters = range(NOISE, found.num_clusters)
     table = pd.DataFrame(

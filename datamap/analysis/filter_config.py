@@ -128,12 +128,8 @@ def _near(name: Any, known: Iterable[str]) -> str:
 
 
 def apply_filters(
-    dataset: datasets.Dataset | Split,
-    filter_config: Mapping[str, Any],
-    seed: int = 42,
-    max_drop_percentage: float | None = None,
-    return_report: bool = False,
-    among: np.ndarray | None = None,
+    dataset: datasets.Dataset | Split, filter_config: Mapping[str, Any], seed: int = 42,
+    max_drop_percentage: float | None = None, return_report: bool = False, among: np.ndarray | None = None,
 ) -> Any:
     """The examples of ``dataset`` that the blocks of ``filter_config`` keep, in their order; texts are not copied.
 

@@ -30,9 +30,7 @@ def overlap_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Every cell of category x cluster: category, cluster, n and its shares (0..1) of category, cluster and all."""
     import pandas as pd
 
-    cells = pd.MultiIndex.from_product(
-        [CATEGORIES, sorted(frame["cluster"].unique())], names=["category", "cluster"]
-    )
+    cells = pd.MultiIndex.from_product([CATEGORIES, sorted(frame["cluster"].unique())], names=["category", "cluster"])
     table = frame.groupby(["category", "cluster"]).size().reindex(cells, fill_value=0).rename("n").reset_index()
     for column in ("category", "cluster"):
         total = table.groupby(column)["n"].transform("sum")

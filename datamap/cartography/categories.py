@@ -19,9 +19,7 @@ THRESHOLD_METHODS = ("median", "percentile", "fixed")
 
 
 def category_thresholds(
-    metrics: pd.DataFrame,
-    confidence_threshold: float | None = None,
-    variability_threshold: float | None = None,
+    metrics: pd.DataFrame, confidence_threshold: float | None = None, variability_threshold: float | None = None,
     method: str = "median",
 ) -> tuple[float, float]:
     """The (confidence, variability) cuts between the categories, from the whole metrics file.
@@ -52,9 +50,7 @@ def category_thresholds(
 
 
 def categorize_examples(
-    df: pd.DataFrame,
-    confidence_threshold: float | None = None,
-    variability_threshold: float | None = None,
+    df: pd.DataFrame, confidence_threshold: float | None = None, variability_threshold: float | None = None,
     method: str = "median",
 ) -> pd.DataFrame:
     """A copy of the metrics with a column ``category``, at the thresholds asked for (``category_thresholds``).

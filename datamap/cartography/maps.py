@@ -25,12 +25,8 @@ MAX_DRAWN_POINTS = 25_000
 
 
 def write_cartography(
-    directory: str | Path,
-    metrics: pd.DataFrame,
-    title: str | None = None,
-    method: str = "median",
-    confidence_threshold: float | None = None,
-    variability_threshold: float | None = None,
+    directory: str | Path, metrics: pd.DataFrame, title: str | None = None, method: str = "median",
+    confidence_threshold: float | None = None, variability_threshold: float | None = None,
 ) -> None:
     """Write ``cartography_metrics.csv`` and ``.json`` (records), ``thresholds.json``, ``cartography_map.png``.
 
@@ -94,10 +90,7 @@ def check_no_recording(output_dir: str | Path, of_training: bool = False) -> Non
 
 
 def plot_data_map(
-    df: pd.DataFrame,
-    path: str | Path,
-    title: str | None = None,
-    thresholds: tuple[float, float] | None = None,
+    df: pd.DataFrame, path: str | Path, title: str | None = None, thresholds: tuple[float, float] | None = None,
 ) -> None:
     """Draw variability against confidence, coloured by category, with the cuts and the category counts.
 

@@ -152,13 +152,8 @@ class CartographyCallback(TrainerCallback):
     """
 
     def __init__(
-        self,
-        ids: Sequence[str],
-        output_dir: str | Path,
-        row_to_example: Sequence[int] | np.ndarray | None = None,
-        confidence_type: str = "geometric",
-        checkpoint: str | Path | None = None,
-        title: str | None = None,
+        self, ids: Sequence[str], output_dir: str | Path, row_to_example: Sequence[int] | np.ndarray | None = None,
+        confidence_type: str = "geometric", checkpoint: str | Path | None = None, title: str | None = None,
         label_positions: Sequence[int] | np.ndarray | None = None,
     ):
         if confidence_type not in CONFIDENCE_TYPES:

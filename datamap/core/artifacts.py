@@ -46,12 +46,8 @@ def check_writable(directory: str | Path) -> None:
 
 @contextmanager
 def stage(
-    output_dir: str | Path,
-    args: argparse.Namespace | Mapping[str, Any],
-    *,
-    owns: Sequence[str],
-    inputs: Mapping[str, str | Path | None] | None = None,
-    datasets: Sequence[Mapping[str, Any]] = (),
+    output_dir: str | Path, args: argparse.Namespace | Mapping[str, Any], *, owns: Sequence[str],
+    inputs: Mapping[str, str | Path | None] | None = None, datasets: Sequence[Mapping[str, Any]] = (),
     resume: bool = False,
 ) -> Iterator[Path]:
     """Run one stage into ``output_dir``: its old artifacts go, ``run_meta.json`` says what happened to it.
@@ -97,9 +93,7 @@ def mark_failed(directory: str | Path, error: str) -> None:
 
 
 def _start_meta(
-    path: Path,
-    args: argparse.Namespace | Mapping[str, Any],
-    inputs: Mapping[str, str | Path | None],
+    path: Path, args: argparse.Namespace | Mapping[str, Any], inputs: Mapping[str, str | Path | None],
     datasets: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     arguments = dict(args) if isinstance(args, Mapping) else vars(args)

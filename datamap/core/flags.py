@@ -97,14 +97,8 @@ class _Flags:
         )
 
     def add_list(
-        self,
-        flag: str,
-        *,
-        help: str,
-        type: Callable[[str], Any] = str,
-        default: list[Any] | None = None,
-        choices: Sequence[Any] | None = None,
-        metavar: str = "A,B",
+        self, flag: str, *, help: str, type: Callable[[str], Any] = str, default: list[Any] | None = None,
+        choices: Sequence[Any] | None = None, metavar: str = "A,B",
     ) -> argparse.Action:
         return self.add_argument(flag, type=ListOf(type, choices), default=default, metavar=metavar, help=help)
 

@@ -23,9 +23,7 @@ def dataset_label(name: str, split: str) -> str:
     return f"{Path(name).resolve().name if Path(name).exists() else name} [{split}]"
 
 
-def new_figure(
-    width: float, height: float, rows: int = 1, columns: int = 1, **subplots: Any
-) -> tuple[Figure, Any]:
+def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **subplots: Any) -> tuple[Figure, Any]:
     """A figure of ``width`` x ``height`` inches and its axes, without pyplot (no window system, no global state)."""
     from matplotlib.figure import Figure
 

@@ -47,11 +47,7 @@ CHANGED: dict[str, tuple[str, ...]] = {
     "where": ("outdoors", "not outdoors"),
 }
 # Details that a neutral hypothesis adds; the things are those of the scene's kind.
-ADDED: dict[str, tuple[str, ...]] = {
-    "colour": ("white", "black"),
-    "thing": (),
-    "when": ("at noon", "at night"),
-}
+ADDED: dict[str, tuple[str, ...]] = {"colour": ("white", "black"), "thing": (), "when": ("at noon", "at night")}
 FRONTED_SHARE = 0.25  # "At noon two people are ..."
 MAX_MISSES = 1000  # scenes in a row that belong to the other split or are known
 

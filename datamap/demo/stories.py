@@ -151,9 +151,7 @@ def _plan(rng: np.random.Generator, density: Density, num_actors: int, num_direc
     return kinds
 
 
-def _story(
-    rng: np.random.Generator, plan: list[str], density: Density, num_actors: int, num_directions: int
-) -> Story:
+def _story(rng: np.random.Generator, plan: list[str], density: Density, num_actors: int, num_directions: int) -> Story:
     """A story with the events of the plan in random order."""
     names = [NAMES[i] for i in rng.permutation(len(NAMES))[:num_actors]]
     step = len(DIRECTIONS) // num_directions
