@@ -105,7 +105,7 @@ def load_encoder(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedT
     """Encoder and tokenizer of a checkpoint, in float32 on this process's device; its task head is left out."""
     from transformers import AutoModel
 
-    model, tokenizer = load_pretrained(name, AutoModel, "an encoder", advice="give one with an encoder of its own")
+    model, tokenizer = load_pretrained(name, AutoModel, "an encoder", advice="give a directory that run.py wrote")
     return model.to(device_of_process(no_cuda)), tokenizer
 
 

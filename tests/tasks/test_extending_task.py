@@ -1,4 +1,4 @@
-"""docs/extending.md, "A task of your own": its very code as one new file in a copy of the package, and run.py on it."""
+"""docs/extending.md, "A task of your own": its very code as one new file in a copy of the package, and run.py."""
 
 import re
 import shutil

@@ -252,7 +252,7 @@ def test_missing_encoder_weights_are_not_drawn_at_random(models, dataset, tmp_pa
         {name: value for name, value in weights.items() if "layer.1." not in name},
         partial / "model.safetensors", metadata={"format": "pt"},
     )
-    assert "weights of its encoder" in refused(capsys, partial, dataset, tmp_path / "out")
+    assert "trained weights of an encoder" in refused(capsys, partial, dataset, tmp_path / "out")
 
 
 def test_other_bad_input(models, dataset, tmp_path, capsys):
