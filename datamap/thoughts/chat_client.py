@@ -217,11 +217,14 @@ def _total(records: Iterable[Mapping[str, Any]], name: str) -> int | None:
 # --- budgets and the rate ----------------------------------------------------------------------------------------
 
 
-class Stopped(Exception):
-    """The run has ended elsewhere; nothing is wrong with this question."""
+class Stopped(BaseException):
+    """The run has ended elsewhere; nothing is wrong with this question.
+
+    Like the one below no Exception, which older clients take for a failed connection, and ask again.
+    """
 
 
-class BudgetUsedUp(Exception):
+class BudgetUsedUp(BaseException):
     """The message says which budget."""
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from chat_server import body, chat_server, drop, echo_headers, hang, says, status, surroundings, truncate
 from filelock import FileLock
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datamap.core.errors import UserError
@@ -178,10 +178,11 @@ def test_what_does_not_pass_ends_the_run_in_one_line(tmp_path, fault):
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(
-        st.sampled_from(("choices", "message", "content", "text", "finish_reason", "usage", "prompt_tokens")), inner),
+        st.sampled_from(("choices", "message", "content", "text", "finish_reason", "usage", "prompt_tokens")), inner), max_leaves=8,
 )
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(JSON | JSON.map(lambda value: {"choices": [{"message": {"content": value}}], "usage": value}))
 def test_whatever_a_server_sends_is_read_or_is_no_completion(value):
     try:
