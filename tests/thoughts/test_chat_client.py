@@ -178,7 +178,8 @@ def test_what_does_not_pass_ends_the_run_in_one_line(tmp_path, fault):
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(max_size=3),
     lambda inner: st.lists(inner, max_size=2) | st.dictionaries(
-        st.sampled_from(("choices", "message", "content", "text", "finish_reason", "usage", "prompt_tokens")), inner), max_leaves=8,
+        st.sampled_from(("choices", "message", "content", "text", "finish_reason", "usage", "prompt_tokens")), inner),
+    max_leaves=8,
 )
 
 
