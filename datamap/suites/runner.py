@@ -7,7 +7,6 @@ takes. What that saves is measured by benchmarks/bench_suites.py.
 from __future__ import annotations
 
 import gc
-import logging
 import multiprocessing
 import os
 import runpy
@@ -58,9 +57,6 @@ from datamap.training.checkpoints import whole_checkpoints
 LOCK_SECONDS = 2.0  # longer than state_of holds a lock to see whether it is free
 POLL_SECONDS = 1.0  # between two looks at a run that another process carries out
 STOP_SECONDS = 10.0  # that a worker has to go after it was terminated
-
-logger = logging.getLogger(__name__)
-
 
 # --- one run ------------------------------------------------------------------------------------------------------
 

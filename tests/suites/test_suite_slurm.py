@@ -2,17 +2,17 @@
 
 import json
 import subprocess
-import sys
 import time
 
 import pytest
-from conftest import REPOSITORY
 
 import run_experiments
 from datamap.core.artifacts import load_meta
 from datamap.core.files import read_json
+from datamap.suites import console
 from datamap.suites import slurm as slurm_launcher
 from datamap.suites.planning import plan_suite
+from datamap.suites.runner import execute
 from datamap.suites.runs import FAILED, FINISHED, INTERRUPTED, PENDING, RUNNING, state_of
 
 pytestmark = pytest.mark.slow
@@ -32,7 +32,7 @@ def test_a_suite_on_slurm(slurm, tmp_path, monkeypatch, qa_dir, tiny_model, caps
         {"name": "preempted", "args": {"num_train_epochs": 600}},
         {"name": "cancelled", "args": {"num_train_epochs": 500}},
         {"name": "broken", "args": {"max_length": 20}},
-        {"name": "no_hard", "args": {"filter_categories": ["easy", "ambiguous"]}},
+        {"name": "no_hard", "args": {"filter_categories": ["easy", "ambiguous"]}, "control": False},
     ]
     base = {
         "dataset": str(qa_dir), "model": str(tiny_model), "max_length": 96, "doc_stride": 24, "num_train_epochs": 3,
@@ -45,7 +45,7 @@ def test_a_suite_on_slurm(slurm, tmp_path, monkeypatch, qa_dir, tiny_model, caps
     command = ["--suite", "cluster.json", "--seeds", "1", "--launcher", "slurm", "--slurm_time", "10"]
     planned = plan_suite(run_experiments.parse_args(command))[2]
     runs = {run.experiment: run.directory for run in planned}
-    assert set(runs) == {"preempted", "cancelled", "broken", "no_hard", "no_hard_control"}
+    assert set(runs) == {"preempted", "cancelled", "broken", "no_hard"}
 
     run_experiments.main(command)
     assert "submitted job" in capsys.readouterr().out
@@ -72,20 +72,20 @@ def test_a_suite_on_slurm(slurm, tmp_path, monkeypatch, qa_dir, tiny_model, caps
     wait_for(lambda: not slurm_launcher.states(job), seconds=240)
 
     states = {name: state_of(directory) for name, directory in runs.items()}
-    assert states == {"preempted": FINISHED, "cancelled": INTERRUPTED, "broken": FAILED, "no_hard": FINISHED,
-                      "no_hard_control": FINISHED}
+    assert states == {"preempted": FINISHED, "cancelled": INTERRUPTED, "broken": FAILED, "no_hard": FINISHED}
     assert "leaves no room for a question" in (load_meta(runs["broken"]) or {})["error"]
     log = (runs["preempted"] / "log.txt").read_text()
     assert log.count("--- ") == 2 and "--resume_from_checkpoint" in log, "it went on from its checkpoint"
     capsys.readouterr()
     run_experiments.main(["--mode", "status"])
     shown = capsys.readouterr().out
-    assert "3 finished" in shown and "1 failed" in shown and "1 interrupted" in shown
+    assert "2 finished" in shown and "1 failed" in shown and "1 interrupted" in shown
 
     # The same command on this machine does what is left; the failed run is counted, not hidden.
-    local = [sys.executable, str(REPOSITORY / "run_experiments.py"), "--suite", "cluster.json", "--seeds", "1"]
-    done = subprocess.run(local, capture_output=True, text=True)
-    assert done.returncode == 1 and "5 runs, 4 finished, 1 failed, 0 missing" in done.stdout
+    monkeypatch.setattr(console, "run_locally", lambda todo, **_: [(run, execute(run, False, False)) for run in todo])
+    with pytest.raises(SystemExit, match="1"):
+        run_experiments.main(["--suite", "cluster.json", "--seeds", "1"])
+    assert "4 runs, 3 finished, 1 failed, 0 missing" in capsys.readouterr().out
     assert state_of(runs["cancelled"]) == FINISHED and state_of(runs["broken"]) == FAILED
 
 
