@@ -68,6 +68,11 @@ def load_script(name: str):
     return module
 
 
+def check_parses(name: str, argv: Sequence[str]) -> None:
+    script = load_script(name)
+    (script.parse_args if hasattr(script, "parse_args") else script.build_parser().parse_args)(argv)
+
+
 def with_local(script: str, argv: list[str], dataset: Path, model: Path, reviews: Path | None = None) -> list[str]:
     """The arguments with local data and a tiny local model in the place of those on the Hub, and small sizes."""
     local = {HUB_DATASET: dataset, HUB_MODEL: model, "stanfordnlp/sst2": reviews, "nyu-mll/glue:mnli": "demo:nli"}
@@ -78,6 +83,8 @@ def with_local(script: str, argv: list[str], dataset: Path, model: Path, reviews
         argv += [] if "--model" in argv else ["--model", str(model)]
         argv += ["--max_train_samples", "40", "--max_eval_samples", "40"] if "demo:" in " ".join(argv) else []
         argv += [] if "--task" in argv or "./stories_model" in argv else ["--doc_stride", "32"]
+    if script == "dataset_filters.py":
+        argv += ["--dataset", str(dataset)]
     if script == "select_subset.py" and "--list" not in argv:
         argv += ["--model", str(model)]
     if script == "run_experiments.py" and "run" in argv:
@@ -97,11 +104,10 @@ def run_command(command: str, dataset: Path, model: Path, reviews: Path) -> None
         program, words = "python", words[words.index("run.py") :]
     assert program == "python" and words[0].endswith(".py"), f"a command this test cannot run: {command}"
     print(f"\n$ {command}")
-    script = load_script(words[0])
     if "slurm" in words or command.endswith("--mode status --suite sample"):  # run by test_suite_slurm.py
-        script.parse_args(words[1:])
-        return
-    script.main(with_local(words[0], words[1:], dataset, model, reviews))
+        check_parses(words[0], words[1:])
+    else:
+        load_script(words[0]).main(with_local(words[0], words[1:], dataset, model, reviews))
 
 
 def small_trainer(directory: Path):
@@ -305,7 +311,7 @@ def test_the_commands_of_make_parse(words, qa_dir):
     assert {"run.py", "analyze_cartography.py", "extract_embeddings.py", "cluster_analysis.py", "analyze_dataset.py",
             "demos/summary.py"} <= {script for script, *_ in scripts}
     for script, *argv in scripts:
-        load_script(script).parse_args(argv)
+        check_parses(script, argv)
 
 
 @pytest.mark.parametrize("words, named", [(["map"], "DATASET=my.jsonl"), (["map", "DATASET=no.jsonl"], "no.jsonl")])
@@ -319,7 +325,7 @@ def test_launch_configurations_parse():
     launch = json.loads((REPOSITORY / ".vscode" / "launch.json").read_text(encoding="utf-8"))
     for configuration in launch["configurations"]:
         script = configuration["program"].removeprefix("${workspaceFolder}/")
-        load_script(script).parse_args(configuration["args"])
+        check_parses(script, configuration["args"])
 
 
 def test_the_pins_are_of_everything_that_is_asked_for():
