@@ -74,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     encoded = encode(rows, tokenizer, template)
     parts, report = assign_parts(args, split, encoded)
     trained, held_out = ([row for row, part in enumerate(parts) if part == kind] for kind in (TRAINED, HELD_OUT))
-    chosen = encoded.select(trained)
+    chosen = encoded.iloc[trained]
     counts = count_parts(args, rows, parts, chosen)
     pairs, evaluated = pairs_to_answer(args, [rows[row] for row in held_out])
     known = {(rows[row]["premise"], rows[row]["hypothesis"]) for row in trained}
@@ -94,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     set_seed(args.seed)
     model = load_causal_lm(args.model, tokenizer, load_in_4bit=args.quantization == "4bit", no_cuda=args.no_cuda,
                            trainable=True, attn_implementation=args.attn_implementation)
-    check_size(model, min(int(chosen.lengths.max()), args.max_length), on_gpu)
-    trainer = build_trainer(args, config, add_adapter(model, args), tokenizer, chosen, encoded.select(held_out))
+    check_size(model, min(int(chosen["input_ids"].str.len().max()), args.max_length), on_gpu)
+    trainer = build_trainer(args, config, add_adapter(model, args), tokenizer, chosen, encoded.iloc[held_out])
     answers = None
     if pairs:
         answers = GeneratedAnswers(trainer, tokenizer, template, pairs, args.eval_generate_steps,
@@ -104,10 +104,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     if args.enable_cartography:
         from datamap.cartography.recorder import CartographyCallback
 
+        labels = chosen["label_positions"]
         CartographyCallback(
-            chosen.ids, args.cartography_output_dir, checkpoint=checkpoint,
+            list(chosen["ids"]), args.cartography_output_dir, checkpoint=checkpoint,
             title=f"{Path(args.thoughts).name}, {Path(args.model).name}",
-            label_positions=chosen.cut_labels(args.max_length),
+            label_positions=labels.where(labels < args.max_length, -1).to_numpy(),  # -1: cut off
         ).attach(trainer)
     logger.info(f"training on {len(trained):,} chains of thought, {len(held_out):,} held out")
 

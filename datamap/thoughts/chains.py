@@ -87,9 +87,6 @@ def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tupl
         found = READERS[kind](text, question.messages[0]["content"])
         if found is None:
             raise ValueError(f"no JSON object with {expected} that can be used in {text.strip()!r:.80}")
-        return found
-
-    def describe(question: Question, found: Mapping[str, Any]) -> dict[str, Any]:
         true = question.about.get(TRUE_LABEL)
         return {**found, **({"correct": found[LABEL] == true} if LABEL in found and true is not None else {})}
 
@@ -112,7 +109,7 @@ def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tupl
     ]
     return ask_all(
         asked, output / file, failures_path=output / FAILURES, model=args.model, base_url=args.base_url, check=check,
-        key_variable=args.key_variable, parameters=request_parameters(args, kind), describe=describe,
+        key_variable=args.key_variable, parameters=request_parameters(args, kind), keep_parsed=True,
         verify=None if args.response_format == "none" else verify, workers=args.workers,
         requests_per_minute=args.requests_per_minute, max_requests=args.max_requests, prices=args.prices,
         max_cost=args.max_cost, max_retries=args.max_retries, timeout=args.timeout, retry_failures=args.retry_failures,

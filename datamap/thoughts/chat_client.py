@@ -7,10 +7,10 @@ long as a server's Retry-After says. What it does not do stands here: records, b
 from __future__ import annotations
 
 import asyncio
-import functools
 import json
 import logging
 import os
+import re
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,7 +18,6 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from datamap.core.artifacts import check_writable
 from datamap.core.errors import UserError
@@ -29,6 +28,7 @@ if TYPE_CHECKING:
 
 DEFAULT_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
+ADDRESS = re.compile(r"https?://(\[[^]/]+\]|[^/:\s]+)(:[1-9]\d*)?(/\S*)?")
 NO_KEY = "none"  # sent where there is no key: the library insists on one, a local server does not look at it
 SECRET_LENGTH = 8  # characters from which on a key is a secret, not a stand-in such as "none" that texts may hold
 
@@ -71,7 +71,6 @@ class Answers:
 
 
 Check = Callable[[Question, str], Any]
-Describe = Callable[[Question, Any], Mapping[str, Any]]
 
 
 def ask_all(
@@ -83,7 +82,7 @@ def ask_all(
     parameters: Mapping[str, Any] | None = None,
     base_url: str | None = None,
     key_variable: str = KEY_VARIABLE,
-    describe: Describe | None = None,
+    keep_parsed: bool = False,
     failures_path: str | Path | None = None,
     verify: Callable[[str], str | None] | None = None,
     workers: int = 4,
@@ -102,7 +101,7 @@ def ask_all(
     check: makes of a question's answer what is wanted, or raises ValueError; then the question is asked again up to
     ``max_retries`` times. Without success it is recorded as a failure and left alone unless ``retry_failures``.
     parameters: of the request, such as temperature. base_url: None for the library's default.
-    describe: what a record says of the question and of what ``check`` made of its answer, beside the raw text.
+    keep_parsed: a record holds the mapping that ``check`` made of an answer, beside the raw text.
     failures_path: a file of their own for the failures, so that ``path`` holds usable answers only; what is asked for
     again is taken off it first. verify: says what is wrong with one of the first answers where that ends the run.
     requests_per_minute, max_requests: bounds on what this call sends, retries included; None for no bound.
@@ -117,11 +116,9 @@ def ask_all(
     """
     path, parameters = Path(path), dict(parameters or {})
     failures_path = path if failures_path is None else Path(failures_path)
-    if max_cost is not None and prices is None:
-        raise ValueError("max_cost needs prices")
     keys = {question.id: prompt_key(model, parameters, question.messages) for question in questions}
     if len(keys) < len(questions):
-        repeated = next(name for name, count in Counter(question.id for question in questions).items() if count > 1)
+        [(repeated, _)] = Counter(question.id for question in questions).most_common(1)
         raise ValueError(f"id {repeated!r} occurs twice")
     for each in (path, failures_path):
         check_writable(each.parent)
@@ -129,7 +126,7 @@ def ask_all(
     with ExitStack() as locks:
         for each in sorted({path, failures_path}):
             locks.enter_context(locked(each))
-        records, outcomes = _recorded(path, failures_path, questions, keys, check, describe)
+        records, outcomes = _recorded(path, failures_path, questions, keys, check, keep_parsed)
         missing = [
             question for question in questions
             if question.id not in outcomes or (retry_failures and outcomes[question.id][1] is not None)
@@ -140,18 +137,18 @@ def ask_all(
                 again = {keys[question.id] for question in missing}
                 rewrite(failures_path, lambda record: None if record["prompt"] in again else record)
             budget = Budget(requests_per_minute, max_requests, prices, max_cost, max_retries)
-            client, redact = connect(base_url, key_variable, timeout, budget)
-            asker = _Asker(client, redact, budget, model, parameters, check, describe, verify, key_variable)
+            client, key = connect(base_url, key_variable, timeout, budget)
+            asker = _Asker(client, key, budget, model, parameters, check, keep_parsed, verify, key_variable)
             new = asyncio.run(_ask_missing(missing, keys, path, failures_path, asker, workers, len(questions)))
             records |= new
             outcomes |= {question.id: _outcome(new[question.id], question, check) for question in missing}
     usage = {name: _total(records.values(), name) for name in ("requests", *TOKENS)}
-    ordered = [(question.id, *outcomes[question.id]) for question in questions]
+    names = [question.id for question in questions]
     answers = Answers(
-        {name: parsed for name, parsed, failure in ordered if failure is None},
-        {name: failure for name, _, failure in ordered if failure is not None},
+        {name: outcomes[name][0] for name in names if outcomes[name][1] is None},
+        {name: failure for name in names if (failure := outcomes[name][1]) is not None},
         usage,
-        {name: records[name] for name, _, _ in ordered},
+        {name: records[name] for name in names},
     )
     logger.info(
         f"{path}: {len(answers.parsed):,} answered, {len(answers.failures):,} without a usable answer; "
@@ -170,7 +167,7 @@ def cost_of(tokens: Mapping[str, int | None], prices: tuple[float, float]) -> fl
 
 def _recorded(
     path: Path, failures_path: Path, questions: Sequence[Question], keys: Mapping[str, str], check: Check,
-    describe: Describe | None,
+    keep_parsed: bool,
 ) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Any, str | None]]]:
     """What is there of earlier calls, by id: the records, and what today's check makes of them (``_outcome``).
 
@@ -178,14 +175,13 @@ def _recorded(
     are written anew.
     """
     records = read_records(path, keys)
-    answered = [question for question in questions if question.id in records]
-    outcomes = {question.id: _outcome(records[question.id], question, check) for question in answered}
-    anew = {}
-    for question in answered:
-        record, (parsed, failure) = records[question.id], outcomes[question.id]
-        said = {**question.about, **describe(question, parsed)} if describe and failure is None else {}
-        if any(name not in record or record[name] != value for name, value in said.items()):
-            anew[question.id, record["prompt"]] = records[question.id] = {**record, **said}
+    outcomes, anew = {}, {}
+    for question in questions:
+        if record := records.get(question.id):
+            parsed, failure = outcomes[question.id] = _outcome(record, question, check)
+            said = {**question.about, **parsed} if keep_parsed and failure is None else {}
+            if any(name not in record or record[name] != value for name, value in said.items()):
+                anew[question.id, record["prompt"]] = records[question.id] = {**record, **said}
     if anew:
         logger.info(f"{path}: {len(anew):,} records say something else of their questions today, and are written anew")
         rewrite(path, lambda record: anew.get((record["id"], record["prompt"]), record))
@@ -228,21 +224,25 @@ class BudgetUsedUp(BaseException):
     """The message says which budget."""
 
 
+@dataclass
 class Budget:
     """Every request passes here before it is sent, and is counted, the client's retries too: rate, budgets, the end.
 
     prices: of a million prompt tokens and of a million completion tokens, in the currency of ``max_cost``.
     """
 
-    def __init__(
-        self, requests_per_minute: float | None, max_requests: int | None, prices: tuple[float, float] | None,
-        max_cost: float | None, max_retries: int,
-    ):
-        self.interval = 60 / requests_per_minute if requests_per_minute else 0.0
-        self.max_requests, self.prices, self.max_cost, self.max_retries = max_requests, prices, max_cost, max_retries
-        self.sent, self.spent = 0, 0.0  # requests, and what the answers cost that came back
-        self.over = asyncio.Event()  # nothing is sent any more
-        self._under_way, self._dearest, self._turn, self._in_trouble = 0, 0.0, 0.0, False
+    requests_per_minute: float | None
+    max_requests: int | None
+    prices: tuple[float, float] | None
+    max_cost: float | None
+    max_retries: int
+    over: asyncio.Event = field(default_factory=asyncio.Event)  # nothing is sent any more
+    sent: int = 0
+    spent: float = 0.0  # what the answers cost that came back
+    _under_way: int = 0
+    _dearest: float = 0.0
+    _turn: float = 0.0
+    _in_trouble: bool = False
 
     async def enter(self, request: Any) -> None:
         """Of the HTTP client before every request: wait for its turn, or raise Stopped or BudgetUsedUp."""
@@ -255,7 +255,7 @@ class Budget:
             logger.warning(f"{request.url.host} gives no answer; it is asked again, up to {self.max_retries} times")
         self.sent += 1
         turn = max(time.monotonic(), self._turn)
-        self._turn = turn + self.interval
+        self._turn = turn + (60 / self.requests_per_minute if self.requests_per_minute else 0)
         if (delay := turn - time.monotonic()) > 0:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self.over.wait(), delay)
@@ -274,7 +274,7 @@ class Budget:
         try:
             yield tokens
         finally:
-            price = cost_of(tokens, self.prices) if self.prices else 0.0
+            price = cost_of(tokens, self.prices or (0, 0))
             self._under_way -= 1
             self.spent += price
             self._dearest = max(self._dearest, price)
@@ -339,15 +339,14 @@ async def _ask_missing(
             finally:
                 budget.over.set()
                 await asyncio.wait(tasks)
-    errors = [error for task in tasks if (error := task.exception())]
-    error = errors[0] if errors else None
-    if error is not None and not isinstance(error, UserError):
-        raise error
-    if error is not None or used_up:
+    ends = [error for task in tasks if (error := task.exception())] or used_up
+    if ends and not isinstance(ends[0], UserError | BudgetUsedUp):
+        raise ends[0]
+    if ends:
         missing = len(questions) - len(new)
         raise UserError(
-            f"{error or used_up[0]}; {total - missing:,} of {total:,} questions are answered and recorded in {path}, "
-            f"{missing:,} are missing: the same command goes on from there" + ", with a new budget" * (error is None)
+            f"{ends[0]}; {total - missing:,} of {total:,} questions are answered and recorded in {path}, {missing:,} "
+            "are missing: the same command goes on from there" + ", with a new budget" * (ends is used_up)
         )
     return new
 
@@ -361,20 +360,24 @@ class _Asker:
     """One question at a time until it is answered or is known to stay without an answer."""
 
     client: openai.AsyncOpenAI
-    redact: Callable[[str], str]
+    key: str
     budget: Budget
     model: str
     parameters: dict[str, Any]
     check: Check
-    describe: Describe | None
+    keep_parsed: bool
     verify: Callable[[str], str | None] | None
     key_variable: str
     answered: int = 0  # requests so far
 
-    async def ask(self, question: Question, key: str) -> dict[str, Any]:
-        """The record of a question."""
+    def redact(self, text: str) -> str:
+        return text.replace(self.key, "[key]") if len(self.key) >= SECRET_LENGTH else text
+
+    async def ask(self, question: Question, prompt: str) -> dict[str, Any]:
+        """The record of a question. prompt: its key."""
         cost: Counter[str] = Counter()
-        parsed, text, finish, failure = None, None, None, None
+        parsed: Any = None
+        text, finish, failure = None, None, None
         try:
             for _ in range(self.budget.max_retries + 1):
                 text, finish = await self._send(question, cost)
@@ -395,10 +398,10 @@ class _Asker:
                     break
         except _Refused as error:
             text, finish, failure = None, None, str(error)
-        described = self.describe(question, parsed) if self.describe and failure is None else {}
-        tokens = {name: cost.get(name) for name in TOKENS}
-        return {"id": question.id, **question.about, **described, "prompt": key, "model": self.model, "text": text,
-                "failure": failure, "finish_reason": finish, "requests": cost["requests"], **tokens}
+        kept = parsed if self.keep_parsed and failure is None else {}
+        return {"id": question.id, **question.about, **kept, "prompt": prompt, "model": self.model, "text": text,
+                "failure": failure, "finish_reason": finish, "requests": cost["requests"],
+                **{name: cost.get(name) for name in TOKENS}}
 
     async def _send(self, question: Question, cost: Counter[str]) -> tuple[str | None, str | None]:
         """Text and finish reason of the server's answer, whatever it says."""
@@ -418,9 +421,7 @@ class _Asker:
             cost.update(tokens, requests=reply.retries_taken + 1)
             self.answered += 1
             return text, finish
-        except openai.APIConnectionError as error:  # time-outs as well
-            caught: openai.APIError = error
-        except openai.APIStatusError as error:
+        except openai.APIError as error:
             caught = error
         # Out of that block: no traceback of ours shall go on with an error that may hold the key.
         attempts = int(caught.request.headers.get(ATTEMPT, 0)) + 1
@@ -436,12 +437,16 @@ class _Asker:
 
         url, trouble = self.client.base_url, self._line(error, error.__cause__)
         if isinstance(error, openai.APIStatusError):
-            said = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
-            parts = ("no chat completion:", error.response.text) if error.status_code == NO_COMPLETION else (
-                error.message, "" if said else error.body)
-            trouble = self._line(*parts)
-            if refusal := self._refusal(error, trouble, question):
-                return refusal
+            status = error.status_code
+            if status == NO_COMPLETION:
+                trouble = self._line("no chat completion:", error.response.text)
+            else:
+                said = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
+                trouble = self._line(error.message, "" if said else error.body)
+            if error.code == "insufficient_quota":
+                return UserError(f"{url} says that the account has no credit left ({trouble}); top it up")
+            if status not in (408, 409, 429) and status < 500:
+                return self._refusal(error, trouble, question)
             if attempts <= self.budget.max_retries:
                 wait = self._line(error.response.headers.get("retry-after", "not to be asked again"))
                 return UserError(f"{url} wants to be left alone for longer (Retry-After: {wait}; {trouble}); run the "
@@ -453,34 +458,26 @@ class _Asker:
             "chat server with that --base_url: start it, or ask it less at a time"
         )
 
-    def _refusal(self, error: openai.APIStatusError, trouble: str, question: Question) -> UserError | _Refused | None:
+    def _refusal(self, error: openai.APIStatusError, trouble: str, question: Question) -> UserError | _Refused:
         """Of an error that no waiting mends."""
-        status, url = error.status_code, self.client.base_url
-        if error.code == "insufficient_quota":
-            return UserError(f"{url} says that the account has no credit left ({trouble}); top it up")
-        if status in (408, 409, 429) or status >= 500:
-            return None
+        status = error.status_code
         if error.code in OF_THE_QUESTION or error.type in OF_THE_QUESTION or TOO_LONG in trouble:
             return _Refused(trouble)
         if status in (401, 403):
-            return UserError(
-                f"{url} refuses the key ({trouble}); expected one that is valid there in the environment variable "
-                f"{self.key_variable}, which is {'not ' * (self.client.api_key == NO_KEY)}set"
-            )
-        if "response_format" in self.parameters and ("response_format" in trouble or "json_schema" in trouble):
-            return UserError(f"{url} refuses the --response_format ({trouble}); try json_object or none")
-        if status == 404:
-            return UserError(
-                f"{url} knows nothing of the kind ({trouble}); expected a model that it serves (found "
-                f"{self.model!r}), and a --base_url that ends before chat/completions, most often in /v1"
-            )
-        if status < 400:
+            mend = (f"refuses the key ({trouble}); expected one that is valid there in the environment variable "
+                    f"{self.key_variable}, which is {'' if self.key else 'not '}set")
+        elif "response_format" in self.parameters and ("response_format" in trouble or "json_schema" in trouble):
+            mend = f"refuses the --response_format ({trouble}); try json_object or none"
+        elif status == 404:
+            mend = (f"knows nothing of the kind ({trouble}); expected a model that it serves (found {self.model!r}), "
+                    "and a --base_url that ends before chat/completions, most often in /v1")
+        elif status < 400:
             target = self._line(error.response.headers.get("location"))
-            return UserError(f"{url} sends elsewhere ({status} to {target}); name the place itself as --base_url")
-        return UserError(
-            f"{url} refuses the request for {question.id!r} ({trouble}); expected one that it takes: see to the model "
-            f"{self.model!r}, the parameters {json.dumps(self.parameters)} and that example"
-        )
+            mend = f"sends elsewhere ({status} to {target}); name the place itself as --base_url"
+        else:
+            mend = (f"refuses the request for {question.id!r} ({trouble}); expected one that it takes: see to the "
+                    f"model {self.model!r}, the parameters {json.dumps(self.parameters)} and that example")
+        return UserError(f"{self.client.base_url} {mend}")
 
     def _line(self, *parts: Any) -> str:
         """What a server or the library says, in one line without the key."""
@@ -505,20 +502,24 @@ def contents(completion: Any) -> tuple[str | None, str | None, dict[str, int]]:
         text, finish = choice["message"].get("content"), choice.get("finish_reason")
         if isinstance(text, list):  # of parts, some of which may be text
             text = "".join(part["text"] for part in text if isinstance(part.get("text"), str))
-        counts = {name: usage.get(name) for name in TOKENS}
+        counts = {name: usage[name] for name in TOKENS if isinstance(usage.get(name), int)}
     except (AttributeError, LookupError, TypeError):
         raise ValueError("no completion") from None
     if not isinstance(text, str | None):
         raise ValueError("no text")
-    return text, finish, {name: count for name, count in counts.items() if isinstance(count, int)}
+    return text, finish, counts
 
 
 def connect(
     base_url: str | None, key_variable: str, timeout: float, budget: Budget
-) -> tuple[openai.AsyncOpenAI, Callable[[str], str]]:
-    """A client of the server whose requests pass the budget, and what takes the key out of any text."""
+) -> tuple[openai.AsyncOpenAI, str]:
+    """A client of the server whose requests pass the budget, and the key, "" where there is none."""
     url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
-    _check_url(url)
+    if "@" in url or "?" in url:  # a user, a password: it would be told in messages and files
+        raise UserError("--base_url holds a user, a password or a query; expected the address alone: the key belongs "
+                        "into an environment variable")
+    if not ADDRESS.fullmatch(url):
+        raise UserError(f"--base_url {url}: expected the address of a server, such as http://localhost:8000/v1")
     key = os.environ.get(key_variable, "").strip()
     if not key and (key_variable != KEY_VARIABLE or url == DEFAULT_URL):
         raise UserError(
@@ -535,21 +536,4 @@ def connect(
     client = openai.AsyncOpenAI(
         api_key=key or NO_KEY, base_url=url, max_retries=budget.max_retries, timeout=timeout, http_client=http
     )
-    return client, functools.partial(_redacted, key=key)
-
-
-def _check_url(url: str) -> None:
-    if "@" in url or "?" in url:  # a user, a password: it would be told in messages and files
-        raise UserError("--base_url holds a user, a password or a query; expected the address alone: the key belongs "
-                        "into an environment variable")
-    try:
-        parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-    except ValueError:  # a port that is no number
-        usable = False
-    if not usable:
-        raise UserError(f"--base_url {url}: expected the address of a server, such as http://localhost:8000/v1")
-
-
-def _redacted(text: str, key: str) -> str:
-    return text.replace(key, "[key]") if len(key) >= SECRET_LENGTH else text
+    return client, key

@@ -50,55 +50,39 @@ def pair_metrics(
 
     Raises ValueError for unequal lengths and for values outside these.
     """
-    gold, predicted, methods = list(gold), list(predicted), list(methods)
     if not len(gold) == len(predicted) == len(methods):
         raise ValueError(f"got {len(gold)} true labels, {len(predicted)} predictions and {len(methods)} methods")
-    for name, values, allowed in (("true label", gold, (*LABELS, None)), ("prediction", predicted, (*LABELS, None)),
-                                  ("method", methods, METHODS)):
-        strange = [value for value in values if value not in allowed]
-        if strange:
-            raise ValueError(f"{strange[0]!r} is no {name}; expected one of {allowed}")
-    n = len(gold)
-    labelled = [(true, answer) for true, answer in zip(gold, predicted, strict=True) if true is not None]
-    right = sum(true == answer for true, answer in labelled)
-    parsed = sum(answer is not None for _, answer in labelled)
-    total = len(labelled)
-    low, high = wilson_interval(right, total)
+    if strange := {*gold, *predicted} - {*LABELS, None} | set(methods) - {*METHODS}:
+        raise ValueError(f"neither labels nor methods: {strange}")
+    n, counts = len(gold), confusion(gold, predicted)
+    total, parsed, right = int(counts.sum()), int(counts[:, :-1].sum()), int(counts.trace())
+    low, high = wilson_interval(right, total) if total else (None, None)
     metrics: dict[str, Any] = {
         "n": n,
         "n_labelled": total,
         "n_labelled_parsed": parsed,
         "accuracy": _share(right, total),
-        "accuracy_low": low if total else None,
-        "accuracy_high": high if total else None,
+        "accuracy_low": low,
+        "accuracy_high": high,
         "accuracy_parsed": _share(right, parsed),
         "parse_rate": _share(sum(answer is not None for answer in predicted), n),
         **{f"parsed_{method}": methods.count(method) for method in METHODS},
         **{f"parse_rate_{method}": _share(methods.count(method), n) for method in METHODS},
+        "majority_baseline": _share(int(counts.sum(axis=1).max()), total),
+        **dict.fromkeys(("precision_macro", "recall_macro", "f1_macro")),
     }
-    supports = {label: sum(true == label for true, _ in labelled) for label in LABELS}
-    metrics["majority_baseline"] = _share(max(supports.values()), total)
-    scores = {label: _label_scores(labelled, label) for label in LABELS}
-    occurring = [label for label in LABELS if scores[label]["f1"] is not None]
-    for name in ("precision", "recall", "f1"):
-        each = [scores[label][name] for label in occurring]
-        metrics[f"{name}_macro"] = float(np.mean(each)) if each else None  # type: ignore[arg-type]
+    occurring = []
     for label in LABELS:
-        metrics |= {f"{name}_{label}": value for name, value in scores[label].items()}
-        metrics[f"support_{label}"] = supports[label]
+        both, true, answered = int(counts[label, label]), int(counts[label].sum()), int(counts[:, label].sum())
+        scores = dict.fromkeys(("precision", "recall", "f1"))
+        if true + answered:
+            scores = {"precision": _share(both, answered) or 0.0, "recall": _share(both, true) or 0.0,
+                      "f1": 2 * both / (true + answered)}
+            occurring.append(scores)
+        metrics |= {f"{name}_{label}": score for name, score in scores.items()} | {f"support_{label}": true}
+    for name in ("precision", "recall", "f1") if occurring else ():
+        metrics[f"{name}_macro"] = float(np.mean([scores[name] for scores in occurring]))
     return metrics
-
-
-def _label_scores(labelled: Sequence[tuple[int, int | None]], label: int) -> dict[str, float | None]:
-    both = sum(true == answer == label for true, answer in labelled)
-    true, predicted = (sum(pair[side] == label for pair in labelled) for side in (0, 1))
-    if not true + predicted:
-        return {"precision": None, "recall": None, "f1": None}
-    return {
-        "precision": both / predicted if predicted else 0.0,
-        "recall": both / true if true else 0.0,
-        "f1": 2 * both / (true + predicted),
-    }
 
 
 def _share(part: int, whole: int) -> float | None:
@@ -164,24 +148,20 @@ def length_table(
     """
     import pandas as pd
 
-    rows = [(size, true == answer, answer is not None)
-            for size, true, answer in zip(lengths, gold, predicted, strict=True)
-            if size is not None and true is not None]
-    columns = ["shortest", "longest", "mean_length", "n", "accuracy", "low", "high", "parse_rate"]
-    if not rows:
-        return pd.DataFrame(columns=columns)
-    length, right, answered = (np.array(column) for column in zip(*rows, strict=True))
-    bins = int(np.clip(len(length) // MIN_IN_BIN, 1, MAX_BINS))
-    edges = np.unique(np.quantile(length, np.linspace(0, 1, bins + 1)[1:-1]))
-    group = np.searchsorted(edges, length, side="left")
-    groups = []
-    for number in np.unique(group):
-        among = group == number
-        n = int(among.sum())
-        low, high = wilson_interval(int(right[among].sum()), n)
-        groups.append([int(length[among].min()), int(length[among].max()), float(length[among].mean()), n,
-                       float(right[among].mean()), low, high, float(answered[among].mean())])
-    return pd.DataFrame(groups, columns=columns)
+    known = [(size, true == answer, answer is not None)
+             for size, true, answer in zip(lengths, gold, predicted, strict=True)
+             if size is not None and true is not None]
+    pairs = pd.DataFrame(known, columns=["length", "right", "answered"])
+    bins = int(np.clip(len(pairs) // MIN_IN_BIN, 1, MAX_BINS))
+    edges: Any = np.unique(np.quantile(pairs["length"], np.linspace(0, 1, bins + 1)[1:-1])) if known else []
+    table = pairs.groupby(np.searchsorted(edges, pairs["length"])).agg(
+        shortest=("length", "min"), longest=("length", "max"), mean_length=("length", "mean"), n=("length", "size"),
+        accuracy=("right", "mean"), right=("right", "sum"), parse_rate=("answered", "mean"),
+    )
+    intervals = [wilson_interval(int(right), int(n)) for right, n in zip(table.pop("right"), table["n"], strict=True)]
+    for place, name in enumerate(("low", "high")):
+        table.insert(5 + place, name, [interval[place] for interval in intervals])
+    return table.reset_index(drop=True)
 
 
 def confusion(gold: Sequence[int | None], predicted: Sequence[int | None]) -> np.ndarray:

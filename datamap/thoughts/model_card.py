@@ -7,6 +7,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# What became of rows that were neither trained on nor held out.
+LEFT_OUT = {
+    "filtered": "left out by filters", "too_long": "left out because their prompt alone fills the length limit",
+    "not_used": "beyond --max_train_samples",
+}
+SETTINGS = {
+    "longest sequence": "{max_length:,} tokens",
+    "rows per step": "{effective_batch_size:,} (rows at once x processes x accumulated: {per_device_train_batch_size} "
+                     "x {num_processes} x {gradient_accumulation_steps})",
+    "learning rate": "{learning_rate:g}, {lr_scheduler_type}, {warmup_steps:g} warm-up steps",
+    "epochs": "{epoch:g}",
+    "steps": "{steps:,}",
+    "gradient clipping": "{max_grad_norm:g}",
+}
 TAGS = ("lora", "trl", "sft", "natural-language-inference", "chain-of-thought")
 
 
@@ -19,112 +33,85 @@ def model_card(facts: Mapping[str, Any]) -> str:
     """
     from huggingface_hub import ModelCardData
 
-    arguments = facts["arguments"]
+    arguments, training = facts["arguments"], facts["training"]
     base = arguments["model"]
-    is_local = os.path.isdir(base)
-    tags = [*TAGS, *(["qlora"] if arguments["quantization"] == "4bit" else [])]
-    # A directory's name is no name on the Hub.
-    named = {} if is_local else {"base_model": base}
-    data = ModelCardData(library_name="peft", pipeline_tag="text-generation", tags=tags, **named)
     name = Path(os.path.abspath(arguments["output_dir"])).name
-    sections = [
-        f"---\n{data.to_yaml()}\n---",
-        f"# {name}",
-        f"A LoRA adapter for {_base(base, is_local)}. Given a premise and a hypothesis it writes a short chain of "
-        "thought and a label as one JSON object: 1 if the hypothesis follows from the premise, 0 if it does not.",
-        "## Use", _use(facts, base, is_local, name),
-        "## Data", _data(facts),
-        "## Settings", _settings(facts),
-        "## Measured in this run", _measured(facts),
-        "## Limits", _limits(facts),
-    ]
-    return "\n\n".join(sections) + "\n"
-
-
-def _base(base: str, is_local: bool) -> str:
-    return f"the model in the local directory `{Path(base).name}`" if is_local else f"`{base}`"
-
-
-def _use(facts: Mapping[str, Any], base: str, is_local: bool, name: str) -> str:
-    model = Path(base).name if is_local else base
+    named, shown, model = {"base_model": base}, f"`{base}`", base
+    if os.path.isdir(base):  # a directory's name is no name on the Hub
+        model = Path(base).name
+        named, shown = {}, f"the model in the local directory `{model}`"
+    tags = [*TAGS, *(["qlora"] if arguments["quantization"] == "4bit" else [])]
+    data = ModelCardData(library_name="peft", pipeline_tag="text-generation", tags=tags, **named)
+    pairs = f"`{facts['evaluated_on']}`" if facts["evaluated_on"] else "the held-out rows"
+    answered = f"Answers were generated for pairs of {pairs}.\n\n" if training["eval_generate"] else ""
+    sections = {
+        "Use": "The prompt, which `prompt.txt` holds too:\n\n```\n" + facts["prompt"].strip() + "\n```\n\n"
+               "It is put as the tokenizer's chat template wants it, else between `[INST]` and `[/INST]`.\n\n```\n"
+               f'python evaluate_thoughts.py --model {model} --adapter {name} --premise "..." --hypothesis "..."\n```',
+        "Data": _data(facts),
+        "Settings": _table(("setting", "value"), _settings(facts)),
+        "Measured in this run": answered + _table(("", "value", "over"), _measured(training, facts["device"])),
+        "Limits": _limits(facts),
+    }
     return (
-        "The prompt, which `prompt.txt` holds too:\n\n```\n" + facts["prompt"].strip() + "\n```\n\n"
-        "It is put as the tokenizer's chat template wants it, else between `[INST]` and `[/INST]`.\n\n```\n"
-        f'python evaluate_thoughts.py --model {model} --adapter {name} --premise "..." --hypothesis "..."\n```'
+        f"---\n{data.to_yaml()}\n---\n\n# {name}\n\n"
+        f"A LoRA adapter for {shown}. Given a premise and a hypothesis it writes a short chain of "
+        "thought and a label as one JSON object: 1 if the hypothesis follows from the premise, 0 if it does not.\n\n"
+        + "\n\n".join(f"## {heading}\n\n{text}" for heading, text in sections.items()) + "\n"
     )
 
 
 def _data(facts: Mapping[str, Any]) -> str:
     counts, training = facts["counts"], facts["training"]
-    rows = training["train_rows"]
     lines = [
-        f"{rows:,} chains of thought from `{Path(facts['arguments']['thoughts']).name}`, one per pair, all of which "
-        f"come to the true label: {counts['originals']:,} as they were first written, {counts['reflections']:,} "
-        f"repaired after. {counts['label_1']:,} have the label 1 and {counts['label_0']:,} the label 0.",
-        f"{training['held_out_rows']:,} more rows were held out.",
+        f"{training['train_rows']:,} chains of thought from `{Path(facts['arguments']['thoughts']).name}`, one per "
+        f"pair, all of which come to the true label: {counts['originals']:,} as they were first written, "
+        f"{counts['reflections']:,} repaired after. {counts['label_1']:,} have the label 1 and "
+        f"{counts['label_0']:,} the label 0. {training['held_out_rows']:,} more rows were held out.",
+        *(f"{counts[part]:,} were {text}." for part, text in LEFT_OUT.items() if counts[part]),
+        "All of them, and what became of each, are in `sft_data.jsonl`.",
     ]
-    for part, text in (("filtered", "left out by filters"), ("too_long", "left out because their prompt alone fills "
-                       "the length limit"), ("not_used", "beyond --max_train_samples")):
-        if counts[part]:
-            lines.append(f"{counts[part]:,} were {text}.")
-    lines.append("All of them, and what became of each, are in `sft_data.jsonl`.")
     return " ".join(lines)
 
 
-def _settings(facts: Mapping[str, Any]) -> str:
-    arguments = facts["arguments"]
-    in_4bit = arguments["quantization"] == "4bit"
-    rows = [
-        ("quantisation of the frozen weights", "NF4, double quantisation, bfloat16 compute" if in_4bit else "none"),
-        ("LoRA", f"r {arguments['lora_r']}, alpha {arguments['lora_alpha']}, dropout {arguments['lora_dropout']:g}, "
-                 f"on {', '.join(arguments['lora_target_modules'])}"),
-        ("longest sequence", f"{arguments['max_length']:,} tokens"),
-        ("rows per step", f"{arguments['effective_batch_size']:,} (rows at once x processes x accumulated: "
-                          f"{arguments['per_device_train_batch_size']} x {arguments['num_processes']} x "
-                          f"{arguments['gradient_accumulation_steps']})"),
-        ("learning rate", f"{arguments['learning_rate']:g}, {arguments['lr_scheduler_type']}, "
-                          f"{arguments['warmup_steps']:g} warm-up steps"),
-        ("epochs", f"{facts['training']['epoch']:g}"),
-        ("steps", f"{facts['training']['steps']:,}"),
-        ("gradient clipping", f"{arguments['max_grad_norm']:g}"),
-        ("packing", "yes" if arguments["packing"] else "no"),
-        ("seed", str(arguments["seed"])),
+def _settings(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    values = {**facts["arguments"], **facts["training"]}
+    return [
+        ("quantisation of the frozen weights",
+         "NF4, double quantisation, bfloat16 compute" if values["quantization"] == "4bit" else "none"),
+        ("LoRA", "r {lora_r}, alpha {lora_alpha}, dropout {lora_dropout:g}, on ".format_map(values)
+         + ", ".join(values["lora_target_modules"])),
+        *((name, text.format_map(values)) for name, text in SETTINGS.items()),
+        ("packing", "yes" if values["packing"] else "no"),
+        ("seed", str(values["seed"])),
         ("software", ", ".join(f"{name} {version}" for name, version in facts["versions"].items())),
     ]
-    return _table(("setting", "value"), rows)
 
 
-def _measured(facts: Mapping[str, Any]) -> str:
-    training = facts["training"]
-    generated = training["eval_generate"]
+def _measured(training: Mapping[str, Any], device: str) -> list[tuple[str, str, str]]:
+    generated, held_out = training["eval_generate"], f"{training['held_out_rows']:,} rows"
     rows = [
         ("training loss", _number(training["train_loss"]), f"nats per token, mean over {training['steps']:,} steps"),
-        ("held-out loss", _number(training.get("eval_loss")), f"nats per token, {training['held_out_rows']:,} rows"),
+        ("held-out loss", _number(training.get("eval_loss")), f"nats per token, {held_out}"),
         ("held-out token accuracy", _number(training.get("eval_mean_token_accuracy")), "given the gold tokens before"),
     ]
     if generated:
-        n = f"{generated['n_labelled']:,} pairs"
+        value = {name: _number(number) for name, number in generated.items()}
         rows += [
-            ("accuracy", _number(generated["accuracy"]), f"{n}, no answer counts as wrong; 95 % Wilson interval "
-             f"{_number(generated['accuracy_low'])} to {_number(generated['accuracy_high'])}"),
-            ("accuracy among answers", _number(generated["accuracy_parsed"]),
-             f"{generated['n_labelled_parsed']:,} pairs"),
-            ("parse rate", _number(generated["parse_rate"]), f"{generated['n']:,} pairs"),
-            ("majority baseline", _number(generated["majority_baseline"]), "always the commoner label"),
+            ("accuracy", value["accuracy"], f"{generated['n_labelled']:,} pairs, no answer counts as wrong; 95 % "
+             f"Wilson interval {value['accuracy_low']} to {value['accuracy_high']}"),
+            ("accuracy among answers", value["accuracy_parsed"], f"{generated['n_labelled_parsed']:,} pairs"),
+            ("parse rate", value["parse_rate"], f"{generated['n']:,} pairs"),
+            ("majority baseline", value["majority_baseline"], "always the commoner label"),
+            *((f"{name}, macro", value[f"{name}_macro"], "mean over the labels")
+              for name in ("precision", "recall", "f1")),
         ]
-        rows += [(f"{name}, macro", _number(generated[f"{name}_macro"]), "mean over the labels")
-                 for name in ("precision", "recall", "f1")]
-    rows += [
-        ("time", f"{training['train_runtime']:,.0f} s", facts["device"]),
+    return [
+        *rows,
+        ("time", f"{training['train_runtime']:,.0f} s", device),
         ("peak memory", f"{training['peak_memory_gb']:.2f} GB", "of one process"),
         ("trained weights", f"{training['trainable_parameters']:,}", f"of {training['parameters']:,}"),
     ]
-    answered = f"Answers were generated for pairs of {_evaluated(facts)}.\n\n" if generated else ""
-    return answered + _table(("", "value", "over"), rows)
-
-
-def _evaluated(facts: Mapping[str, Any]) -> str:
-    return f"`{facts['evaluated_on']}`" if facts["evaluated_on"] else "the held-out rows"
 
 
 def _limits(facts: Mapping[str, Any]) -> str:

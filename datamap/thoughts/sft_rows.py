@@ -23,7 +23,7 @@ from datamap.thoughts.data import load_pairs, read_reflections, read_thoughts, t
 from datamap.thoughts.prompts import PROMPT_FILE
 
 if TYPE_CHECKING:
-    from datamap.thoughts.sft_training import Encoded
+    import pandas as pd
 
 DATA_FILE = "sft_data.jsonl"
 # What becomes of a row.
@@ -62,7 +62,7 @@ def held_out_rows(ids: Sequence[str], fraction: float, seed: int) -> list[int]:
 
 
 def assign_parts(
-    args: argparse.Namespace, split: Split, encoded: Encoded
+    args: argparse.Namespace, split: Split, encoded: pd.DataFrame
 ) -> tuple[list[str], dict[str, Any] | None]:
     """What becomes of every row, and the report of the filters.
 
@@ -74,7 +74,7 @@ def assign_parts(
     parts = [TRAINED] * used + [NOT_USED] * (len(ids) - used)
     for row in held_out_rows(ids[:used], args.eval_fraction, args.seed):
         parts[row] = HELD_OUT
-    too_long = np.flatnonzero(encoded.prompt_lengths >= args.max_length)
+    too_long = np.flatnonzero(encoded["prompt_lengths"] >= args.max_length)
     if named := [ids[row] for row in too_long if parts[row] != NOT_USED]:
         logger.warning(f"{len(named):,} rows ({name_a_few(named)}) are left out: their prompt alone has "
                        f"--max_length {args.max_length:,} tokens or more")
@@ -116,18 +116,18 @@ def pairs_to_answer(
 
 
 def count_parts(
-    args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], parts: Sequence[str], train: Encoded
+    args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], parts: Sequence[str], train: pd.DataFrame
 ) -> dict[str, int]:
     trained = [row for row, part in zip(rows, parts, strict=True) if part == TRAINED]
-    cut = int((train.lengths > args.max_length).sum())
-    label_cut_off = int((train.cut_labels(args.max_length) < 0).sum())
+    lengths = train["input_ids"].str.len()
+    named = train["ids"][lengths > args.max_length]
+    cut, label_cut_off = len(named), int((train["label_positions"] >= args.max_length).sum())
     if label_cut_off == len(trained):
         raise UserError(f"every row is cut before its label: --max_length is {args.max_length:,}, the rows have up to "
-                        f"{train.lengths.max():,} tokens; raise it")
+                        f"{lengths.max():,} tokens; raise it")
     if cut:
-        named = [train.ids[row] for row in np.flatnonzero(train.lengths > args.max_length)]
         logger.warning(f"{cut:,} of {len(trained):,} rows ({100 * cut / len(trained):.1f} %) are longer than "
-                       f"--max_length {args.max_length:,} tokens (up to {train.lengths.max():,}) and are cut "
+                       f"--max_length {args.max_length:,} tokens (up to {lengths.max():,}) and are cut "
                        f"({name_a_few(named)}), {label_cut_off:,} of them before their label"
                        + ", which leaves these out of the data map" * args.enable_cartography)
     sources, labels = Counter(row["source"] for row in trained), Counter(row["label"] for row in trained)

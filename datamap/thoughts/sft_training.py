@@ -7,10 +7,8 @@ import logging
 import string
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
@@ -25,6 +23,7 @@ from datamap.training.library_flags import SFT_CONFIG, given_training_flags, lib
 
 if TYPE_CHECKING:
     import datasets
+    import pandas as pd
     from peft import PeftModel
     from transformers import PreTrainedModel
 
@@ -37,42 +36,6 @@ logger = logging.getLogger(__name__)
 
 
 # --- rows as tokens -----------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Encoded:
-    """Prompts and completions of N rows as text, and as the tokens that the trainer makes of them, EOS included.
-
-    prompt_lengths: tokens before the completion. label_positions: index in ``input_ids`` of the token that says the
-    label. Neither knows of any cut.
-    """
-
-    ids: list[str]
-    prompts: list[str]
-    completions: list[str]
-    input_ids: list[list[int]]
-    prompt_lengths: np.ndarray  # (N,) int64
-    label_positions: np.ndarray  # (N,) int64
-
-    @property
-    def lengths(self) -> np.ndarray:
-        return np.array([len(row) for row in self.input_ids], dtype=np.int64)
-
-    def select(self, rows: Sequence[int]) -> Encoded:
-        ids, prompts, completions = (
-            [column[row] for row in rows] for column in (self.ids, self.prompts, self.completions)
-        )
-        input_ids, places = [self.input_ids[row] for row in rows], np.asarray(rows, dtype=np.int64)
-        return Encoded(ids, prompts, completions, input_ids, self.prompt_lengths[places], self.label_positions[places])
-
-    def cut_labels(self, max_length: int) -> np.ndarray:
-        """``label_positions`` when rows end at ``max_length``: -1 where the label is cut off."""
-        return np.where(self.label_positions < max_length, self.label_positions, -1)
-
-    def dataset(self) -> datasets.Dataset:
-        import datasets
-
-        return datasets.Dataset.from_dict({"prompt": self.prompts, "completion": self.completions})
 
 
 def completion_start(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -92,12 +55,16 @@ def completion_start(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def encode(
     rows: Sequence[Mapping[str, Any]], tokenizer: PreTrainedTokenizerBase, template: string.Template
-) -> Encoded:
+) -> pd.DataFrame:
     """Rows with ``id, premise, hypothesis, thought_process, label`` as what the model reads and is to write.
 
-    UserError for a tokenizer without offsets, and for rows that do not have exactly one EOS token, at their end, and
-    at most one BOS token (``check_special_tokens``).
+    Columns ``ids, prompts, completions``; ``input_ids``, the tokens that the trainer makes of them, EOS included;
+    ``prompt_lengths``, tokens before the completion; ``label_positions``, the index in ``input_ids`` of the token that
+    says the label. Nothing is cut. UserError for a tokenizer without offsets, and for rows that do not have exactly
+    one EOS token, at their end, and at most one BOS token (``check_special_tokens``).
     """
+    import pandas as pd
+
     if not tokenizer.is_fast:
         raise UserError("the tokenizer of this model has no fast version (tokenizer.json), which tells what text a "
                         "token stands for; save one beside the model")
@@ -106,8 +73,6 @@ def encode(
     completions = [
         start + completion_text(neutral(row["thought_process"], tokenizer), row["label"]) for row in rows
     ]
-    if not prompts:
-        return Encoded([], [], [], [], np.zeros(0, np.int64), np.zeros(0, np.int64))
     texts = [prompt + completion + eos for prompt, completion in zip(prompts, completions, strict=True)]
     whole = tokenizer(texts, verbose=False)
     alone = tokenizer(prompts, verbose=False)["input_ids"]
@@ -118,13 +83,15 @@ def encode(
         digit = len(prompt) + len(completion) - 2  # before the brace that closes the object
         assert texts[row][digit] in "01", texts[row][digit:]
         positions.append(whole.char_to_token(row, digit))
-    ids = [row["id"] for row in rows]
-    encoded = Encoded(ids, prompts, completions, whole["input_ids"], np.array(prompt_lengths), np.array(positions))
+    encoded = pd.DataFrame({
+        "ids": [row["id"] for row in rows], "prompts": prompts, "completions": completions,
+        "input_ids": whole["input_ids"], "prompt_lengths": prompt_lengths, "label_positions": positions,
+    })
     check_special_tokens(encoded, tokenizer, template)
     return encoded
 
 
-def check_special_tokens(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, template: string.Template) -> None:
+def check_special_tokens(encoded: pd.DataFrame, tokenizer: PreTrainedTokenizerBase, template: string.Template) -> None:
     """Exactly one EOS, at the end, and one BOS, at the beginning, or none where the tokenizer has none.
 
     Where the chat template ends the user's turn with the EOS token, it may stand there as well.
@@ -132,9 +99,9 @@ def check_special_tokens(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, t
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
     example = model_prompt(tokenizer, template, "a", "b")
     allowed = tokenizer(example + str(tokenizer.eos_token), verbose=False)["input_ids"].count(eos)
-    for row, tokens in enumerate(encoded.input_ids):
-        where = f"row {encoded.ids[row]!r}"
-        if tokens.count(eos) != allowed or tokens[-1] != eos or eos in tokens[encoded.prompt_lengths[row] : -1]:
+    for name, tokens, prompt in encoded[["ids", "input_ids", "prompt_lengths"]].itertuples(index=False):
+        where = f"row {name!r}"
+        if tokens.count(eos) != allowed or tokens[-1] != eos or eos in tokens[prompt:-1]:
             raise UserError(
                 f"{where} has {tokens.count(eos)} EOS tokens ({tokenizer.eos_token}), expected "
                 f"{allowed}, one of them at its end; does the tokenizer add one of itself (add_eos_token)?"
@@ -147,12 +114,8 @@ def check_special_tokens(encoded: Encoded, tokenizer: PreTrainedTokenizerBase, t
 
 
 def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    length = 0
-    for one, other in zip(first, second, strict=False):
-        if one != other:
-            break
-        length += 1
-    return length
+    pairs = zip(first, second, strict=False)
+    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
@@ -160,8 +123,7 @@ def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
 
 def check_device(args: argparse.Namespace) -> bool:
     """Whether this run uses a GPU; UserError for what cannot work without one."""
-    on_gpu = torch.cuda.is_available() and not args.no_cuda
-    if on_gpu:
+    if torch.cuda.is_available() and not args.no_cuda:
         return True
     why = "this run is on the CPU (--no_cuda)" if torch.cuda.is_available() else "there is none here"
     if getattr(args, "optim", "").startswith("paged_"):
@@ -225,19 +187,22 @@ def build_trainer(
     config: SFTConfig,
     model: PeftModel,
     tokenizer: PreTrainedTokenizerBase,
-    train: Encoded,
-    held_out: Encoded,
+    train: pd.DataFrame,
+    held_out: pd.DataFrame,
 ) -> ThoughtTrainer:
     """A trainer on rows of which each leaves something to learn within ``--max_length``.
 
     UserError where the rows would not be trained on as they were checked.
     """
+    import datasets
+
+    def texts(rows: pd.DataFrame) -> datasets.Dataset:
+        return datasets.Dataset.from_dict({"prompt": list(rows["prompts"]), "completion": list(rows["completions"])})
+
     tokenizer.padding_side = "right"
     try:
-        trainer = ThoughtTrainer(
-            model=model, args=config, processing_class=tokenizer, train_dataset=train.dataset(),
-            eval_dataset=held_out.dataset() if held_out.ids else None,
-        )
+        trainer = ThoughtTrainer(model=model, args=config, processing_class=tokenizer, train_dataset=texts(train),
+                                 eval_dataset=texts(held_out) if len(held_out) else None)
     except (ValueError, ImportError) as error:
         raise UserError(f"the trainer refuses these settings: {str(error).strip().splitlines()[0]}") from error
     if not args.packing:
@@ -247,14 +212,12 @@ def build_trainer(
     return trainer
 
 
-def _check_same_tokens(data: datasets.Dataset, train: Encoded, max_length: int) -> None:
+def _check_same_tokens(data: datasets.Dataset, train: pd.DataFrame, max_length: int) -> None:
     """Whether the trainer has made of the texts what was checked, and masked what was thought."""
-    for row, (tokens, labels) in enumerate(zip(data["input_ids"], data["labels"], strict=True)):
-        prompt = int(train.prompt_lengths[row])
-        if tokens != train.input_ids[row][:max_length] or labels != [-100] * prompt + tokens[prompt:]:
-            raise RuntimeError(f"row {train.ids[row]!r}: the trainer has other tokens than were checked")
-    if len(data) != len(train.ids):
-        raise RuntimeError(f"the trainer has {len(data):,} rows, {len(train.ids):,} were checked")
+    checked = train[["ids", "input_ids", "prompt_lengths"]].itertuples(index=False)
+    for tokens, labels, (name, whole, prompt) in zip(data["input_ids"], data["labels"], checked, strict=True):
+        if tokens != whole[:max_length] or labels != [-100] * prompt + tokens[prompt:]:
+            raise RuntimeError(f"row {name!r}: the trainer has other tokens than were checked")
 
 
 class Continuity(TrainerCallback):
