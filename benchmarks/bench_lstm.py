@@ -10,20 +10,15 @@ backward, optimiser step) and its ratio to tiny, and writes bench_lstm.json.
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from timing import Clock, bench_parser, markdown, report
 
-from datamap.core.artifacts import stage  # noqa: E402
-from datamap.core.errors import command_line  # noqa: E402
-from datamap.core.files import write_json  # noqa: E402
-from datamap.core.flags import DEFAULT_SEED, Parser, positive_int  # noqa: E402
-from datamap.core.splits import Split, load_split  # noqa: E402
-from datamap.tasks.registry import get_task  # noqa: E402
+from datamap.core.errors import command_line
+from datamap.core.flags import DEFAULT_SEED, positive_int
+from datamap.core.splits import Split, load_split
+from datamap.demo import builtin
+from datamap.tasks.registry import get_task
 
 MODELS = ("tiny", "lstm", "lstm_reader")
 TOKENS = 200
@@ -32,7 +27,7 @@ WARM_UP = 3  # batches
 
 
 class Runner:
-    """One model and its batches; ``step`` trains on one of them and adds up the seconds."""
+    """One model and its batches; ``step`` trains on one of them."""
 
     def __init__(self, name: str, split: Split):
         import torch
@@ -50,22 +45,18 @@ class Runner:
         batches = [collate(rows[first : first + BATCH_SIZE]) for first in range(0, len(rows), BATCH_SIZE)]
         self.batches = [{key: batch[key] for key in (*names, "labels")} for batch in batches]
         self.tokens = sum(int(batch["attention_mask"].sum()) for batch in self.batches)
-        self.seconds = self.cpu_seconds = 0.0
+        self.clock, self.warm_up = Clock(), Clock()
 
-    def step(self, number: int, counted: bool) -> None:
-        began, cpu_began = time.perf_counter(), time.process_time()
-        self.model(**self.batches[number]).loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        if counted:
-            self.seconds += time.perf_counter() - began
-            self.cpu_seconds += time.process_time() - cpu_began
+    def step(self, number: int) -> None:
+        with self.clock if number >= 0 else self.warm_up:
+            self.model(**self.batches[number]).loss.backward()
+            self.optimizer.step()
+            self.optimizer.zero_grad()
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser("Seconds of an epoch over long stories: LSTM classifiers beside the small Transformer.")
+    parser = bench_parser(__doc__, __file__)
     parser.add_argument("--stories", type=positive_int, default=2000, help="how many")
-    parser.add_argument("--output_dir", default="./bench_lstm_output", help="where bench_lstm.json goes")
     return parser.parse_args(argv)
 
 
@@ -73,31 +64,23 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     import datasets
-    import torch
-
-    from datamap.demo import builtin as demo_data
 
     split = load_split("demo:stories", "test", get_task("classification"))
-    rows = demo_data.generate("stories", "test", num_examples=args.stories)
-    task = split.task
-    split.data = task.normalize(datasets.Dataset.from_list(rows), "demo:stories")
+    rows = builtin.generate("stories", "test", num_examples=args.stories)
+    split.data = split.task.normalize(datasets.Dataset.from_list(rows), "demo:stories")
     runners = {name: Runner(name, split) for name in MODELS}
-    number_of_batches = len(runners["tiny"].batches)
-    for number in range(-min(WARM_UP, number_of_batches), number_of_batches):
+    batches = len(runners["tiny"].batches)
+    for number in range(-min(WARM_UP, batches), batches):
         for runner in runners.values():  # in turn, so that what else the machine does hits all alike
-            runner.step(number, counted=number >= 0)
-    tiny = runners["tiny"]
-    found: dict[str, Any] = {"stories": args.stories, "threads": torch.get_num_threads()}
-    print(f"{'model':<12}{'tokens':>10}{'seconds':>10}{'of tiny':>9}{'CPU seconds':>13}{'of tiny':>9}")
-    for name, runner in runners.items():
-        ratio, cpu_ratio = runner.seconds / tiny.seconds, runner.cpu_seconds / tiny.cpu_seconds
-        print(f"{name:<12}{runner.tokens:>10,}{runner.seconds:>10.1f}{ratio:>9.2f}{runner.cpu_seconds:>13.1f}"
-              f"{cpu_ratio:>9.2f}")
-        found[name] = {"tokens": runner.tokens, "seconds": runner.seconds, "cpu_seconds": runner.cpu_seconds,
-                       "ratio": ratio, "cpu_ratio": cpu_ratio}
-    with stage(args.output_dir, args, owns=("bench_lstm.json",)) as path:
-        write_json(path / "bench_lstm.json", found)
-    print(f"wrote bench_lstm.json to {args.output_dir}")
+            runner.step(number)
+    tiny = runners["tiny"].clock
+    found = {name: {"tokens": each.tokens, "seconds": each.clock.seconds, "ratio": each.clock.seconds / tiny.seconds,
+                    "cpu_seconds": each.clock.cpu_seconds, "cpu_ratio": each.clock.cpu_seconds / tiny.cpu_seconds}
+             for name, each in runners.items()}
+    print(markdown([("model", "tokens", "seconds", "of tiny", "CPU seconds", "of tiny"), *(
+        (name, f"{one['tokens']:,}", f"{one['seconds']:.1f}", f"{one['ratio']:.2f}", f"{one['cpu_seconds']:.1f}",
+         f"{one['cpu_ratio']:.2f}") for name, one in found.items())]))
+    report(args, __file__, found)
 
 
 if __name__ == "__main__":

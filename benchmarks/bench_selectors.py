@@ -1,7 +1,7 @@
 """What k-center, herding and k-means cost on big matrices, beside the forms in which they are commonly written.
 
 Reads nothing; draws its matrices, of 768 float32 a row. Writes bench_selectors.json and selector_scaling_DEVICE.png,
-prints a Markdown table. On a machine with a GPU ours are timed on both.
+prints a table. On a machine with a GPU ours are timed on both.
 
     OMP_NUM_THREADS=2 python benchmarks/bench_selectors.py
     python benchmarks/bench_selectors.py --quick
@@ -27,40 +27,28 @@ memory before the call, all pages counted, those of the mapped file too (they ar
 from __future__ import annotations
 
 import argparse
-import os
-import platform
-import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from importlib import metadata
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timing import Measure, bench_parser, in_own_process, memory, report, timed
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from datamap.core.artifacts import stage  # noqa: E402
-from datamap.core.errors import command_line  # noqa: E402
-from datamap.core.files import write_json  # noqa: E402
-from datamap.core.flags import (  # noqa: E402
-    DEFAULT_SEED,  # noqa: E402
-    Parser,
-    positive_int,
-)
-from datamap.core.plots import COLORS as PALETTE  # noqa: E402
-from datamap.core.plots import new_figure, save_figure  # noqa: E402
-from datamap.selection import diversity  # noqa: E402
+from datamap.core import plots
+from datamap.core.errors import command_line
+from datamap.core.flags import DEFAULT_SEED, positive_int
+from datamap.core.plots import LIGHT_GREY, new_figure, save_figure
+from datamap.selection import diversity
 
 DIMS, CLUSTERS, GROUPS, CHUNK = 768, 128, 200, 4096
+# rows and steps of the ratios, rows and picks of k-center of the last point of the plot
+SIZES, QUICK_SIZES = (67_349, 200, 1_000_000, 1000), (3000, 4, 8000, 100)
 BOUNDS = {"one product": 4.0, "pairwise to the newest": 40.0, "pairwise to all": 40.0, "copying": 5.0,
           "MiniBatchKMeans": 1.0}
 RADIUS_BOUND, MEMORY_BOUND = 1e-5, 1.5
 KINDS = ("random", "clustered")
-COLORS = dict(zip(("k-center", "herding", "k-means"), PALETTE, strict=False))
+COLORS = dict(zip(("k-center", "herding", "k-means"), plots.COLORS, strict=False))
 
 
 def draw(kind: str, n: int, rng: np.random.Generator, out: np.ndarray | None = None) -> np.ndarray:
@@ -73,12 +61,6 @@ def draw(kind: str, n: int, rng: np.random.Generator, out: np.ndarray | None = N
         if kind == "clustered":
             part += centres[rng.integers(GROUPS, size=len(part))]
     return vectors
-
-
-def seconds_of(call: Callable[..., Any], *args: Any, **settings: Any) -> tuple[float, Any]:
-    began = time.perf_counter()
-    result = call(*args, **settings)
-    return time.perf_counter() - began, result
 
 
 # --- the forms that ours are held against --------------------------------------------------------------------------
@@ -138,17 +120,17 @@ def measure_k_center(vectors: np.ndarray, k: int, steps: int, devices: Sequence[
 
     def half() -> None:
         for _ in range(max(1, steps // 2)):
-            slow["one product"].append(seconds_of(next, product)[0])
-            slow["pairwise to the newest"].append(seconds_of(next, newest)[0])
+            slow["one product"].append(timed(next, product)[0])
+            slow["pairwise to the newest"].append(timed(next, newest)[0])
 
     half()
     for device in devices:
         diversity.k_center(vectors[:2000], 100, 0, device=device)  # starts the device and the threads
-        seconds, (picks, distances, radius) = seconds_of(diversity.k_center, vectors, k, 0, device=device)
+        seconds, (picks, distances, radius) = timed(diversity.k_center, vectors, k, 0, device=device)
         ours[device] = {"seconds": seconds, "radius": radius, **greedy_gap(vectors, picks, distances, radius)}
     half()
     sizes = sorted({max(1, k // 100), max(1, k // 10), max(1, k // 3)})
-    grown = [seconds_of(all_picks_step, vectors, picks[:size])[0] for size in sizes]
+    grown = [timed(all_picks_step, vectors, picks[:size])[0] for size in sizes]
     slope, base = np.polyfit(sizes, grown, 1) if len(sizes) > 1 else (grown[0] / sizes[0], 0.0)
     totals = {name: k * float(np.mean(each)) for name, each in slow.items()}
     totals["pairwise to all"] = float(base * k + slope * k * (k + 1) / 2)
@@ -181,18 +163,18 @@ def greedy_gap(vectors: np.ndarray, picks: np.ndarray, distances: np.ndarray, ra
 def measure_herding(vectors: np.ndarray, k: int, steps: int, devices: Sequence[str]) -> dict[str, Any]:
     copying = copying_steps(vectors)
     next(copying)
-    theirs = [seconds_of(next, copying)[0] for _ in range(max(1, steps // 2))]
+    theirs = [timed(next, copying)[0] for _ in range(max(1, steps // 2))]
     ours: dict[str, Any] = {}
     for device in devices:
         diversity.herding(vectors[:2000], 10, device=device)
-        start, _ = seconds_of(diversity.herding, vectors, 1, device=device)
-        seconds, _ = seconds_of(diversity.herding, vectors, steps + 1, device=device)
+        start, _ = timed(diversity.herding, vectors, 1, device=device)
+        seconds, _ = timed(diversity.herding, vectors, steps + 1, device=device)
         ours[device] = {"seconds": start + (k - 1) * (seconds - start) / steps, "timed_steps": steps}
-    theirs += [seconds_of(next, copying)[0] for _ in range(max(1, steps // 2))]
+    theirs += [timed(next, copying)[0] for _ in range(max(1, steps // 2))]
     return {"ours": ours, "their_seconds": {"copying": k * float(np.mean(theirs))}, "their_steps": {"copying": theirs}}
 
 
-def measure_kmeans(vectors: np.ndarray, clusters: int, seeds: int, devices: Sequence[str]) -> dict[str, Any]:
+def measure_kmeans(vectors: np.ndarray, seeds: int, devices: Sequence[str]) -> dict[str, Any]:
     from sklearn.cluster import MiniBatchKMeans
 
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ("MiniBatchKMeans", *devices)}
@@ -200,11 +182,11 @@ def measure_kmeans(vectors: np.ndarray, clusters: int, seeds: int, devices: Sequ
     for device in devices:
         diversity.kmeans(vectors[:2000], 8, np.random.default_rng(0), device=device)
     for seed in range(seeds):
-        seconds, model = seconds_of(MiniBatchKMeans(clusters, random_state=seed).fit, vectors)
+        seconds, model = timed(MiniBatchKMeans(CLUSTERS, random_state=seed).fit, vectors)
         rounds["MiniBatchKMeans"].append({"seconds": seconds, "inertia": float(model.inertia_)})
         for device in devices:
             rng = np.random.default_rng(seed)
-            seconds, found = seconds_of(diversity.kmeans, vectors, clusters, rng, device=device)
+            seconds, found = timed(diversity.kmeans, vectors, CLUSTERS, rng, device=device)
             rounds[device].append({"seconds": seconds, "inertia": found[2]})
     medians = {
         name: {key: float(np.median([each[key] for each in found])) for key in ("seconds", "inertia")}
@@ -216,43 +198,30 @@ def measure_kmeans(vectors: np.ndarray, clusters: int, seeds: int, devices: Sequ
     return {"ours": medians, "their_seconds": {"MiniBatchKMeans": peer["seconds"]}, "rounds": rounds}
 
 
-def selectors(k: int, clusters: int, device: str) -> dict[str, Callable[[np.ndarray], Any]]:
+def selectors(k: int, device: str) -> dict[str, Callable[[np.ndarray], Any]]:
+    """k: picks of k-center; herding takes a fifth of it."""
     return {
         "k-center": lambda vectors: diversity.k_center(vectors, min(k, len(vectors)), 0, device=device),
-        "herding": lambda vectors: diversity.herding(vectors, min(k, len(vectors)), device=device),
-        "k-means": lambda vectors: diversity.kmeans(vectors, clusters, np.random.default_rng(0), device=device),
+        "herding": lambda vectors: diversity.herding(vectors, min(max(1, k // 5), len(vectors)), device=device),
+        "k-means": lambda vectors: diversity.kmeans(vectors, CLUSTERS, np.random.default_rng(0), device=device),
     }
 
 
-def status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
-
-
-def peak_memory(file: str, name: str, k: int, clusters: int) -> float:
+def peak_memory(file: str, name: str, k: int) -> float:
     """Peak memory of one call on a mapped file, as a multiple of the features; runs in a process of its own."""
-    selectors(20, 8, "cpu")[name](draw("random", 100, np.random.default_rng(0)))  # loads the libraries
+    selectors(20, "cpu")[name](draw("random", 200, np.random.default_rng(0)))  # loads the libraries
     vectors = np.load(file, mmap_mode="r")
-    before = status("VmRSS")
-    selectors(k, clusters, "cpu")[name](vectors)
-    return (status("VmHWM") - before) / vectors.nbytes
+    before = memory("VmRSS")
+    selectors(k, "cpu")[name](vectors)
+    return (memory("VmHWM") - before) / vectors.nbytes
 
 
-def measure_memory(file: str, k: int, clusters: int) -> dict[str, float]:
-    found = {}
-    for name in COLORS:
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            found[name] = pool.submit(peak_memory, file, name, k, clusters).result()
-    return found
-
-
-def measure_scaling(file: str, sizes: Sequence[int], ks: dict[str, int], clusters: int, device: str) -> dict[str, Any]:
+def measure_scaling(file: str, sizes: Sequence[int], k: int, device: str) -> dict[str, Any]:
     """Seconds over n, the best of three up to 100,000 rows; and the exponent of a power of n through them."""
     vectors = np.load(file, mmap_mode="r")
     found: dict[str, Any] = {}
-    for name in COLORS:
-        call = selectors(ks.get(name, 0), clusters, device)[name]
-        seconds = [min(seconds_of(call, vectors[:n])[0] for _ in range(3 if n <= 100_000 else 1)) for n in sizes]
+    for name, call in selectors(k, device).items():
+        seconds = [min(timed(call, vectors[:n])[0] for _ in range(3 if n <= 100_000 else 1)) for n in sizes]
         exponent, offset = np.polyfit(np.log(sizes), np.log(seconds), 1)
         found[name] = {"n": list(sizes), "seconds": seconds, "exponent": float(exponent), "offset": float(offset)}
     return found
@@ -261,90 +230,56 @@ def measure_scaling(file: str, sizes: Sequence[int], ks: dict[str, int], cluster
 # --- what is shown ---------------------------------------------------------------------------------------------------
 
 
-def plot_scaling(path: Path, scaling: dict[str, Any], ks: dict[str, int], clusters: int, device: str) -> None:
+def plot_scaling(path: Path, scaling: dict[str, Any], k: int, device: str) -> None:
+    import torch
+
     figure, axis = new_figure(6.4, 4.4)
-    labels = {"k-center": f"k-center, k = {ks['k-center']:,}", "herding": f"herding, k = {ks['herding']:,}",
-              "k-means": f"k-means, {clusters} clusters"}
+    sizes = {"k-center": f"k = {k:,}", "herding": f"k = {max(1, k // 5):,}", "k-means": f"{CLUSTERS} clusters"}
     for (name, found), marker in zip(scaling.items(), "osD", strict=True):
         n = np.array(found["n"])
         axis.plot(n, np.exp(found["offset"]) * n ** found["exponent"], color=COLORS[name], linewidth=1, alpha=0.6)
         axis.plot(n, found["seconds"], marker, color=COLORS[name], markersize=6,
-                  label=rf"{labels[name]}:  time $\propto n^{{{found['exponent']:.2f}}}$")
+                  label=rf"{name}, {sizes[name]}:  time $\propto n^{{{found['exponent']:.2f}}}$")
     axis.set(xscale="log", yscale="log", xlabel="rows n", ylabel="time (s)")
     axis.set_ylim(top=10 * axis.get_ylim()[1])  # room for the legend
-    axis.grid(which="major", color="#e4e4e4", linewidth=0.6)
+    axis.grid(which="major", color=LIGHT_GREY, linewidth=0.6)
     axis.set_axisbelow(True)
     axis.legend(frameon=False, fontsize=9, loc="upper left")
-    one = next(iter(scaling.values()))
-    where = "on a GPU" if device == "cuda" else f"on {threads()} CPU thread{'s' * (threads() > 1)}"
+    where = "on a GPU" if device == "cuda" else f"on {torch.get_num_threads()} CPU threads"
     caption = (
-        f"Random rows of {DIMS} float32, n = {one['n'][0]:,} to {one['n'][-1]:,}, mapped from a file, {where}. Best "
-        "of three up to 100,000 rows, else one run. Lines: least squares in both logarithms."
+        f"Random rows of {DIMS} float32, n = {n[0]:,} to {n[-1]:,}, mapped from a file, {where}. Best of three up to "
+        "100,000 rows, else one run. Lines: least squares in both logarithms."
     )
     save_figure(figure, path, "Time of selection against the number of rows", caption)
 
 
-def rows_of(found: dict[str, Any]) -> Iterator[tuple[str, ...]]:
-    yield "rows", "device", "ours (s)", "held against", "its time (s)", "ratio", "bound"
-    yield ("---",) * 7
-    for kind in KINDS:
-        for name in COLORS:
-            one = found["ratios"][kind][name]
+def measures_of(found: dict[str, Any]) -> Iterator[Measure]:
+    for kind, by_selector in found["ratios"].items():
+        for name, one in by_selector.items():
             for device, ours in one["ours"].items():
+                what = f"{kind}, {name}, {device}"
+                yield Measure(what, [ours["seconds"]], " s")
                 for peer, seconds in one["their_seconds"].items():
-                    ratio = seconds / ours["seconds"]
-                    yield (f"{kind}, {name}", device, f"{ours['seconds']:,.2f}", peer, f"{seconds:,.1f}",
-                           f"{ratio:,.1f}", f">= {BOUNDS[peer]:g}")
-                if name == "k-center":
-                    for what in ("pick_gap", "radius_gap"):
-                        yield (f"{kind}, {name}", device, "", f"plain greedy, float64: {what.replace('_', ' ')}", "",
-                               f"{ours[what]:.1e}", f"<= {RADIUS_BOUND:g}")
-                if name == "k-means":
-                    ratio = ours["inertia_ratio"]
-                    yield f"{kind}, {name}", device, "", "MiniBatchKMeans: inertia", "", f"{ratio:.4f}", "<= 1"
+                    yield Measure(f"{what}, against {peer}", [seconds / ours["seconds"]], " times", BOUNDS[peer])
+                for gap in ("pick_gap", "radius_gap"):
+                    if gap in ours:
+                        yield Measure(f"{what}, plain greedy in float64: {gap.replace('_', ' ')}", [ours[gap]],
+                                      most=RADIUS_BOUND)
+                if "inertia_ratio" in ours:
+                    yield Measure(f"{what}, inertia / MiniBatchKMeans's", [ours["inertia_ratio"]], most=1.0)
     for name, ratio in found["peak_memory_ratio"].items():
-        yield name, "cpu", "", "the features: peak memory", "", f"{ratio:.2f}", f"<= {MEMORY_BOUND:g}"
+        yield Measure(f"{name}, peak memory / the features", [ratio], most=MEMORY_BOUND)
     for device, scaling in found["scaling"].items():
         for name, one in scaling.items():
-            yield (name, device, f"{one['seconds'][-1]:,.1f}", f"n = {one['n'][-1]:,}", "", f"n^{one['exponent']:.2f}",
-                   "")
-
-
-def threads() -> int:
-    import torch
-
-    return int(torch.get_num_threads())
-
-
-def machine() -> dict[str, Any]:
-    import torch
-
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "processor": names[0] if names else platform.processor(), "cores": os.cpu_count(), "threads": threads(),
-        "load_average": os.getloadavg(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "versions": {"python": platform.python_version(),
-                     **{name: metadata.version(name) for name in ("numpy", "torch", "scikit-learn")}},
-    }
+            yield Measure(f"{name}, {device}, {one['n'][-1]:,} rows", one["seconds"][-1:], " s")
+            yield Measure(f"{name}, {device}, exponent of n", [one["exponent"]])
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser((__doc__ or "").split("\n")[0])
-    parser.add_argument("--rows", type=positive_int, default=67_349, help="of the ratios; a tenth is picked")
-    parser.add_argument("--steps", type=positive_int, default=200, help="of the slow forms and of herding, timed")
+    parser = bench_parser(__doc__, __file__)
     parser.add_argument("--seeds", type=positive_int, default=3, help="of k-means; medians are shown")
-    parser.add_argument("--max_n", type=positive_int, default=1_000_000, help="rows of the last point of the plot")
-    parser.add_argument("--scaling_k", type=positive_int, default=1000, help="picks of k-center in the plot; herding "
-                        "takes a fifth")
     parser.add_switch("--quick", help="tiny sizes: shows that it runs, measures nothing")
-    parser.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of the matrices")
-    parser.add_argument("--output_dir", default="./bench_selectors", help="where the JSON and the picture go")
-    args = parser.parse_args(argv)
-    if args.quick:
-        args.rows, args.steps, args.seeds, args.max_n, args.scaling_k = 3000, 4, 1, 8000, 100
-    return args
+    return parser.parse_args(argv)
 
 
 @command_line
@@ -353,34 +288,33 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    k = max(1, args.rows // 10)
-    smallest = min(10_000, args.max_n // 8)
-    points = 1 + max(2, round(2 * np.log10(args.max_n / smallest)))
-    sizes = np.geomspace(smallest, args.max_n, points).round().astype(int).tolist()
-    ks = {"k-center": args.scaling_k, "herding": max(1, args.scaling_k // 5)}
-    owns = ("bench_selectors.json", "selector_scaling*.png")
-    with stage(args.output_dir, args, owns=owns) as path, tempfile.TemporaryDirectory() as scratch:
-        rng = np.random.default_rng(args.seed)
-        found: dict[str, Any] = {"rows": args.rows, "dims": DIMS, "k": k, "machine": machine(), "ratios": {}}
+    rows, steps, most_rows, scaling_k = QUICK_SIZES if args.quick else SIZES
+    k = rows // 10
+    smallest = min(10_000, most_rows // 8)
+    points = 1 + max(2, round(2 * np.log10(most_rows / smallest)))
+    sizes = np.geomspace(smallest, most_rows, points).round().astype(int).tolist()
+    rng = np.random.default_rng(DEFAULT_SEED)
+    found: dict[str, Any] = {"rows": rows, "dims": DIMS, "k": k, "ratios": {}}
+    output = Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
         file = str(Path(scratch, "vectors.npy"))
         for kind in KINDS:
-            vectors = draw(kind, args.rows, rng)
+            vectors = draw(kind, rows, rng)
             found["ratios"][kind] = {
-                "k-center": measure_k_center(vectors, k, args.steps, devices),
-                "herding": measure_herding(vectors, k, args.steps, devices),
-                "k-means": measure_kmeans(vectors, CLUSTERS, args.seeds, devices),
+                "k-center": measure_k_center(vectors, k, steps, devices),
+                "herding": measure_herding(vectors, k, steps, devices),
+                "k-means": measure_kmeans(vectors, args.seeds, devices),
             }
         np.save(file, vectors)
         del vectors
-        found["peak_memory_ratio"] = measure_memory(file, ks["k-center"], CLUSTERS)
-        draw("random", args.max_n, rng,
-             np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(args.max_n, DIMS)))
-        found["scaling"] = {device: measure_scaling(file, sizes, ks, CLUSTERS, device) for device in devices}
-        for device, scaling in found["scaling"].items():
-            plot_scaling(path / f"selector_scaling_{device}.png", scaling, ks, CLUSTERS, device)
-        write_json(path / "bench_selectors.json", found)
-    print("\n".join(f"| {' | '.join(row)} |" for row in rows_of(found)))
-    print(f"wrote bench_selectors.json and {len(devices)} pictures to {args.output_dir}")
+        found["peak_memory_ratio"] = {name: in_own_process(peak_memory, file, name, scaling_k) for name in COLORS}
+        draw("random", most_rows, rng,
+             np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(most_rows, DIMS)))
+        found["scaling"] = {device: measure_scaling(file, sizes, scaling_k, device) for device in devices}
+    for device, scaling in found["scaling"].items():
+        plot_scaling(output / f"selector_scaling_{device}.png", scaling, scaling_k, device)
+    report(args, __file__, found, list(measures_of(found)), enforce=False)
 
 
 if __name__ == "__main__":

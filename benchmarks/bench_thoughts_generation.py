@@ -2,7 +2,7 @@
 
 Reads nothing; builds a small Mistral with random weights and --prompts prompts, whose lengths are spread as those of
 MNLI pairs (half of them shorter than 100 tokens, one in ten longer than 126) or as those of questions about documents
-(half shorter than 200, one in ten longer than 630). Every answer runs to --max_new_tokens, so decoding, which sorting
+(half shorter than 200, one in ten longer than 630). Every answer runs to its 64 tokens, so decoding, which sorting
 hardly helps, has its full share. Prints seconds and their ratio over the rounds, of the clock and of the CPU (which
 other programs disturb less), and writes bench_thoughts_generation.json.
 
@@ -13,36 +13,23 @@ other programs disturb less), and writes bench_thoughts_generation.json.
 from __future__ import annotations
 
 import argparse
-import logging
-import sys
-import time
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timing import Clock, Measure, bench_parser, in_turn, report
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from datamap.core.artifacts import stage  # noqa: E402
-from datamap.core.errors import command_line  # noqa: E402
-from datamap.core.files import write_json  # noqa: E402
-from datamap.core.flags import (  # noqa: E402
-    DEFAULT_SEED,  # noqa: E402
-    Parser,
-    positive_int,
-)
+from datamap.core.errors import command_line
+from datamap.core.flags import DEFAULT_SEED, positive_int
 
 # Median and spread (standard deviation of the logarithm) of the lengths, tokens.
 SPREADS = {"pairs": (100, 0.18), "documents": (200, 0.9)}
 LONGEST = 2000
 WORDS = 2000  # that the model knows
-FILE = "bench_thoughts_generation.json"
-
-logger = logging.getLogger(__name__)
+BATCH_SIZE, NEW_TOKENS, HIDDEN_SIZE = 16, 64, 256
 
 
-def small_mistral(hidden_size: int) -> tuple[Any, Any]:
+def small_mistral() -> tuple[Any, Any]:
     """A model of 4 layers and a tokenizer whose tokens are whole words; it never ends a text."""
     import torch
     from tokenizers import Tokenizer, models, pre_tokenizers
@@ -52,95 +39,66 @@ def small_mistral(hidden_size: int) -> tuple[Any, Any]:
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     config = MistralConfig(
-        vocab_size=len(words), hidden_size=hidden_size, intermediate_size=3 * hidden_size, num_hidden_layers=4,
+        vocab_size=len(words), hidden_size=HIDDEN_SIZE, intermediate_size=3 * HIDDEN_SIZE, num_hidden_layers=4,
         num_attention_heads=8, num_key_value_heads=2, max_position_embeddings=2 * LONGEST, sliding_window=None,
         bos_token_id=None, eos_token_id=None, pad_token_id=1,
     )
     torch.manual_seed(DEFAULT_SEED)
-    return (
-        MistralForCausalLM(config).eval(),
-        PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>"),
-    )
+    model: Any = MistralForCausalLM(config).eval()
+    if torch.cuda.is_available():
+        model = model.to("cuda", torch.bfloat16)
+    return model, PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>")
 
 
-def prompts_of(spread: str, count: int, rng: np.random.Generator) -> tuple[list[str], np.ndarray]:
+def prompts_of(spread: str, count: int) -> tuple[list[str], np.ndarray]:
+    rng = np.random.default_rng(DEFAULT_SEED)
     median, deviation = SPREADS[spread]
     lengths = np.clip(rng.lognormal(np.log(median), deviation, count), 10, LONGEST).astype(int)
     return [" ".join(f"w{word}" for word in rng.integers(WORDS, size=length)) for length in lengths], lengths
 
 
-def seconds_of(
-    model: Any, tokenizer: Any, prompts: Sequence[str], args: argparse.Namespace, sort: bool
-) -> tuple[float, float]:
-    """Of the clock and of the CPU."""
+def generating(model: Any, tokenizer: Any, prompts: Sequence[str], sort: bool) -> Clock:
     from datamap.thoughts.generation import generate
 
-    began, cpu_began = time.perf_counter(), time.process_time()
-    settings = {"batch_size": args.batch_size, "max_new_tokens": args.max_new_tokens, "sort": sort}
-    done = generate(model, tokenizer, prompts, **settings)
+    with Clock() as clock:
+        done = list(generate(model, tokenizer, prompts, batch_size=BATCH_SIZE, max_new_tokens=NEW_TOKENS, sort=sort))
     written = sum(answer.num_tokens for _, answers in done for answer in answers)
-    if written != len(prompts) * args.max_new_tokens:
-        raise RuntimeError(f"{written} tokens were written where {len(prompts) * args.max_new_tokens} were asked for")
-    return time.perf_counter() - began, time.process_time() - cpu_began
+    if written != len(prompts) * NEW_TOKENS:
+        raise RuntimeError(f"{written} tokens were written where {len(prompts) * NEW_TOKENS} were asked for")
+    return clock
 
 
-def padding_of(lengths: np.ndarray, batch_size: int, sort: bool) -> float:
+def padding_of(lengths: np.ndarray) -> float:
     """The share of padding among the tokens of the prompts, 0..1."""
-    order = np.sort(lengths)[::-1] if sort else lengths
-    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    batches = [lengths[first : first + BATCH_SIZE] for first in range(0, len(lengths), BATCH_SIZE)]
     return 1 - lengths.sum() / sum(len(batch) * batch.max() for batch in batches)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser("Seconds of generating in batches sorted by length and in batches as they come.")
+    parser = bench_parser(__doc__, __file__)
     parser.add_argument("--prompts", type=positive_int, default=128, help="how many")
-    parser.add_argument("--batch_size", type=positive_int, default=16, help="prompts in a batch")
-    parser.add_argument("--max_new_tokens", type=positive_int, default=64, help="length of every answer")
-    parser.add_argument("--hidden_size", type=positive_int, default=256, help="width of the model, a multiple of 16")
     parser.add_argument("--rounds", type=positive_int, default=5, help="how often either is timed")
-    parser.add_argument("--output_dir", default="./bench_thoughts_generation_output", help=f"where {FILE} goes")
     return parser.parse_args(argv)
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    import torch
-
-    model, tokenizer = small_mistral(args.hidden_size)
-    if torch.cuda.is_available():
-        model = model.to("cuda", torch.bfloat16)
-    found: dict[str, Any] = {
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-        "threads": torch.get_num_threads(), "prompts": args.prompts, "batch_size": args.batch_size,
-        "max_new_tokens": args.max_new_tokens, "hidden_size": args.hidden_size, "rounds": args.rounds,
-    }
-    print(f"{'lengths':<12}{'padding':>14}{'':>8}{'seconds, median':>18}{'unsorted / sorted: min, median, max':>38}")
+    model, tokenizer = small_mistral()
+    measures = []
     for spread in SPREADS:
-        prompts, lengths = prompts_of(spread, args.prompts, np.random.default_rng(DEFAULT_SEED))
-        seconds: dict[bool, list[tuple[float, float]]] = {True: [], False: []}
-        seconds_of(model, tokenizer, prompts[: args.batch_size], args, sort=True)  # warm-up
-        for number in range(args.rounds):  # in turn, either first, so that what else the machine does hits both alike
-            for sort in (True, False) if number % 2 else (False, True):
-                seconds[sort].append(seconds_of(model, tokenizer, prompts, args, sort))
-        padding = {sort: padding_of(lengths, args.batch_size, sort) for sort in (False, True)}
-        found[spread] = {
-            "median_length": float(np.median(lengths)), "longest": int(lengths.max()),
-            "padding_unsorted": padding[False], "padding_sorted": padding[True],
-        }
-        for kind, name in enumerate(("clock", "CPU")):
-            unsorted, by_length = (np.array([pair[kind] for pair in seconds[sort]]) for sort in (False, True))
-            ratios = unsorted / by_length
-            ratio = {"min": float(ratios.min()), "median": float(np.median(ratios)), "max": float(ratios.max())}
-            found[spread][name] = {"seconds_unsorted": unsorted.tolist(), "seconds_sorted": by_length.tolist(),
-                                   "ratio": ratio}
-            shares = f"{padding[False]:.0%} / {padding[True]:.0%}"
-            medians = f"{np.median(unsorted):.2f} / {np.median(by_length):.2f}"
-            print(f"{spread:<12}{shares:>14}{name:>8}{medians:>18}"
-                  f"{', '.join(f'{value:.2f}' for value in ratio.values()):>38}")
-    with stage(args.output_dir, args, owns=(FILE,)) as path:
-        write_json(path / FILE, found)
-    print(f"wrote {FILE} to {args.output_dir}")
+        prompts, lengths = prompts_of(spread, args.prompts)
+        generating(model, tokenizer, prompts[:BATCH_SIZE], True)  # warm-up
+        clocks = in_turn(args.rounds, lambda _, p=prompts: generating(model, tokenizer, p, False),
+                         lambda _, p=prompts: generating(model, tokenizer, p, True))
+        for side, padding, each in zip(("as they come", "sorted"), (lengths, np.sort(lengths)[::-1]), clocks,
+                                       strict=True):
+            measures += [Measure(f"{spread}, {side}: padding", [100 * padding_of(padding)], " %"),
+                         Measure(f"{spread}, {side}", [clock.seconds for clock in each], " s")]
+        for name, field in (("clock", "seconds"), ("CPU", "cpu_seconds")):
+            ratios = [getattr(one, field) / getattr(other, field) for one, other in zip(*clocks, strict=True)]
+            measures.append(Measure(f"{spread}: unsorted / sorted, {name}", ratios))
+    report(args, __file__, {"batch_size": BATCH_SIZE, "new_tokens": NEW_TOKENS, "hidden_size": HIDDEN_SIZE}, measures)
 
 
 if __name__ == "__main__":

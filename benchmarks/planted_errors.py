@@ -21,21 +21,21 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datamap.core.artifacts import check_not_read, check_same_dataset, stage  # noqa: E402
-from datamap.core.errors import UserError, command_line  # noqa: E402
-from datamap.core.files import write_csv, write_json  # noqa: E402
-from datamap.core.flags import Parser  # noqa: E402
-from datamap.core.splits import load_split  # noqa: E402
-from datamap.tasks.registry import TASKS, get_task  # noqa: E402
+from datamap.core.artifacts import check_not_read, check_same_dataset, stage
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import write_csv, write_json
+from datamap.core.flags import Parser
+from datamap.core.plots import COLORS, LIGHT_GREY, dataset_label, new_figure, save_figure
+from datamap.core.splits import load_split
+from datamap.core.tables import console_table
+from datamap.tasks.registry import TASKS, get_task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OVERALL_BOUND = 0.97  # AUROC, all kinds of error against the clean examples
 KIND_BOUND = 0.9  # AUROC, each kind against the clean examples
-CLEAN_COLOR = "#bdbdbd"
-# Okabe and Ito 2008; marker and colour say the same thing twice.
-STYLES = (("o", "#D55E00"), ("s", "#0072B2"), ("^", "#009E73"), ("D", "#CC79A7"), ("P", "#000000"), ("v", "#56B4E9"))
+MARKERS = "osD^Pv"  # marker and colour say the same thing twice
 
 
 def detection(confidence: np.ndarray, error: np.ndarray) -> pd.DataFrame:
@@ -54,44 +54,36 @@ def detection(confidence: np.ndarray, error: np.ndarray) -> pd.DataFrame:
     rows = []
     for name, chosen in [("all", ~clean)] + [(kind, error == kind) for kind in sorted(set(error[~clean]))]:
         among = clean | chosen
-        rows.append(
-            {
-                "planted_error": name,
-                "n": int(chosen.sum()),
-                "auroc": float(roc_auc_score(chosen[among], -confidence[among])),
-                "in_lowest": int((chosen & lowest).sum()),
-                "recall_in_lowest": float(lowest[chosen].mean()),
-                "median_confidence": float(np.median(confidence[chosen])),
-            }
-        )
+        rows.append({
+            "planted_error": name, "n": int(chosen.sum()),
+            "auroc": float(roc_auc_score(chosen[among], -confidence[among])),
+            "in_lowest": int((chosen & lowest).sum()), "recall_in_lowest": float(lowest[chosen].mean()),
+            "median_confidence": float(np.median(confidence[chosen])),
+        })
     return pd.DataFrame(rows)
 
 
 def plot_planted_errors(path: Path, frame: pd.DataFrame, table: pd.DataFrame, title: str) -> None:
     """The data map with the planted errors marked by kind over the clean examples, and confidence by kind beside it,
     where the marks of the crowded corner can be told apart."""
-    from datamap.core.plots import new_figure, save_figure
-
     figure, (axis, strips) = new_figure(10.5, 5.2, 1, 2, sharey=True, width_ratios=[3, 2])
     rng = np.random.default_rng(0)
     overall, *kinds = table.itertuples()
-    groups = [("", "clean", None, ".", CLEAN_COLOR)]
-    groups += [(row.planted_error, label_of(row.planted_error), row.auroc, *style)
-               for row, style in zip(kinds, STYLES, strict=False)]
+    groups = [("", "clean", None, ".", LIGHT_GREY)]
+    groups += [(row.planted_error, label_of(row.planted_error), row.auroc, marker, color)
+               for row, marker, color in zip(kinds, MARKERS, COLORS, strict=False)]
     for place, (kind, label, auroc, marker, color) in enumerate(groups):
         points = frame[frame["planted_error"] == kind]
-        look: dict[str, Any] = {"marker": marker, "color": color, "s": 22, "linewidths": 0, "zorder": 1}
-        if kind:
-            look.update(s=26, linewidths=0.5, edgecolors="white", zorder=3)
-        axis.scatter(points["variability"], points["confidence"], label=f"{label} (n = {len(points):,})", **look)
+        look: dict[str, Any] = {"marker": marker, "color": color, "linewidths": 0.5 * bool(kind),
+                                "edgecolors": "white", "zorder": 3 if kind else 1}
+        axis.scatter(points["variability"], points["confidence"], s=24, label=f"{label} (n = {len(points):,})", **look)
         jitter = rng.uniform(-0.32, 0.32, size=len(points))
-        strips.scatter(place + jitter, points["confidence"], **{**look, "s": 0.7 * look["s"]})
+        strips.scatter(place + jitter, points["confidence"], s=17, **look)
         if auroc is not None:
             strips.annotate(f"{auroc:.3f}", (place, 1.0), ha="center", va="bottom", fontsize=8)
     strips.annotate("AUROC", (0, 1.0), ha="center", va="bottom", fontsize=8)
-    axis.set(xlabel="variability (standard deviation of p(gold) over epochs)", ylim=(-0.02, 1.05),
-             ylabel="confidence (mean p(gold) over epochs)")
-    axis.set_xlim(-0.01, 0.51)
+    axis.set(xlabel="variability (standard deviation of p(gold) over epochs)", xlim=(-0.01, 0.51),
+             ylabel="confidence (mean p(gold) over epochs)", ylim=(-0.02, 1.05))
     # This corner is empty: values in 0..1 with mean m have a standard deviation of at most sqrt(m * (1 - m)).
     axis.legend(loc="lower right", fontsize=8, frameon=False, labelspacing=0.25, borderpad=0)
     labels = [label.replace(" ", "\n") for _, label, *_ in groups]
@@ -113,13 +105,6 @@ def missed_bounds(table: pd.DataFrame) -> list[str]:
             if auroc < bound]
 
 
-def print_table(table: pd.DataFrame) -> None:
-    print(f"{'planted error':<22}{'n':>6}{'AUROC':>9}{'among the lowest':>19}{'median confidence':>20}")
-    for row in table.itertuples():
-        found = f"{row.in_lowest:,} ({row.recall_in_lowest:.0%})"
-        print(f"{label_of(row.planted_error):<22}{row.n:>6,}{row.auroc:>9.3f}{found:>19}{row.median_confidence:>20.3f}")
-
-
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser((__doc__ or "").split("\n")[0])
     parser.add_argument("--cartography_dir", default="./cartography_output",
@@ -136,7 +121,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from datamap.cartography.metrics import load_cartography_metrics
-    from datamap.core.plots import dataset_label
 
     check_not_read(args.output_dir, args.cartography_dir)
     metrics = load_cartography_metrics(args.cartography_dir)
@@ -153,26 +137,24 @@ def main(argv: Sequence[str] | None = None) -> None:
                         "planted error; a ranking needs errors and clean examples")
     table = detection(frame["confidence"].to_numpy(dtype=float), frame["planted_error"].to_numpy(dtype=str))
     result: dict[str, Any] = {
-        "dataset": args.dataset,
-        "split": args.split,
-        "examples": len(frame),
-        "errors": errors,
+        "dataset": args.dataset, "split": args.split, "examples": len(frame), "errors": errors,
         "auroc": float(table["auroc"].iloc[0]),
         "precision_in_lowest": float(table["recall_in_lowest"].iloc[0]),  # as many are taken as there are errors
         "kinds": table.iloc[1:].rename(columns={"planted_error": "kind"}).to_dict("records"),
         "bounds": {"auroc": OVERALL_BOUND, "auroc_per_kind": KIND_BOUND},
         "missed": missed_bounds(table),
     }
-    owns = ("planted_errors.csv", "planted_errors.json", "planted_errors.png", "planted_errors_map.csv")
-    inputs = {"cartography": args.cartography_dir}
-    with stage(args.output_dir, args, owns=owns, inputs=inputs, datasets=[split.identity()]) as path:
+    with stage(args.output_dir, args, owns=("planted_errors*",), inputs={"cartography": args.cartography_dir},
+               datasets=[split.identity()]) as path:
         write_csv(path / "planted_errors.csv", table)
         write_json(path / "planted_errors.json", result)
         plotted = frame[["variability", "confidence", "planted_error"]].replace({"planted_error": {"": None}})
         write_csv(path / "planted_errors_map.csv", plotted.reset_index())
         title = f"Data map of {dataset_label(args.dataset, args.split)} with its planted annotation errors"
         plot_planted_errors(path / "planted_errors.png", frame, table, title)
-    print_table(table)
+    shown = table.assign(planted_error=table["planted_error"].map(label_of))
+    print(console_table(shown, {"n": ",d", "in_lowest": ",d", "recall_in_lowest": ".0%", "auroc": ".3f",
+                                "median_confidence": ".3f"}))
     print(f"of the {errors:,} examples with the lowest confidence, {result['precision_in_lowest']:.0%} are errors")
     print(f"wrote planted_errors.csv, .json and .png to {path}")
     if args.check and result["missed"]:

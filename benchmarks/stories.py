@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import argparse
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from timing import bench_parser, markdown
 
-import run  # noqa: E402
-from datamap.core.artifacts import load_meta, stage  # noqa: E402
-from datamap.core.errors import UserError, command_line  # noqa: E402
-from datamap.core.files import atomic, read_table, write_csv  # noqa: E402
-from datamap.core.flags import Parser, positive_int, seed_number  # noqa: E402
-from datamap.core.splits import default_eval_split  # noqa: E402
+import run
+from datamap.core.artifacts import load_meta, stage
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import atomic, read_table, write_csv
+from datamap.core.flags import positive_int, seed_number
+from datamap.core.splits import default_eval_split
 
 # What each kind of model is trained with; anything that is not built in counts as a pretrained encoder.
 SETTINGS = {
@@ -65,55 +65,52 @@ def train(args: argparse.Namespace, model: str, seed: int, directory: Path) -> N
     ])
 
 
-def rows_of(directory: Path, model: str, seed: int):  # type: ignore[no-untyped-def]
+def rows_of(directory: Path, model: str, seed: int) -> Any:
     table = read_table(directory / "generalization.csv", columns=("split", "slice", "n", "accuracy"), text=("slice",))
     return table.assign(model=model if model in SETTINGS else "pretrained", seed=seed)
 
 
-def tables(frame) -> str:  # type: ignore[no-untyped-def]
+def accuracy(rows: Any, column: str = "accuracy") -> float:
+    """Over all examples of the slices in ``rows``."""
+    return float((rows[column] * rows["n"]).sum() / rows["n"].sum())
+
+
+def tables(frame: Any) -> str:
     """Two tables in Markdown, by category and by number of actors: mean accuracy, and its range over the seeds."""
-    import pandas as pd
-
     models = list(dict.fromkeys(frame["model"]))
-    lines = []
 
-    def add(head: str, groups: list[tuple[str, pd.DataFrame]]) -> None:
-        lines.extend(["", f"| {head} | n | majority | " + " | ".join(models) + " |", "|---" * (3 + len(models)) + "|"])
+    def cell(rows: Any) -> str:
+        by_seed = [accuracy(part) for _, part in rows.groupby("seed")]
+        spread = f" ({min(by_seed):.2f} to {max(by_seed):.2f})" if len(by_seed) > 1 else ""
+        return f"{sum(by_seed) / len(by_seed):.3f}{spread}"
+
+    def table(head: str, groups: list[tuple[str, Any]]) -> str:
+        lines: list[Sequence[str]] = [(head, "n", "majority", *models)]
         for name, rows in groups:
-            cells = []
-            for model in models:
-                mine = rows[rows["model"] == model]
-                by_seed = [(seed["accuracy"] * seed["n"]).sum() / seed["n"].sum() for _, seed in mine.groupby("seed")]
-                spread = f" ({min(by_seed):.2f} to {max(by_seed):.2f})" if len(by_seed) > 1 else ""
-                cells.append(f"{sum(by_seed) / len(by_seed):.3f}{spread}")
             once = rows[(rows["model"] == models[0]) & (rows["seed"] == rows["seed"].min())]
-            majority = (once["majority_baseline"] * once["n"]).sum() / once["n"].sum()
-            lines.append(f"| {name} | {once['n'].sum():,} | {majority:.2f} | " + " | ".join(cells) + " |")
+            lines.append((name, f"{once['n'].sum():,}", f"{accuracy(once, 'majority_baseline'):.2f}",
+                          *(cell(rows[rows["model"] == model]) for model in models)))
+        return markdown(lines)
 
     only_category = frame[frame["category"].notna() & frame["num_actors"].isna()]
     only_actors = frame[frame["num_actors"].notna() & frame["category"].isna()]
-    overall = frame[frame["slice"] == "overall"]
     groups = []
     for split in dict.fromkeys(frame["split"]):
-        groups.append((f"{split}, all", overall[overall["split"] == split]))
-        here = only_category[only_category["split"] == split]
-        names = [name for name in dict.fromkeys(only_category["category"]) if name in set(here["category"])]
-        groups += [(f"{split}, {name}", here[here["category"] == name]) for name in names]
-    add("category", groups)
-    inside = [(low, high, only_actors[only_actors["num_actors"].between(low, high)]) for low, high in BANDS]
-    add("actors", [(f"{low} to {high}", rows) for low, high, rows in inside if len(rows)])
-    return "\n".join(lines).strip() + "\n"
+        groups.append((f"{split}, all", frame[(frame["slice"] == "overall") & (frame["split"] == split)]))
+        groups += [(f"{split}, {name}", rows) for name, rows in
+                   only_category[only_category["split"] == split].groupby("category", sort=False)]
+    bands = [(f"{low} to {high}", only_actors[only_actors["num_actors"].between(low, high)]) for low, high in BANDS]
+    return f"{table('category', groups)}\n\n{table('actors', [band for band in bands if len(band[1])])}\n"
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser("Accuracy on story questions by category and number of actors, for several models and seeds.")
+    parser = bench_parser(__doc__, __file__)
     parser.add_argument("--dataset", default="demo:stories", help="demo:stories, or a directory of that layout")
     parser.add_list("--models", default=["lstm", "lstm_reader", "tiny"],
                     help="built-in ones, and at most one pretrained encoder")
     parser.add_list("--seeds", type=seed_number, default=[42, 43, 44], help="one run each")
     parser.add_argument("--epochs", type=positive_int, help="instead of each model's own number")
     parser.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N stories (default: all)")
-    parser.add_argument("--output_dir", default="./stories_output", help="a directory per run, and the tables")
     return parser.parse_args(argv)
 
 

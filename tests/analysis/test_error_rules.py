@@ -515,18 +515,20 @@ def test_real_questions_rarely_mismatch():
 def test_benchmark_runs(tmp_path, capsys, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     bench = importlib.import_module("bench_error_rules")
-    output = tmp_path / "rules.json"
     monkeypatch.setattr(bench, "BOUND", 1e6)
-    bench.main(["--examples", "300", "--output", str(output)])
-    result = json.loads(output.read_text(encoding="utf-8"))
-    assert json.loads(capsys.readouterr().out) == result
-    assert result["examples"] == 300 and set(result["rates"]) == {*RULES, "is_dataset_error"}
-    assert 140 <= result["mean_context_words"] <= 170
+    bench.main(["--examples", "300", "--output_dir", str(tmp_path)])
+    result = json.loads((tmp_path / "bench_error_rules.json").read_text(encoding="utf-8"))
+    seconds, words = result["measures"]
+    assert seconds["keeps"] and 140 <= words["found"] <= 170
+    assert "| nine rules on 300 examples | " in capsys.readouterr().out
+    assert set(result["rates"]) == {*RULES, "is_dataset_error"}
     assert all(result["rates"][rule] > 0 for rule in (R2, R3, R5, R6, R7, R9))
-    monkeypatch.setattr(bench, "BOUND", 0.0)
+    for bound in ("BOUND", "FIXED"):
+        monkeypatch.setattr(bench, bound, 0.0)
     with pytest.raises(SystemExit) as exit_info:
-        bench.main(["--examples", "300"])
+        bench.main(["--examples", "300", "--output_dir", str(tmp_path)])
     assert exit_info.value.code == 1
+    assert "BROKEN" in capsys.readouterr().out
 
 
 def test_importing_loads_nothing_heavy():
