@@ -20,8 +20,7 @@ from pathlib import Path
 from datamap.core.artifacts import stage
 from datamap.core.errors import command_line
 from datamap.core.files import write_json
-from datamap.training.embedding_arguments import parse_args
-from datamap.training.embeddings import describe, embedding_spans, load_inputs, write_embeddings
+from datamap.training.embeddings import build_parser, describe, embedding_spans, load_inputs, write_embeddings
 from datamap.training.models import usable_length, usable_stride
 
 OWNS = ("embeddings.npy", "embeddings_metadata.json")
@@ -29,7 +28,7 @@ OWNS = ("embeddings.npy", "embeddings_metadata.json")
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+    args = build_parser().parse_args(argv)
     split, model, tokenizer = load_inputs(args)
     task = split.task
     args.max_length = usable_length(args.max_length, model, tokenizer)

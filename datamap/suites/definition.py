@@ -38,7 +38,7 @@ from datamap.core.places import EXAMPLES
 from datamap.core.splits import default_eval_split, load_split
 from datamap.selection import arguments as selection_arguments
 from datamap.suites.runs import Run, identity_of, run_name
-from datamap.training import embedding_arguments
+from datamap.training import embeddings
 from datamap.training.arguments import build_parser, inputs_of, parse_args, task_of_run
 from datamap.training.models import SCRATCH_MODELS
 
@@ -47,7 +47,7 @@ SUITE_KEYS = {"name", "description", "baseline", "prerequisites", "base", "exper
 EXPERIMENT_KEYS = {"name", "description", "why", "args", "select", "control"}
 # What makes a prerequisite, in the order of their making: the script and its parser.
 SCRIPTS = {
-    "cartography": ("run.py", build_parser), "embeddings": ("extract_embeddings.py", embedding_arguments.build_parser),
+    "cartography": ("run.py", build_parser), "embeddings": ("extract_embeddings.py", embeddings.build_parser),
     "clusters": ("cluster_analysis.py", cluster_arguments.build_parser),
 }
 CONTROL = "_control"

@@ -119,7 +119,7 @@ class TopEpochs:
     def save(self, newest_step: int | None) -> None:
         """Write the list and delete the checkpoints that are not on it; the newest stays unless None."""
         names = {entry["checkpoint"] for entry in self.entries} | {f"checkpoint-{newest_step}"}
-        for path in self.output_dir.glob("checkpoint-*"):
-            if re.fullmatch(r"checkpoint-\d+", path.name) and path.name not in names:
+        for path in _checkpoints(self.output_dir):
+            if path.name not in names:
                 shutil.rmtree(path)
         write_json(self.output_dir / self.FILE, nulls_for_nan(self.entries))

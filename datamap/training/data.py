@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ import numpy as np
 
 from datamap.analysis.filter_config import apply_filters
 from datamap.cartography.metrics import load_cartography_metrics
-from datamap.core.artifacts import artifact_file, check_same_dataset
+from datamap.core.artifacts import artifact_file, check_same_dataset, digest
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, read_table, write_jsonl
 from datamap.core.splits import Split, content_fingerprint, default_eval_split, load_split
@@ -23,7 +21,7 @@ from datamap.tasks.base import Task
 from datamap.tasks.classification import label_values
 from datamap.tasks.slices import slice_columns
 from datamap.training.arguments import task_of_run
-from datamap.training.model_files import trained_fingerprint
+from datamap.training.models import trained_fingerprint
 
 if TYPE_CHECKING:
     import datasets
@@ -155,18 +153,7 @@ def _is_selected(data: Any, path: str, split: Split) -> np.ndarray:
     return selected
 
 
-@dataclass(frozen=True)
-class _Request:
-    """What decides the features of a dataset; what is not compared follows from what is."""
-
-    dataset: str
-    tokenizer_hash: str
-    task: Task
-    max_length: int
-    doc_stride: int
-    ablation: str
-    data: datasets.Dataset = dataclasses.field(compare=False)
-    tokenizer: PreTrainedTokenizerBase = dataclasses.field(compare=False)
+_features: dict[tuple[Any, ...], datasets.Dataset] = {}
 
 
 def features_of(
@@ -174,18 +161,14 @@ def features_of(
 ) -> datasets.Dataset:
     """``Task.features`` of a split. The last few are kept: runs of a suite that follow each other share them."""
     state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(id(tokenizer))
-    parts = (state, str(tokenizer.model_input_names))
-    digest = hashlib.blake2b("\x1f".join(parts).encode()).hexdigest()
     fingerprint = split.data._fingerprint  # of the rows, not of the whole split
-    return _features(
-        _Request(fingerprint, digest, split.task, max_length, doc_stride, ablation, split.data, tokenizer)
-    )
-
-
-@functools.lru_cache(maxsize=4)
-def _features(request: _Request) -> datasets.Dataset:
-    asked = (request.max_length, request.doc_stride, request.ablation)
-    return request.task.features(request.data, request.tokenizer, *asked)
+    asked = (max_length, doc_stride, ablation)
+    key = (fingerprint, digest([state, tokenizer.model_input_names]), split.task, *asked)
+    features = _features.pop(key) if key in _features else split.task.features(split.data, tokenizer, *asked)
+    _features[key] = features  # the latest stands last
+    for old in list(_features)[:-4]:
+        del _features[old]
+    return features
 
 
 def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:

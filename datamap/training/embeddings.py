@@ -1,4 +1,4 @@
-"""Examples as vectors: which token vectors of an encoder make an embedding, and how a split is embedded."""
+"""Examples as vectors: which token vectors of an encoder make an embedding, how a split is embedded, the flags."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import numpy as np
 from datamap.core.artifacts import check_not_read, recorded_split, recorded_task
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import atomic
+from datamap.core.flags import Parser, positive_int
 from datamap.core.splits import Split
-from datamap.tasks.registry import task_of
-from datamap.training.embedding_arguments import check_task
-from datamap.training.model_files import check_whole_model
-from datamap.training.models import load_encoder
+from datamap.tasks.registry import TASKS, add_task_flags, task_of
+from datamap.training.models import check_whole_model, load_encoder
 
 if TYPE_CHECKING:
     import datasets
@@ -112,7 +111,33 @@ def embedder(
 # --- of extract_embeddings.py --------------------------------------------------------------------------------------
 
 
+def build_parser() -> Parser:
+    parser = Parser("Turn each example of a dataset into one vector of a trained model.", "extract_embeddings.py")
+    parser.add_argument("--model_path", required=True, help="directory that run.py wrote, or a Hub name")
+    parser.add_argument(
+        "--dataset", help="Hub name, file, directory or demo:... (default: the one the model was trained on)"
+    )
+    parser.add_argument("--split", help="split to embed (default: the one the model was trained on, else train)")
+    parser.add_argument("--max_samples", type=positive_int, help="embed only the first N examples (default: all)")
+    add_task_flags(parser)
+    parser.add_argument(
+        "--pooling", choices=tuple(dict.fromkeys(pooling for task in TASKS.values() for pooling in task.pooling)),
+        help="which token vectors make the embedding: "
+        + "; ".join(f"{name} {' or '.join(task.pooling)}" for name, task in TASKS.items())
+        + " (default: the first)",
+    )
+    parser.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
+    parser.add_argument(
+        "--doc_stride", type=positive_int, help="tokens that two windows share, for qa only (default: 128)"
+    )
+    parser.add_argument("--batch_size", type=positive_int, default=32, help="windows or texts in a batch")
+    parser.add_argument("--output_dir", default="./embeddings_output", help="where the files go")
+    parser.add_switch("--no_cuda", help="use the CPU even where there is a GPU (on a GPU: bfloat16)")
+    return parser
+
+
 def load_inputs(args: argparse.Namespace) -> tuple[Split, PreTrainedModel, PreTrainedTokenizerBase]:
+    """What is to be embedded and by what; flags that the task has not got are refused, its defaults filled in."""
     local = Path(args.model_path).exists()
     if local:
         check_whole_model(args.model_path)
@@ -120,7 +145,11 @@ def load_inputs(args: argparse.Namespace) -> tuple[Split, PreTrainedModel, PreTr
     elif args.model_path.startswith((".", "/", "~")):
         raise UserError(f"--model_path {args.model_path}: no such directory")
     task = task_of(args, recorded_task(args.model_path) if local else None)
-    check_task(args, task)
+    if args.pooling and args.pooling not in task.pooling:
+        raise UserError(f"--pooling {args.pooling} is not for --task {task.name}, which has {', '.join(task.pooling)}")
+    if args.doc_stride and "doc_stride" not in task.flags:
+        raise UserError(f"--doc_stride is for --task qa, this is {task.name}: its texts are not cut into windows")
+    args.pooling, args.doc_stride = args.pooling or task.pooling[0], args.doc_stride or 128
     split = recorded_split(args.model_path, args.dataset, args.split, task, args.max_samples)
     if split is None:
         raise UserError(f"{args.model_path} does not record the dataset it was trained on; name it with --dataset")

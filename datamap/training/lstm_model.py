@@ -28,7 +28,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput, SequenceClassifierOutput
 
 from datamap.core.errors import UserError
-from datamap.training.tiny_model import check_vocab_size, count_words, paired
+from datamap.training.tiny_model import count_words, paired, vocabulary
 
 VOCAB_SIZE = 20_000
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
@@ -171,6 +171,7 @@ def distinct_words(ids: torch.Tensor, inside: torch.Tensor) -> tuple[torch.Tenso
 class LSTMPreTrainedModel(PreTrainedModel):
     config_class = LSTMConfig
     base_model_prefix = "lstm"
+    _input_embed_layer = "embeddings"
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -211,12 +212,6 @@ class LSTMModel(LSTMPreTrainedModel):
         self.reader = Reader(config.hidden_size) if config.reader else None
         self.dropout = nn.Dropout(config.dropout)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Embedding:
-        return self.embeddings
-
-    def set_input_embeddings(self, value: nn.Embedding) -> None:
-        self.embeddings = value
 
     def forward(
         self,
@@ -309,18 +304,10 @@ AutoModel.register(LSTMConfig, LSTMModel, exist_ok=True)
 AutoModelForSequenceClassification.register(LSTMConfig, LSTMForSequenceClassification, exist_ok=True)
 
 
-def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
-    """A lower-casing tokenizer of whole words and punctuation: the most frequent of ``texts``; the rest is [UNK].
-
-    Words of one count are in alphabetical order, so that every process numbers them alike.
-    """
-    size = VOCAB_SIZE if vocab_size is None else vocab_size
-    check_vocab_size(size, len(SPECIAL_TOKENS))
-    normalizer, splitter, counts = count_words(texts)
-    words = [*SPECIAL_TOKENS, *sorted(counts, key=lambda word: (-counts[word], word))][:size]
-    tokenizer = Tokenizer(models.WordLevel({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, splitter
-    return paired(tokenizer, max_length)
+def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
+    """A lower-casing tokenizer of whole words and punctuation: the most frequent of ``texts``; the rest is [UNK]."""
+    words = vocabulary(SPECIAL_TOKENS, count_words(texts), vocab_size)
+    return paired(Tokenizer(models.WordLevel(words, unk_token="[UNK]")), max_length)
 
 
 def build_model(
@@ -328,30 +315,28 @@ def build_model(
     model_class: Any,
     max_length: int,
     *,
-    hidden_size: int | None = None,
-    num_layers: int | None = None,
-    dropout: float | None = None,
+    hidden_size: int = HIDDEN_SIZE,
+    num_layers: int = NUM_LAYERS,
+    dropout: float = DROPOUT,
     reader: bool = False,
     **head: Any,
 ) -> PreTrainedModel:
     """An LSTM with random weights (seed torch first); ``head`` goes to its configuration (num_labels, id2label, ...).
 
-    None means the default of the model; reader: an ``lstm_reader``. ``max_length`` bounds nothing: an LSTM reads texts
-    of any length.
+    reader: an ``lstm_reader``. ``max_length`` bounds nothing: an LSTM reads texts of any length.
     """
     if model_class.__name__ == "AutoModelForQuestionAnswering":
         raise UserError("--model lstm classifies and cannot mark the answer in a text; for --task qa use --model tiny")
-    size = HIDDEN_SIZE if hidden_size is None else hidden_size
-    if size < 2 or size % 2:
+    if hidden_size < 2 or hidden_size % 2:
         raise UserError(
-            f"--hidden_size {size}: expected an even number, as --model lstm gives one half to either reading "
-            f"direction; take {size + size % 2 or 2}"
+            f"--hidden_size {hidden_size}: expected an even number, as --model lstm gives one half to either reading "
+            f"direction; take {hidden_size + hidden_size % 2 or 2}"
         )
     config = LSTMConfig(
         vocab_size=len(tokenizer),
-        hidden_size=size,
-        num_hidden_layers=NUM_LAYERS if num_layers is None else num_layers,
-        dropout=DROPOUT if dropout is None else dropout,
+        hidden_size=hidden_size,
+        num_hidden_layers=num_layers,
+        dropout=dropout,
         pad_token_id=tokenizer.pad_token_id,
         reader=reader,
         **head,

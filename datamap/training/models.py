@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from datamap.core.artifacts import model_meta
 from datamap.core.errors import UserError, first_line
 from datamap.core.splits import Split
-from datamap.training.model_files import check_has_tokenizer, check_whole_model
 
 if TYPE_CHECKING:
     import torch
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
     from datamap.tasks.base import Task
 
+TOKENIZER_FILES = (
+    "tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "spm.model", "sentencepiece.bpe.model",
+    "tokenizer.model",
+)
 # Built in: name -> module with train_tokenizer, build_model and LEARNING_RATE, and settings for build_model.
 SCRATCH_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("tiny_model", {}), "lstm": ("lstm_model", {}), "lstm_reader": ("lstm_model", {"reader": True}),
@@ -48,17 +52,48 @@ def load_model(
     """
     if name in SCRATCH_MODELS:
         assert train is not None
-        module, settings = _module(name), SCRATCH_MODELS[name][1]
+        module, settings = _module(name), {**SCRATCH_MODELS[name][1], **task.head(None, train.data, train.name)}
+        settings |= {size: value for size, value in sizes.items() if value is not None}
         texts = (text for column in task.text_columns for text in train.data[column][:])
-        rest = {size: value for size, value in sizes.items() if size != "vocab_size"}
-        head = task.head(None, train.data, train.name)
-        tokenizer = module.train_tokenizer(texts, max_length, sizes.get("vocab_size"))
-        return module.build_model(tokenizer, task.model_class, max_length, **settings, **rest, **head), tokenizer
+        words = {"vocab_size": settings.pop("vocab_size")} if "vocab_size" in settings else {}
+        tokenizer = module.train_tokenizer(texts, max_length, **words)
+        return module.build_model(tokenizer, task.model_class, max_length, **settings), tokenizer
     head = task.head(load_config(name), train.data if train else None, train.name if train else "")
     return load_pretrained(
         name, task.model_class, f"a model for --task {task.name}", ignore_mismatched_sizes=bool(head), **head,
         new_head=train is not None, advice="train it (--do_train), or evaluate a directory that run.py wrote",
     )
+
+
+# --- what the files in the directory of a model say ---------------------------------------------------------------
+
+
+def check_whole_model(path: str | Path) -> None:
+    """Refuse a model directory whose training did not finish; a Hub name, or one trained elsewhere, passes."""
+    if not Path(path).is_dir():
+        return
+    if not (Path(path) / "config.json").exists():
+        raise UserError(f"{path} holds no config.json, so no model; run.py --do_train writes one")
+    _check_has_tokenizer(path)
+    meta = model_meta(path)
+    if meta and meta.get("status") != "finished":
+        raise UserError(f"model {path} is not whole: its training is marked {meta.get('status')}; train it again")
+
+
+def _check_has_tokenizer(path: str | Path) -> None:
+    """Refuse a directory without a tokenizer, in whose place the library would make up one that knows no word."""
+    if Path(path).is_dir() and not any((Path(path) / name).exists() for name in TOKENIZER_FILES):
+        raise UserError(f"{path} holds no tokenizer ({', '.join(TOKENIZER_FILES)}); save it beside the model")
+
+
+def trained_fingerprint(model: str | Path) -> str | None:
+    """The fingerprint of what run.py trained the model in a directory on, checkpoints too; None where that is unknown,
+    as of a Hub model."""
+    path = Path(model)
+    if not path.is_dir():
+        return None
+    meta = model_meta(path) or (model_meta(path.parent) if path.name.startswith("checkpoint-") else None)
+    return meta["datasets"][0]["fingerprint"] if meta and meta.get("datasets") else None
 
 
 # --- pretrained ---------------------------------------------------------------------------------------------------
@@ -113,7 +148,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Tokenizer of a Hub name, or of the directory of a model or an adapter."""
     from transformers import AutoTokenizer
 
-    check_has_tokenizer(name)
+    _check_has_tokenizer(name)
     with _loading(name, "a tokenizer"):
         return AutoTokenizer.from_pretrained(name)
 

@@ -26,7 +26,7 @@ from datamap.core.errors import UserError
 from datamap.core.files import write_json
 from datamap.core.splits import load_split
 from datamap.tasks.qa import QuestionAnswering
-from datamap.training.model_files import check_whole_model
+from datamap.training.models import check_whole_model
 
 TASK = QuestionAnswering()
 

@@ -25,8 +25,7 @@ from datamap.tasks.classification import SequenceClassification
 from datamap.tasks.nli import NaturalLanguageInference
 from datamap.tasks.qa import QuestionAnswering
 from datamap.training.lstm_model import LSTMConfig, LSTMForSequenceClassification
-from datamap.training.model_files import trained_fingerprint
-from datamap.training.models import load_model
+from datamap.training.models import load_model, trained_fingerprint
 from datamap.training.tiny_model import train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,7 +20,8 @@ from datamap.core.files import read_json, write_json
 from datamap.core.splits import load_split
 from datamap.suites.planning import plan_suite
 from datamap.suites.prerequisites import places_of
-from datamap.training import embedding_arguments, prerequisites
+from datamap.training import embeddings as extraction
+from datamap.training import prerequisites
 from datamap.training.arguments import parse_args, task_of_run
 from datamap.training.prerequisites import PrerequisiteFailed, is_made, make, shown
 
@@ -347,7 +348,7 @@ def commands(planned):
         assert scripts == ["extract_embeddings.py", "cluster_analysis.py"]
         embeddings, clusters = [(each.command or [])[1:] for each in needed[1:]]
         return SimpleNamespace(
-            needed=needed, runs=runs, embeddings=embedding_arguments.build_parser().parse_args(embeddings),
+            needed=needed, runs=runs, embeddings=extraction.build_parser().parse_args(embeddings),
             clusters=cluster_arguments.build_parser().parse_args(clusters),
         )
 
