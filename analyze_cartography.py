@@ -28,7 +28,6 @@ OWNS = (
     "cartography_map.png",
 )
 ROWS_PRINTED = 12
-THRESHOLD_FLAGS = ("--threshold_method", "--confidence_threshold", "--variability_threshold")
 
 logger = logging.getLogger(__name__)
 
@@ -50,13 +49,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is written")
     group.add_argument("--n_examples", type=positive_int, default=20, help="samples per category")
     group.add_argument("--output_dir", default="./cartography_analysis", help="where the files go")
-    for flag in THRESHOLD_FLAGS:
-        group.add_argument(flag, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+    moved = ("--threshold_method", "--confidence_threshold", "--variability_threshold")
+    group.add_argument(*moved, dest="moved", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
-    for flag in THRESHOLD_FLAGS:
-        if hasattr(args, flag.removeprefix("--")):
-            parser.error(f"{flag}: the thresholds belong to the map, so that every stage cuts alike; "
-                         "dataset_cartography.py writes it again with others")
+    if "moved" in args:
+        parser.error(f"{', '.join(moved)}: the thresholds belong to the map, so that every stage cuts alike; "
+                     "dataset_cartography.py writes it again with others")
     return args
 
 
@@ -64,7 +62,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from datamap.analysis import map_summary as summary
-    from datamap.analysis.groups import group_table, metric_columns, printed_groups
     from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
     from datamap.cartography.dynamics import read_logged_logits
     from datamap.cartography.maps import check_no_recording, load_map, write_cartography
@@ -91,8 +88,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     caption = f"{name}, n = {len(frame):,}; cuts: confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
-    identities = [split.identity()] if split else []
-    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=identities) as path:
+    identity = split.identity() if split else None
+    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[identity]) as path:
         if args.training_dynamics or ".jsonl" in source.suffixes:  # made elsewhere: it has no map yet
             write_cartography(path, metrics, name)
         for category in CATEGORIES:
@@ -102,16 +99,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary.plot_distributions(path / "metric_distributions.png", table, cuts, caption)
         table = summary.correlations(frame)
         write_csv(path / "metric_correlations.csv", table)
-        summary.plot_correlations(path / "metric_correlations.png", table, metric_columns(frame), caption)
+        summary.plot_correlations(path / "metric_correlations.png", table, summary.metric_columns(frame), caption)
         if split is not None:
             by, by_group = summary.groups_analysis(frame, split)
             write_csv(path / f"{by}_analysis.csv", by_group)
             summary.plot_groups(path / f"category_by_{by}.png", by_group, by, caption)
 
     print(caption)
-    print(printed_groups(group_table(frame.assign(all="all"), "all"), "all", "", ROWS_PRINTED))
+    print(summary.printed_groups(summary.group_table(frame.assign(all="all"), "all"), "all", "", ROWS_PRINTED))
     if split is not None:
-        print(printed_groups(by_group, by, ".20", ROWS_PRINTED))
+        print(summary.printed_groups(by_group, by, ".20", ROWS_PRINTED))
     print(f"wrote tables, samples and pictures to {path}")
 
 

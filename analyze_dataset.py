@@ -16,10 +16,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from datamap.analysis import integrated
 from datamap.analysis.clusters import cluster_name, load_clusters
-from datamap.analysis.groups import printed_groups
-from datamap.analysis.predictions import predictions_of
 from datamap.cartography.maps import load_map
 from datamap.core.artifacts import (
     check_not_read,
@@ -74,7 +71,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    from datamap.analysis.unified_table import summarize_overlap, unified_table
+    from datamap.analysis import integrated
+    from datamap.analysis.map_summary import printed_groups
+    from datamap.analysis.unified_table import predictions_of, summarize_overlap, unified_table
 
     check_not_read(args.output_dir, args.cartography_dir, args.cluster_dir)
     metrics, thresholds = load_map(args.cartography_dir)
@@ -108,8 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cuts = f"cuts: confidence {thresholds[0]:.3g}, variability {thresholds[1]:.3g}"
     caption = f"{name}, n = {len(frame):,} with metrics and cluster; {cuts}"
     inputs = {**sources, "predictions": args.predictions}
-    identities = [split.identity()] if split else []
-    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=identities) as path:
+    identity = split.identity() if split else None
+    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[identity]) as path:
         difficulty = integrated.difficulty_table(frame)
         patterns = integrated.find_patterns(frame, thresholds, by)
         points = frame.reset_index()[["id", "dim1", "dim2", "cluster", "category"]]

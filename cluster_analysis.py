@@ -49,10 +49,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         logger.info(f"--reduction_dim lowered to {reduction_dim}: there are {rows:,} rows of {dims} dimensions")
 
     scaled = clusters.standardise(embeddings.values)
-    identity = recorded_dataset(embeddings.file)
     with stage(
         args.output_dir, args, owns=clusters.CLUSTER_FILES, inputs={"embeddings": embeddings.file},
-        datasets=[identity] if identity else [],
+        datasets=[recorded_dataset(embeddings.file)],
     ) as path:
         logger.info(f"reducing {rows:,} x {dims} embeddings to {reduction_dim} dimensions ({args.reduction_method})")
         reduced, shares = clusters.reduce_dimensions(

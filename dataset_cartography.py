@@ -42,21 +42,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 __all__ = [
-    "CATEGORIES",
-    "CATEGORY_COLORS",
-    "METRIC_COLUMNS",
-    "categorize_examples",
-    "category_thresholds",
-    "compute_metrics",
-    "get_examples_by_category",
-    "load_cartography_metrics",
-    "load_map",
-    "map_thresholds",
-    "plot_data_map",
-    "read_dynamics",
-    "read_logged_logits",
-    "write_cartography",
-    "write_dynamics",
+    "CATEGORIES", "CATEGORY_COLORS", "METRIC_COLUMNS", "categorize_examples", "category_thresholds",
+    "compute_metrics", "get_examples_by_category", "load_cartography_metrics", "load_map", "map_thresholds",
+    "plot_data_map", "read_dynamics", "read_logged_logits", "write_cartography", "write_dynamics",
 ]
 
 
@@ -114,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     title = dataset_label(recorded["dataset"], recorded["split"]) if recorded else source.name
 
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
-    datasets = [recorded] if recorded else []
-    with stage(args.output_dir, args, owns=CARTOGRAPHY_FILES, inputs=inputs, datasets=datasets) as path:
+    with stage(args.output_dir, args, owns=CARTOGRAPHY_FILES, inputs=inputs, datasets=[recorded]) as path:
         for epoch in read_epochs(args):
             write_dynamics(path, epoch.pop("epoch"), epoch.pop("id"), epoch)
         write_cartography(path, metrics, title, *asked)

@@ -13,20 +13,7 @@ from datamap.core.splits import Split, default_eval_split, generate_hash_ids, lo
 from datamap.tasks.registry import get_task
 
 __all__ = [
-    "DEFAULT_DATASET",
-    "DEFAULT_MODEL",
-    "DEFAULT_SEED",
-    "Parser",
-    "Split",
-    "UserError",
-    "check_writable",
-    "command_line",
-    "default_eval_split",
-    "generate_hash_ids",
-    "get_task",
-    "is_main_process",
-    "load_split",
-    "name_a_few",
-    "setup_logging",
-    "stage",
+    "DEFAULT_DATASET", "DEFAULT_MODEL", "DEFAULT_SEED", "Parser", "Split", "UserError", "check_writable",
+    "command_line", "default_eval_split", "generate_hash_ids", "get_task", "is_main_process", "load_split",
+    "name_a_few", "setup_logging", "stage",
 ]

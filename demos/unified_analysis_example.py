@@ -138,7 +138,7 @@ def plot_rules(path: Path, table: pd.DataFrame, caption: str) -> None:
 def plot_flagged(path: Path, df: pd.DataFrame, caption: str) -> None:
     import numpy as np
 
-    from datamap.analysis.groups import METRIC_LABELS
+    from datamap.analysis.map_summary import METRIC_LABELS
     from datamap.cartography.categories import CATEGORIES
     from datamap.core.plots import CATEGORY_COLORS, GREY, LIGHT_GREY, new_figure, save_figure
 

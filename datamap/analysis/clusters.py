@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datamap.core.artifacts import artifact_file
-from datamap.core.errors import UserError, name_a_few
+from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import read_json, read_table
 from datamap.core.plots import COLORS, LIGHT_GREY, new_figure, save_figure
 
@@ -37,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class Embeddings:
-    values: np.ndarray  # (rows, dims) float32
+    values: np.ndarray  # (rows, dims) floating point and finite, a memory map
     ids: list[str]
     texts: dict[str, list[Any]]  # column -> one value per row; empty when the file carries no texts
     metadata: dict[str, Any]  # the rest of embeddings_metadata.json
@@ -48,7 +47,7 @@ def load_embeddings(path: str) -> Embeddings:
     file = artifact_file(path, "embeddings.npy", MADE_BY)
     metadata_file = artifact_file(file.parent, "embeddings_metadata.json", MADE_BY)
     try:
-        values = np.load(file, allow_pickle=False)
+        values = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{file} is not a whole .npy file ({error}); run {MADE_BY} again") from error
     metadata = read_json(metadata_file)
@@ -62,9 +61,8 @@ def load_embeddings(path: str) -> Embeddings:
         raise UserError(
             f"{metadata_file} lists {len(ids):,} ids, but {file.name} has {len(values):,} rows; run {MADE_BY} again"
         )
-    if len(set(ids)) != len(ids):
-        repeated = [example for example, count in Counter(ids).items() if count > 1]
-        raise UserError(f"{metadata_file}: {len(repeated):,} ids occur more than once ({name_a_few(repeated)})")
+    if twice := repeated(ids):
+        raise UserError(f"{metadata_file}: {len(twice):,} ids occur more than once ({name_a_few(twice)})")
     broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
     if len(broken):
         names = name_a_few(ids[row] for row in broken)
@@ -98,12 +96,8 @@ def reduce_dimensions(
 
     # n_jobs=1: what a seed means to UMAP anyway. Packed points (min_dist 0) suit density clustering, not a picture.
     umap = UMAP(
-        n_components=dimensions,
-        n_neighbors=min(15, len(values) - 1),
-        min_dist=0.1 if dimensions == 2 else 0.0,
-        metric=metric,
-        random_state=seed,
-        n_jobs=1,
+        n_components=dimensions, n_neighbors=min(15, len(values) - 1), min_dist=0.1 if dimensions == 2 else 0.0,
+        metric=metric, random_state=seed, n_jobs=1,
     )
     return umap.fit_transform(values), None
 
@@ -182,10 +176,7 @@ def number_by_size(found: Clustering) -> Clustering:
     sizes = np.bincount(found.labels[found.labels != NOISE], minlength=found.num_clusters)
     order = np.argsort(-sizes, kind="stable")
     new = np.append(np.argsort(order, kind="stable"), NOISE)  # the last entry is what -1 picks
-    return Clustering(
-        new[found.labels], found.probabilities, found.outlier_scores, np.asarray(found.persistence)[order],
-        found.num_fitted,
-    )
+    return replace(found, labels=new[found.labels], persistence=np.asarray(found.persistence)[order])
 
 
 def assignments(ids: Sequence[str], found: Clustering, dims: np.ndarray) -> pd.DataFrame:
@@ -208,21 +199,12 @@ def statistics(found: Clustering) -> pd.DataFrame:
     """One row per cluster, noise (-1) first: its share, how stable it is, how firmly its rows belong."""
     import pandas as pd
 
-    frame = pd.DataFrame({"cluster": found.labels, "probability": found.probabilities, "score": found.outlier_scores})
-    grouped = frame.groupby("cluster")
-    clusters = range(NOISE, found.num_clusters)
-    table = pd.DataFrame(
-        {
-            "size": grouped.size(),
-            "mean_probability": grouped["probability"].mean(),
-            "mean_outlier_score": grouped["score"].mean(),
-        }
-    ).reindex(clusters)
-    table["size"] = table["size"].fillna(0).astype(int)
-    table["fraction"] = table["size"] / len(frame)
-    table["persistence"] = [np.nan, *found.persistence]
-    columns = ["cluster", "size", "fraction", "persistence", "mean_probability", "mean_outlier_score"]
-    return table.rename_axis("cluster").reset_index()[columns]
+    clusters = pd.Index(range(NOISE, found.num_clusters), name="cluster")
+    scores = pd.DataFrame({"mean_probability": found.probabilities, "mean_outlier_score": found.outlier_scores})
+    means = scores.groupby(found.labels).mean().reindex(clusters)
+    sizes = np.bincount(found.labels - NOISE, minlength=len(clusters))
+    first = {"size": sizes, "fraction": sizes / len(scores), "persistence": [np.nan, *found.persistence]}
+    return pd.concat([pd.DataFrame(first, clusters), means], axis=1).reset_index()
 
 
 def samples(embeddings: Embeddings, found: Clustering) -> dict[str, list[dict[str, Any]]]:
@@ -253,11 +235,9 @@ def load_clusters(path: str | Path, columns: Sequence[str] = CLUSTER_COLUMNS) ->
     if table.empty:
         raise UserError(f"{file} holds no examples; run cluster_analysis.py again")
     numbers = {column: pd.to_numeric(table[column], errors="coerce") for column in columns}
-    bad = numbers["cluster"].isna() | (numbers["cluster"] % 1 != 0)
-    if bad.any():
-        raise UserError(
-            f"{file}: cluster of {int(bad.sum()):,} examples ({name_a_few(table['id'][bad])}) is no whole number"
-        )
+    bad = table["id"][numbers["cluster"].isna() | (numbers["cluster"] % 1 != 0)]
+    if len(bad):
+        raise UserError(f"{file}: cluster of {len(bad):,} examples ({name_a_few(bad)}) is no whole number")
     return table.assign(**numbers).astype({"cluster": "Int64"}).set_index("id")[list(columns)]
 
 
@@ -283,16 +263,11 @@ def choose_colours(found: Clustering, dims: np.ndarray) -> list[str]:
     """A colour per cluster. There are more clusters than colours that anybody can tell apart, so a colour is used
     again, each time for the cluster that lies farthest from those that have it already."""
     centres = [np.median(dims[found.labels == label], axis=0) for label in range(found.num_clusters)]
-    colours: list[str] = []
-    for label, centre in enumerate(centres):
-        if label < len(COLORS):
-            colours.append(COLORS[label])
-            continue
-        distances = np.linalg.norm(np.array(centres[:label]) - centre, axis=1)
-        nearest = {colour: np.inf for colour in COLORS}
-        for colour, distance in zip(colours, distances, strict=True):
-            nearest[colour] = min(nearest[colour], distance)
-        colours.append(max(nearest, key=nearest.__getitem__))
+    colours = list(COLORS[: len(centres)])
+    for label in range(len(COLORS), len(centres)):
+        distances = np.linalg.norm(np.array(centres[:label]) - centres[label], axis=1)
+        taken = np.array(colours)
+        colours.append(max(COLORS, key=lambda colour: distances[taken == colour].min()))
     return colours
 
 
@@ -319,7 +294,7 @@ def plot_map(
             str(label), (x, top if small else y), xytext=(0, 2 if small else 0), textcoords="offset points",
             ha="center", va="bottom" if small else "center", fontsize=9,
             path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
-        )  # fmt: skip
+        )
     plot.set(xlabel=axes[0], ylabel=axes[1])
     caption = f"{found.summary}\nnoise is grey"
     if found.num_clusters:

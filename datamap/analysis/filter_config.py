@@ -42,9 +42,8 @@ logger = logging.getLogger(__name__)
 def reads_metrics(config: Mapping[str, Any], directory: str | Path) -> bool:
     """Whether a filter reads the cartography in ``directory``, which then must not be written in the same run."""
     place = Path(directory).resolve()
-    several = (settings if isinstance(settings, list) else [settings] for settings in config.values())
-    paths = [block.get("metrics_path") for blocks in several for block in blocks]
-    return any(path is not None and Path(path).resolve() in (place, *place.glob("*")) for path in paths)
+    paths = filter_inputs(config, is_selection=True).values()
+    return any(Path(path).resolve() in (place, *place.glob("*")) for path in paths)
 
 
 def load_filter_config(path: str | Path) -> dict[str, Any]:

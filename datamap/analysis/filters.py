@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from datamap.analysis.clusters import load_clusters
-from datamap.analysis.predictions import read_predictions
 from datamap.cartography.categories import CATEGORIES
 from datamap.cartography.maps import load_map
 from datamap.cartography.metrics import METRIC_COLUMNS
@@ -121,35 +120,35 @@ class JoinedDataset:
         """Cartography metrics and ``category``, cut at the map's own thresholds."""
         if str(path) not in self._tables:
             frame, cuts = load_map(path)
-            table = self._tables[str(path)] = self._align(path, frame)
-            table.thresholds = dict(zip(("confidence", "variability"), cuts, strict=True))
+            self._align(path, frame, dict(zip(("confidence", "variability"), cuts, strict=True)))
         return self._tables[str(path)]
 
     def clusters(self, path: str | Path) -> Table:
         if str(path) not in self._tables:
-            self._tables[str(path)] = self._align(path, load_clusters(path, ("cluster", "cluster_probability")))
+            self._align(path, load_clusters(path, ("cluster", "cluster_probability")), {})
         return self._tables[str(path)]
 
     def error_rules(self, predictions_path: str | Path | None) -> Table:
         """The error rules, over the whole dataset; with predictions, examples without one count as missing."""
         from datamap.analysis.error_rules import flag_errors
+        from datamap.analysis.unified_table import read_predictions
 
         why = "the error rules are for extractive question answering"
         questions, contexts, answers = self.columns("rules", why, "question", "context", "answers")
         predictions: list[str | None] = [None] * len(self.ids)
         if predictions_path is not None:
-            _, known = read_predictions(predictions_path, "predicted_answer", str, "text")
+            _, known = read_predictions(predictions_path, "predicted_answer")
             self._rows(predictions_path, list(known))
-            predictions = [known[example]["predicted_answer"] if example in known else None for example in self.ids]
+            predictions = [known.get(example, {}).get("predicted_answer") for example in self.ids]
         texts = [(answer["text"] or [""])[0] for answer in answers]
         table = self.table(flag_errors(questions, contexts, texts, predictions).set_axis(self.index))
         if predictions_path is not None:
             table.listed = np.array([text is not None for text in predictions])
         return table
 
-    def _align(self, path: str | Path, whole: pd.DataFrame) -> Table:
+    def _align(self, path: str | Path, whole: pd.DataFrame, thresholds: Thresholds) -> None:
         row_of = self._rows(path, whole.index)
-        return Table(str(path), whole, row_of, row_of >= 0, self.ids)
+        self._tables[str(path)] = Table(str(path), whole, row_of, row_of >= 0, self.ids, thresholds)
 
     def _rows(self, path: str | Path, ids: Sequence[str] | pd.Index) -> np.ndarray:
         """Where each example stands in ``ids``; UserError when the file is about another dataset."""

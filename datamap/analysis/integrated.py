@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+from scipy import stats
 
 from datamap.analysis.clusters import NOISE, cluster_name
-from datamap.analysis.groups import METRIC_LABELS, group_table
+from datamap.analysis.map_summary import METRIC_LABELS, group_table
 from datamap.cartography.categories import CATEGORIES
-from datamap.core.plots import CATEGORY_COLORS, COLORS, GREY, LIGHT_GREY, new_figure, save_figure
-
-if TYPE_CHECKING:
-    import pandas as pd
+from datamap.core.plots import CATEGORY_COLORS, COLORS, GREY, LIGHT_GREY, drawn_sample, new_figure, save_figure
 
 MIN_EXAMPLES = 10  # a cluster, question type or label with fewer is not tested
 ALPHA = 0.05
 MAX_LISTED = 5
 MAX_CLUSTERS_DRAWN = 40
-MAX_DRAWN_POINTS = 25_000
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -28,8 +26,6 @@ MAX_DRAWN_POINTS = 25_000
 
 def overlap_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Every cell of category x cluster: category, cluster, n and its shares (0..1) of category, cluster and all."""
-    import pandas as pd
-
     cells = pd.MultiIndex.from_product([CATEGORIES, sorted(frame["cluster"].unique())], names=["category", "cluster"])
     table = frame.groupby(["category", "cluster"]).size().reindex(cells, fill_value=0).rename("n").reset_index()
     for column in ("category", "cluster"):
@@ -43,8 +39,6 @@ def difficulty_table(frame: pd.DataFrame) -> pd.DataFrame:
 
     Clusters with the lowest mean confidence come first. An interval needs two examples.
     """
-    from scipy import stats
-
     table = group_table(frame, "cluster")
     for metric in ("confidence", "variability"):
         spread = frame.groupby("cluster")[metric].sem().to_numpy(dtype=float)
@@ -58,11 +52,11 @@ def difficulty_table(frame: pd.DataFrame) -> pd.DataFrame:
 # --- patterns ----------------------------------------------------------------------------------------------------
 
 
-def adjusted(p_values: Sequence[float]) -> list[float]:
-    """Benjamini-Hochberg adjusted p-values."""
-    from scipy import stats
-
-    return stats.false_discovery_control(p_values).tolist() if len(p_values) else []
+def significant(rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows whose ``p_adjusted`` is below 5% once adjusted (Benjamini-Hochberg); NaN does not count."""
+    known = [row for row in rows if not np.isnan(row["p_adjusted"])]
+    adjusted = stats.false_discovery_control([row["p_adjusted"] for row in known]).tolist() if known else []
+    return [{**row, "p_adjusted": p} for row, p in zip(known, adjusted, strict=True) if p < ALPHA]
 
 
 def unusual_clusters(frame: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
@@ -71,31 +65,18 @@ def unusual_clusters(frame: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     Hardest first in ``hardest_clusters``, easiest first in ``easiest_clusters``. Noise is no cluster, and clusters of
     fewer than 10 examples are not tested.
     """
-    from scipy import stats
-
-    rows, p_values = [], []
+    rows = []
     for cluster, inside in frame.groupby("cluster"):
         rest = frame.loc[frame["cluster"] != cluster, "confidence"]
         if cluster == NOISE or len(inside) < MIN_EXAMPLES or len(rest) < MIN_EXAMPLES:
             continue
-        with np.errstate(all="ignore"):  # two constant groups have no t; p is NaN and the cluster is left out
+        with np.errstate(all="ignore"):  # two constant groups have no t, and p is NaN
             p = float(stats.ttest_ind(inside["confidence"], rest, equal_var=False).pvalue)
-        if np.isnan(p):
-            continue
         mean = float(inside["confidence"].mean())
-        p_values.append(p)
-        rows.append(
-            {
-                "cluster": int(cluster),
-                "n": len(inside),
-                "confidence_mean": mean,
-                "difference_to_rest": mean - float(rest.mean()),
-                "hard_share": float((inside["category"] == "hard").mean()),
-                "ambiguous_share": float((inside["category"] == "ambiguous").mean()),
-            }
-        )
-    found = [{**row, "p_adjusted": p} for row, p in zip(rows, adjusted(p_values), strict=True) if p < ALPHA]
-    found.sort(key=lambda row: row["difference_to_rest"])
+        shares = {f"{name}_share": float((inside["category"] == name).mean()) for name in ("hard", "ambiguous")}
+        rows.append({"cluster": int(cluster), "n": len(inside), "confidence_mean": mean,
+                     "difference_to_rest": mean - float(rest.mean()), **shares, "p_adjusted": p})
+    found = sorted(significant(rows), key=lambda row: row["difference_to_rest"])
     return {
         "hardest_clusters": [row for row in found if row["difference_to_rest"] < 0][:MAX_LISTED],
         "easiest_clusters": [row for row in reversed(found) if row["difference_to_rest"] > 0][:MAX_LISTED],
@@ -107,9 +88,6 @@ def association(frame: pd.DataFrame) -> dict[str, Any] | None:
 
     None where there is only one category or one cluster. The test is rough where many cells expect fewer than 5.
     """
-    import pandas as pd
-    from scipy import stats
-
     counts = pd.crosstab(frame["category"], frame["cluster"]).to_numpy()
     if min(counts.shape) < 2:
         return None
@@ -125,19 +103,16 @@ def association(frame: pd.DataFrame) -> dict[str, Any] | None:
 
 def over_represented(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
     """Values of ``by`` that are hard or ambiguous more often than chance gives (hypergeometric, adjusted, 5%)."""
-    from scipy import stats
-
-    rows, p_values = [], []
+    rows = []
     for category in ("hard", "ambiguous"):
         within = frame["category"] == category
         for value, inside in within.groupby(frame[by]):
             if len(inside) >= MIN_EXAMPLES:
                 hits = int(inside.sum())
-                p_values.append(float(stats.hypergeom.sf(hits - 1, len(frame), int(within.sum()), len(inside))))
-                shares = {"share": hits / len(inside), "share_overall": float(within.mean())}
-                rows.append({"category": category, by: value, "n": len(inside), "n_in_category": hits, **shares})
-    found = [{**row, "p_adjusted": p} for row, p in zip(rows, adjusted(p_values), strict=True) if p < ALPHA]
-    return sorted(found, key=lambda row: row["share_overall"] - row["share"])
+                p = float(stats.hypergeom.sf(hits - 1, len(frame), int(within.sum()), len(inside)))
+                rows.append({"category": category, by: value, "n": len(inside), "n_in_category": hits,
+                             "share": hits / len(inside), "share_overall": float(within.mean()), "p_adjusted": p})
+    return sorted(significant(rows), key=lambda row: row["share_overall"] - row["share"])
 
 
 def find_patterns(frame: pd.DataFrame, thresholds: tuple[float, float], by: str | None) -> dict[str, Any]:
@@ -146,18 +121,15 @@ def find_patterns(frame: pd.DataFrame, thresholds: tuple[float, float], by: str 
     ``by``: a column of groups, question_type or label; those that stand out are in ``question_types_over_represented``
     or ``labels_over_represented``.
     """
-    overall = {f"{category}_share": float((frame["category"] == category).mean()) for category in CATEGORIES}
+    shares = {f"{category}_share": float((frame["category"] == category).mean()) for category in CATEGORIES}
+    means = {f"{metric}_mean": float(frame[metric].mean()) for metric in ("confidence", "variability")}
     groups = {} if by is None else {f"{by}s_over_represented": over_represented(frame, by)}
     return {
         "n": len(frame),
         "num_clusters": int(frame.loc[frame["cluster"] != NOISE, "cluster"].nunique()),
         "noise_share": float((frame["cluster"] == NOISE).mean()),
         "thresholds": {"confidence": thresholds[0], "variability": thresholds[1]},
-        "overall": {
-            "confidence_mean": float(frame["confidence"].mean()),
-            "variability_mean": float(frame["variability"].mean()),
-            **overall,
-        },
+        "overall": {**means, **shares},
         "category_cluster_association": association(frame),
         **unusual_clusters(frame),
         **groups,
@@ -212,11 +184,7 @@ def plot_difficulty(path: Path, difficulty: pd.DataFrame, overall: Mapping[str, 
 
 def plot_map(path: Path, table: pd.DataFrame, caption: str) -> None:
     """One panel per category, so that none is drawn over another; all other examples are grey."""
-    drawn = table.dropna(subset=["dim1", "dim2"])
-    if len(drawn) > MAX_DRAWN_POINTS:
-        rows = np.sort(np.random.default_rng(0).choice(len(drawn), MAX_DRAWN_POINTS, replace=False))
-        drawn = drawn.iloc[rows]
-        caption += f" (random {len(drawn):,} drawn)"
+    drawn, note = drawn_sample(table.dropna(subset=["dim1", "dim2"]))
     size = float(np.clip(6000 / max(len(drawn), 1), 1.5, 15))
     figure, axes = new_figure(11, 4.2, columns=len(CATEGORIES), sharex=True, sharey=True)
     for axis, category in zip(axes, CATEGORIES, strict=True):
@@ -225,4 +193,5 @@ def plot_map(path: Path, table: pd.DataFrame, caption: str) -> None:
         axis.set_title(f"{category} (n = {(table['category'] == category).sum():,})", fontsize=10)
         axis.set_xlabel("dimension 1 (no unit)")
     axes[0].set_ylabel("dimension 2 (no unit)")
-    save_figure(figure, path, "Embeddings in two dimensions, by category", f"{caption}; grey: the other categories")
+    text = f"{caption}{note}; grey: the other categories"
+    save_figure(figure, path, "Embeddings in two dimensions, by category", text)

@@ -1,25 +1,72 @@
-"""One data map in tables and pictures: samples by category, groups, distributions and correlations of the metrics."""
+"""A data map in tables and pictures: groups of its examples, samples by category, the metrics among themselves."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from datamap.analysis.groups import METRIC_LABELS, draw_category_shares, group_table, metric_columns
 from datamap.cartography.categories import CATEGORIES, get_examples_by_category
 from datamap.cartography.metrics import METRIC_COLUMNS
 from datamap.core.files import nulls_for_nan
 from datamap.core.plots import CATEGORY_COLORS, new_figure, save_figure
 from datamap.core.splits import Split
+from datamap.core.tables import console_table
 
 NUM_BINS = 40
 MAX_DISCRETE = 20  # a metric with at most so many values (correctness, counts) gets one bar per value
 MAX_GROUPS_DRAWN = 25
+# Axis labels: what is measured and its unit or range. The order is that of the tables.
+METRIC_LABELS = {
+    "confidence": "confidence (mean probability)",
+    "variability": "variability (SD of probability)",
+    "correctness": "correctness (fraction of epochs)",
+    "start_confidence": "start confidence (mean probability)",
+    "end_confidence": "end confidence (mean probability)",
+    "label_confidence": "label confidence (mean probability)",
+    "forgetting_events": "forgetting events (count)",
+    "aum": "AUM (mean logit margin)",
+    "el2n": "EL2N (L2 norm)",
+    "aleatoric": "aleatoric (mean p (1 - p))",
+    "loss": "loss (mean, nats)",
+}
+MAIN_METRICS = ("confidence", "variability", "correctness")
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
+
+
+def metric_columns(frame: pd.DataFrame) -> list[str]:
+    """The metrics that ``frame`` holds, in the order of the tables."""
+    return [metric for metric in METRIC_LABELS if metric in frame.columns]
+
+
+def group_table(frame: pd.DataFrame, by: str, statistics: Sequence[str] = ("mean",)) -> pd.DataFrame:
+    """One row per value of ``by``: n, statistics of every metric, and the share of each category (0..1).
+
+    ``frame`` has one row per example with metrics and ``category``; rows without ``by`` are left out.
+    """
+    groups = frame.groupby(by, observed=True)
+    columns = {"n": groups.size()}
+    for metric in metric_columns(frame):
+        columns |= {f"{metric}_{statistic}": groups[metric].agg(statistic) for statistic in statistics}
+    if "never_learned" in frame.columns:
+        columns["never_learned_share"] = groups["never_learned"].mean()
+    for category in CATEGORIES:
+        columns[f"{category}_share"] = (frame["category"] == category).groupby(frame[by], observed=True).mean()
+    return pd.DataFrame(columns).reset_index()
+
+
+def printed_groups(table: pd.DataFrame, by: str, form: str | Callable[[Any], str], limit: int) -> str:
+    """A ``group_table`` for the console: the groups as ``form`` has them, n, the main metrics, category shares."""
+    means = [metric for metric in MAIN_METRICS if f"{metric}_mean" in table]
+    shown = table[[by, "n", *(f"{metric}_mean" for metric in means), *(f"{name}_share" for name in CATEGORIES)]]
+    shown = shown.set_axis([by, "n", *means, *CATEGORIES], axis=1)
+    formats = {by: form, "n": ",d", **dict.fromkeys(means, ".3f"), **dict.fromkeys(CATEGORIES, ".1%")}
+    return console_table(shown, formats, limit)
 
 
 def samples(frame: pd.DataFrame, category: str, n: int, split: Split | None) -> list[dict]:
@@ -38,10 +85,8 @@ def samples(frame: pd.DataFrame, category: str, n: int, split: Split | None) -> 
         columns |= {name: nulls_for_nan(chosen[name][:]) for name in rest}
         texts = {f"data_{name}" if name in metrics else name: values for name, values in columns.items()}
     records = metrics.where(pd.notna(metrics), None).to_dict("records")
-    return [
-        {"id": example, **{name: values[row] for name, values in texts.items()}, **record}
-        for row, (example, record) in enumerate(zip(ids, records, strict=True))
-    ]
+    return [{"id": example, **{name: values[row] for name, values in texts.items()}, **records[row]}
+            for row, example in enumerate(ids)]
 
 
 def groups_analysis(frame: pd.DataFrame, split: Split) -> tuple[str, pd.DataFrame]:
@@ -75,12 +120,7 @@ def correlations(frame: pd.DataFrame) -> pd.DataFrame:
     """Spearman rank correlation of every pair of metrics: metric_a, metric_b, spearman, n. Constant: missing."""
     metrics = metric_columns(frame)
     matrix = frame[metrics].corr(method="spearman")
-    known = frame[metrics].notna()
-    rows = [
-        {"metric_a": a, "metric_b": b, "spearman": matrix.loc[a, b], "n": int((known[a] & known[b]).sum())}
-        for position, a in enumerate(metrics)
-        for b in metrics[:position]
-    ]
+    rows = [(a, b, matrix.loc[a, b], len(frame[[a, b]].dropna())) for n, a in enumerate(metrics) for b in metrics[:n]]
     return pd.DataFrame(rows, columns=["metric_a", "metric_b", "spearman", "n"])
 
 
@@ -156,6 +196,15 @@ def plot_groups(path: Path, table: pd.DataFrame, by: str, caption: str) -> None:
     names = [name if len(name) <= 40 else f"{name[:39]}\N{HORIZONTAL ELLIPSIS}" for name in shown[by]]
     # A dollar sign would begin a formula.
     labels = [f"{name} (n = {n:,})".replace("$", r"\$") for name, n in zip(names, shown["n"], strict=True)]
-    draw_category_shares(axis, shown, labels)
+    left = np.zeros(len(shown))
+    for category in CATEGORIES:
+        shares = 100 * shown[f"{category}_share"].to_numpy(dtype=float)
+        bars = axis.barh(range(len(shown)), shares, left=left, color=CATEGORY_COLORS[category], label=category)
+        ink = "black" if category == "ambiguous" else "white"  # amber is too light for white
+        texts = [f"{share:.0f}" if share >= 6 else "" for share in shares]
+        axis.bar_label(bars, texts, label_type="center", fontsize=7, color=ink)
+        left += shares
+    axis.set_yticks(range(len(shown)), labels, fontsize=8)
+    axis.set(xlim=(0, 100), ylim=(len(shown) - 0.5, -0.5), xlabel="examples (%)")
     figure.legend(*axis.get_legend_handles_labels(), loc="outside upper right", ncols=3, frameon=False, fontsize=8)
     save_figure(figure, path, f"Categories by {kind}", caption)

@@ -1,4 +1,4 @@
-"""One table of everything known of each example, and what it says of annotation errors (analyze_dataset.py).
+"""One table of everything known of each example, predictions too, and what it says of annotation errors.
 
 The error rules are for question answering. For a task without them every column and number that comes from them is
 absent: neither False nor missing.
@@ -7,19 +7,66 @@ absent: neither False nor missing.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
 
 from datamap.analysis.error_rules import RULES, flag_errors
-from datamap.core.files import nulls_for_nan, plain
+from datamap.cartography.metrics import METRIC_COLUMNS
+from datamap.core.artifacts import artifact_file
+from datamap.core.errors import UserError, name_a_few
+from datamap.core.files import nulls_for_nan, plain, read_jsonl
 from datamap.core.splits import Split
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RULE_COLUMNS = (*RULES, "is_dataset_error")
 # High-overlap regions: cells of these categories with at least so many examples and such an error rate.
 REGION_CUTS: dict[str, Any] = {"categories": ["hard", "ambiguous"], "min_examples": 10, "min_error_rate": 0.3}
+
+logger = logging.getLogger(__name__)
+
+
+def read_predictions(path: str | Path, column: str) -> tuple[Path, dict[str, dict[str, Any]]]:
+    """eval_predictions.jsonl, or any JSON Lines with ``id`` and ``column``, and its rows by id.
+
+    A ``predicted_answer`` is a text, a ``predicted_label`` a text or a number; both may be null.
+    """
+    kind, expected = (str, "text") if column == "predicted_answer" else (str | int, "label")
+    file = artifact_file(path, "eval_predictions.jsonl", "run.py --do_eval")
+    lines = read_jsonl(file, ("id", column))
+    rows = {str(row["id"]): row for row in lines}
+    if len(rows) < len(lines):
+        raise UserError(f"{file}: {len(lines) - len(rows):,} ids occur more than once; one prediction per example")
+    wrong = [example for example, row in rows.items() if not isinstance(row[column], kind | None)]
+    if wrong:
+        raise UserError(f"{file}: {column} of {name_a_few(wrong)} is not a {expected}")
+    return file, rows
+
+
+def predictions_of(path: str | Path, split: Split) -> list[Any]:
+    """The prediction for every example of the split, None where the file has none: ``predicted_answer`` for a task
+    with error rules, else ``predicted_label``.
+
+    Predictions of another dataset (no shared ids, or another text under a shared id) are a UserError.
+    """
+    column = "predicted_answer" if split.task.has_error_rules else "predicted_label"
+    file, rows = read_predictions(path, column)
+    this = f"{split.name} [{split.split}]"
+    shared = [example for example in split.ids if example in rows]
+    if not shared:
+        raise UserError(
+            f"{file} holds predictions of {name_a_few(rows)} and shares no ids with {this}; "
+            f"run.py --do_eval --eval_split {split.split} predicts that"
+        )
+    for name in split.task.text_columns:
+        pairs = zip(split.ids, split.data[name][:], strict=True)
+        if other := [example for example, text in pairs if rows.get(example, {}).get(name, text) != text]:
+            raise UserError(f"{file} has another {name} than {this} under the same ids ({name_a_few(other)})")
+    logger.info(f"{file} covers {len(shared):,} of {len(split.ids):,} examples ({len(shared) / len(split.ids):.1%})")
+    return [rows[example][column] if example in rows else None for example in split.ids]
 
 
 def unified_table(
@@ -31,10 +78,6 @@ def unified_table(
     is none; they feed the error rules, or are the last column, ``predicted_label``, of a task without them. Columns of
     the dataset whose name is taken get the prefix ``data_``; those that hold lists or dicts become JSON text.
     """
-    import pandas as pd
-
-    from datamap.cartography.metrics import METRIC_COLUMNS
-
     ids = pd.Index(split.ids, name="id")
     added = [
         _nullable(metrics[[column for column in (*METRIC_COLUMNS, "category") if column in metrics]]).reindex(ids),
@@ -45,10 +88,9 @@ def unified_table(
         texts = (readable["question"], readable["context"], readable["answer"])
         added.append(flag_errors(*texts, predictions).set_axis(ids))
     elif predictions is not None:
-        numbers = all(isinstance(label, int | None) for label in predictions)
-        values = [label if label is None or numbers else str(label) for label in predictions]
-        labels = pd.array(values, dtype="Int64" if numbers else "str")
-        added.append(pd.DataFrame({"predicted_label": labels}, index=ids))
+        kind = "Int64" if all(isinstance(label, int | None) for label in predictions) else "str"
+        labels = [str(label) if kind == "str" and label is not None else label for label in predictions]
+        added.append(pd.DataFrame({"predicted_label": pd.array(labels, dtype=kind)}, index=ids))
     taken = {"id", *(column for table in added for column in table)}
     columns: dict[str, Any] = {}
     for column, values in readable.items():
@@ -76,9 +118,6 @@ def _nullable(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plain_column(split: Split, column: str) -> pd.api.extensions.ExtensionArray:
-    import pandas as pd
-    import pyarrow as pa
-
     values = split.data.with_format("arrow")[column][:]
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
@@ -93,37 +132,21 @@ def _plain_column(split: Split, column: str) -> pd.api.extensions.ExtensionArray
 
 def rule_rates(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
     """Per value of ``by``: n, and the fraction of examples that each rule flags, of those it could be applied to."""
-    return [
-        {by: value, "n": len(group), **{rule: _rate(group[rule]) for rule in RULE_COLUMNS}}
-        for value, group in frame.groupby(by)
-    ]
+    return [{by: value, "n": len(group), **_rates(group)} for value, group in frame.groupby(by)]
 
 
-def _rate(flags: pd.Series) -> float | None:
-    known = flags.dropna()
-    return float(known.astype(float).mean()) if len(known) else None
+def _rates(frame: pd.DataFrame) -> dict[str, float | None]:
+    return nulls_for_nan(frame[list(RULE_COLUMNS)].astype(float).mean().to_dict())
 
 
 def high_overlap_regions(unified: pd.DataFrame) -> list[dict[str, Any]]:
     """Cells of category x cluster where errors gather (REGION_CUTS), highest error rate first."""
     cells = unified[unified["category"].isin(REGION_CUTS["categories"])].groupby(["category", "cluster"])
-    regions = [
-        {
-            "category": category,
-            "cluster": int(cluster),
-            "total_examples": len(cell),
-            "error_count": int(cell["is_dataset_error"].sum()),
-            "error_rate": float(cell["is_dataset_error"].mean()),
-        }
-        for (category, cluster), cell in cells
-    ]
-    kept = [
-        region
-        for region in regions
-        if region["total_examples"] >= REGION_CUTS["min_examples"]
-        and region["error_rate"] >= REGION_CUTS["min_error_rate"]
-    ]
-    return sorted(kept, key=lambda region: (-region["error_rate"], -region["total_examples"], region["cluster"]))
+    table = cells["is_dataset_error"].agg(total_examples="size", error_count="sum", error_rate="mean").reset_index()
+    table = table[(table["total_examples"] >= REGION_CUTS["min_examples"])
+                  & (table["error_rate"] >= REGION_CUTS["min_error_rate"])]
+    order = ["error_rate", "total_examples", "cluster", "category"]
+    return table.sort_values(order, ascending=[False, False, True, True]).to_dict("records")
 
 
 def summarize_overlap(unified: pd.DataFrame, num_predicted: int | None) -> dict[str, Any]:
@@ -134,8 +157,8 @@ def summarize_overlap(unified: pd.DataFrame, num_predicted: int | None) -> dict[
         return {"n": n, "share": n / total}
 
     mapped, clustered = unified["category"].notna(), unified["cluster"].notna()
+    has_rules = "is_dataset_error" in unified
     cells = unified.groupby(["category", "cluster"]).size().reset_index(name="n")
-    has_rules = set(RULE_COLUMNS) <= set(unified.columns)
     summary: dict[str, Any] = {
         "total_examples": total,
         "coverage": {
@@ -151,7 +174,7 @@ def summarize_overlap(unified: pd.DataFrame, num_predicted: int | None) -> dict[
     summary["category_cluster_distribution"] = cells.to_dict("records")
     if has_rules:
         summary |= {
-            "rule_rates": {"n": total, **{rule: _rate(unified[rule]) for rule in RULE_COLUMNS}},
+            "rule_rates": {"n": total, **_rates(unified)},
             "rule_rates_by_category": rule_rates(unified, "category"),
             "rule_rates_by_cluster": rule_rates(unified, "cluster"),
             "high_overlap_cuts": REGION_CUTS,

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 CATEGORIES = ("easy", "ambiguous", "hard")
 THRESHOLD_METHODS = ("median", "percentile", "fixed")
+DEFAULT_PERCENTILES = (50, 67)  # of confidence, of variability
 
 
 def category_thresholds(
@@ -32,17 +33,13 @@ def category_thresholds(
     given = {"confidence": confidence_threshold, "variability": variability_threshold}
     if method == "fixed" and None in given.values():
         raise UserError("method fixed needs both a confidence threshold and a variability threshold")
-    if method == "percentile":
-        cuts = {name: default if given[name] is None else given[name]
-                for name, default in (("confidence", 50.0), ("variability", 67.0))}
-        for name, cut in cuts.items():
-            if not 0 <= float(cut) <= 100:  # type: ignore[arg-type]
-                raise UserError(f"method percentile: the {name} threshold lies in 0..100, found {cut:g}")
-        return tuple(float(np.percentile(metrics[name], cut)) for name, cut in cuts.items())  # type: ignore
-    for name, high in (("confidence", 1.0), ("variability", 0.5)):
-        cut = given[name]
+    highest = (100, 100) if method == "percentile" else (1, 0.5)
+    for (name, cut), high in zip(given.items(), highest, strict=True):
         if cut is not None and not 0 <= cut <= high:
-            raise UserError(f"the {name} threshold lies in 0..{high:g}, found {cut:g}")
+            raise UserError(f"method {method}: the {name} threshold lies in 0..{high:g}, found {cut:g}")
+    if method == "percentile":
+        given = {name: float(np.percentile(metrics[name], default if cut is None else cut))
+                 for (name, cut), default in zip(given.items(), DEFAULT_PERCENTILES, strict=True)}
     confidence, variability = (
         float(metrics[name].median()) if cut is None else float(cut) for name, cut in given.items()
     )

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from datamap.core.errors import UserError, name_a_few
+from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import atomic, read_json, read_jsonl
 
 MADE_BY = "run.py --do_train --enable_cartography"
 DYNAMICS_FILES = "training_dynamics_epoch_*.json"
+
 
 def holds_dynamics(directory: str | Path) -> bool:
     return any(Path(directory).glob(DYNAMICS_FILES))
@@ -32,8 +33,7 @@ def write_dynamics(directory: str | Path, epoch: int, ids: Sequence[str], column
     content: dict[str, Any] = {"epoch": epoch, "id": list(ids)}
     for name, values in columns.items():
         if values.dtype.kind == "f":
-            if not np.isfinite(values).all():
-                bad = [ids[row] for row in np.flatnonzero(~np.isfinite(values)).tolist()]
+            if bad := [ids[row] for row in np.flatnonzero(~np.isfinite(values)).tolist()]:
                 raise UserError(
                     f"training diverged: {name} of {len(bad):,} examples ({name_a_few(bad)}) is not a number in epoch "
                     f"{epoch}; lower --learning_rate or set --max_grad_norm"
@@ -46,25 +46,21 @@ def write_dynamics(directory: str | Path, epoch: int, ids: Sequence[str], column
 
 def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
     """The epochs of a cartography directory in order: ``id`` a list, every other column an array."""
-    epochs = _numbered_files(directory, r"training_dynamics_epoch_(\d+)\.json", MADE_BY)
-    for epoch, path in epochs:
+    for epoch, path in _numbered_files(directory, "training_dynamics_epoch_N.json", MADE_BY):
         content = read_json(path)
         if not isinstance(content, dict) or not {"id", "confidence", "correct"} <= content.keys():
             raise UserError(f"{path}: expected columns id, confidence, correct, ...; it was not written by {MADE_BY}")
         lengths = {name: len(values) for name, values in content.items() if name != "epoch"}
         if len(set(lengths.values())) > 1:
             raise UserError(f"{path}: columns of different lengths {lengths}; is the file whole?")
-        yield {
-            "epoch": epoch,
-            "id": content["id"],
-            **{name: np.asarray(content[name]) for name in lengths if name != "id"},
-        }
+        columns = {name: np.asarray(content[name]) for name in lengths if name != "id"}
+        yield {"epoch": epoch, "id": content["id"], **columns}
 
 
 def read_logged_logits(directory: str | Path) -> Iterator[dict[str, Any]]:
     """Dynamics logged by another trainer, as classification: ``dynamics_epoch_N.jsonl`` (also .gz) with one record
     ``{"guid": ..., "logits_epoch_N": [...], "gold": class index}`` per example (the form of allenai/cartography)."""
-    epochs = _numbered_files(directory, r"dynamics_epoch_(\d+)\.jsonl(?:\.gz)?", "another trainer's log")
+    epochs = _numbered_files(directory, "dynamics_epoch_N.jsonl", "another trainer's log")
     for epoch, (number, path) in enumerate(epochs, 1):
         key = f"logits_epoch_{number}"
         ids, gold, logits = [], [], []
@@ -80,8 +76,8 @@ def read_logged_logits(directory: str | Path) -> Iterator[dict[str, Any]]:
                 ) from error
         if not ids:
             raise UserError(f"{path} is empty")
-        if len(set(ids)) != len(ids):
-            raise UserError(f"{path}: a guid occurs more than once")
+        if twice := repeated(ids):
+            raise UserError(f"{path}: a guid occurs more than once ({name_a_few(twice)})")
         if len({len(row) for row in logits}) > 1:
             raise UserError(f"{path}: {key} has rows of different lengths")
         yield {"epoch": epoch, "id": ids, **gold_statistics(np.asarray(logits, dtype=np.float64), np.asarray(gold))}
@@ -111,17 +107,17 @@ def gold_statistics(logits: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarra
     }
 
 
-def _numbered_files(directory: str | Path, pattern: str, made_by: str) -> list[tuple[int, Path]]:
+def _numbered_files(directory: str | Path, name: str, made_by: str) -> list[tuple[int, Path]]:
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; {made_by} writes one")
+    pattern = re.escape(name).replace("N", r"(\d+)") + r"(?:\.gz)?"
     matches = [(re.fullmatch(pattern, path.name), path) for path in directory.iterdir()]
     files = sorted((int(match[1]), path) for match, path in matches if match)
-    readable = re.sub(r"\(\\d\+\)", "N", pattern).replace("(?:\\.gz)?", "").replace("\\", "")
     if not files:
-        raise UserError(f"{directory} holds no {readable}; {made_by} writes them")
+        raise UserError(f"{directory} holds no {name}; {made_by} writes them")
     numbers = [number for number, _ in files]
     if numbers[0] > 1 or numbers != list(range(numbers[0], numbers[0] + len(numbers))):
         there = ", ".join(map(str, numbers))
-        raise UserError(f"{directory}: {readable} is there for N = {there} only; one is missing")
+        raise UserError(f"{directory}: {name} is there for N = {there} only; one is missing")
     return files

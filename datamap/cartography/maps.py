@@ -14,14 +14,13 @@ from datamap.cartography.metrics import RANGES, load_cartography_metrics
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, write_csv, write_json
-from datamap.core.plots import CATEGORY_COLORS, GREY, new_figure, save_figure
+from datamap.core.plots import CATEGORY_COLORS, GREY, drawn_sample, new_figure, save_figure
 
 if TYPE_CHECKING:
     import pandas as pd
 
 METRICS_FILE, THRESHOLDS_FILE = "cartography_metrics.csv", "thresholds.json"
 CARTOGRAPHY_FILES = (DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, "cartography_map.png")
-MAX_DRAWN_POINTS = 25_000
 
 
 def write_cartography(
@@ -102,26 +101,17 @@ def plot_data_map(
     caption = f"{title}, n = {len(df):,}" if title else f"n = {len(df):,}"
     if "num_epochs" in df:
         caption += f", {df['num_epochs'].max()} epochs"
-    drawn = categorized
-    if len(drawn) > MAX_DRAWN_POINTS:
-        drawn = drawn.iloc[np.random.default_rng(0).choice(len(drawn), MAX_DRAWN_POINTS, replace=False)]
-        caption += f" (random {len(drawn):,} drawn)"
+    drawn, note = drawn_sample(categorized)
     figure, (axis, bars) = new_figure(9, 5.2, columns=2, width_ratios=[3, 1])
     size = float(np.clip(20_000 / len(drawn), 3, 18))
     for category in CATEGORIES:
         points = drawn[drawn["category"] == category]
-        axis.scatter(
-            points["variability"], points["confidence"], s=size, alpha=0.6, linewidths=0,
-            color=CATEGORY_COLORS[category], label=category, rasterized=True,
-        )
+        axis.scatter(points["variability"], points["confidence"], s=size, alpha=0.6, linewidths=0,
+                     color=CATEGORY_COLORS[category], label=category)
     axis.axvline(cuts[1], color=GREY, linewidth=0.8, linestyle="--")
     axis.plot([0, cuts[1]], [cuts[0], cuts[0]], color=GREY, linewidth=0.8, linestyle="--")
-    axis.set(
-        xlabel="variability (standard deviation of p(gold) over epochs)",
-        ylabel="confidence (mean p(gold) over epochs)",
-        xlim=(-0.01, max(0.3, float(drawn["variability"].max()) * 1.03)),
-        ylim=(-0.02, 1.02),
-    )
+    axis.set(xlabel="variability (standard deviation of p(gold) over epochs)", ylim=(-0.02, 1.02),
+             ylabel="confidence (mean p(gold) over epochs)", xlim=(-0.01, max(0.3, 1.03 * drawn["variability"].max())))
     legend = axis.legend(loc="lower right", markerscale=float(np.sqrt(30 / size)))
     for handle in legend.legend_handles:
         handle.set_alpha(1)
@@ -129,5 +119,5 @@ def plot_data_map(
     bars.bar_label(drawn_bars, [f"{count:,}\n{count / len(df):.0%}" for count in counts], fontsize=8)
     bars.set(ylabel="examples (count)", ylim=(0, max(counts) * 1.15))
     bars.tick_params(axis="x", labelsize=8)
-    caption += f"; dashed: the cuts, confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
+    caption += f"{note}; dashed: the cuts, confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
     save_figure(figure, path, "Data map", caption)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 
 from datamap.cartography.dynamics import MADE_BY
 from datamap.core.artifacts import artifact_file
-from datamap.core.errors import UserError, name_a_few
+from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import read_json, read_jsonl, read_table
 
 if TYPE_CHECKING:
@@ -45,16 +44,14 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
 
     position: dict[str, int] = {}
     order: list[str] | None = None
-    rows = np.empty(0, dtype=np.int64)
     totals: dict[str, np.ndarray] = {}
     means = ("loss", "aum", "el2n", "start_confidence", "end_confidence", "label_confidence")
     present: set[str] | None = None
     for epoch in epochs:
         ids = epoch["id"]
         if ids != order:  # usually the same examples in the same order every epoch
-            if len(set(ids)) < len(ids):
-                repeated = [example for example, count in Counter(ids).items() if count > 1]
-                raise UserError(f"epoch {epoch['epoch']}: ids occur more than once ({name_a_few(repeated)})")
+            if twice := repeated(ids):
+                raise UserError(f"epoch {epoch['epoch']}: ids occur more than once ({name_a_few(twice)})")
             for example in ids:
                 position.setdefault(example, len(position))
             rows = np.fromiter((position[example] for example in ids), np.int64, len(ids))
@@ -70,8 +67,7 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
             totals[name] = np.concatenate([old, np.zeros(size - len(old))])
         p = np.asarray(epoch["confidence"], dtype=np.float64)
         right = np.asarray(epoch["correct"], dtype=bool)
-        if not (p >= 0).all() or not (p <= 1).all():
-            bad = [ids[row] for row in np.flatnonzero(~((p >= 0) & (p <= 1)))]
+        if bad := [ids[row] for row in np.flatnonzero(~((p >= 0) & (p <= 1)))]:
             raise UserError(f"epoch {epoch['epoch']}: confidence of {name_a_few(bad)} is not in 0..1")
         # Welford's update: the variance of values near 0 or 1 survives it.
         totals["n"][rows] += 1
@@ -84,8 +80,7 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         totals["aleatoric"][rows] += p * (1 - p)
         for name in present:
             values = np.asarray(epoch[name], dtype=np.float64)
-            if not np.isfinite(values).all():
-                bad = [ids[row] for row in np.flatnonzero(~np.isfinite(values))]
+            if bad := [ids[row] for row in np.flatnonzero(~np.isfinite(values))]:
                 raise UserError(f"epoch {epoch['epoch']}: {name} of {name_a_few(bad)} is no finite number")
             totals[name][rows] += values
     if not position:
@@ -118,26 +113,25 @@ def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
     import pandas as pd
 
     file = artifact_file(path, "cartography_metrics.csv", MADE_BY)
+    needed = ("id", "confidence", "variability")
     if ".jsonl" in file.suffixes:
         table = _published_metrics(file)
     elif file.suffix == ".json":
         records = read_json(file)
-        if not isinstance(records, list) or not all(isinstance(record, dict) and "id" in record for record in records):
+        if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise UserError(f"{file}: expected a list of records with id, confidence, variability, ...")
-        if not records:
-            raise UserError(f"{file} holds no examples; run {MADE_BY} again")
-        table = pd.DataFrame(records)
+        table = pd.DataFrame(records, columns=None if records else needed)
+        if missing := set(needed) - set(table.columns):
+            raise UserError(f"{file} has no column {name_a_few(sorted(missing))}")
         if table["id"].isna().any():
             raise UserError(f"{file}: record {int(table['id'].isna().to_numpy().argmax()) + 1} has no id")
         table["id"] = [str(value) for value in table["id"]]
-        if missing := {"confidence", "variability"} - set(table.columns):
-            raise UserError(f"{file} has no column {name_a_few(sorted(missing))}")
     else:
-        table = read_table(file, columns=("id", "confidence", "variability"))
+        table = read_table(file, needed)
     if table.empty:
         raise UserError(f"{file} holds no examples; run {MADE_BY} again")
-    if table["id"].duplicated().any():
-        raise UserError(f"{file}: ids occur more than once ({name_a_few(table['id'][table['id'].duplicated()])})")
+    if twice := repeated(table["id"]):
+        raise UserError(f"{file}: ids occur more than once ({name_a_few(twice)})")
     for column in [name for name in METRIC_COLUMNS if name in table]:
         low, high = RANGES.get(column, (-np.inf, np.inf))
         values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
@@ -158,12 +152,11 @@ def _published_metrics(file: Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    records = read_jsonl(file, ("guid", "confidence", "variability", "correctness"))
-    if not records:
-        raise UserError(f"{file} holds no examples")
-    table = pd.DataFrame(records)[["guid", "confidence", "variability", "correctness"]]
-    table["guid"] = table["guid"].astype(str)
+    columns = ("guid", "confidence", "variability", "correctness")
+    table = pd.DataFrame(read_jsonl(file, columns), columns=columns).astype({"guid": str})
     counts = pd.to_numeric(table["correctness"], errors="coerce")
+    if table.empty:
+        raise UserError(f"{file} holds no examples")
     if not (counts >= 0).all() or not (counts == counts.round()).all() or counts.max() == 0:
         raise UserError(f"{file}: expected correctness as a count of epochs, whole numbers from 0")
     epochs = int(counts.max())

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
 from datamap.cartography.dynamics import read_dynamics, write_dynamics
 from datamap.cartography.maps import CARTOGRAPHY_FILES, write_cartography
@@ -206,16 +206,11 @@ class CartographyCallback(TrainerCallback):
 
     def _store(self, statistics: torch.Tensor, row_index: torch.Tensor, names: tuple[str, ...]) -> None:
         if self._values is None or self._seen is None:
-            self._allocate(statistics.shape[1], statistics.device)
+            self._values = statistics.new_zeros(len(self.row_to_example), statistics.shape[1])
+            self._seen = torch.zeros(len(self.row_to_example), dtype=torch.bool, device=statistics.device)
             self._columns = names
-        assert self._values is not None and self._seen is not None
         self._values.index_copy_(0, row_index, statistics)
         self._seen.index_fill_(0, row_index, True)
-
-    def _allocate(self, columns: int, device: torch.device | str) -> None:
-        rows = len(self.row_to_example)
-        self._values = torch.zeros(rows, columns, dtype=torch.float32, device=device)
-        self._seen = torch.zeros(rows, dtype=torch.bool, device=device)
 
     def attach(self, trainer: Trainer) -> CartographyCallback:
         """Connect to any Trainer whose training dataset is map-style; call before ``train``."""
@@ -256,9 +251,7 @@ class CartographyCallback(TrainerCallback):
 
     # --- events of the Trainer ---
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if args.n_gpu > 1:  # the library would split batches over threads
             raise UserError(ONE_PROCESS_PER_GPU)
         self._history, self._values, self._seen = [], None, None
@@ -277,14 +270,12 @@ class CartographyCallback(TrainerCallback):
         if self._values is not None and round(state.epoch or 0, 6) >= len(self._history) + 1:
             self._end_epoch(state)  # the checkpoint was written on the last step of an epoch
 
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         began = time.perf_counter()
         self._end_epoch(state)
         self.seconds += time.perf_counter() - began
 
-    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         merged = self._merged()  # every process takes part
         if not state.is_world_process_zero:
             return
@@ -296,9 +287,7 @@ class CartographyCallback(TrainerCallback):
         with atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_FILE) as temporary:
             np.savez(temporary, identity=self._identity(), **arrays)  # type: ignore[arg-type]
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             began = time.perf_counter()
             write_cartography(self.output_dir, compute_metrics(read_dynamics(self.output_dir)), self.title)
@@ -309,18 +298,16 @@ class CartographyCallback(TrainerCallback):
     def _merged(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The current epoch's (values, seen) over all processes, each row from the first process that saw it."""
         values, seen = self._values, self._seen
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            world, rank = torch.distributed.get_world_size(), torch.distributed.get_rank()
-            if world > 1:
-                if values is None or seen is None:
-                    return None  # all processes train in step, so none has recorded anything
-                owner = torch.where(seen, rank, world).to(torch.int32)
-                torch.distributed.all_reduce(owner, torch.distributed.ReduceOp.MIN)
-                values = torch.where((owner == rank)[:, None], values, 0.0)
-                torch.distributed.all_reduce(values, torch.distributed.ReduceOp.SUM)
-                seen = owner < world
         if values is None or seen is None:
-            return None
+            return None  # in no process: all train in step
+        group = torch.distributed
+        if group.is_available() and group.is_initialized() and (world := group.get_world_size()) > 1:
+            rank = group.get_rank()
+            owner = torch.where(seen, rank, world).to(torch.int32)
+            group.all_reduce(owner, group.ReduceOp.MIN)
+            values = torch.where((owner == rank)[:, None], values, 0.0)
+            group.all_reduce(values, group.ReduceOp.SUM)
+            seen = owner < world
         return values.cpu().numpy(), seen.cpu().numpy()
 
     def _end_epoch(self, state: TrainerState) -> None:
@@ -335,12 +322,8 @@ class CartographyCallback(TrainerCallback):
     def _write_epoch(self, epoch: int) -> None:
         columns = self._history[epoch - 1]
         rows = np.flatnonzero(columns["seen"]).tolist()
-        write_dynamics(
-            self.output_dir,
-            epoch,
-            [self.ids[row] for row in rows],
-            {name: column[rows] for name, column in columns.items() if name != "seen"},
-        )
+        recorded = {name: column[rows] for name, column in columns.items() if name != "seen"}
+        write_dynamics(self.output_dir, epoch, [self.ids[row] for row in rows], recorded)
 
     def _identity(self) -> str:
         digest = hashlib.blake2b("\x1e".join([self.confidence_type, *self.ids]).encode(), digest_size=8)
@@ -362,19 +345,14 @@ class CartographyCallback(TrainerCallback):
                     f"{checkpoint} was recorded with other examples, windows or confidence type; resume with the data "
                     "and flags it was started with"
                 )
-            number = 1
-            while f"epoch{number}/seen" in saved:
-                prefix = f"epoch{number}/"
+            while f"{(prefix := f'epoch{len(self._history) + 1}/')}seen" in saved:
                 self._history.append({key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)})
-                number += 1
             if "values" in saved:
                 self._columns = tuple(saved["columns"].tolist()) if "columns" in saved else QA_COLUMNS
+                self._values, self._seen = (torch.from_numpy(saved[name]).to(device) for name in ("values", "seen"))
                 # The first process takes it all; the others go on from nothing, and _merged joins them again.
-                if not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0:
-                    self._values = torch.from_numpy(saved["values"]).to(device)
-                    self._seen = torch.from_numpy(saved["seen"]).to(device)
-                else:
-                    self._allocate(saved["values"].shape[1], device)
+                if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
+                    self._seen.zero_()
 
 
 class _WithRowIndex(torch.utils.data.Dataset):

@@ -47,13 +47,14 @@ def check_writable(directory: str | Path) -> None:
 @contextmanager
 def stage(
     output_dir: str | Path, args: argparse.Namespace | Mapping[str, Any], *, owns: Sequence[str],
-    inputs: Mapping[str, str | Path | None] | None = None, datasets: Sequence[Mapping[str, Any]] = (),
+    inputs: Mapping[str, str | Path | None] | None = None, datasets: Sequence[Mapping[str, Any] | None] = (),
     resume: bool = False,
 ) -> Iterator[Path]:
     """Run one stage into ``output_dir``: its old artifacts go, ``run_meta.json`` says what happened to it.
 
     ``owns`` are the glob patterns of the files this stage writes there; they are removed first unless ``resume``.
-    ``inputs`` names the artifacts read, ``datasets`` the identities of the splits used (``Split.identity()``).
+    ``inputs`` names the artifacts read, ``datasets`` the identities of the splits used (``Split.identity()``); None
+    among them is left out.
     ``run_meta.json`` is marked ``running`` inside the block, then ``finished`` or ``failed``; earlier runs move to
     its list ``history``. Check the user's input before entering: entering removes. In a distributed run only the
     main process touches files.
@@ -88,19 +89,20 @@ def mark_failed(directory: str | Path, error: str) -> None:
     except UserError:  # damaged
         meta = None
     meta = meta or {"arguments": {}, "started": None, "history": []}
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    write_json(path / META, {**meta, "status": "failed", "finished": finished, "error": error[:500]})
+    write_json(path / META, {**meta, "status": "failed", "finished": _now(), "error": error[:500]})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _start_meta(
     path: Path, args: argparse.Namespace | Mapping[str, Any], inputs: Mapping[str, str | Path | None],
-    datasets: Sequence[Mapping[str, Any]],
+    datasets: Sequence[Mapping[str, Any] | None],
 ) -> dict[str, Any]:
     arguments = dict(args) if isinstance(args, Mapping) else vars(args)
     earlier = load_meta(path)
-    history = []
-    if earlier:
-        history = [*earlier.pop("history", []), earlier]
+    history = [*earlier.pop("history", []), earlier] if earlier else []
     commit, dirty = _git_state()
     return {
         "status": "running",
@@ -110,56 +112,45 @@ def _start_meta(
         "git_commit": commit,
         "git_dirty": dirty,
         "versions": {"python": sys.version.split()[0], **_versions()},
-        "datasets": [dict(identity) for identity in datasets],
-        "inputs": {label: _describe_input(file) for label, file in inputs.items() if file},
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "datasets": [dict(identity) for identity in datasets if identity],
+        "inputs": {label: {"path": str(file), "fingerprints": _fingerprints(file)}
+                   for label, file in inputs.items() if file},
+        "started": _now(),
         "finished": None,
         "history": history,
     }
 
 
 def _end_meta(path: Path, meta: dict[str, Any], status: str, owns: Sequence[str], error: str | None = None) -> None:
-    meta["status"] = status
-    meta["finished"] = datetime.now(UTC).isoformat(timespec="seconds")
-    if error is not None:
-        meta["error"] = error
     files = {file for pattern in owns for file in path.glob(pattern) if file.is_file()}
-    meta["outputs"] = {file.name: file.stat().st_size for file in sorted(files)}
     history = meta.pop("history")
-    write_json(path / META, {**meta, "history": history})
+    meta |= {"status": status, "finished": _now(), **({} if error is None else {"error": error})}
+    outputs = {file.name: file.stat().st_size for file in sorted(files)}
+    write_json(path / META, {**meta, "outputs": outputs, "history": history})
 
 
-def _describe_input(file: str | Path) -> dict[str, Any]:
-    recorded = load_meta(file)
-    identities = recorded.get("datasets", []) if recorded else []
-    return {"path": str(file), "fingerprints": [identity["fingerprint"] for identity in identities]}
+def _fingerprints(file: str | Path) -> list[str]:
+    return [identity["fingerprint"] for identity in (load_meta(file) or {}).get("datasets", [])]
 
 
 def _git_state() -> tuple[str | None, bool | None]:
     """Commit of the code and whether it was changed since; None where the code is not in a git checkout."""
     if not (CHECKOUT / ".git").exists():
         return None, None
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", *arguments], cwd=CHECKOUT, capture_output=True, text=True, check=True)
-        except (OSError, subprocess.CalledProcessError):
-            return None
-        return done.stdout.strip()
-
-    commit = git("rev-parse", "HEAD")
-    status = git("status", "--porcelain", "--untracked-files=no") if commit else None
-    return commit, None if status is None else bool(status)
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    try:
+        done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None, None
+    lines = done.stdout.splitlines()
+    commit = next(line.removeprefix("# branch.oid ") for line in lines if line.startswith("# branch.oid "))
+    return commit, any(not line.startswith("#") for line in lines)
 
 
 def _versions() -> dict[str, str]:
-    installed = {}
-    for package in PACKAGES:
-        try:
-            installed[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return installed
+    """Of the PACKAGES that are installed."""
+    found = {package: list(metadata.distributions(name=package)) for package in PACKAGES}
+    return {package: copies[0].version for package, copies in found.items() if copies}
 
 
 def _remove(path: Path, patterns: Iterable[str]) -> None:
@@ -178,9 +169,7 @@ def load_meta(path: str | Path) -> dict[str, Any] | None:
     """The run_meta.json of an artifact (a file or its directory), or None where there is none."""
     path = Path(path)
     file = (path if path.is_dir() else path.parent) / META
-    if not file.exists():
-        return None
-    return read_json(file)
+    return read_json(file) if file.exists() else None
 
 
 def model_meta(path: str | Path) -> dict[str, Any] | None:
@@ -238,11 +227,8 @@ def recorded_dataset(path: str | Path) -> dict[str, Any] | None:
 
 def recorded_task(*artifacts: str | Path) -> dict[str, Any] | None:
     """The settings of the task for which the first of these artifacts that records one was made."""
-    for artifact in artifacts:
-        recorded = recorded_dataset(artifact) or {}
-        if "task" in recorded:
-            return recorded["task"]
-    return None
+    recorded = (recorded_dataset(artifact) or {} for artifact in artifacts)
+    return next((identity["task"] for identity in recorded if "task" in identity), None)
 
 
 def recorded_split(
@@ -302,8 +288,7 @@ def content_key(path: str | Path) -> str:
         raise UserError(f"{path}: no such file or directory, and it is to be read")
     if path.is_file():
         return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
-    meta = load_meta(path)
-    if meta is not None:
+    if (meta := load_meta(path)) is not None:
         return digest([meta.get("started"), meta.get("arguments"), meta.get("outputs")])
     files = sorted(file for file in path.rglob("*") if file.is_file())
     return digest([[str(file.relative_to(path)), hashlib.blake2b(file.read_bytes()).hexdigest()] for file in files])

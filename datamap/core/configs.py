@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamap.core.errors import UserError
+from datamap.core.errors import UserError, repeated
 from datamap.core.files import read_json
 from datamap.core.flags import ListOf, Parser, boolean
 
@@ -28,9 +28,8 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: no such file; expected a JSON file")
 
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if repeated := [name for name in names if names.count(name) > 1]:  # json keeps the last and is silent
-            raise UserError(f"{path}: {repeated[0]!r} occurs twice in one object; leave one, or write a list of both")
+        if twice := repeated(name for name, _ in pairs):  # json keeps the last and is silent
+            raise UserError(f"{path}: {twice[0]!r} occurs twice in one object; leave one, or write a list of both")
         return dict(pairs)
 
     value = read_json(path, object_pairs_hook=unique)
@@ -62,8 +61,7 @@ def flags_to_argv(parser: Parser, flags: Mapping[str, Any], source: str) -> list
         if isinstance(value, list):
             if not isinstance(action.type, ListOf):
                 raise UserError(f"{source}: {name} is {value!r:.60}; expected one value")
-            broken = [word for word in words if isinstance(word, str) and len(word.replace(",", " ").split()) != 1]
-            if broken:
+            if broken := [word for word in words if len(str(word).replace(",", " ").split()) != 1]:
                 raise UserError(f"{source}: {name} holds {broken[0]!r}; an item holds no comma and no blank")
         if any(isinstance(word, bool) for word in words) and action.type is not boolean:
             raise UserError(f"{source}: {name} is {value!r:.60}; it is no switch")

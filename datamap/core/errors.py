@@ -6,9 +6,12 @@ import functools
 import logging
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 QUIET_LIBRARIES = (
     "httpx", "httpx2", "openai", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools", "matplotlib",
@@ -86,6 +89,11 @@ def name_a_few(items: Iterable[Any], limit: int = 3) -> str:
     """``'a', 'b', 'c', ...``: enough of a list to find the trouble."""
     items = list(items)
     return ", ".join(repr(item) for item in items[:limit]) + (", ..." if len(items) > limit else "")
+
+
+def repeated(items: Iterable[T]) -> list[T]:
+    """The items that are there more than once, each one time."""
+    return [item for item, count in Counter(items).items() if count > 1]
 
 
 def first_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from datamap.core.errors import UserError, first_line, name_a_few
+from datamap.core.errors import UserError, first_line, name_a_few, repeated
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -199,9 +199,8 @@ def csv_records(path: str | Path) -> Iterator[list[str]]:
         for cells in reader:
             if not header:
                 header = cells
-                if len(set(header)) < len(header):
-                    repeated = sorted({name for name in header if header.count(name) > 1})
-                    raise UserError(f"{path}: columns {name_a_few(repeated)} are in the header more than once")
+                if twice := repeated(header):
+                    raise UserError(f"{path}: columns {name_a_few(sorted(twice))} are in the header more than once")
             if cells and len(cells) != len(header):
                 raise UserError(
                     f"{path}, line {reader.line_num}: {len(cells)} columns where the header has {len(header)}"
@@ -225,14 +224,12 @@ def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str
         path, dtype=dict.fromkeys(("id", *text), str), keep_default_na=False, na_values=[""],
         float_precision="round_trip",
     )
-    missing = [column for column in columns if column not in frame.columns]
-    if missing:
+    if missing := [column for column in columns if column not in frame.columns]:
         raise UserError(f"{path} has no column {name_a_few(missing)}; it has {name_a_few(frame.columns, 12)}")
     if "id" in frame.columns:
         if frame["id"].isna().any():
             row = int(frame["id"].isna().to_numpy().argmax())
             raise UserError(f"{path}, line {row + 2}: no id")
-        repeated = frame["id"][frame["id"].duplicated()]
-        if len(repeated):
-            raise UserError(f"{path}: {len(repeated):,} ids occur more than once ({name_a_few(repeated.unique())})")
+        if twice := repeated(frame["id"]):
+            raise UserError(f"{path}: {len(twice):,} ids occur more than once ({name_a_few(twice)})")
     return frame

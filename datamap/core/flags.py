@@ -60,20 +60,18 @@ class ListOf:
         self.item, self.choices = item, choices
 
     def __call__(self, text: str) -> list[Any]:
-        values = [self._convert(part) for part in text.replace(",", " ").split()]
+        values = []
+        for part in text.replace(",", " ").split():
+            try:
+                values.append(self.item(part))
+            except ValueError:
+                name = getattr(self.item, "__name__", "value")
+                raise argparse.ArgumentTypeError(f"expected a list of {name}, found {part!r}") from None
+            if self.choices is not None and values[-1] not in self.choices:
+                raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(map(str, self.choices))}")
         if not values:
             raise argparse.ArgumentTypeError("expected at least one value, found none")
         return values
-
-    def _convert(self, part: str) -> Any:
-        try:
-            value = self.item(part)
-        except ValueError:
-            name = getattr(self.item, "__name__", "value")
-            raise argparse.ArgumentTypeError(f"expected a list of {name}, found {part!r}") from None
-        if self.choices is not None and value not in self.choices:
-            raise argparse.ArgumentTypeError(f"{part!r} is not one of {', '.join(map(str, self.choices))}")
-        return value
 
 
 class _HelpFormatter(argparse.HelpFormatter):

@@ -6,9 +6,12 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from datamap.core.files import atomic
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.figure import Figure
 
 # Okabe and Ito 2008: told apart by the colour-blind, darkest first.
@@ -16,11 +19,20 @@ COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CATEGORY_COLORS = {"easy": COLORS[0], "ambiguous": COLORS[4], "hard": COLORS[1]}
 GREY, LIGHT_GREY = "#8c8c8c", "#d8d8d8"
 DOTS_PER_INCH = 160
+MAX_DRAWN_POINTS = 25_000
 
 
 def dataset_label(name: str, split: str) -> str:
     """``name [split]`` for captions; of a local path only the last part."""
     return f"{Path(name).resolve().name if Path(name).exists() else name} [{split}]"
+
+
+def drawn_sample(points: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """The points that a scatter has room for, a seeded sample where there are more, and what a caption says of it."""
+    if len(points) <= MAX_DRAWN_POINTS:
+        return points, ""
+    rows = np.random.default_rng(0).choice(len(points), MAX_DRAWN_POINTS, replace=False)
+    return points.iloc[rows], f" (random {len(rows):,} drawn)"
 
 
 def new_figure(width: float, height: float, rows: int = 1, columns: int = 1, **subplots: Any) -> tuple[Figure, Any]:

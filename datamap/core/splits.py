@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from datamap.core.errors import UserError, first_line, name_a_few
+from datamap.core.errors import UserError, first_line, name_a_few, repeated
 from datamap.core.files import csv_records, read_bytes, read_json, read_rows
 
 if TYPE_CHECKING:
@@ -106,10 +106,10 @@ def default_eval_split(name: str) -> str:
         return "train"  # the only one
     known: Sequence[str] = ()
     if name.startswith("demo:"):
-        from datamap.demo.builtin import DEMOS, splits
+        from datamap.demo.builtin import DEMOS
 
-        demo = name.removeprefix("demo:")
-        known = splits(demo) if demo in DEMOS else ()
+        demo = DEMOS.get(name.removeprefix("demo:"))
+        known = list(demo.sizes) if demo else ()
     elif path.is_dir():
         known = _directory_splits(path)
     elif path.suffix not in FILE_SUFFIXES:
@@ -124,15 +124,10 @@ def _string_ids(data: datasets.Dataset, name: str) -> datasets.Dataset:
     if None in ids or "" in ids:
         row = next(row for row, value in enumerate(ids) if not value)
         raise UserError(f"{name}: row {row + 1} has no id; give every row one, or drop the column to have ids made")
-    if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        repeated = list(dict.fromkeys(value for value in ids if value in seen or seen.add(value)))  # type: ignore
-        raise UserError(
-            f"{name}: {len(repeated):,} ids occur more than once ({name_a_few(repeated)}); ids must be unique in a "
-            "split: rename them, or drop the id column to have ids made"
-        )
-    data = data.remove_columns("id")
-    return data.add_column("id", ids)
+    if twice := repeated(ids):
+        raise UserError(f"{name}: {len(twice):,} ids occur more than once ({name_a_few(twice)}); ids must be unique "
+                        "in a split: rename them, or drop the id column to have ids made")
+    return data.remove_columns("id").add_column("id", ids)
 
 
 def generate_hash_ids(data: datasets.Dataset, columns: Sequence[str]) -> list[str]:
@@ -189,13 +184,13 @@ def _read(name: str, split: str) -> datasets.Dataset:
 def _read_demo(name: str, split: str) -> datasets.Dataset:
     import datasets
 
-    from datamap.demo.builtin import DEMOS, generate, splits
+    from datamap.demo.builtin import DEMOS, generate
 
     demo = name.removeprefix("demo:")
     if demo not in DEMOS:
         known = ", ".join(f"demo:{known}" for known in DEMOS)
         raise UserError(f"dataset {name!r} is not built in; there is {known}")
-    _check_split(name, split, splits(demo))
+    _check_split(name, split, list(DEMOS[demo].sizes))
     return datasets.Dataset.from_list(generate(demo, split))
 
 
@@ -277,9 +272,11 @@ def _read_file(path: Path) -> datasets.Dataset:
             return datasets.Dataset(pq.read_table(io.BytesIO(raw)))
         except pa.ArrowInvalid as error:
             raise UserError(f"{path} is not a parquet file ({first_line(error)})") from error
-    rows = _csv_rows(path) if suffix == ".csv" else _json_rows(path)
+    rows = _csv_rows(path) if suffix == ".csv" else read_rows(path)
     if not rows:
         raise UserError(f"{path} holds no rows")
+    if suffix != ".csv" and all("paragraphs" in row for row in rows):
+        rows = _flatten_squad(path, rows)
     for row in rows:
         if row.get("id") is not None:  # ids may be numbers in one row and strings in the next
             row["id"] = str(row["id"])
@@ -310,11 +307,6 @@ def _is_whole_number(text: str) -> bool:
     digits = text[1:] if text.startswith("-") else text
     plain = digits == "0" or not digits.startswith("0")
     return digits.isascii() and digits.isdigit() and plain and len(digits) <= 18  # what 64 bits hold
-
-
-def _json_rows(path: Path) -> list[dict[str, Any]]:
-    rows = read_rows(path)
-    return _flatten_squad(path, rows) if rows and all("paragraphs" in row for row in rows) else rows
 
 
 def _flatten_squad(path: Path, articles: list[dict[str, Any]]) -> list[dict[str, Any]]:

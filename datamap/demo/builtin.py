@@ -37,18 +37,15 @@ DEMOS: dict[str, Demo] = {
 }
 
 
-def splits(name: str) -> list[str]:
-    """Names of the splits of a built-in dataset."""
-    return list(_demo(name).sizes)
-
-
 def generate(name: str, split: str, seed: int = 42, num_examples: int | None = None) -> list[dict[str, Any]]:
     """Rows of one split, ids included; the same arguments give the same rows on every machine.
 
     `num_examples` None means the split's own size. Raises ValueError for an unknown name or split, or a negative
     number.
     """
-    demo = _demo(name)
+    if name not in DEMOS:
+        raise ValueError(f"no built-in dataset {name!r}; there is {', '.join(DEMOS)}")
+    demo = DEMOS[name]
     if split not in demo.sizes:
         raise ValueError(f"demo:{name} has no split {split!r}; it has {', '.join(demo.sizes)}")
     size = demo.sizes[split] if num_examples is None else num_examples
@@ -57,9 +54,3 @@ def generate(name: str, split: str, seed: int = 42, num_examples: int | None = N
     rng = np.random.default_rng([seed, list(demo.sizes).index(split)])
     rows = demo.build(rng, split, size)
     return [{"id": f"{name}-{split}-{i:05d}", **row} for i, row in enumerate(rows)]
-
-
-def _demo(name: str) -> Demo:
-    if name not in DEMOS:
-        raise ValueError(f"no built-in dataset {name!r}; there is {', '.join(DEMOS)}")
-    return DEMOS[name]

@@ -311,15 +311,9 @@ def _error_plan(rng: np.random.Generator, n: int) -> list[str]:
 
 
 def _row(rng: np.random.Generator, note: Note, fact: Fact, error: str) -> dict[str, Any]:
-    question, kind, golds = fact.question, fact.kind, fact.golds
-    if error:
-        golds = golds[:1]
-    if error == "wrong_span":
-        golds = [_wrong_span(rng, note, fact)]
-    elif error == "shifted_boundary":
-        golds = [_shifted_span(rng, note, fact)]
-    elif error == "overlong_span":
-        golds = [_overlong_span(rng, note, fact)]
+    question, kind, golds = fact.question, fact.kind, fact.golds[:1] if error else fact.golds
+    if error in MOVED_SPANS:
+        golds = [MOVED_SPANS[error](rng, note, fact)]
     elif error == "other_question":
         other = _pick(rng, [f for f in note.facts if f is not fact])
         question, kind = other.question, other.kind
@@ -458,6 +452,9 @@ def _overlong_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
     if rng.random() < 0.5 and len(_words(note.text, (note.sentences[pair[0]][0], note.sentences[pair[1]][1]))) <= 20:
         first, last = pair
     return note.sentences[first][0], note.sentences[last][1] - 1
+
+
+MOVED_SPANS = {"wrong_span": _wrong_span, "shifted_boundary": _shifted_span, "overlong_span": _overlong_span}
 
 
 def _garble(rng: np.random.Generator, question: str) -> str:

@@ -23,18 +23,19 @@ import numpy as np
 import pandas as pd
 from filelock import FileLock
 
+from datamap.analysis.clusters import load_embeddings
 from datamap.cartography.dynamics import read_dynamics
 from datamap.cartography.metrics import load_cartography_metrics
-from datamap.core.artifacts import artifact_file, check_same_dataset, content_key, digest
+from datamap.core.artifacts import check_same_dataset, content_key, digest
 from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import read_json, write_csv
+from datamap.core.files import write_csv
 from datamap.selection.cache import Compute
 from datamap.selection.candidates import Candidates
 from datamap.selection.diversity import check_finite
 from datamap.selection.text_metrics import BY_SYLLABLES, METRICS
 from datamap.training import models
-from datamap.training.model_files import trained_fingerprint
+from datamap.training.models import trained_fingerprint
 from datamap.training.prerequisites import Prerequisite, PrerequisiteFailed, make
 
 EMBEDDING_FLAGS, WARM_UP_FLAGS = ("pooling", "embedding_dir"), ("warmup_epochs", "training_config")
@@ -182,19 +183,16 @@ def _embeddings(candidates: Candidates) -> np.ndarray:
 
 def _read_embeddings(candidates: Candidates) -> np.ndarray:
     """What extract_embeddings.py wrote, its rows in our order."""
-    made_by, directory = "extract_embeddings.py", candidates.args.embedding_dir
-    ids = read_json(artifact_file(directory, "embeddings_metadata.json", made_by))["ids"]
-    vectors = np.load(artifact_file(directory, "embeddings.npy", made_by), mmap_mode="r")
-    check_same_dataset(directory, ids, candidates.split)
-    if len(vectors) != len(ids):
-        raise UserError(f"{directory} holds {len(vectors):,} embeddings of {len(ids):,} ids; run {made_by} again")
-    row_of = {example: row for row, example in enumerate(ids)}
+    directory = candidates.args.embedding_dir
+    embeddings = load_embeddings(directory)
+    check_same_dataset(directory, embeddings.ids, candidates.split)
+    row_of = {example: row for row, example in enumerate(embeddings.ids)}
     absent = [example for example in candidates.ids if example not in row_of]
     if absent:
         raise UserError(f"{directory} has no embedding of {len(absent):,} examples ({name_a_few(absent)}); embed the "
                         "whole split, or give --max_samples")
     rows = [row_of[example] for example in candidates.ids]
-    return vectors if rows == list(range(len(vectors))) else vectors[rows]
+    return embeddings.values if rows == list(range(len(row_of))) else embeddings.values[rows]
 
 
 @feature("perplexity", flags=("causal_lm",))

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 import analyze_cartography
-from datamap.analysis import groups, map_summary
+from datamap.analysis import map_summary
 from datamap.cartography import maps
 from datamap.cartography.categories import categorize_examples, get_examples_by_category
 from datamap.core.files import read_json, read_table
@@ -360,7 +360,7 @@ def test_a_picture_of_many_groups_shows_the_largest_and_says_so(tmp_path, monkey
             "label": [f"costs $5 or $6, {group} " + "x" * group for group, n in enumerate(sizes) for _ in range(n)],
         }
     )
-    table = groups.group_table(frame, "label").sort_values("n", ascending=False)
+    table = map_summary.group_table(frame, "label").sort_values("n", ascending=False)
     map_summary.plot_groups(tmp_path / "category_by_label.png", table, "label", "n = 1,620")
     _, title, caption = drawn["rest"]
     assert title == "Categories by label" and caption == "n = 1,620\nthe 25 largest of 40 labels"

@@ -578,7 +578,7 @@ def test_validate_config_reads_no_file():
 
 
 def test_inputs_name_the_cuts_beside_a_metrics_file(tmp_path):
-    """Of a map written again at other thresholds the metrics are the same; a suite must not take it for the old one."""
+    """A map written again at other thresholds has the same metrics; a suite must not take it for the old one."""
     metrics = tmp_path / "cartography_metrics.csv"
     metrics.write_text("id,confidence,variability\na,0.5,0.1\n")
     config = {"category": {"metrics_path": str(metrics), "categories": ["easy"]}}

@@ -6,13 +6,13 @@ import pytest
 from made_dynamics import metrics_frame
 from matplotlib.figure import Figure
 
-from datamap.cartography import maps
 from datamap.cartography.categories import (
     CATEGORIES,
     categorize_examples,
     category_thresholds,
 )
 from datamap.cartography.maps import CARTOGRAPHY_FILES, load_map, plot_data_map, write_cartography
+from datamap.core import plots
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError
 from datamap.core.files import read_json
@@ -51,7 +51,7 @@ def test_the_data_map_says_what_it_shows(tmp_path, drawn):
 
 
 def test_a_large_data_map_draws_a_sample_and_counts_all(tmp_path, drawn, monkeypatch):
-    monkeypatch.setattr(maps, "MAX_DRAWN_POINTS", 50)
+    monkeypatch.setattr(plots, "MAX_DRAWN_POINTS", 50)
     rng = np.random.default_rng(0)
     frame = metrics_frame(rng.random(1200), rng.random(1200) / 2)
     for name in ("one.png", "two.png"):

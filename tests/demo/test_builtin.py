@@ -9,7 +9,7 @@ import pytest
 from conftest import REPOSITORY
 
 from datamap.demo import clinical
-from datamap.demo.builtin import DEMOS, generate, splits
+from datamap.demo.builtin import DEMOS, generate
 from datamap.demo.clinical import KINDS, PLANTED_ERRORS
 
 SIZES = {"train": 2500, "validation": 400}
@@ -61,7 +61,7 @@ def stated_kinds(sentence):
 
 def test_default_sizes_columns_and_unique_ids(rows):
     assert list(DEMOS) == ["clinical", "nli", "stories", "stories_4dir"]
-    assert splits("clinical") == ["train", "validation"]
+    assert list(DEMOS["clinical"].sizes) == ["train", "validation"]
     for split, expected in SIZES.items():
         assert len(rows[split]) == expected
         assert rows[split][17]["id"] == f"clinical-{split}-00017"
@@ -214,5 +214,3 @@ def test_unknown_names_and_sizes_are_refused():
         generate("clinical", "test")
     with pytest.raises(ValueError, match="num_examples is -1"):
         generate("clinical", "train", 42, -1)
-    with pytest.raises(ValueError, match="no built-in dataset"):
-        splits("x")

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 import pytest
 
 from datamap.demo import nli as demo_nli
-from datamap.demo.builtin import generate, splits
+from datamap.demo.builtin import DEMOS, generate
 from datamap.demo.nli import LABELS, PLANTED_ERRORS
 
 SIZES = {"train": 1500, "validation": 300}
@@ -67,7 +67,7 @@ def test_the_reading_on_pairs_done_by_hand(premise, hypothesis, label):
 
 
 def test_sizes_columns_and_ids(rows):
-    assert splits("nli") == list(SIZES)
+    assert DEMOS["nli"].sizes == SIZES
     assert LABELS == ("entailment", "neutral", "contradiction") and PLANTED_ERRORS == ("wrong_label",)
     for split, size in SIZES.items():
         assert len(rows[split]) == size and rows[split][17]["id"] == f"nli-{split}-00017"
