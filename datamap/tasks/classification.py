@@ -169,20 +169,19 @@ class SequenceClassification(Task):
     # --- model ---
 
     def head(self, config: PreTrainedConfig | None, data: datasets.Dataset | None, source: str) -> dict[str, Any]:
-        trained = config is not None and any("SequenceClassification" in each for each in config.architectures or [])
         if data is None:
             return {}
         names = data.features[self.label_column].names
-        if config is not None and trained:
+        if config is not None and any("SequenceClassification" in each for each in config.architectures or []):
             places = _places(names, config)
             if places is not None and not _nameless(config):
                 return {}
             if places is not None:  # LABEL_0, ...: from now on the names of the data, so that every split fits by name
                 names = [names[places.index(place)] if place in places else str(place)
                          for place in range(config.num_labels)]
-                return {"id2label": dict(enumerate(names)), "label2id": {name: n for n, name in enumerate(names)}}
-            logger.warning(f"the model's classes ({name_a_few(config.id2label.values())}) are not those of {source} "
-                           f"({name_a_few(names)}): it gets a new head")
+            else:
+                logger.warning(f"the model's classes ({name_a_few(config.id2label.values())}) are not those of "
+                               f"{source} ({name_a_few(names)}): it gets a new head")
         return {
             "num_labels": len(names), "id2label": dict(enumerate(names)),
             "label2id": {name: place for place, name in enumerate(names)},
@@ -207,10 +206,9 @@ class SequenceClassification(Task):
         for name, place in zip(names, places, strict=True):
             shown[place] = name
         labels = [places[label] for label in data[self.label_column][:]]
-        place_of_column = data.column_names
-        data = data.remove_columns(self.label_column)
-        data = data.add_column(self.label_column, labels, feature=datasets.ClassLabel(names=shown))
-        return data.select_columns(place_of_column)
+        numbered = data.remove_columns(self.label_column)
+        numbered = numbered.add_column(self.label_column, labels, feature=datasets.ClassLabel(names=shown))
+        return numbered.select_columns(data.column_names)
 
     # --- features and predictions ---
 
@@ -304,9 +302,10 @@ class ClassificationEvaluation(Evaluation):
         self.commonest = int(np.bincount(self.gold).argmax())
 
     def __call__(self, output: EvalPrediction) -> dict[str, float]:
+        from scipy.special import log_softmax
+
         logits = self._in_order(output, len(self.gold))
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        log_p = log_softmax(logits, axis=1)
         self.probabilities, self.predicted = np.exp(log_p), logits.argmax(axis=1)
         self.losses = -log_p[np.arange(len(log_p)), self.gold]
         return self.summary(np.ones(len(self.gold), dtype=bool))
@@ -321,18 +320,18 @@ class ClassificationEvaluation(Evaluation):
 
         gold, predicted = self.gold[among], self.predicted[among]
         occurring = np.union1d(gold, predicted)
-        scores = precision_recall_fscore_support(gold, predicted, labels=occurring, zero_division=0)
+        by_class = precision_recall_fscore_support(gold, predicted, labels=occurring, zero_division=0)
+        scores = dict(zip(("precision", "recall", "f1"), by_class, strict=False))
         metrics = {
             "accuracy": float((gold == predicted).mean()),
             "majority_baseline": float((gold == self.commonest).mean()),
             "loss": float(self.losses[among].mean()),
-            **{name: float(score.mean()) for name, score in zip(("precision", "recall", "f1"), scores, strict=False)},
+            **{name: float(score.mean()) for name, score in scores.items()},
             "total": len(gold),
         }
         if len(self.names) <= MAX_CLASSES_REPORTED:
-            classes = [self.names[place] for place in occurring]
-            for name, score in zip(("precision", "recall", "f1"), scores, strict=False):
-                metrics |= {f"{name}_{label}": float(one) for label, one in zip(classes, score, strict=True)}
+            metrics |= {f"{name}_{self.names[place]}": float(one) for name, score in scores.items()
+                        for place, one in zip(occurring, score, strict=True)}
         return metrics
 
     def slice_statistics(self, among: np.ndarray) -> dict[str, float]:
@@ -366,24 +365,18 @@ class ClassificationEvaluation(Evaluation):
         """``confusion_matrix`` as CSV (label, predicted_label, n) and PNG; ``misclassified.csv``, the most confident
         mistakes first."""
         import pandas as pd
+        from sklearn.metrics import confusion_matrix
 
-        counts = np.zeros((len(self.names), len(self.names)), dtype=np.int64)
-        np.add.at(counts, (self.gold, self.predicted), 1)
+        counts = confusion_matrix(self.gold, self.predicted, labels=range(len(self.names)))
         label, predicted = np.indices(counts.shape).reshape(2, -1)
         names = np.asarray(self.names, dtype=object)
         table = pd.DataFrame({"label": names[label], "predicted_label": names[predicted], "n": counts.ravel()})
         wrong = np.flatnonzero(self.gold != self.predicted)
         wrong = wrong[np.argsort(-self.probabilities[wrong, self.predicted[wrong]], kind="stable")]
-        chosen = self.data.select(wrong)
-        mistakes = pd.DataFrame(
-            {
-                "id": chosen["id"][:],
-                **{column: chosen[column][:] for column in self.texts},
-                "label": names[self.gold[wrong]],
-                "predicted_label": names[self.predicted[wrong]],
-                "confidence": self.probabilities[wrong, self.predicted[wrong]],
-                "gold_probability": self.probabilities[wrong, self.gold[wrong]],
-            }
+        mistakes = self.data.select(wrong).select_columns(["id", *self.texts]).to_pandas().assign(
+            label=names[self.gold[wrong]], predicted_label=names[self.predicted[wrong]],
+            confidence=self.probabilities[wrong, self.predicted[wrong]],
+            gold_probability=self.probabilities[wrong, self.gold[wrong]],
         )
         write_csv(directory / f"confusion_matrix{suffix}.csv", table)
         write_csv(directory / f"misclassified{suffix}.csv", mistakes)

@@ -82,8 +82,7 @@ class QuestionAnswering(Task):
         ]
         if not any(answer["text"] for answer in answers):
             raise UserError(f"{source}: all answers are empty; at least one example needs an answer")
-        used = {"answers", answer_column} | ({"answer_start"} if "answer_start" in columns else set())
-        data = data.remove_columns([column for column in data.column_names if column in used])
+        data = data.remove_columns(sorted({"answers", answer_column, "answer_start"} & columns))
         features = datasets.Features(
             {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int64"))}
         )

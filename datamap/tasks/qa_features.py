@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -70,9 +71,11 @@ def qa_features(
     question_limit = max_length - doc_stride - MIN_ADVANCE - tokenizer.num_special_tokens_to_add(pair=True)
     if question_limit < 8:
         raise UserError(f"--max_length {max_length} leaves no room for a question beside the context; give more")
-    integers = datasets.List(datasets.Value("int32"))
-    small = datasets.List(datasets.Value("int8"))
-    schema = {name: integers for name in tokenizer.model_input_names if name not in ("attention_mask",)}
+    lists = dict.fromkeys([*tokenizer.model_input_names, "offset_start", "offset_end"], "int32")
+    lists |= dict.fromkeys(["attention_mask", "token_roles"], "int8")
+    numbers = dict.fromkeys(["example_index", "start_positions", "end_positions", "length"], "int64")
+    numbers |= dict.fromkeys(["counts", "question_cut"], "bool")
+    schema = {name: datasets.List(datasets.Value(kind)) for name, kind in lists.items()}
     windows = data.select_columns(["question", "context", "answers"]).map(
         _windows,
         with_indices=True,
@@ -89,21 +92,7 @@ def qa_features(
         # No cache: the library knows functions by name and would serve the windows of older code.
         keep_in_memory=True,
         load_from_cache_file=False,
-        features=datasets.Features(
-            {
-                **schema,
-                "attention_mask": small,
-                "token_roles": small,
-                "offset_start": integers,
-                "offset_end": integers,
-                "example_index": datasets.Value("int64"),
-                "start_positions": datasets.Value("int64"),
-                "end_positions": datasets.Value("int64"),
-                "counts": datasets.Value("bool"),
-                "length": datasets.Value("int64"),
-                "question_cut": datasets.Value("bool"),
-            }
-        ),
+        features=datasets.Features(schema | {name: datasets.Value(kind) for name, kind in numbers.items()}),
         desc="tokenising",
     )
     cut = len(set(np.asarray(windows["example_index"][:])[np.asarray(windows["question_cut"][:], dtype=bool)]))
@@ -135,10 +124,8 @@ def _windows(
         return_overflowing_tokens=True,
         return_offsets_mapping=True,
     )
-    rows: dict[str, list] = {name: encoded[name] for name in tokenizer.model_input_names if name in encoded}
-    made = ("attention_mask", "token_roles", "offset_start", "offset_end", "example_index", "start_positions",
-            "end_positions", "counts", "length", "question_cut")
-    rows.update({name: [] for name in made})
+    rows = defaultdict(list, {name: encoded[name] for name in tokenizer.model_input_names if name in encoded})
+    rows["attention_mask"] = []
     for window, sample in enumerate(encoded["overflow_to_sample_mapping"]):
         tokens = encoded["input_ids"][window]
         in_context = np.array([sequence == 1 for sequence in encoded.sequence_ids(window)])
@@ -147,16 +134,14 @@ def _windows(
         roles = np.where(in_context, CONTEXT, OTHER).astype(np.int8)
         roles[no_answer] = NO_ANSWER
         start, end, counts = _answer_tokens(examples["answers"][sample], in_context, offsets, no_answer)
-        rows["attention_mask"].append((~in_context if ablation == "q_only" else np.ones(len(tokens))).astype(np.int8))
-        rows["token_roles"].append(roles)
-        rows["offset_start"].append(offsets[:, 0])
-        rows["offset_end"].append(offsets[:, 1])
-        rows["example_index"].append(indices[sample])
-        rows["start_positions"].append(start)
-        rows["end_positions"].append(end)
-        rows["counts"].append(counts)
-        rows["length"].append(len(tokens))
-        rows["question_cut"].append(cut[sample])
+        row = {
+            "attention_mask": (~in_context if ablation == "q_only" else np.ones(len(tokens))).astype(np.int8),
+            "token_roles": roles, "offset_start": offsets[:, 0], "offset_end": offsets[:, 1],
+            "example_index": indices[sample], "start_positions": start, "end_positions": end, "counts": counts,
+            "length": len(tokens), "question_cut": cut[sample],
+        }
+        for name, value in row.items():
+            rows[name].append(value)
     return rows
 
 

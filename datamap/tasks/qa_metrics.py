@@ -163,20 +163,15 @@ def choose_answers(
     # Sorted by example, then best first; lexsort is stable, so the first window stays first among equals.
     order = np.lexsort((-score, example))
     present, first = np.unique(example[order], return_index=True)
-    best_score, best_null = np.full(n, -np.inf), np.full(n, np.nan)
-    window = np.full(n, -1, np.int64)
-    if len(present):
-        window[present] = order[first]
-        best_score[present] = score[order[first]]
-        best_null[present] = np.minimum.reduceat(null_score[order], first)
-    window[best_score == -np.inf] = -1
-
-    answered = window >= 0
-    if version_2:
+    window = order[first]  # the best of each example that has any
+    best_score = np.full(n, -np.inf)
+    best_score[present] = score[window]
+    answered = score[window] != -np.inf
+    if version_2 and len(window):
         # Written so that a missing (NaN) null score keeps the span.
-        answered[answered] = ~(best_null[answered] > best_score[answered])
-    begin, stop = np.zeros(n, np.int64), np.zeros(n, np.int64)
-    begin[answered], stop[answered] = char_start[window[answered]], char_end[window[answered]]
+        answered &= ~(np.minimum.reduceat(null_score[order], first) > score[window])
+    begin, stop = np.zeros((2, n), np.int64)
+    begin[present[answered]], stop[present[answered]] = char_start[window[answered]], char_end[window[answered]]
     text = [context[a:b] for context, a, b in zip(contexts, begin.tolist(), stop.tolist(), strict=True)]
     return Answers(text, best_score)
 

@@ -85,6 +85,12 @@ _WHEN_OR_WHERE = re.compile(rf"{_OPENING}(?P<word>when|where)\b")
 
 
 def question_type_of(folded: str) -> str:
+    """The kind of question, one of `QUESTION_TYPES`, of a text as `fold` leaves it.
+
+    A question that begins with an auxiliary is yes/no. Otherwise its question word decides: the first word, else one
+    after punctuation or a preposition ("In what year", "..., who won?"), else any. whom and whose are who. A "when"
+    or "where" that opens a clause ("When the patient fell, what ...") asks only if no other word does.
+    """
     if _STARTS_WITH_AUXILIARY.match(folded):
         return "yes/no"
     for place in (*_QUESTION_WORD_PLACES, _WHEN_OR_WHERE):
@@ -96,18 +102,8 @@ def question_type_of(folded: str) -> str:
     return "other"
 
 
-def question_type(question: str | None) -> str:
-    """The kind of question, one of `QUESTION_TYPES`.
-
-    A question that begins with an auxiliary is yes/no. Otherwise its question word decides: the first word, else one
-    after punctuation or a preposition ("In what year", "..., who won?"), else any. whom and whose are who. A "when"
-    or "where" that opens a clause ("When the patient fell, what ...") asks only if no other word does.
-    """
-    return question_type_of(fold(question or ""))
-
-
 def question_types(questions: Column) -> pd.Series:
-    """`question_type` of every question: strings, with the index of `questions` if that is a Series."""
+    """`question_type_of` every question: strings, with the index of `questions` if that is a Series."""
     import pandas as pd
 
     index = common_index({"questions": questions})

@@ -58,26 +58,22 @@ def slice_columns(data: datasets.Dataset, columns: Sequence[str], source: str) -
             raise UserError(
                 f"--slice_by: {column!r} of {source} is also a column of the table of slices; rename it in the data"
             )
-        values[column] = _read_column(data, column, source)
-    return values
-
-
-def _read_column(data: datasets.Dataset, column: str, source: str) -> list:
-    values = _numbers_of([None if _is_missing(value) else value for value in data[column][:]])
-    odd = next((value for value in values if not isinstance(value, str | int | float | None)), None)
-    if odd is not None:
-        raise UserError(
-            f"--slice_by: column {column!r} of {source} holds values of type {type(odd).__name__}; expected text, "
-            "numbers or true/false"
-        )
-    names = getattr(data.features[column], "names", None)  # of a ClassLabel, where -1 means no label
-    if names is not None:
-        values = [None if value is None or value < 0 else names[value] for value in values]
-    if len(values) > 1 and len(set(values)) == len(values):
-        raise UserError(
-            f"--slice_by: all {len(values):,} values of column {column!r} of {source} differ; a slice needs several "
-            "examples: name a column whose values repeat"
-        )
+        found = _numbers_of([None if _is_missing(value) else value for value in data[column][:]])
+        odd = next((value for value in found if not isinstance(value, str | int | float | None)), None)
+        if odd is not None:
+            raise UserError(
+                f"--slice_by: column {column!r} of {source} holds values of type {type(odd).__name__}; expected text, "
+                "numbers or true/false"
+            )
+        names = getattr(data.features[column], "names", None)  # of a ClassLabel, where -1 means no label
+        if names is not None:
+            found = [None if value is None or value < 0 else names[value] for value in found]
+        if len(found) > 1 and len(set(found)) == len(found):
+            raise UserError(
+                f"--slice_by: all {len(found):,} values of column {column!r} of {source} differ; a slice needs "
+                "several examples: name a column whose values repeat"
+            )
+        values[column] = found
     return values
 
 
@@ -113,35 +109,27 @@ def slice_table(
     """
     import pandas as pd
 
-    columns = list(values)
-    encoded = [_encode(values[column]) for column in columns]
-    lengths = {column: len(codes) for column, (codes, _) in zip(columns, encoded, strict=True)}
+    encoded = {column: _encode(each) for column, each in values.items()}
+    lengths = {column: len(codes) for column, (codes, _) in encoded.items()}
     if len(set(lengths.values())) != 1:
         raise ValueError(f"expected slice columns of one length, got {lengths}")
-    total = next(iter(lengths.values()))
+    codes = np.stack([codes for codes, _ in encoded.values()], axis=1)
 
-    # One entry per row: its numbers, and for each column the place of its value among the levels (None: not by it).
-    numbers: list[dict[str, float]] = []
-    places: list[tuple[int | None, ...]] = []
-
-    def add(mask: np.ndarray, place: Sequence[int | None]) -> None:
+    # Each row as the place of its value among the levels of each column, -1 where it is not by that column.
+    places = [[-1] * len(encoded)]
+    for position, (_, levels) in enumerate(encoded.values()):
+        places += [[place if other == position else -1 for other in range(len(encoded))]
+                   for place in range(len(levels))]
+    if len(encoded) > 1:
+        places += np.unique(codes, axis=0).tolist()
+    numbers = []
+    for row in np.array(places):
+        mask = ((codes == row) | (row < 0)).all(axis=1)
         numbers.append({"n": int(mask.sum()), **statistics(mask)})
-        places.append(tuple(place))
 
-    add(np.ones(total, dtype=bool), [None] * len(columns))
-    for position, (codes, levels) in enumerate(encoded):
-        for code in range(len(levels)):
-            add(codes == code, [code if other == position else None for other in range(len(columns))])
-    if len(columns) > 1:
-        stacked = np.stack([codes for codes, _ in encoded], axis=1)
-        combinations, members = np.unique(stacked, axis=0, return_inverse=True)
-        for row, combination in enumerate(combinations.tolist()):
-            add(members.reshape(-1) == row, combination)
-
-    levels_by_column = {column: levels for column, (_, levels) in zip(columns, encoded, strict=True)}
-    table = pd.DataFrame({"slice": _slice_names(levels_by_column, places)})
-    for position, (column, levels) in enumerate(levels_by_column.items()):
-        table[column] = _cells(levels, [place[position] for place in places])
+    table = pd.DataFrame({"slice": _slice_names({column: levels for column, (_, levels) in encoded.items()}, places)})
+    for position, (column, (_, levels)) in enumerate(encoded.items()):
+        table[column] = _cells(levels, [row[position] for row in places])
     taken = [name for name in numbers[0] if name in table]
     if taken:
         raise ValueError(f"statistics have the names of slice columns: {name_a_few(taken)}")
@@ -150,21 +138,16 @@ def slice_table(
 
 def _encode(values: Sequence) -> tuple[np.ndarray, list]:
     """Codes (N,) into the distinct values in their natural order, missing (None) last."""
-    plain = [None if _is_missing(value) else value for value in np.asarray(values, dtype=object).tolist()]
-    known = list(dict.fromkeys(value for value in plain if value is not None))
-    if all(isinstance(value, bool | np.bool_) for value in known):
-        plain = [value if value is None else bool(value) for value in plain]
-        known = sorted({bool(value) for value in known})
-    elif not any(isinstance(value, str | bool) for value in known):
-        # Counts that a missing value has made floats; beyond 2**53 floats are no longer exact.
-        if all(float(value).is_integer() and abs(value) < 2**53 for value in known):
-            plain = [value if value is None else int(value) for value in plain]
-        known = sorted({value for value in plain if value is not None})
-    else:  # not in the order of the data: a value must have one place and colour in the pictures of all sets
-        known = sorted(known, key=str)
-    levels = known + [None] * (None in plain)
-    codes = {level: code for code, level in enumerate(levels)}
-    return np.array([codes[value] for value in plain], dtype=np.int64), levels
+    plain = [None if _is_missing(value) else value for value in values]
+    known = {value for value in plain if value is not None}
+    are_numbers = not any(isinstance(value, str | bool) for value in known)
+    # Counts that a missing value has made floats; beyond 2**53 floats are no longer exact.
+    if are_numbers and all(float(value).is_integer() and abs(value) < 2**53 for value in known):
+        plain, known = [value if value is None else int(value) for value in plain], {int(value) for value in known}
+    # Not in the order of the data: a value must have one place and colour in the pictures of all sets.
+    levels = sorted(known, key=None if are_numbers else str) + [None] * (None in plain)
+    places = {level: place for place, level in enumerate(levels)}
+    return np.array([places[value] for value in plain], dtype=np.int64), levels
 
 
 def _text(level: Any) -> str:
@@ -173,24 +156,22 @@ def _text(level: Any) -> str:
     return str(level).lower() if isinstance(level, bool) else str(level)
 
 
-def _slice_names(levels: Mapping[str, list], places: Sequence[tuple[int | None, ...]]) -> list[str]:
-    def names(with_column: bool) -> list[str]:
+def _slice_names(levels: Mapping[str, list], places: Sequence[Sequence[int]]) -> list[str]:
+    names: list[str] = []
+    for with_column in (False, True):
         parts = []
         for column, known in levels.items():
             is_text = any(isinstance(level, str) for level in known) or known == [None]
             prefix = "" if is_text and not with_column else f"{column}=" if is_text else f"{column}_"
             parts.append([prefix + _text(level) for level in known])
-        result = []
-        for place in places:
-            chosen = [part[code] for part, code in zip(parts, place, strict=True) if code is not None]
-            result.append("/".join(chosen) or OVERALL)
-        return result
-
-    short = names(False)
-    return short if len(set(short)) == len(short) else names(True)
+        names = ["/".join(part[place] for part, place in zip(parts, row, strict=True) if place >= 0) or OVERALL
+                 for row in places]
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
-def _cells(levels: list, codes: Sequence[int | None]) -> pd.Series:
+def _cells(levels: list, places: Sequence[int]) -> pd.Series:
     """One cell per row in a type that keeps 15 from becoming 15.0 beside the empty cells."""
     import pandas as pd
 
@@ -200,24 +181,24 @@ def _cells(levels: list, codes: Sequence[int | None]) -> pd.Series:
         dtype = "boolean"
     else:
         dtype = "Int64" if all(isinstance(level, int) for level in levels) else "Float64"
-    return pd.Series([None if code is None else levels[code] for code in codes], dtype=dtype)
+    return pd.Series([levels[place] if place >= 0 else None for place in places], dtype=dtype)
 
 
 def generalization_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The slice tables of several evaluation sets, one below the other, with the name of the set in ``split``."""
     import pandas as pd
 
-    frames = [table.assign(split=name) for name, table in tables.items()]
-    for column in frames[0].columns:
-        kinds = {frame[column].dtype for frame in frames if column in frame}
-        if len(kinds) > 1 and any(not pd.api.types.is_numeric_dtype(kind) for kind in kinds):
-            # Missing in one set only: a column with 15 and "missing" is text.
-            frames = [
-                frame.assign(**{column: frame[column].map(_text, na_action="ignore").astype("string")})
-                for frame in frames
-            ]
+    columns = next(iter(tables.values())).columns
+    # Missing in one set only: a column with 15 and "missing" is text.
+    texts = [column for column in columns[1 : columns.get_loc("n")]
+             if any(table[column].dtype == "string" for table in tables.values())]
+    frames = []
+    for name, table in tables.items():
+        as_text = {column: table[column].map(_text, na_action="ignore").astype("string") for column in texts}
+        frames.append(table.assign(split=name, **as_text))
     joined = pd.concat(frames, ignore_index=True)
-    return joined[["split", *(column for column in joined.columns if column != "split")]]
+    joined.insert(0, "split", joined.pop("split"))
+    return joined
 
 
 def _rows_by(table: pd.DataFrame, columns: Sequence[str], chosen: Sequence[str]) -> pd.DataFrame:
@@ -252,15 +233,12 @@ def _shortened(text: str, length: int) -> str:
 
 def logged(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, float]:
     """``slices/<column>/<value>/<statistic>`` of the rows that are by one of the slice columns; NaN is left out."""
-    statistics = [name for name in table.columns if name not in ("slice", *columns)]
-    numbers = {}
-    for column in columns:
-        for row in _rows_by(table, columns, [column]).to_dict("records"):
-            for name in statistics:
-                value = row[name]
-                if value is not None and not math.isnan(value):
-                    numbers[f"slices/{column}/{_text(row[column])}/{name}"] = value
-    return numbers
+    statistics = table.columns[table.columns.get_loc("n") :]
+    return {
+        f"slices/{column}/{_text(row[column])}/{name}": row[name]
+        for column in columns for row in _rows_by(table, columns, [column]).to_dict("records")
+        for name in statistics if row[name] is not None and not math.isnan(row[name])
+    }
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -278,23 +256,41 @@ def plot_slices(
     """
     import pandas as pd
 
-    numeric = _numeric_column([table], columns)
+    numeric = next((column for column in columns if _is_numeric(table[column])), None)
     if numeric is None:
         shown, note = _largest(table[table[list(columns)].notna().sum(axis=1) == 1], MAX_POINTS, "slices")
-        rows = pd.concat([table.head(1), shown])
-        _plot_points(path, rows, list(rows["slice"]), rate, title, caption + note, reference=float(rows[rate].iloc[0]))
+        _plot_points(path, pd.concat([table.head(1), shown]), rate, title, caption + note, with_first=True)
         return
-    singles = _rows_by(table, columns, [numeric])
-    pooled, note = _with_numbers(singles, numeric), _not_drawn([singles], numeric)
+    pooled, note = _against(_rows_by(table, columns, [numeric]), numeric)
     panels = [("all examples", pooled)]
-    others = [column for column in columns if column != numeric and _numbers(table[column]) is None]
+    others = [column for column in columns if column != numeric and not _is_numeric(table[column])]
     if len(columns) == 2 and others:
         shown, left_out = _largest(_rows_by(table, columns, others), MAX_PANELS, f"values of {others[0]}")
         note += left_out
-        combinations = _with_numbers(_rows_by(table, columns, columns), numeric)
-        for name, value in zip(shown["slice"], shown[others[0]], strict=True):
-            panels.append((name, combinations[combinations[others[0]] == value]))
-    _plot_panels(path, panels, numeric, rate, title, caption + note)
+        combinations, _ = _against(_rows_by(table, columns, columns), numeric)
+        panels += [(name, combinations[combinations[others[0]] == value])
+                   for name, value in zip(shown["slice"], shown[others[0]], strict=True)]
+
+    across = {1: 1, 2: 2, 4: 2, 7: 4}.get(len(panels), 3)
+    down = -(-len(panels) // across)
+    size = (5.0, 3.4) if len(panels) == 1 else (0.6 + 2.0 * across, 1.0 + 1.8 * down)
+    figure, axes = new_figure(*size, down, across, sharex=True, sharey=True, squeeze=False)
+    for number, (name, rows) in enumerate(panels):
+        axis = axes.flat[number]
+        if number:  # the first panel's line in grey
+            axis.plot(pooled[numeric], pooled[rate], color=LIGHT_GREY, linewidth=2)
+        color = "black" if number == 0 else COLORS[(number - 1) % len(COLORS)]
+        _draw(axis, rows[numeric].to_numpy(), rows, rate, color, MARKERS[number % len(MARKERS)], name)
+        _finish_axis(axis, numeric, rate, pooled[numeric].to_numpy())
+        axis.label_outer()
+        if number + across >= len(panels):  # nothing below it
+            axis.tick_params(labelbottom=True)
+            axis.set_xlabel(_axis_label(numeric), fontsize=9)
+        axis.set_title(_sized(name, rows["n"].sum(), 26, break_after=14), fontsize=9, loc="left")
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    grey = "; grey line: all examples" if len(panels) > 1 else ""
+    save_figure(figure, path, title, caption + note + _key(rate, pooled) + grey)
 
 
 def plot_generalization(
@@ -306,113 +302,70 @@ def plot_generalization(
     """
     import pandas as pd
 
-    numeric = _numeric_column(list(tables.values()), columns)
+    numeric = next((each for each in columns if all(_is_numeric(table[each]) for table in tables.values())), None)
     if numeric is None:
-        rows = pd.concat([table.head(1) for table in tables.values()])
-        _plot_points(path, rows, list(tables), rate, title, caption)
+        rows = pd.concat([table.head(1).assign(slice=name) for name, table in tables.items()])
+        _plot_points(path, rows, rate, title, caption)
         return
-    singles = [_rows_by(table, columns, [numeric]) for table in tables.values()]
-    parts = [_with_numbers(rows, numeric) for rows in singles]
-    places = [rows[numeric].to_numpy(dtype=float) for rows in parts]
-    distinct = np.unique(np.concatenate(places))
+    singles = pd.concat([_rows_by(table, columns, [numeric]).assign(split=name) for name, table in tables.items()])
+    singles, note = _against(singles, numeric)
+    parts = [singles[singles["split"] == name] for name in tables]
+    distinct = np.unique(singles[numeric])
     # Sets that share a place on the axis are drawn side by side, else their intervals would hide each other.
     step = 0.0
-    if len(distinct) < sum(map(len, places)):
+    if len(distinct) < len(singles):
         step = min(0.15, 0.6 / len(parts)) * (float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0)
     figure, axis = new_figure(6.0, 3.6)
     labels = [_sized(name, rows["n"].sum()) for name, rows in zip(tables, parts, strict=True)]
     for number, rows in enumerate(parts):
-        x = places[number] + (number - (len(parts) - 1) / 2) * step
-        _draw_baseline(axis, x, rows)
-        style = COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)]
-        _draw_rate(axis, x, rows, rate, *style, label=labels[number])
+        x = rows[numeric].to_numpy() + (number - (len(parts) - 1) / 2) * step
+        _draw(axis, x, rows, rate, COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)], labels[number])
     _finish_axis(axis, numeric, rate, distinct)
     in_a_row = max(1, 80 // (6 + max(map(len, labels))))  # characters
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=in_a_row, frameon=False, fontsize=8, borderaxespad=0)
-    save_figure(figure, path, title, caption + _not_drawn(singles, numeric) + _key(rate, parts[0]))
-
-
-def _plot_panels(
-    path: str | Path, panels: Sequence[tuple[str, pd.DataFrame]], numeric: str, rate: str, title: str, caption: str
-) -> None:
-    """One panel per (name, rows against ``numeric``); the line of the first stands in grey in all others."""
-    across = {1: 1, 2: 2, 4: 2, 7: 4}.get(len(panels), 3)
-    down = -(-len(panels) // across)
-    size = (5.0, 3.4) if len(panels) == 1 else (0.6 + 2.0 * across, 1.0 + 1.8 * down)
-    figure, axes = new_figure(*size, down, across, sharex=True, sharey=True, squeeze=False)
-    pooled = panels[0][1]
-    x_pooled = pooled[numeric].to_numpy(dtype=float)
-    for number, (name, rows) in enumerate(panels):
-        axis = axes.flat[number]
-        x = rows[numeric].to_numpy(dtype=float)
-        if number:
-            axis.plot(x_pooled, pooled[rate], color=LIGHT_GREY, linewidth=2)
-        _draw_baseline(axis, x, rows)
-        color = "black" if number == 0 else COLORS[(number - 1) % len(COLORS)]
-        _draw_rate(axis, x, rows, rate, color, MARKERS[number % len(MARKERS)], label=name)
-        _finish_axis(axis, numeric, rate, x_pooled)
-        axis.label_outer()
-        if number + across >= len(panels):  # nothing below it
-            axis.tick_params(labelbottom=True)
-            axis.set_xlabel(_axis_label(numeric), fontsize=9)
-        axis.set_title(_sized(name, rows["n"].sum(), 26, break_after=14), fontsize=9, loc="left")
-    for axis in axes.flat[len(panels) :]:
-        axis.set_visible(False)
-    grey = "; grey line: all examples" if len(panels) > 1 else ""
-    save_figure(figure, path, title, caption + _key(rate, pooled) + grey)
+    save_figure(figure, path, title, caption + note + _key(rate, singles))
 
 
 def _plot_points(
-    path: str | Path, rows: pd.DataFrame, names: Sequence[str], rate: str, title: str, caption: str,
-    reference: float | None = None,
+    path: str | Path, rows: pd.DataFrame, rate: str, title: str, caption: str, with_first: bool = False
 ) -> None:
-    """One horizontal point with its interval per row, the first on top; ``reference`` is a line down all of them."""
+    """One horizontal point with its interval per row, the first on top; ``with_first``: its rate a line down all."""
     figure, axis = new_figure(6.0, 1.3 + 0.28 * len(rows))
     places = np.arange(len(rows))
-    if reference is not None:
-        axis.axvline(reference, color=LIGHT_GREY, linewidth=1.5, zorder=0)
+    if with_first:
+        axis.axvline(rows[rate].iloc[0], color=LIGHT_GREY, linewidth=1.5, zorder=0)
     if "majority_baseline" in rows:
         axis.plot(rows["majority_baseline"], places, "|", color=GREY, markersize=11)
-    value = rows[rate].to_numpy(dtype=float)
-    axis.errorbar(value, places, xerr=_errors(rows, rate), fmt="o", color=COLORS[0], markersize=5, elinewidth=1.2)
-    axis.set_yticks(places, [_sized(name, n) for name, n in zip(names, rows["n"], strict=True)])
+    axis.errorbar(rows[rate], places, xerr=_errors(rows, rate), fmt="o", color=COLORS[0], markersize=5, elinewidth=1.2)
+    axis.set_yticks(places, [_sized(name, n) for name, n in zip(rows["slice"], rows["n"], strict=True)])
     axis.set_ylim(len(rows) - 0.5, -0.5)
     scale = 100 if rate in PERCENTAGES else 1
     axis.set_xlim(-0.02 * scale, 1.02 * scale)
     axis.set_xlabel(RATE_LABELS.get(rate, rate), fontsize=9)
     axis.tick_params(labelsize=9)
-    grey = "; grey line: all examples" if reference is not None else ""
+    grey = "; grey line: all examples" if with_first else ""
     save_figure(figure, path, title, caption + _key(rate, rows, "point", "grey tick") + grey)
 
 
-def _numeric_column(tables: Sequence[pd.DataFrame], columns: Sequence[str]) -> str | None:
-    return next(
-        (column for column in columns if all(_numbers(table[column]) is not None for table in tables)), None
-    )
-
-
-def _numbers(cells: pd.Series) -> pd.Series | None:
-    """The cells of a slice column as float64, NaN where there is none; None unless all its values are numbers."""
+def _is_numeric(cells: pd.Series) -> bool:
+    """Whether all values of a slice column are numbers, those that are missing aside."""
     import pandas as pd
 
     known = cells.dropna()
     known = known[known.map(_text) != MISSING]
     if known.empty or pd.api.types.is_bool_dtype(cells.dtype):
-        return None
-    numbers = pd.to_numeric(known, errors="coerce").astype("float64")
-    return numbers.reindex(cells.index) if np.isfinite(numbers).all() else None
+        return False
+    return bool(np.isfinite(pd.to_numeric(known, errors="coerce").astype("float64")).all())
 
 
-def _with_numbers(rows: pd.DataFrame, numeric: str) -> pd.DataFrame:
-    """The rows that have a value of ``numeric``, with it as float64."""
-    numbers = _numbers(rows[numeric])
-    assert numbers is not None  # the caller has chosen a numeric column
-    return rows.assign(**{numeric: numbers})[numbers.notna()]
+def _against(rows: pd.DataFrame, numeric: str) -> tuple[pd.DataFrame, str]:
+    """The rows that have a value of ``numeric``, with it as float64, and a note if examples have none."""
+    import pandas as pd
 
-
-def _not_drawn(singles: Sequence[pd.DataFrame], numeric: str) -> str:
-    n = sum(int(rows["n"].sum() - _with_numbers(rows, numeric)["n"].sum()) for rows in singles)
-    return f"\nnot drawn: {n:,} examples without {numeric}" if n else ""
+    numbers = pd.to_numeric(rows[numeric].map(_text), errors="coerce").astype("float64")
+    left_out = int(rows["n"][numbers.isna()].sum())
+    note = f"\nnot drawn: {left_out:,} examples without {numeric}" if left_out else ""
+    return rows.assign(**{numeric: numbers})[numbers.notna()], note
 
 
 def _largest(rows: pd.DataFrame, limit: int, what: str) -> tuple[pd.DataFrame, str]:
@@ -424,23 +377,17 @@ def _largest(rows: pd.DataFrame, limit: int, what: str) -> tuple[pd.DataFrame, s
 
 def _errors(rows: pd.DataFrame, rate: str) -> np.ndarray:
     """Distances (2, rows) of the interval's ends from the rate, as matplotlib wants them."""
-    value = rows[rate].to_numpy(dtype=float)
-    ends = np.array([value - rows["low"].to_numpy(dtype=float), rows["high"].to_numpy(dtype=float) - value])
-    return np.clip(ends, 0, None)
+    return abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows[rate].to_numpy(dtype=float))
 
 
-def _draw_rate(
+def _draw(
     axis: Axes, x: np.ndarray, rows: pd.DataFrame, rate: str, color: str, marker: str, label: str
 ) -> None:
-    axis.errorbar(
-        x, rows[rate].to_numpy(dtype=float), yerr=_errors(rows, rate), color=color, marker=marker, label=label,
-        markersize=4, linewidth=1, elinewidth=0.9,
-    )
-
-
-def _draw_baseline(axis: Axes, x: np.ndarray, rows: pd.DataFrame) -> None:
+    """The rate with its intervals as a line, and the majority baseline where there is one."""
     if "majority_baseline" in rows:
         axis.plot(x, rows["majority_baseline"], color=GREY, linewidth=1, linestyle=":")
+    axis.errorbar(x, rows[rate], yerr=_errors(rows, rate), color=color, marker=marker, label=label, markersize=4,
+                  linewidth=1, elinewidth=0.9)
 
 
 def _finish_axis(axis: Axes, numeric: str, rate: str, x: np.ndarray) -> None:

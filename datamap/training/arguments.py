@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,9 @@ from datamap.training.models import SCRATCH_MODELS
 
 DESCRIPTION = "Train or evaluate one model, and watch how it learns each example."
 SIZES = ("hidden_size", "num_layers", "dropout", "vocab_size")
+NEED_TRAINING = (
+    "enable_cartography", "use_label_smoothing", "use_soft_weighting", "resume_from_checkpoint", "keep_top_epochs"
+)
 # A flag and the switch without which it does nothing.
 NEEDS = {
     "exclude_clusters": "filter_clusters", "min_cluster_probability": "filter_clusters",
@@ -159,62 +162,64 @@ def task_of_run(args: argparse.Namespace) -> Task:
 
 
 def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
-    if not (args.do_train or args.do_eval):
-        parser.error("nothing to do: give --do_train, --do_eval or both")
-    for flag in ("enable_cartography", "use_label_smoothing", "use_soft_weighting", "resume_from_checkpoint"):
-        if getattr(args, flag) and not args.do_train:
-            parser.error(f"--{flag} needs --do_train")
-    for flag in sorted({flag for each in TASKS.values() for flag in each.flags} - set(TASKS[args.task].flags)):
-        if getattr(args, flag) != parser.get_default(flag):
-            kinds = " or ".join(name for name, each in TASKS.items() if flag in each.flags)
-            parser.error(f"--{flag} is for --task {kinds}, this is {args.task}")
-    if args.eval_split and len(set(args.eval_split)) < len(args.eval_split):
-        parser.error(f"--eval_split names a split twice: {', '.join(args.eval_split)}")
-    if args.keep_top_epochs:
-        _evaluate_and_save_every_epoch(parser, args)
     switched = _switched_filters(args)
     if args.filter_config and set(switched) - {"random"}:
         parser.error("--filter_config and the filter switches exclude each other; put all blocks into the file")
-    if args.weight_clip_min > args.weight_clip_max:
-        parser.error(f"--weight_clip_min {args.weight_clip_min:g} is above --weight_clip_max {args.weight_clip_max:g}")
-    if args.resume_from_checkpoint and args.overwrite:
-        parser.error("--resume_from_checkpoint and --overwrite exclude each other")
-    for name in ("num_train_epochs", "learning_rate"):
-        if getattr(args, name, 1) < 0:
-            parser.error(f"--{name} must not be negative, found {getattr(args, name):g}")
-    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
-        if getattr(args, name, 1) < 1:
-            parser.error(f"--{name} must be at least 1, found {getattr(args, name)}")
-    args.filters = switched
-    if args.filter_config:
-        args.filters = load_filter_config(args.filter_config) | switched
+    args.filters = (load_filter_config(args.filter_config) if args.filter_config else {}) | switched
+    for refused, why in _refusals(parser, args):
+        if refused:
+            parser.error(why)
     if args.filters:
         validate_config(args.filters, is_selection=bool(args.train_ids))
-    if args.filter_validation and not (args.filters and args.do_eval):
-        parser.error("--filter_validation needs a filter and --do_eval")
-    if args.filters and not (args.do_train or args.filter_validation):
-        parser.error("filters choose what to train on: add --do_train, or --filter_validation")
-    if args.weight_clip_max <= 0:
-        parser.error(f"--weight_clip_max must be above 0, found {args.weight_clip_max:g}")
-    for flag, switch in NEEDS.items():
-        if getattr(args, flag) != parser.get_default(flag) and not getattr(args, switch):
-            parser.error(f"--{flag} does nothing without " + ("a filter" if switch == "filters" else f"--{switch}"))
-    if args.model in SCRATCH_MODELS and not args.do_train:
-        parser.error(f"--model {args.model} is trained from scratch: add --do_train")
-    for size in SIZES:
-        if getattr(args, size) is not None and args.model not in SCRATCH_MODELS:
-            parser.error(f"--{size} is for models trained from scratch ({', '.join(SCRATCH_MODELS)})")
-    if args.slice_by and not (args.do_eval or args.keep_top_epochs or getattr(args, "eval_strategy", "no") != "no"):
+    if args.keep_top_epochs:
+        _evaluate_and_save_every_epoch(parser, args)
+    if args.slice_by and not (args.do_eval or getattr(args, "eval_strategy", "no") != "no"):
         parser.error("--slice_by does nothing without an evaluation: add --do_eval")
     if args.enable_cartography:
-        _check_not_read_and_written(parser, args)
+        curriculum = args.use_label_smoothing or args.use_soft_weighting
+        if curriculum or reads_metrics(args.filters, args.cartography_output_dir):
+            parser.error(f"--enable_cartography would write {args.cartography_output_dir}, which a filter or the "
+                         "curriculum reads in the same run; train without --enable_cartography, or let a "
+                         "--filter_config read another directory")
         if getattr(args, "num_train_epochs", 3) < MIN_EPOCHS and getattr(args, "max_steps", -1) < 0:
             logger.warning(f"cartography over fewer than {MIN_EPOCHS} epochs: variability will say little")
 
 
+def _refusals(parser: Parser, args: argparse.Namespace) -> Iterator[tuple[Any, str]]:
+    """Whether the flags contradict each other in one way, and how to say it; one way after the other."""
+    given = {flag for flag in vars(args) if getattr(args, flag) != parser.get_default(flag)}
+    low, high = args.weight_clip_min, args.weight_clip_max
+    yield not (args.do_train or args.do_eval), "nothing to do: give --do_train, --do_eval or both"
+    for flag in NEED_TRAINING:
+        yield getattr(args, flag) and not args.do_train, f"--{flag} needs --do_train"
+    for flag in sorted({flag for each in TASKS.values() for flag in each.flags} - set(TASKS[args.task].flags)):
+        kinds = " or ".join(name for name, each in TASKS.items() if flag in each.flags)
+        yield flag in given, f"--{flag} is for --task {kinds}, this is {args.task}"
+    splits = args.eval_split or []
+    yield len(set(splits)) < len(splits), f"--eval_split names a split twice: {', '.join(splits)}"
+    yield low > high, f"--weight_clip_min {low:g} is above --weight_clip_max {high:g}"
+    yield high <= 0, f"--weight_clip_max must be above 0, found {high:g}"
+    yield (args.resume_from_checkpoint and args.overwrite,
+           "--resume_from_checkpoint and --overwrite exclude each other")
+    for flag in ("num_train_epochs", "learning_rate"):
+        yield getattr(args, flag, 1) < 0, f"--{flag} must not be negative, found {getattr(args, flag, 1):g}"
+    for flag in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        yield getattr(args, flag, 1) < 1, f"--{flag} must be at least 1, found {getattr(args, flag, 1)}"
+    yield (args.filter_validation and not (args.filters and args.do_eval),
+           "--filter_validation needs a filter and --do_eval")
+    yield (args.filters and not (args.do_train or args.filter_validation),
+           "filters choose what to train on: add --do_train, or --filter_validation")
+    for flag, switch in NEEDS.items():
+        lacking = "a filter" if switch == "filters" else f"--{switch}"
+        yield flag in given and not getattr(args, switch), f"--{flag} does nothing without {lacking}"
+    scratch = args.model in SCRATCH_MODELS
+    yield scratch and not args.do_train, f"--model {args.model} is trained from scratch: add --do_train"
+    for size in SIZES:
+        yield (size in given and not scratch,
+               f"--{size} is for models trained from scratch ({', '.join(SCRATCH_MODELS)})")
+
+
 def _evaluate_and_save_every_epoch(parser: Parser, args: argparse.Namespace) -> None:
-    if not args.do_train:
-        parser.error("--keep_top_epochs needs --do_train")
     for name in ("eval_strategy", "save_strategy"):
         if getattr(args, name, "epoch") != "epoch":
             parser.error(f"--keep_top_epochs needs --{name} epoch, found {getattr(args, name)}")
@@ -224,16 +229,6 @@ def _evaluate_and_save_every_epoch(parser: Parser, args: argparse.Namespace) -> 
     if not getattr(args, "load_best_model_at_end", True):
         parser.error("--keep_top_epochs loads the best epoch at the end; leave --load_best_model_at_end out")
     args.load_best_model_at_end = True
-
-
-def _check_not_read_and_written(parser: Parser, args: argparse.Namespace) -> None:
-    reads = args.use_label_smoothing or args.use_soft_weighting
-    reads = reads or reads_metrics(args.filters, args.cartography_output_dir)
-    if reads:
-        parser.error(
-            f"--enable_cartography would write {args.cartography_output_dir}, which a filter or the curriculum reads "
-            "in the same run; train without --enable_cartography, or let a --filter_config read another directory"
-        )
 
 
 def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:

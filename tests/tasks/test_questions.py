@@ -3,7 +3,7 @@
 import pandas as pd
 import pytest
 
-from datamap.tasks.questions import QUESTION_TYPES, question_type, question_types
+from datamap.tasks.questions import QUESTION_TYPES, question_types
 
 TYPED = [
     ("What is the dose?", "what"), ("what's wrong?", "what"), ("In what year did it end?", "what"),
@@ -25,7 +25,7 @@ TYPED = [
 
 @pytest.mark.parametrize(("question", "expected"), TYPED)
 def test_question_type(question, expected):
-    assert question_type(question) == expected
+    assert question_types([question]).tolist() == [expected]
     assert expected in QUESTION_TYPES
 
 
@@ -34,5 +34,5 @@ def test_question_types_of_a_column():
     types = question_types(questions)
     assert types.tolist() == [expected for _, expected in TYPED] + ["other"]
     assert types.index.equals(questions.index) and types.name == "question_type"
-    assert question_types([]).tolist() == [] and question_type(None) == "other"
+    assert question_types([]).tolist() == [] and question_types([None]).tolist() == ["other"]
     assert {expected for _, expected in TYPED} == set(QUESTION_TYPES)
