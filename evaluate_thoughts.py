@@ -26,13 +26,13 @@ from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
 from datamap.core.plots import dataset_label
 from datamap.core.splits import default_eval_split
-from datamap.thoughts.answers import OWNS, answerer, answers_in_file, answers_of_model, generated
+from datamap.thoughts.answers import OWNS, Answerer, answers_in_file, answers_of_model
 from datamap.thoughts.data import add_pair_flags, load_pairs
 from datamap.thoughts.evaluation import compare, in_words, metrics_of, metrics_table, read_other, write_results
 from datamap.thoughts.prompts import PROMPT_FILE
 from datamap.thoughts.reader import parse_thought
 
-OF_A_MODEL = ("quantization", "temperature", "constrained")  # flags that would change answers
+OF_A_MODEL = ("model", "adapter", "quantization", "temperature", "constrained")  # flags that would change answers
 
 logger = logging.getLogger(__name__)
 
@@ -44,6 +44,7 @@ def build_parser() -> Parser:
                                          "labels, answers are written but not scored")
     group.add_argument("--split", help="split to answer (default: validation, or what stands for it)")
     add_pair_flags(group)
+    group.add_argument("--max_samples", type=positive_int, metavar="N", help="the first N pairs (default: all)")
     group.add_argument("--premise", metavar="TEXT", help="answer this one pair, with --hypothesis; writes nothing")
     group.add_argument("--hypothesis", metavar="TEXT", help="answer this one pair, with --premise")
     group = parser.add_argument_group("model")
@@ -77,30 +78,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = build_parser()
     args = parser.parse_args(argv)
     one_pair = args.premise is not None or args.hypothesis is not None
-    if one_pair and (args.premise is None or args.hypothesis is None):
-        parser.error("--premise and --hypothesis belong together; give both")
-    for name in ("premise", "hypothesis"):
-        if one_pair and not getattr(args, name).strip():
+    for name in ("premise", "hypothesis") if one_pair else ():
+        if getattr(args, name) is None:
+            parser.error("--premise and --hypothesis belong together; give both")
+        if not getattr(args, name).strip():
             parser.error(f"--{name} is empty; give a sentence")
-    for name in ("dataset", "predictions", "compare"):
-        if one_pair and getattr(args, name) is not None:
+    for name in ("dataset", "predictions", "compare") if one_pair else ():
+        if getattr(args, name) is not None:
             parser.error(f"--premise and --hypothesis are one pair to answer; leave out --{name}")
     if not one_pair and args.dataset is None:
         parser.error("name the pairs with --dataset, or give one with --premise and --hypothesis")
     if args.predictions is None and args.model is None and args.adapter is None:
         parser.error("name what answers: --model, --adapter, or --predictions for outputs that are there already")
-    if args.predictions is not None and (args.model or args.adapter):
-        parser.error("--predictions scores outputs that are there already; leave out --model and --adapter")
-    for name in OF_A_MODEL:
-        if args.predictions is not None and getattr(args, name) != parser.get_default(name):
+    for name in OF_A_MODEL if args.predictions is not None else ():
+        if getattr(args, name) != parser.get_default(name):
             parser.error(f"--predictions scores outputs that are there already; leave out --{name}")
     return args
 
 
 def answer_one(args: argparse.Namespace) -> None:
-    by = answerer(args)
+    by = Answerer(args)
+    by.load()
     prompt = by.prompt(args.premise, args.hypothesis)
-    [(_, [answer])] = generated(args, by, by.load(args), [prompt])
+    [(_, [answer])] = by.answer([prompt])
     parsed = parse_thought(answer.text, prompt)
     if parsed.label is None:
         cut = f" and was cut off at {args.max_new_tokens} tokens" * (not answer.finished)

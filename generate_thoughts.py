@@ -40,6 +40,7 @@ def build_parser() -> Parser:
     group.add_argument("--dataset", help="pairs (generate): Hub name or name:subset, file, directory, or demo:nli")
     group.add_argument("--split", default="train", help="of the dataset")
     add_pair_flags(group)
+    group.add_argument("--max_samples", type=positive_int, metavar="N", help="the first N pairs (default: all)")
     group.add_argument("--thoughts", metavar="PATH", help="chains to reflect on, score or count: a directory, a "
                        "file, also of others, or a Hub name (default: --output_dir)")
     group.add_argument("--reflections", metavar="PATH", help="repaired chains, for score and statistics (default: "

@@ -55,7 +55,7 @@ def rate(url: str, pairs: int) -> float:
             "--output_dir", str(Path(directory) / "out"),
         ])
         questions = [(str(place), dict(pair), dict(pair)) for place, pair in enumerate(texts)]
-        seconds, answers = timed(ask, args, "generate", "thoughts.jsonl", questions)
+        seconds, answers = timed(ask, args, "generate", questions)
     if len(answers.parsed) < pairs:
         raise RuntimeError(f"{len(answers.failures)} pairs without an answer")
     return pairs / seconds

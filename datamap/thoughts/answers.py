@@ -8,7 +8,6 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,16 +18,12 @@ from datamap.thoughts.data import id_text
 from datamap.thoughts.prompts import PAIR, PROMPT_FILE, PROMPTS, TUNED, load_prompt, model_prompt
 from datamap.thoughts.reader import parse_thought
 from datamap.thoughts.records import line_of, locked, prompt_key
-from datamap.training.model_files import TOKENIZER_FILES, check_whole_model
+from datamap.training.models import TOKENIZER_FILES, check_whole_model
 
 if TYPE_CHECKING:
     import string
 
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
-
-    from datamap.thoughts.generation import Generated, SchemaConstraint
-
-    Loaded = tuple[PreTrainedModel, SchemaConstraint | None]
+    from datamap.thoughts.generation import Generated
 
 RECORDS = "predictions.jsonl"
 RESULTS = ("metrics.json", "submission.csv", "confusion_matrix.*", "accuracy_by_length.*", "comparison.json")
@@ -41,60 +36,71 @@ logger = logging.getLogger(__name__)
 # --- model and prompts -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
 class Answerer:
-    """What an answer depends on beside its pair. The weights are loaded when something is to be answered."""
+    """What answers: tokenizer and prompt now, the weights when there is something to be answered (``load``).
 
-    name: str
-    adapter: str | None
-    tokenizer: PreTrainedTokenizerBase
-    template: string.Template
-    parameters: dict[str, Any]
+    UserError for whatever is missing, before any weights are read.
+    """
+
+    def __init__(self, args: argparse.Namespace):
+        from datamap.thoughts.causal_lm import base_of_adapter, check_whole_adapter, load_tokenizer
+
+        if args.adapter:
+            check_whole_adapter(args.adapter)
+        name = args.model or base_of_adapter(args.adapter)
+        if name is None:
+            raise UserError(f"adapter {args.adapter} does not say what model it was trained on; name it with --model")
+        check_whole_model(name)
+        self.args, self.name, self.template = args, name, template_of(args)
+        if args.constrained:
+            from datamap.thoughts.generation import check_llguidance
+
+            check_llguidance()
+        own = args.adapter and any((Path(args.adapter) / file).exists() for file in TOKENIZER_FILES)
+        self.tokenizer = load_tokenizer(args.adapter if own else name)
 
     def key(self) -> str:
-        """16 hex digits over all of it."""
-        parts = [content_key(part) if Path(part).exists() else part for part in (self.name, self.adapter) if part]
-        return digest([parts, self.template.template, self.parameters])
+        """16 hex digits over all that an answer depends on beside its pair."""
+        from datamap.training.models import device_of_process
+
+        args = self.args
+        # The type that is computed in decides about roundings, and so about answers.
+        bfloat16 = args.quantization == "4bit" or device_of_process(args.no_cuda).type == "cuda"
+        parameters = {
+            "max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
+            "seed": args.seed if args.temperature else None, "constrained": args.constrained,
+            "quantization": args.quantization, "dtype": "bfloat16" if bfloat16 else "float32",
+        }
+        parts = [content_key(part) if Path(part).exists() else part for part in (self.name, args.adapter) if part]
+        return digest([parts, self.template.template, parameters])
 
     def prompt(self, premise: str, hypothesis: str) -> str:
         return model_prompt(self.tokenizer, self.template, premise, hypothesis)
 
-    def load(self, args: argparse.Namespace) -> Loaded:
+    def load(self) -> None:
         from datamap.thoughts.causal_lm import load_causal_lm
         from datamap.thoughts.generation import SchemaConstraint
 
-        four_bit = args.quantization == "4bit"
-        model = load_causal_lm(
-            self.name, self.tokenizer, adapter=self.adapter, load_in_4bit=four_bit, no_cuda=args.no_cuda
-        )
-        return model, SchemaConstraint(model, self.tokenizer) if args.constrained else None
+        args = self.args
+        self.model = load_causal_lm(self.name, self.tokenizer, adapter=args.adapter, no_cuda=args.no_cuda,
+                                    load_in_4bit=args.quantization == "4bit")
+        self.constraint = SchemaConstraint(self.model, self.tokenizer) if args.constrained else None
 
+    def answer(self, prompts: Sequence[str]) -> Iterator[tuple[list[int], list[Generated]]]:
+        """``generation.generate`` as the flags have it."""
+        import torch
 
-def answerer(args: argparse.Namespace) -> Answerer:
-    """UserError for whatever is missing, before any weights are read."""
-    from datamap.thoughts.causal_lm import base_of_adapter, check_whole_adapter, load_tokenizer
-    from datamap.training.models import device_of_process
+        from datamap.thoughts.generation import generate
 
-    if args.adapter:
-        check_whole_adapter(args.adapter)
-    name = args.model or base_of_adapter(args.adapter)
-    if name is None:
-        raise UserError(f"adapter {args.adapter} does not say what model it was trained on; name it with --model")
-    check_whole_model(name)
-    template = template_of(args)
-    if args.constrained:
-        from datamap.thoughts.generation import check_llguidance
-
-        check_llguidance()
-    own = args.adapter and any((Path(args.adapter) / file).exists() for file in TOKENIZER_FILES)
-    # The type that is computed in decides about roundings, and so about answers.
-    bfloat16 = args.quantization == "4bit" or device_of_process(args.no_cuda).type == "cuda"
-    parameters = {
-        "max_new_tokens": args.max_new_tokens, "temperature": args.temperature,
-        "seed": args.seed if args.temperature else None, "constrained": args.constrained,
-        "quantization": args.quantization, "dtype": "bfloat16" if bfloat16 else "float32",
-    }
-    return Answerer(name, args.adapter, load_tokenizer(args.adapter if own else name), template, parameters)
+        args = self.args
+        try:
+            yield from generate(
+                self.model, self.tokenizer, prompts, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens,
+                temperature=args.temperature, seed=args.seed, constraint=self.constraint,
+            )
+        except torch.cuda.OutOfMemoryError as error:
+            raise UserError(f"the GPU has no room for --batch_size {args.batch_size}; lower it, or give "
+                            "--quantization 4bit: the same command goes on from here") from error
 
 
 def template_of(args: argparse.Namespace) -> string.Template:
@@ -111,27 +117,20 @@ def template_of(args: argparse.Namespace) -> string.Template:
 # --- records -----------------------------------------------------------------------------------------------------
 
 
-def read_recorded(path: Path, keys: Mapping[str, str], settings: str) -> tuple[dict[str, dict[str, Any]], int]:
-    """The records of ``keys`` (id -> prompt key) in ``path`` by id, and how many there are of other pairs.
+def read_recorded(path: Path, keys: Mapping[str, str], settings: str) -> dict[str, dict[str, Any]]:
+    """The records in ``path`` by id, those of other pairs than ``keys`` (id -> prompt key) included.
 
     A last line that was cut off in mid-write is taken off the file. UserError for any other damaged line, and for
     records of another model, prompt or parameters (``settings``), or of other texts under the same id.
     """
-    records: dict[str, dict[str, Any]] = {}
-    others = 0
-    lines = appended_records(path, _recorded, "delete that line, its pair is answered again")
-    for place, record in enumerate(lines, 1):
-        name = record["id"]
-        if record["settings"] != settings or keys.get(name, record["prompt"]) != record["prompt"]:
-            other = record["settings"] != settings
-            what = "another model, prompt or parameters" if other else "other texts of the pair"
+    records = appended_records(path, _recorded, "delete that line, its pair is answered again")
+    for place, record in enumerate(records, 1):
+        name, same = record["id"], record["settings"] == settings
+        if not same or keys.get(name, record["prompt"]) != record["prompt"]:
+            what = "other texts of the pair" if same else "another model, prompt or parameters"
             raise UserError(f"{path}, line {place}: the answer to {name!r} was made with {what}; name another "
                             "--output_dir, or give --overwrite to begin again")
-        if name in keys:
-            records[name] = record
-        else:
-            others += 1
-    return records, others
+    return {record["id"]: record for record in records}
 
 
 def _recorded(line: bytes) -> dict[str, Any]:
@@ -143,8 +142,8 @@ def _recorded(line: bytes) -> dict[str, Any]:
 
 
 def answer_missing(
-    args: argparse.Namespace, by: Answerer, loaded: Loaded, pairs: Mapping[str, Mapping[str, Any]],
-    prompts: Mapping[str, str], keys: Mapping[str, str], settings: str, path: Path,
+    by: Answerer, path: Path, pairs: Mapping[str, Mapping[str, Any]], prompts: Mapping[str, str],
+    made: Mapping[str, Mapping[str, str]],
 ) -> dict[str, dict[str, Any]]:
     """Answer the pairs (all of them missing) and append every batch to ``path`` as it comes; the records by id."""
     from tqdm.auto import tqdm
@@ -152,41 +151,20 @@ def answer_missing(
     records: dict[str, dict[str, Any]] = {}
     ids = list(pairs)
     with path.open("ab") as file, tqdm(total=len(ids), desc="answering", unit="pair", disable=None) as bar:
-        for places, answers in generated(args, by, loaded, [prompts[name] for name in ids]):
-            lines = []
-            for place, answer in zip(places, answers, strict=True):
-                name = ids[place]
-                record = judged(pairs[name], answer.text, prompts[name])
-                record |= {"new_tokens": answer.num_tokens, "finished": answer.finished, "prompt": keys[name],
-                           "settings": settings}
-                records[name] = record
-                lines.append(line_of(record))
-            file.write(b"".join(lines))
+        for places, answers in by.answer([prompts[name] for name in ids]):
+            batch = {}
+            for name, answer in zip((ids[place] for place in places), answers, strict=True):
+                how = {"new_tokens": answer.num_tokens, "finished": answer.finished, **made[name]}
+                batch[name] = judged(pairs[name], answer.text, prompts[name], how)
+            file.write(b"".join(map(line_of, batch.values())))
             file.flush()  # from here on the batch outlives this process
-            bar.update(len(places))
+            bar.update(len(batch))
+            records |= batch
     return records
 
 
-def generated(
-    args: argparse.Namespace, by: Answerer, loaded: Loaded, prompts: Sequence[str]
-) -> Iterator[tuple[list[int], list[Generated]]]:
-    import torch
-
-    from datamap.thoughts.generation import generate
-
-    model, constraint = loaded
-    try:
-        yield from generate(
-            model, by.tokenizer, prompts, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens,
-            temperature=args.temperature, seed=args.seed, constraint=constraint,
-        )
-    except torch.cuda.OutOfMemoryError as error:
-        raise UserError(f"the GPU has no room for --batch_size {args.batch_size}; lower it, or give --quantization "
-                        "4bit: the same command goes on from here") from error
-
-
-def judged(pair: Mapping[str, Any], output: str | None, prompt: str) -> dict[str, Any]:
-    """The record of an answer, without how it was made; ``prompt`` may be echoed in it."""
+def judged(pair: Mapping[str, Any], output: str | None, prompt: str, made: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of an answer, in which ``prompt`` may be echoed. made: how it came to be."""
     parsed = parse_thought(output or "", prompt)
     return {
         "id": pair["id"],
@@ -198,28 +176,13 @@ def judged(pair: Mapping[str, Any], output: str | None, prompt: str) -> dict[str
         "method": parsed.method,
         "thought_process": None if parsed.thought is None else _clean(parsed.thought),
         "output": None if output is None else _clean(output),
+        **made,
     }
 
 
 def _clean(text: str) -> str:
     """An escape may give half a surrogate pair, which UTF-8 cannot hold."""
     return text.encode("utf-8", "replace").decode()
-
-
-def judged_again(
-    path: Path, found: Mapping[str, Mapping[str, Any]], pairs: Mapping[str, Mapping[str, Any]],
-    prompts: Mapping[str, str],
-) -> dict[str, dict[str, Any]]:
-    """Recorded answers as they are read today, with today's labels; the file is written anew where that differs."""
-    now = {
-        name: judged(pairs[name], record["output"], prompts[name]) | {made: record[made] for made in MADE}
-        for name, record in found.items()
-    }
-    changed = sum(now[name] != record for name, record in found.items())
-    if changed:
-        logger.info(f"{changed:,} recorded answers are read in another way than then, or have another true label")
-        write_jsonl(path, [now.get(record["id"], record) for record in read_jsonl(path)])
-    return now
 
 
 def read_outputs(path: Path, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -239,8 +202,6 @@ def read_outputs(path: Path, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str
     if repeated:
         raise UserError(f"{path}: {len(repeated):,} ids occur more than once ({name_a_few(repeated)}); keep one each")
     found = {name: row for name, row in zip(ids, rows, strict=True) if name in pairs}
-    if not rows:
-        raise UserError(f"--predictions {path} holds no rows; expected id and output of every pair")
     check_same_texts(f"--predictions {path}", found, pairs)
     if not found:
         raise UserError(f"{path} shares no ids with the pairs ({name_a_few(ids)} there, {name_a_few(pairs)} here); "
@@ -266,10 +227,10 @@ def judge_outputs(
         row = outputs.get(name, {})
         prompt = "\n".join([template.substitute({part: pair[part] for part in PAIR}), *known])
         tokens, finished = row.get("new_tokens"), row.get("finished")
-        records[name] = judged(pair, row.get("output"), prompt) | {
+        records[name] = judged(pair, row.get("output"), prompt, {
             "new_tokens": tokens if isinstance(tokens, int) and not isinstance(tokens, bool) else None,
             "finished": finished if isinstance(finished, bool) else None,
-        }
+        })
     return records
 
 
@@ -291,26 +252,40 @@ def check_same_texts(
 def answers_of_model(
     args: argparse.Namespace, pairs: Mapping[str, Mapping[str, Any]], about: Mapping[str, Any]
 ) -> Iterator[dict[str, dict[str, Any]]]:
-    """Answer what --output_dir does not hold yet, and yield all records by id; ``about``: of the stage around it."""
-    by = answerer(args)
+    """Answer what --output_dir does not hold yet, and yield all records by id; ``about``: of the stage around it.
+
+    Recorded answers are read anew, with today's labels.
+    """
+    by = Answerer(args)
     settings = by.key()
     prompts = {name: by.prompt(pair["premise"], pair["hypothesis"]) for name, pair in pairs.items()}
     keys = {name: prompt_key(settings, {}, [{"role": "user", "content": text}]) for name, text in prompts.items()}
     path = Path(args.output_dir) / RECORDS
     path.parent.mkdir(parents=True, exist_ok=True)
     with locked(path, "answering"):
-        found, others = ({}, 0) if args.overwrite else read_recorded(path, keys, settings)
-        if found or others:
+        recorded = {} if args.overwrite else read_recorded(path, keys, settings)
+        missing = [name for name in pairs if name not in recorded]
+        if recorded:
+            others = len(recorded) + len(missing) - len(pairs)
             elsewhere = f", and {others:,} to other pairs" * bool(others)
-            logger.info(f"{path}: {len(found):,} of {len(pairs):,} answers are there{elsewhere}")
-        missing = {name: pair for name, pair in pairs.items() if name not in found}
-        loaded = by.load(args) if missing else None
+            logger.info(f"{path}: {len(pairs) - len(missing):,} of {len(pairs):,} answers are there{elsewhere}")
+        if missing:
+            by.load()
         with stage(args.output_dir, args, resume=not args.overwrite, **about):
             for old in [file for pattern in RESULTS for file in path.parent.glob(pattern)]:
                 old.unlink()  # only the answers are resumed
-            records = judged_again(path, found, pairs, prompts)
-            if loaded:
-                records |= answer_missing(args, by, loaded, missing, prompts, keys, settings, path)
+            records = {
+                name: judged(pairs[name], record["output"], prompts[name], {made: record[made] for made in MADE})
+                for name, record in recorded.items() if name in pairs
+            }
+            changed = sum(record != recorded[name] for name, record in records.items())
+            if changed:
+                logger.info(f"{changed:,} recorded answers are read in another way than then, or have another true "
+                            "label")
+                write_jsonl(path, (recorded | records).values())
+            if missing:
+                made = {name: {"prompt": keys[name], "settings": settings} for name in missing}
+                records |= answer_missing(by, path, {name: pairs[name] for name in missing}, prompts, made)
             yield {name: records[name] for name in pairs}
 
 

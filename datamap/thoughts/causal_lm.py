@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import logging
 import warnings
@@ -14,7 +13,6 @@ from datamap.core.errors import UserError, first_line
 from datamap.training import models
 
 if TYPE_CHECKING:
-    import torch
     from peft import PeftModel
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -22,8 +20,6 @@ NEW_PAD = "<pad>"
 ADAPTER_CONFIG = "adapter_config.json"
 
 logger = logging.getLogger(__name__)
-# PEFT and TRL still read it by that name.
-warnings.filterwarnings("ignore", message="`is_gradient_checkpointing` is deprecated", category=FutureWarning)
 
 
 def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
@@ -64,13 +60,22 @@ def load_causal_lm(
 
     UserError, in one line, for whatever is not there, not whole, or does not fit together.
     """
-    from transformers import AutoModelForCausalLM
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    # PEFT asks for it by the older name.
+    # PEFT and TRL still read it by that name.
     warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
     if adapter is not None:
         check_whole_adapter(adapter, name)
-    settings = _load_settings(load_in_4bit, models.device_of_process(no_cuda))
+    device = models.device_of_process(no_cuda)
+    # The adapter, the cache and the hidden states stay in this type.
+    dtype = torch.bfloat16 if device.type == "cuda" or load_in_4bit else torch.float32
+    settings: dict[str, Any] = {"dtype": dtype, "device_map": {"": device}}
+    if load_in_4bit:
+        settings["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+            bnb_4bit_compute_dtype=torch.bfloat16,
+        )
     if attn_implementation is not None:
         settings["attn_implementation"] = attn_implementation
     model: Any = models.load_pretrained(
@@ -115,26 +120,6 @@ def base_of_adapter(adapter: str) -> str | None:
         raise UserError(f"{file} is not a JSON object ({first_line(error):.200}); is the file whole?") from error
 
 
-def _load_settings(load_in_4bit: bool, device: torch.device) -> dict[str, Any]:
-    import torch
-
-    # The adapter, the cache and the hidden states stay in this type.
-    on_gpu = device.type == "cuda"
-    settings: dict[str, Any] = {"dtype": torch.bfloat16 if on_gpu or load_in_4bit else torch.float32,
-                                "device_map": {"": device}}
-    if load_in_4bit:
-        if importlib.util.find_spec("bitsandbytes") is None:
-            raise UserError("4-bit weights need bitsandbytes (pip install bitsandbytes), or ask for whole ones with "
-                            "--quantization none")
-        from transformers import BitsAndBytesConfig
-
-        settings["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
-            bnb_4bit_compute_dtype=torch.bfloat16,
-        )
-    return settings
-
-
 def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Rows for the tokens that the tokenizer has and the model has not, the same ones whenever it is loaded."""
     import torch
@@ -156,8 +141,6 @@ def _with_adapter(
     model: PreTrainedModel, adapter: str, name: str, trainable: bool, in_bfloat16: bool
 ) -> PeftModel:
     """in_bfloat16: as TRL trains adapters of 4-bit models; in float32, which PEFT would make of them, sums differ."""
-    if importlib.util.find_spec("peft") is None:
-        raise UserError("adapters need peft (pip install peft)")
     from peft import PeftModel
     from safetensors import SafetensorError
 

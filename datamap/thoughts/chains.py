@@ -13,7 +13,7 @@ from datamap.core.artifacts import recorded_dataset, stage
 from datamap.core.errors import name_a_few
 from datamap.core.files import read_json, write_json
 from datamap.core.tables import console_table
-from datamap.thoughts.chat_client import TOKENS, Answers, Question, ask_all, cost_of
+from datamap.thoughts.chat_client import TOKENS, Answers, Question, ask_all, cost_of, total
 from datamap.thoughts.data import TRUE_LABEL, is_right, load_pairs, read_reflections, read_thoughts
 from datamap.thoughts.prompts import PAIR, PROMPTS, fill_tagged, load_prompt
 from datamap.thoughts.reader import (
@@ -30,14 +30,14 @@ from datamap.thoughts.reader import (
     parse_thought,
 )
 
-FILES = {"generate": "thoughts.jsonl", "reflect": "reflections.jsonl", "score": "scores.jsonl"}
-COMPARISONS, FAILURES = "comparisons.jsonl", "failures.jsonl"
-USAGE, STATISTICS = "usage.json", "thought_statistics.json"
+FILES = {"generate": "thoughts.jsonl", "reflect": "reflections.jsonl", "score": "scores.jsonl",
+         "compare": "comparisons.jsonl"}
+FAILURES, USAGE, STATISTICS = "failures.jsonl", "usage.json", "thought_statistics.json"
 # Of the files named in run_meta.json by the mode that writes them; all but pictures and tables only grow.
 TABLES = (USAGE, STATISTICS, "thought_lengths.*", "thought_accuracy_by_length.csv")
 OWNS = {
-    "generate": ("thoughts.jsonl", FAILURES, *TABLES), "reflect": ("reflections.jsonl", FAILURES, *TABLES),
-    "score": ("scores.jsonl", COMPARISONS, "score_report.json", FAILURES, *TABLES), "statistics": TABLES,
+    "generate": (FILES["generate"], FAILURES, *TABLES), "reflect": (FILES["reflect"], FAILURES, *TABLES),
+    "score": (FILES["score"], FILES["compare"], "score_report.json", FAILURES, *TABLES), "statistics": TABLES,
 }
 PLACEHOLDERS = {
     "generate": PAIR, "reflect": (*PAIR, "true_label", "thought"), "score": (*PAIR, "thought", "label"),
@@ -78,15 +78,22 @@ READERS: dict[str, Callable[[str, str], dict[str, Any] | None]] = {
 }
 
 
-def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tuple[str, dict, dict]]) -> Answers:
-    """The answers to (id, values of the prompt, what the record says of it); ``kind``: a key of READERS."""
-    template = load_prompt(prompt_file(args, kind), PLACEHOLDERS[kind])
-    expected = ", ".join(SCHEMAS[kind]["properties"])
+def ask(args: argparse.Namespace, kind: str, questions: Sequence[tuple[str, dict, dict]]) -> Answers:
+    """The answers to (id, values of the prompt, what the record says of it), recorded; ``kind``: of READERS."""
+    own = PROMPTS / f"{kind}.txt"
+    template = load_prompt(own if kind == "compare" else args.prompt_file or own, PLACEHOLDERS[kind])
+    keys = list(SCHEMAS[kind]["properties"])
+    parameters: dict[str, Any] = {"temperature": args.temperature, "max_tokens": args.max_tokens}
+    if args.response_format != "none":
+        parameters["response_format"] = {"type": args.response_format}
+    if args.response_format == "json_schema":
+        schema = {"name": kind, "schema": SCHEMAS[kind], "strict": True}
+        parameters["response_format"]["json_schema"] = schema
 
     def check(question: Question, text: str) -> dict[str, Any]:
         found = READERS[kind](text, question.messages[0]["content"])
         if found is None:
-            raise ValueError(f"no JSON object with {expected} that can be used in {text.strip()!r:.80}")
+            raise ValueError(f"no JSON object with {', '.join(keys)} that can be used in {text.strip()!r:.80}")
         true = question.about.get(TRUE_LABEL)
         return {**found, **({"correct": found[LABEL] == true} if LABEL in found and true is not None else {})}
 
@@ -95,9 +102,7 @@ def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tupl
             found = json.loads(text)
         except ValueError:
             found = None
-        keys = set(found) if isinstance(found, dict) else None
-        wanted = keys if args.response_format == "json_object" else set(SCHEMAS[kind]["properties"])
-        if keys is not None and keys == wanted:
+        if isinstance(found, dict) and (args.response_format == "json_object" or set(found) == set(keys)):
             return None
         return (f"pays no heed to --response_format {args.response_format} (it answered {text.strip()!r:.60}); take "
                 "another, or none: answers are then read out of whatever stands around them")
@@ -107,27 +112,15 @@ def ask(args: argparse.Namespace, kind: str, file: str, questions: Sequence[tupl
         Question(name, [{"role": "user", "content": fill_tagged(template, values)}], {"mode": kind, **about})
         for name, values, about in questions
     ]
-    return ask_all(
-        asked, output / file, failures_path=output / FAILURES, model=args.model, base_url=args.base_url, check=check,
-        key_variable=args.key_variable, parameters=request_parameters(args, kind), keep_parsed=True,
+    answers = ask_all(
+        asked, output / FILES[kind], failures_path=output / FAILURES, model=args.model, base_url=args.base_url,
+        key_variable=args.key_variable, parameters=parameters, check=check, keep_parsed=True,
         verify=None if args.response_format == "none" else verify, workers=args.workers,
         requests_per_minute=args.requests_per_minute, max_requests=args.max_requests, prices=args.prices,
         max_cost=args.max_cost, max_retries=args.max_retries, timeout=args.timeout, retry_failures=args.retry_failures,
     )
-
-
-def request_parameters(args: argparse.Namespace, kind: str) -> dict[str, Any]:
-    parameters: dict[str, Any] = {"temperature": args.temperature, "max_tokens": args.max_tokens}
-    if args.response_format == "json_object":
-        parameters["response_format"] = {"type": "json_object"}
-    elif args.response_format == "json_schema":
-        schema = {"name": kind, "schema": SCHEMAS[kind], "strict": True}
-        parameters["response_format"] = {"type": "json_schema", "json_schema": schema}
-    return parameters
-
-
-def prompt_file(args: argparse.Namespace, kind: str) -> Path:
-    return Path(args.prompt_file) if args.prompt_file and kind != "compare" else PROMPTS / f"{kind}.txt"
+    record_usage(args, kind, answers)
+    return answers
 
 
 # --- modes -------------------------------------------------------------------------------------------------------
@@ -136,18 +129,15 @@ def prompt_file(args: argparse.Namespace, kind: str) -> Path:
 def generate(args: argparse.Namespace) -> None:
     split = load_pairs(args.dataset, args.split, args.label_map, args.max_samples, args.text_columns or (),
                        args.label_column)
-    questions = []
-    for row in split.data:
-        pair = {name: row[name] for name in PAIR}
-        questions.append((row["id"], pair, {**pair, TRUE_LABEL: row["label"]}))
-    unlabelled = sum(about[TRUE_LABEL] is None for _, _, about in questions)
+    questions = [(row["id"], row, {name: row[name] for name in PAIR} | {TRUE_LABEL: row["label"]})
+                 for row in split.data]
+    unlabelled = sum(row["label"] is None for row in split.data)
     if unlabelled:
         logger.warning(f"{unlabelled:,} of {len(questions):,} pairs have no true label: nobody can tell whether their "
                        "chains are right")
     with stage(args.output_dir, args, owns=OWNS["generate"], datasets=[split.identity()], resume=True):
-        answers = ask(args, "generate", FILES["generate"], questions)
-        record_usage(args, "generate", answers)
-        summarize(args, usable(answers), None, args.model)
+        answers = ask(args, "generate", questions)
+        summarize(args, usable(answers), None)
 
 
 def reflect(args: argparse.Namespace) -> None:
@@ -157,15 +147,12 @@ def reflect(args: argparse.Namespace) -> None:
     if not wrong:
         print("nothing to reflect on: no chain comes to the wrong label")
         return
-    questions = []
-    for chain in wrong:
-        about = {name: chain[name] for name in (*PAIR, TRUE_LABEL, THOUGHT)}
-        values = {"true_label": str(chain[TRUE_LABEL]), "thought": chain[THOUGHT]}
-        questions.append((chain["id"], {name: chain[name] for name in PAIR} | values, about))
-    with _stage(args, {"thoughts": args.thoughts}):
-        answers = ask(args, "reflect", FILES["reflect"], questions)
-        record_usage(args, "reflect", answers)
-        summarize(args, chains, usable(answers), _name(args.thoughts))
+    told = (*PAIR, TRUE_LABEL, THOUGHT)
+    questions = [(chain["id"], {**chain, "thought": chain[THOUGHT]}, {name: chain[name] for name in told})
+                 for chain in wrong]
+    with _stage(args):
+        answers = ask(args, "reflect", questions)
+        summarize(args, chains, usable(answers))
 
 
 def score(args: argparse.Namespace) -> None:
@@ -175,55 +162,52 @@ def score(args: argparse.Namespace) -> None:
     reflections = read_reflections(args.reflections) if args.reflections else None
     lengths, unit = chain_lengths(chains, args.tokenizer)
     questions = [
-        (chain["id"], {name: chain[name] for name in PAIR} | {"thought": chain[THOUGHT], "label": str(chain[LABEL])},
-         {LABEL: chain[LABEL], TRUE_LABEL: chain[TRUE_LABEL]})
+        (chain["id"], {**chain, "thought": chain[THOUGHT], "label": chain[LABEL]},
+         {name: chain[name] for name in (LABEL, TRUE_LABEL)})
         for chain in chains if chain[LABEL] is not None
     ]
     pairs = shown_in_both_orders(chains, (reflections or [])[: args.position_samples])
-    with _stage(args, {"thoughts": args.thoughts, "reflections": args.reflections}) as path:
-        answers = ask(args, "score", FILES["score"], questions)
-        record_usage(args, "score", answers)
+    with _stage(args) as path:
+        answers = ask(args, "score", questions)
         found: dict[str, Any] = {"model": args.model, "length_unit": unit,
                                  **judge_report(chains, answers.parsed, lengths), "position_bias": None}
         if pairs:
-            compared = ask(args, "compare", COMPARISONS, [question for question, _ in pairs])
-            record_usage(args, "compare", compared)
-            sides = {key: compared.parsed[name]["better"] for (name, *_), key in pairs if name in compared.parsed}
+            better = ask(args, "compare", list(pairs.values())).parsed
+            sides = {key: better[name]["better"] for key, (name, *_) in pairs.items() if name in better}
             found["position_bias"] = position_report(sides)
         else:
             logger.info("the judge's bias by position needs two chains of a pair: none without --reflections")
         write_json(path / "score_report.json", found)
-        summarize(args, chains, reflections, _name(args.thoughts))
+        summarize(args, chains, reflections)
     _print_judge(found)
 
 
 def shown_in_both_orders(
     chains: Sequence[Mapping[str, Any]], reflections: Sequence[Mapping[str, Any]]
-) -> list[tuple[tuple[str, dict, dict], tuple[str, str]]]:
-    """Of every pair with an original and a repaired chain, the two questions about them, each with (id, order)."""
+) -> dict[tuple[str, str], tuple[str, dict, dict]]:
+    """Of every pair with an original and a repaired chain, the two questions about them by (id, order)."""
     from datamap.thoughts.statistics import FIRST, SECOND
 
     original = {chain["id"]: chain for chain in chains}
-    questions = []
+    questions: dict[tuple[str, str], tuple[str, dict, dict]] = {}
     for repaired in (chain for chain in reflections if chain["id"] in original):
         first = original[repaired["id"]]
-        a, b = (first[THOUGHT], str(first[LABEL])), (repaired[IMPROVED], str(repaired[LABEL]))
+        a, b = (first[THOUGHT], first[LABEL]), (repaired[IMPROVED], repaired[LABEL])
         for order, (one, other) in ((FIRST, (a, b)), (SECOND, (b, a))):
             values = {"thought_a": one[0], "label_a": one[1], "thought_b": other[0], "label_b": other[1]}
-            name = f"{repaired['id']} ({order})"
-            questions.append(((name, {each: first[each] for each in PAIR} | values, {"order": order}),
-                              (repaired["id"], order)))
+            questions[first["id"], order] = (f"{first['id']} ({order})", {**first, **values}, {"order": order})
     return questions
 
 
 def statistics(args: argparse.Namespace) -> None:
     chains = read_thoughts(args.thoughts)
     reflections = read_reflections(args.reflections) if args.reflections else None
-    with _stage(args, {"thoughts": args.thoughts, "reflections": args.reflections}):
-        summarize(args, chains, reflections, _name(args.thoughts))
+    with _stage(args):
+        summarize(args, chains, reflections)
 
 
-def _stage(args: argparse.Namespace, inputs: Mapping[str, str | None]) -> Any:
+def _stage(args: argparse.Namespace) -> Any:
+    inputs = {"thoughts": args.thoughts, "reflections": args.reflections}
     datasets = [identity for path in inputs.values() if path and (identity := recorded_dataset(path))][:1]
     return stage(args.output_dir, args, owns=OWNS[args.mode], inputs=inputs, datasets=datasets, resume=True)
 
@@ -234,10 +218,6 @@ def _stage(args: argparse.Namespace, inputs: Mapping[str, str | None]) -> Any:
 def usable(answers: Answers) -> list[dict[str, Any]]:
     """The records of this call's questions, without the failures; a file may hold those of others too."""
     return [record for name, record in answers.records.items() if name in answers.parsed]
-
-
-def _name(thoughts: str) -> str:
-    return Path(thoughts).resolve().name
 
 
 def record_usage(args: argparse.Namespace, kind: str, answers: Answers) -> None:
@@ -252,10 +232,7 @@ def record_usage(args: argparse.Namespace, kind: str, answers: Answers) -> None:
     for outcome in ("right", "wrong", "answered", "failed"):
         among = [record for record in records if _outcome(record) == outcome]
         if among:
-            counts = {name: [record[name] for record in among if record[name] is not None] for name in TOKENS}
-            used["by_outcome"][outcome] = {
-                "n": len(among), **{name: sum(each) if each else None for name, each in counts.items()}
-            }
+            used["by_outcome"][outcome] = {"n": len(among), **{name: total(among, name) for name in TOKENS}}
     write_json(file, {**usage, kind: used})
     if answers.failures:
         first, reason = next(iter(answers.failures.items()))
@@ -275,10 +252,7 @@ def _outcome(record: Mapping[str, Any]) -> str:
 
 
 def summarize(
-    args: argparse.Namespace,
-    chains: Sequence[Mapping[str, Any]],
-    repaired: Sequence[Mapping[str, Any]] | None,
-    title: str,
+    args: argparse.Namespace, chains: Sequence[Mapping[str, Any]], repaired: Sequence[Mapping[str, Any]] | None
 ) -> None:
     """thought_statistics.json, thought_lengths and a few lines for the console; nothing where there are no chains."""
     from datamap.thoughts.statistics import chain_lengths, length_statistics, write_lengths
@@ -299,6 +273,7 @@ def summarize(
         their, _ = chain_lengths(repaired, args.tokenizer, IMPROVED)
         found["reflection_lengths"] = length_statistics(repaired, their)
     write_json(output / STATISTICS, found)
+    title = args.model if args.mode == "generate" else Path(args.thoughts).resolve().name
     write_lengths(output, chains, lengths, unit, title)
     accuracy = "" if found["accuracy"] is None else f" ({found['accuracy']:.1%})"
     print(f"chains of thought: {len(chains):,}, of {len(labelled):,} with a true label {right:,} right{accuracy}")

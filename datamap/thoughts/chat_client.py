@@ -142,7 +142,7 @@ def ask_all(
             new = asyncio.run(_ask_missing(missing, keys, path, failures_path, asker, workers, len(questions)))
             records |= new
             outcomes |= {question.id: _outcome(new[question.id], question, check) for question in missing}
-    usage = {name: _total(records.values(), name) for name in ("requests", *TOKENS)}
+    usage = {name: total(records.values(), name) for name in ("requests", *TOKENS)}
     names = [question.id for question in questions]
     answers = Answers(
         {name: outcomes[name][0] for name in names if outcomes[name][1] is None},
@@ -166,8 +166,7 @@ def cost_of(tokens: Mapping[str, int | None], prices: tuple[float, float]) -> fl
 
 
 def _recorded(
-    path: Path, failures_path: Path, questions: Sequence[Question], keys: Mapping[str, str], check: Check,
-    keep_parsed: bool,
+    path: Path, failures_path: Path, questions: Sequence[Question], keys: Mapping[str, str], check: Check, keep: bool
 ) -> tuple[dict[str, dict[str, Any]], dict[str, tuple[Any, str | None]]]:
     """What is there of earlier calls, by id: the records, and what today's check makes of them (``_outcome``).
 
@@ -179,7 +178,7 @@ def _recorded(
     for question in questions:
         if record := records.get(question.id):
             parsed, failure = outcomes[question.id] = _outcome(record, question, check)
-            said = {**question.about, **parsed} if keep_parsed and failure is None else {}
+            said = {**question.about, **parsed} if keep and failure is None else {}
             if any(name not in record or record[name] != value for name, value in said.items()):
                 anew[question.id, record["prompt"]] = records[question.id] = {**record, **said}
     if anew:
@@ -205,7 +204,8 @@ def _outcome(record: Mapping[str, Any], question: Question, check: Check) -> tup
         return None, record.get("failure") or str(error)
 
 
-def _total(records: Iterable[Mapping[str, Any]], name: str) -> int | None:
+def total(records: Iterable[Mapping[str, Any]], name: str) -> int | None:
+    """Of what is known; None where nothing is."""
     known = [record[name] for record in records if record.get(name) is not None]
     return sum(known) if known else None
 

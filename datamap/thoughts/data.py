@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_rows
-from datamap.core.flags import positive_int
 from datamap.core.splits import Split, load_split, read_hub
 from datamap.tasks.classification import NO_GOLD_LABEL, gold_labels
 from datamap.tasks.nli import NaturalLanguageInference
@@ -117,7 +116,6 @@ def add_pair_flags(group: Any) -> None:
                             "entailment=1,neutral=0,contradiction=0 (default: the labels are 0 and 1)")
     group.add_list("--text_columns", help="columns with premise and hypothesis (default: the usual names)")
     group.add_argument("--label_column", metavar="NAME", default="", help="column with the labels (default: guessed)")
-    group.add_argument("--max_samples", type=positive_int, metavar="N", help="the first N pairs (default: all)")
 
 
 def label_map(text: str) -> dict[str, int]:

@@ -16,19 +16,17 @@ from datamap.thoughts.reader import LABELS, METHODS
 
 def lengths_of(records: Sequence[Mapping[str, Any]]) -> tuple[list[int | None], str]:
     """The length of every answer and its unit: new tokens where they are known of all answers, else words."""
-    written = [record for record in records if record["output"] is not None]
-    if written and all(record["new_tokens"] is not None for record in written):
-        return [None if record["output"] is None else record["new_tokens"] for record in records], "new tokens"
-    return [None if record["output"] is None else len(record["output"].split()) for record in records], "words"
+    known = all(record["new_tokens"] is not None for record in records if record["output"] is not None)
+    lengths = [None if record["output"] is None else record["new_tokens"] if known else len(record["output"].split())
+               for record in records]
+    return lengths, "new tokens" if known else "words"
 
 
 def metrics_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """``metrics.pair_metrics``, and of generated answers how many were cut off and their mean length."""
     from datamap.thoughts.metrics import pair_metrics
 
-    columns = (
-        [record[name] for record in records] for name in ("true_label", "predicted_label", "method")
-    )
+    columns = ([record[name] for record in records] for name in ("true_label", "predicted_label", "method"))
     tokens = [record["new_tokens"] for record in records if record["new_tokens"] is not None]
     ends = [record["finished"] for record in records if record["finished"] is not None]
     return {

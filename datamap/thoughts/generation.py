@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from datamap.core.errors import UserError
@@ -72,10 +73,11 @@ def generate(
     rows = encode_prompts(tokenizer, prompts)
     stop = stop_tokens(model, tokenizer)
     _check_room(model, [len(row) for row in rows], max_new_tokens)
-    order = np.argsort([-len(row) for row in rows], kind="stable").tolist() if sort else list(range(len(rows)))
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row])) if sort else list(range(len(rows)))
+    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # attention never sees it
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=stop or None,
-        pad_token_id=_pad_token(tokenizer),
+        pad_token_id=next(token for token in known if token is not None),
     )
     for first in range(0, len(order), batch_size):
         places = order[first : first + batch_size]
@@ -85,7 +87,10 @@ def generate(
         if temperature:
             seeds = [_seed_of(seed, prompts[place]) for place in places]
             processors.append(_GumbelNoise(temperature, seeds, model.device))
-        ids, mask = _left_padded([rows[place] for place in places], config.pad_token_id)
+        batch = [torch.tensor(rows[place]) for place in places]
+        ids = pad_sequence(batch, True, config.pad_token_id, padding_side="left")
+        # The library counts positions from the first token that the mask shows.
+        mask = pad_sequence([torch.ones_like(row) for row in batch], True, 0, padding_side="left")
         with _evaluating(model, config):
             out = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config,
@@ -111,31 +116,13 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
     return sorted({end for end in [*ends, tokenizer.eos_token_id] if end is not None})
 
 
-def _pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # attention never sees it
-    return next(token for token in known if token is not None)
-
-
 def _check_room(model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: int) -> None:
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    if not positions or not lengths or max(lengths) + max_new_tokens <= positions:
-        return
-    if max(lengths) >= positions:
-        raise UserError(f"a prompt has {max(lengths):,} tokens, the model only {positions:,} positions; leave the "
-                        "longest pairs out, or take a model with more")
-    raise UserError(
-        f"a prompt of {max(lengths):,} tokens and {max_new_tokens:,} new ones are more than the {positions:,} "
-        f"positions of the model; lower --max_new_tokens to {positions - max(lengths):,}, or leave the "
-        "longest pairs out"
-    )
-
-
-def _left_padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """(B, L) ids and attention mask; the library counts positions from the first token that the mask shows."""
-    longest = max(map(len, rows))
-    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
-    return ids, mask
+    longest = max(lengths, default=0)
+    if positions and longest + max_new_tokens > positions:
+        mend = f"lower --max_new_tokens to {positions - longest:,}, or " * (longest < positions)
+        raise UserError(f"a prompt of {longest:,} tokens and {max_new_tokens:,} new ones are more than the "
+                        f"{positions:,} positions of the model; {mend}leave the longest pairs out")
 
 
 def _generated(tokens: list[int], stop: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Generated:

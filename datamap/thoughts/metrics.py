@@ -18,6 +18,7 @@ from datamap.thoughts.reader import LABELS, METHODS
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 NO_ANSWER = "no answer"
 NO_DIFFERENCE = "no detectable difference"
@@ -188,6 +189,14 @@ def write_confusion(directory: Path, counts: np.ndarray, title: str) -> None:
     plot_confusion(directory / "confusion_matrix.png", counts, shown, caption, [*shown, NO_ANSWER])
 
 
+def draw_accuracy(axis: Axes, table: pd.DataFrame) -> None:
+    """The accuracy of a ``length_table`` with its intervals."""
+    accuracy = table["accuracy"]
+    errors = np.clip([accuracy - table["low"], table["high"] - accuracy], 0, None)
+    axis.errorbar(table["mean_length"], accuracy, yerr=errors, color=COLORS[0], marker="o", markersize=5, linewidth=1,
+                  elinewidth=1.2, label="accuracy", zorder=3)
+
+
 def write_lengths(
     directory: Path, table: pd.DataFrame, unit: str, metrics: Mapping[str, Any], title: str
 ) -> None:
@@ -198,15 +207,12 @@ def write_lengths(
 
     write_csv(directory / "accuracy_by_length.csv", table)
     figure, axis = new_figure(5.6, 3.6)
-    place, accuracy = table["mean_length"].to_numpy(), table["accuracy"].to_numpy()
-    errors = np.clip([accuracy - table["low"], table["high"] - accuracy], 0, None)
+    place = table["mean_length"]
     width = [place - table["shortest"], table["longest"] - place]
-    baseline = metrics["majority_baseline"]
-    axis.errorbar(place, accuracy, xerr=width, fmt="none", ecolor=LIGHT_GREY, elinewidth=4, zorder=0)
-    axis.errorbar(place, accuracy, yerr=errors, color=COLORS[0], marker="o", markersize=5, linewidth=1,
-                  elinewidth=1.2, label="accuracy", zorder=3)
+    axis.errorbar(place, table["accuracy"], xerr=width, fmt="none", ecolor=LIGHT_GREY, elinewidth=4, zorder=0)
+    draw_accuracy(axis, table)
     axis.plot(place, table["parse_rate"], color=GREY, marker="s", markersize=4, linewidth=1, label="parse rate")
-    axis.axhline(baseline, color=GREY, linewidth=1, linestyle=":", label="majority baseline")
+    axis.axhline(metrics["majority_baseline"], color=GREY, linewidth=1, linestyle=":", label="majority baseline")
     axis.set_ylim(-0.03, 1.03)
     axis.set_yticks([0, 0.25, 0.5, 0.75, 1])
     axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))

@@ -6,9 +6,10 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datamap.core.errors import UserError
+from datamap.core.files import read_text
 from datamap.core.places import EXAMPLES
 
 if TYPE_CHECKING:
@@ -23,31 +24,26 @@ INSTRUCTION = ("[INST]", "[/INST]")  # around the question to a model without a 
 
 def load_prompt(path: str | Path, placeholders: Sequence[str]) -> string.Template:
     """The prompt in a file, with $name of every placeholder; UserError where they are not what it has."""
-    path = Path(path)
-    wanted = " and ".join(f"${name}" for name in placeholders)
-    try:
-        template = string.Template(path.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        raise UserError(f"prompt {path}: no such file; expected a text with {wanted} in it") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"prompt {path}: not UTF-8 text; convert the file to UTF-8") from error
+    path, wanted = Path(path), " and ".join(f"${name}" for name in placeholders)
+    if not path.is_file():
+        raise UserError(f"prompt {path}: no such file; expected a text with {wanted} in it")
+    template = string.Template(re.sub(r"\r\n?", "\n", read_text(path)))
     if not template.is_valid():
         raise UserError(f"prompt {path}: a $ that begins no name; expected {wanted}, or $$ for the sign itself")
     found = template.get_identifiers()
-    for name in found:
-        if name not in placeholders:
-            raise UserError(f"prompt {path}: unknown placeholder ${name}; expected {wanted}, or $$ for the sign")
-    for name in placeholders:
-        if name not in found:
-            raise UserError(f"prompt {path}: the placeholder ${name} is missing; put it where the {name} should stand")
+    if unknown := [name for name in found if name not in placeholders]:
+        raise UserError(f"prompt {path}: unknown placeholder ${unknown[0]}; expected {wanted}, or $$ for the sign")
+    if missing := [name for name in placeholders if name not in found]:
+        raise UserError(f"prompt {path}: the placeholder ${missing[0]} is missing; put it where the {missing[0]} "
+                        "should stand")
     return template
 
 
-def fill_tagged(template: string.Template, values: Mapping[str, str]) -> str:
+def fill_tagged(template: string.Template, values: Mapping[str, Any]) -> str:
     """The prompt with its values; a value cannot close or open one of the prompt's own XML tags."""
-    tags = set(re.findall(r"</?([A-Za-z_]+)>", template.template))
-    inside = re.compile(rf"<(?=/?(?:{'|'.join(map(re.escape, sorted(tags)))})\b)", re.IGNORECASE) if tags else None
-    return template.substitute({name: inside.sub("< ", text) if inside else text for name, text in values.items()})
+    tags = "|".join(sorted(set(re.findall(r"</?([A-Za-z_]+)>", template.template))))
+    inside = re.compile(rf"<(?=/?(?:{tags})\b)" if tags else r"(?!)", re.IGNORECASE)
+    return template.substitute({name: inside.sub("< ", str(values[name])) for name in template.get_identifiers()})
 
 
 def neutral(text: str, tokenizer: PreTrainedTokenizerBase) -> str:

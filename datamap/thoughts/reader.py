@@ -57,23 +57,53 @@ def parse_thought(text: str, prompt: str = "") -> Parsed:
     [INST] and [/INST] is read from behind it, and one in which a model thinks aloud from behind </think>. An answer
     has both keys and the label 0 or 1.
     """
-    found, method = read_answer(text, (THOUGHT, LABEL), _thought, prompt)
-    return Parsed(found[1], found[0], method) if found else Parsed(None, None, method)
+
+    def accept(found: Mapping[str, Any]) -> tuple[int, str | None] | None:
+        label, thought = as_label(found[LABEL]), found[THOUGHT]
+        return None if label is None else (label, thought if _is_text(thought) else None)
+
+    found, method = read_answer(text, (THOUGHT, LABEL), accept, prompt)
+    label, thought = found or (None, None)
+    return Parsed(label, thought, method)
 
 
 def parse_reflection(text: str, prompt: str = "") -> dict[str, Any] | None:
     """``error_analysis``, ``improved_thought_process`` and ``predicted_label`` in an answer, or None."""
-    return read_answer(text, (ANALYSIS, IMPROVED, LABEL), _reflection, prompt)[0]
+
+    def accept(found: Mapping[str, Any]) -> dict[str, Any] | None:
+        label = as_label(found[LABEL])
+        usable = _is_text(found[ANALYSIS]) and _is_text(found[IMPROVED]) and label is not None
+        return {ANALYSIS: found[ANALYSIS], IMPROVED: found[IMPROVED], LABEL: label} if usable else None
+
+    return read_answer(text, (ANALYSIS, IMPROVED, LABEL), accept, prompt)[0]
 
 
 def parse_scores(text: str, prompt: str = "") -> dict[str, Any] | None:
     """Of each of CRITERIA a whole number from 1 to 5 and ``<criterion>_reason``, or None."""
-    return read_answer(text, CRITERIA, _scores, prompt)[0]
+
+    def accept(found: Mapping[str, Any]) -> dict[str, Any] | None:  # {"coherence": {"score": 4, "reason": "..."}, ...}
+        scores: dict[str, Any] = {}
+        for name in CRITERIA:
+            one = found[name]
+            score = one.get("score") if isinstance(one, Mapping) else None
+            if isinstance(score, str) and score.strip() in ("1", "2", "3", "4", "5"):
+                score = int(score)
+            if isinstance(score, bool) or score not in (1, 2, 3, 4, 5) or not _is_text(one.get("reason")):
+                return None
+            scores |= {name: int(score), f"{name}_reason": one["reason"]}
+        return scores
+
+    return read_answer(text, CRITERIA, accept, prompt)[0]
 
 
 def parse_preference(text: str, prompt: str = "") -> dict[str, Any] | None:
     """``better`` (one of SIDES) and ``reason``, or None."""
-    return read_answer(text, ("better", "reason"), _preference, prompt)[0]
+
+    def accept(found: Mapping[str, Any]) -> dict[str, Any] | None:
+        usable = found["better"] in SIDES and _is_text(found["reason"])
+        return {"better": found["better"], "reason": found["reason"]} if usable else None
+
+    return read_answer(text, ("better", "reason"), accept, prompt)[0]
 
 
 def completion_text(thought: str, label: int) -> str:
@@ -86,38 +116,6 @@ def as_label(value: Any) -> int | None:
     if isinstance(value, str):
         value = {"0": 0, "1": 1}.get(value.strip())
     return int(value) if isinstance(value, int | float) and not isinstance(value, bool) and value in LABELS else None
-
-
-def _thought(found: Mapping[str, Any]) -> tuple[str | None, int] | None:
-    label = as_label(found[LABEL])
-    return None if label is None else (found[THOUGHT] if _is_text(found[THOUGHT]) else None, label)
-
-
-def _reflection(found: Mapping[str, Any]) -> dict[str, Any] | None:
-    label = as_label(found[LABEL])
-    if not _is_text(found[ANALYSIS]) or not _is_text(found[IMPROVED]) or label is None:
-        return None
-    return {ANALYSIS: found[ANALYSIS], IMPROVED: found[IMPROVED], LABEL: label}
-
-
-def _scores(found: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Of ``{"coherence": {"score": 4, "reason": "..."}, ...}``."""
-    scores: dict[str, Any] = {}
-    for name in CRITERIA:
-        one = found[name]
-        score = one.get("score") if isinstance(one, Mapping) else None
-        if isinstance(score, str) and score.strip() in ("1", "2", "3", "4", "5"):
-            score = int(score)
-        if isinstance(score, bool) or score not in (1, 2, 3, 4, 5) or not _is_text(one.get("reason")):
-            return None
-        scores |= {name: int(score), f"{name}_reason": one["reason"]}
-    return scores
-
-
-def _preference(found: Mapping[str, Any]) -> dict[str, Any] | None:
-    if found["better"] not in SIDES or not _is_text(found["reason"]):
-        return None
-    return {"better": found["better"], "reason": found["reason"]}
 
 
 def _is_text(value: Any) -> bool:

@@ -15,7 +15,7 @@ from datamap.core.configs import with_config
 from datamap.core.errors import UserError
 from datamap.core.flags import DEFAULT_SEED, Parser, boolean, fraction, number, positive_int, seed_number
 from datamap.core.splits import Split
-from datamap.thoughts.data import label_map
+from datamap.thoughts.data import add_pair_flags
 from datamap.thoughts.prompts import TUNED
 from datamap.training.checkpoints import checkpoint_to_resume
 from datamap.training.library_flags import SFT_CONFIG, add_training_flags
@@ -101,13 +101,9 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--eval_fraction", type=fraction, default=0.05,
                        help="share of the rows held out for loss and token accuracy, 0..1, at least one row unless 0")
     group.add_argument("--eval_dataset", help="labelled pairs to be answered: Hub name, file, directory or demo:nli "
-                       "(default: the held-out rows, a biased sample)")
+                       "(default: the held-out rows, a biased sample); the next five flags are about it")
     group.add_argument("--eval_split", metavar="NAME", help="its split (default: validation, or what stands for it)")
-    group.add_argument("--label_map", type=label_map, metavar="NAME=0|1,...",
-                       help="what of its labels counts as following, such as entailment=1,neutral=0,contradiction=0 "
-                            "(default: the labels are 0 and 1)")
-    group.add_list("--text_columns", help="its columns with premise and hypothesis (default: the usual names)")
-    group.add_argument("--label_column", metavar="NAME", default="", help="its column of labels (default: guessed)")
+    add_pair_flags(group)
     group.add_argument("--eval_samples", type=positive_int, default=100, metavar="N",
                        help="how many pairs are answered, the first N")
     group.add_argument("--eval_generate_steps", type=_whole, default=100, metavar="N",
@@ -141,39 +137,29 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.enable_cartography and reads_metrics(args.filters, args.cartography_output_dir):
         parser.error(f"--enable_cartography would write {args.cartography_output_dir}, which a filter reads; name "
                      "another --cartography_output_dir")
-    _check_packing(parser, args)
-    _check_evaluation(parser, args)
-    _set_accumulation(parser, args)
-    return args
-
-
-def _check_packing(parser: Parser, args: argparse.Namespace) -> None:
     if args.packing and args.enable_cartography:
         parser.error("--packing and --enable_cartography exclude each other: packed rows cannot be told apart")
     if args.packing and "flash" not in (args.attn_implementation or ""):
         parser.error("--packing needs flash attention, which needs a GPU: else packed rows see each other; add "
                      "--attn_implementation flash_attention_2, or leave --packing out")
-
-
-def _check_evaluation(parser: Parser, args: argparse.Namespace) -> None:
     for name in ("eval_split", "label_map", "text_columns", "label_column"):
         if getattr(args, name) and not args.eval_dataset:
             parser.error(f"--{name} does nothing without --eval_dataset")
     if not args.eval_fraction and getattr(args, "eval_strategy", "no") != "no":
         parser.error(f"--eval_strategy {args.eval_strategy} needs rows to evaluate on: --eval_fraction is 0")
+    _set_accumulation(parser, args)
+    return args
 
 
 def _set_accumulation(parser: Parser, args: argparse.Namespace) -> None:
     args.num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     at_once = args.per_device_train_batch_size * args.num_processes
     given: Any = getattr(args, "gradient_accumulation_steps", None)
-    if given is not None and given < 1:
-        parser.error(f"--gradient_accumulation_steps must be at least 1, found {given}")
     if args.effective_batch_size is None:
         args.effective_batch_size = EFFECTIVE_BATCH_SIZE if given is None else at_once * given
     steps, rest = divmod(args.effective_batch_size, at_once)
     product = f"{args.per_device_train_batch_size} rows x {args.num_processes} processes"
-    if rest or not steps:
+    if rest or steps < 1:
         parser.error(f"--effective_batch_size {args.effective_batch_size} is no multiple of "
                      f"--per_device_train_batch_size x processes ({product} = {at_once}); change one of them")
     if given not in (None, steps):

@@ -62,7 +62,8 @@ def write_results(
 ) -> None:
     from importlib import metadata
 
-    from datamap.thoughts.sft_training import device_name
+    import torch
+
     from datamap.training.callbacks import training_log
 
     path = Path(args.output_dir)
@@ -78,7 +79,7 @@ def write_results(
         write_jsonl(path / "eval_generate.jsonl", answers.answers)
     used = [name for name in PACKAGES if args.quantization == "4bit" or name != "bitsandbytes"]
     versions = {name: metadata.version(name) for name in used}
-    device = "CPU" if metrics["device"] == "cpu" else device_name()
+    device = "CPU" if metrics["device"] == "cpu" else torch.cuda.get_device_name()
     card = model_card({**facts, "arguments": vars(args), "training": metrics, "versions": versions, "device": device})
     with atomic(path / "README.md") as temporary:
         temporary.write_text(card, encoding="utf-8")

@@ -79,9 +79,9 @@ def encode(
     # Where the two part, as the trainer has it: a token may reach over the end of the prompt.
     prompt_lengths = [_common_prefix(one, row) for one, row in zip(alone, whole["input_ids"], strict=True)]
     positions = []
-    for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
-        digit = len(prompt) + len(completion) - 2  # before the brace that closes the object
-        assert texts[row][digit] in "01", texts[row][digit:]
+    for row, text in enumerate(texts):
+        digit = len(text) - len(eos) - 2  # before the brace that closes the object
+        assert text[digit] in "01", text[digit:]
         positions.append(whole.char_to_token(row, digit))
     encoded = pd.DataFrame({
         "ids": [row["id"] for row in rows], "prompts": prompts, "completions": completions,
@@ -240,8 +240,7 @@ class Continuity(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         control.should_log = control.should_log or control.should_save
 
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        control.should_log = control.should_log or control.should_save
+    on_epoch_end = on_step_end
 
 
 class GeneratedAnswers(TrainerCallback):
@@ -285,14 +284,13 @@ class GeneratedAnswers(TrainerCallback):
         self.step, should_log = state.global_step, self.trainer.control.should_log
         share = range(args.process_index, len(self.pairs), args.world_size)
         outputs: list[tuple[int, str]] = []
-        side, was_training = self.tokenizer.padding_side, model.training
+        was_training = model.training
         # In training mode its numbers would go among those of the training since the last log.
         model.eval()
         batches = generate(model, self.tokenizer, [self.prompts[place] for place in share], batch_size=self.batch_size,
                            max_new_tokens=self.max_new_tokens)
         for places, generated in batches:
             outputs += [(share[place], one.text) for place, one in zip(places, generated, strict=True)]
-        self.tokenizer.padding_side = side
         texts = dict(gather_object(outputs))
         parsed = [parse_thought(texts[place], self.prompts[place]) for place in range(len(self.pairs))]
         self.metrics = pair_metrics(
@@ -360,10 +358,6 @@ def mean_loss(history: Sequence[Mapping[str, float]]) -> float | None:
             total += logged["loss"] * (logged["step"] - before)
             before = int(logged["step"])
     return total / before if before else None
-
-
-def device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
 
 
 def peak_memory(on_gpu: bool) -> float:

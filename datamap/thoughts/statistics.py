@@ -17,7 +17,7 @@ from datamap.core.files import write_csv
 from datamap.core.intervals import wilson_interval
 from datamap.core.plots import COLORS, GREY
 from datamap.thoughts.data import TRUE_LABEL, is_right
-from datamap.thoughts.metrics import length_table
+from datamap.thoughts.metrics import draw_accuracy, length_table
 from datamap.thoughts.reader import CRITERIA, LABEL, THOUGHT
 
 if TYPE_CHECKING:
@@ -117,9 +117,7 @@ def _draw_accuracy(axis: Axes, table: pd.DataFrame, unit: str) -> None:
     if not len(table):
         axis.text(0.5, 0.5, "no true labels", ha="center", va="center", transform=axis.transAxes, color="#707070")
         return
-    place, accuracy = table["mean_length"].to_numpy(), table["accuracy"].to_numpy()
-    errors = np.clip([accuracy - table["low"], table["high"] - accuracy], 0, None)
-    axis.errorbar(place, accuracy, yerr=errors, color=OUTCOME_COLORS["right"], marker="o", markersize=5, linewidth=1)
+    draw_accuracy(axis, table)
 
 
 # --- a judge -----------------------------------------------------------------------------------------------------

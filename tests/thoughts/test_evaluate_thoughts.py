@@ -16,8 +16,8 @@ import tiny_mistral
 from conftest import REPOSITORY, write_rows
 from filelock import FileLock
 
-import evaluate_thoughts
 from datamap.thoughts import generation
+from datamap.thoughts.answers import Answerer
 from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import PROMPTS
 from datamap.thoughts.reader import completion_text, parse_thought
@@ -129,7 +129,7 @@ def test_batches_do_not_matter_and_files_need_no_model_twice(model, pairs, tmp_p
     seven = answer(model=model, out=tmp_path / "7", pairs=pairs, batch_size=7)
     assert sorted(records(one), key=str) == sorted(records(seven), key=str)
     before = (seven / "predictions.jsonl").read_bytes()
-    monkeypatch.setattr(evaluate_thoughts, "generated", lambda *arguments: pytest.fail("all answers are there"))
+    monkeypatch.setattr(Answerer, "load", lambda by: pytest.fail("all answers are there"))
     (seven / "comparison.json").write_text("{}", encoding="utf-8")  # of a run that was asked for one
     answer(model=model, out=seven, pairs=pairs, batch_size=3)
     assert metrics(seven) == metrics(one)
@@ -196,7 +196,7 @@ def test_a_damaged_line_is_refused(model, pairs, tmp_path, refused):
 
 def test_other_labels_are_scored_without_new_answers(model, pairs, tmp_path, monkeypatch):
     out = answer(model=model, out=tmp_path / "out", pairs=pairs)
-    monkeypatch.setattr(evaluate_thoughts, "generated", lambda *arguments: pytest.fail("all answers are there"))
+    monkeypatch.setattr(Answerer, "load", lambda by: pytest.fail("all answers are there"))
     answer(model=model, out=out, pairs=pairs, label_map="0=1,1=0")
     assert {record["id"]: record["true_label"] for record in records(out)} == {
         f"p{number:02d}": 1 - number % 2 for number in range(12)
@@ -438,7 +438,7 @@ def test_an_echo_of_our_own_prompts_is_no_answer(tmp_path):
 @pytest.mark.parametrize("flags, message", [
     ([], "name the pairs with --dataset"),
     (["--dataset", "demo:nli"], "name what answers: --model, --adapter, or --predictions"),
-    (["--dataset", "demo:nli", "--model", "m", "--predictions", "p"], "leave out --model and --adapter"),
+    (["--dataset", "demo:nli", "--model", "m", "--predictions", "p"], "leave out --model"),
     (["--premise", "a", "--model", "m"], "--premise and --hypothesis belong together"),
     (["--premise", "a", "--hypothesis", " ", "--model", "m"], "--hypothesis is empty"),
     (["--premise", "a", "--hypothesis", "b", "--model", "m", "--dataset", "d"], "leave out --dataset"),

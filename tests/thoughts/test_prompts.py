@@ -86,7 +86,7 @@ def test_what_a_prompt_may_hold(tmp_path):
 
 def test_a_prompt_that_cannot_be_read_is_refused(tmp_path):
     (tmp_path / "latin.txt").write_bytes("Prämisse $premise $hypothesis".encode("latin-1"))
-    with pytest.raises(UserError, match="latin.txt: not UTF-8 text; convert the file to UTF-8"):
+    with pytest.raises(UserError, match="latin.txt, line 1: not UTF-8 text; convert the file to UTF-8"):
         load_prompt(tmp_path / "latin.txt", PAIR)
     for path in (tmp_path / "no.txt", tmp_path, tmp_path / "latin.txt" / "a.txt"):
         with pytest.raises(UserError, match=r"no such file; expected a text with \$premise and \$hypothesis in it"):

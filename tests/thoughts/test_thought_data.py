@@ -182,9 +182,8 @@ def test_a_label_map_that_says_nothing_is_refused(text, refused):
 def test_the_flags_of_pairs():
     parser = Parser("x")
     add_pair_flags(parser.add_argument_group("pairs"))
-    args = parser.parse_args(["--label_map", "a=1,b=0", "--text_columns", "x,y", "--max_samples", "3"])
-    assert (args.label_map, list(args.text_columns), args.label_column, args.max_samples) == ({"a": 1, "b": 0},
-                                                                                              ["x", "y"], "", 3)
+    args = parser.parse_args(["--label_map", "a=1,b=0", "--text_columns", "x,y"])
+    assert (args.label_map, list(args.text_columns), args.label_column) == ({"a": 1, "b": 0}, ["x", "y"], "")
     assert parser.parse_args([]).label_map is None
 
 
