@@ -28,7 +28,7 @@ from datamap.core.files import write_csv, write_json  # noqa: E402
 from datamap.core.flags import DEFAULT_SEED, ListOf, Parser, positive_int  # noqa: E402
 from datamap.core.intervals import wilson_interval  # noqa: E402
 from datamap.suites import comparison  # noqa: E402
-from datamap.suites.comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison, Resamples  # noqa: E402
+from datamap.suites.comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison  # noqa: E402
 
 SEED_COUNTS = (3, 4, 5, 6, 8, 10)
 FAMILY = 6
@@ -169,13 +169,13 @@ def t_tests(values: np.ndarray, reference: np.ndarray) -> Tests:
     return Tests(difference, sd, p, p, difference - half, difference + half, sd)
 
 
-def with_bootstrap(tests: Tests, scores: np.ndarray, resamples: Resamples) -> Tests:
+def with_bootstrap(tests: Tests, scores: np.ndarray) -> Tests:
     """The same, with the multi-bootstrap of the (R, family + 1, n, N) scores, the reference first."""
     from scipy import stats
 
     repetitions, _, n, examples = scores.shape
-    counts = np.concatenate(list(resamples.example_counts(examples))).astype(np.float32)
-    seed_counts = resamples.seed_counts(n).astype(np.float32)
+    counts = np.concatenate(list(comparison.example_counts(examples))).astype(np.float32)
+    seed_counts = comparison.seed_counts(n).astype(np.float32)
     variance, noise = (np.empty(tests.difference.shape) for _ in range(2))
     for row in range(repetitions):
         differences = scores[row, 1:] - scores[row, :1]
@@ -235,30 +235,29 @@ def verdicts(tests: Tests, n: int, margin: float) -> np.ndarray:
 
 def simulate(
     shape: Shape | TwoLevel, n: int, difference: float, repetitions: int, family: int, margin: float,
-    rng: np.random.Generator, resamples: Resamples,
+    rng: np.random.Generator,
 ) -> Tests:
     """Tests of ``family`` experiments that are truly better by ``difference`` than their one reference."""
     if isinstance(shape, Shape):
         values = shape.draw(rng, (repetitions, family, n), difference)
         reference = (shape.draw_reference or shape.draw)(rng, (repetitions, 1, n), 0.0)
         tests = t_tests(values, reference)
-        check(tests, values, reference, None, n, margin, resamples)
+        check(tests, values, reference, None, n, margin)
         return tests
     parts: list[Tests] = []
     shift = shape.shift_of(difference) if difference else 0.0
     for first in range(0, repetitions, AT_ONCE):
         scores = shape.draw(rng, min(AT_ONCE, repetitions - first), family, n, shift)
         means = scores.mean(axis=-1, dtype=np.float64)
-        tests = with_bootstrap(t_tests(means[:, 1:], means[:, :1]), scores, resamples)
+        tests = with_bootstrap(t_tests(means[:, 1:], means[:, :1]), scores)
         if not parts:
-            check(tests, means[:, 1:], means[:, :1], scores, n, margin, resamples)
+            check(tests, means[:, 1:], means[:, :1], scores, n, margin)
         parts.append(tests)
     return joined(parts)
 
 
 def check(
     tests: Tests, values: np.ndarray, reference: np.ndarray, scores: np.ndarray | None, n: int, margin: float,
-    resamples: Resamples,
 ) -> None:
     """Raise AssertionError unless datamap.suites.comparison decides the first repetitions as the arrays do."""
     words = verdicts(tests, n, margin)
@@ -271,14 +270,14 @@ def check(
             )
             for place in range(values.shape[1])
         ]
-        found = comparison.compare_family(family, resamples)
+        found = comparison.compare_family(family)
         for place, one in enumerate(found):
             assert one["verdict"] == words[row, place], (one, words[row, place])
             if one["p"] is not None:
                 assert abs(one["p"] - tests.p[row, place]) < 1e-4, (one, tests.p[row, place])
 
 
-def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int, resamples: Resamples) -> dict[str, Any]:
+def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int) -> dict[str, Any]:
     """One row of the table."""
     rng = np.random.default_rng([DEFAULT_SEED, n, *name.encode()])
     sd = shape.sd if isinstance(shape, Shape) else shape.sd()
@@ -287,7 +286,7 @@ def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int, resamples
     def rate(hits: Any) -> float:
         return float(np.mean(hits))
 
-    tests = simulate(shape, n, 0.0, repetitions, FAMILY, margin, rng, resamples)
+    tests = simulate(shape, n, 0.0, repetitions, FAMILY, margin, rng)
     alone = verdicts(first_only(tests), n, margin)[:, 0]
     found = np.isin(alone, (BETTER, WORSE))
     family = np.isin(verdicts(tests, n, margin), (BETTER, WORSE)).any(axis=1)
@@ -305,7 +304,7 @@ def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int, resamples
     if tests.bootstrap_low is not None and tests.bootstrap_high is not None:
         row["bootstrap_coverage"] = rate((tests.bootstrap_low <= 0)[:, 0] & (tests.bootstrap_high >= 0)[:, 0])
     for difference in TRUE_DIFFERENCES:
-        true = simulate(shape, n, difference * sd, repetitions, 1, margin, rng, resamples)
+        true = simulate(shape, n, difference * sd, repetitions, 1, margin, rng)
         words = verdicts(true, n, margin)[:, 0]
         row[f"power_{difference:g}"] = rate(words == BETTER)
         if difference == MARGIN:
@@ -363,12 +362,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     import pandas as pd
 
     began = time.perf_counter()
-    resamples = Resamples()
     rows = []
     shapes: dict[str, Shape | TwoLevel] = {**SHAPES, **TWO_LEVEL}
     for name, shape in shapes.items():
         most = args.repetitions if isinstance(shape, Shape) else TWO_LEVEL_REPETITIONS
-        rows += [cell(name, shape, n, min(args.repetitions, most), resamples) for n in args.seed_counts]
+        rows += [cell(name, shape, n, min(args.repetitions, most)) for n in args.seed_counts]
     print(markdown(rows))
     with stage(args.output_dir, args, owns=("bench_calibration.csv", "bench_calibration.json")) as path:
         write_csv(path / "bench_calibration.csv", pd.DataFrame(rows))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -53,8 +55,7 @@ def paired_statistics(values: np.ndarray, reference: np.ndarray) -> dict[str, An
     ``low``, ``high``, ``p_t``, ``cohens_d`` where all differences are the same (up to rounding), as no spread over
     seeds can be estimated then. Raises ValueError for no values, unequal lengths, NaN or infinity.
     """
-    values, reference = _checked("values", values, 1), _checked("reference", reference, 1)
-    _check_same_shape(values, reference)
+    values, reference = _checked(1, values=values, reference=reference)
     n = len(values)
     differences = values - reference
     scale = max(np.abs(values).max(), np.abs(reference).max())
@@ -69,7 +70,7 @@ def paired_statistics(values: np.ndarray, reference: np.ndarray) -> dict[str, An
 
     spread = float(differences.std(ddof=1)) if np.ptp(differences) > 1e-9 * scale else 0.0
     flips = stats.permutation_test(
-        (differences,), _mean, permutation_type="samples", vectorized=True, n_resamples=SIGN_FLIPS,
+        (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=SIGN_FLIPS,
         rng=np.random.default_rng(DEFAULT_SEED),
     )
     found |= {
@@ -85,65 +86,54 @@ def paired_statistics(values: np.ndarray, reference: np.ndarray) -> dict[str, An
     return found
 
 
-def _mean(values: np.ndarray, axis: int = -1) -> np.ndarray:
-    return values.mean(axis=axis)
-
-
-def _checked(name: str, values: Any, dimensions: int) -> np.ndarray:
-    array = np.array(values, dtype=np.float64)
-    if array.ndim != dimensions or not array.size:
-        raise ValueError(f"{name}: expected {dimensions} dimension(s) and at least one value, got shape {array.shape}")
-    bad = np.argwhere(~np.isfinite(array))
-    if len(bad):
-        place = ", ".join(str(index) for index in bad[0])
-        raise ValueError(f"{name}[{place}] is {array[tuple(bad[0])]}; expected finite numbers")
-    return array
-
-
-def _check_same_shape(values: np.ndarray, reference: np.ndarray) -> None:
-    if values.shape != reference.shape:
-        raise ValueError(f"experiment and reference differ in shape: {values.shape} and {reference.shape}")
+def _checked(dimensions: int, **pair: Any) -> list[np.ndarray]:
+    """Two arrays of one shape as float64; raises ValueError, with their names."""
+    arrays = {name: np.array(values, dtype=np.float64) for name, values in pair.items()}
+    for name, array in arrays.items():
+        if array.ndim != dimensions or not array.size:
+            raise ValueError(f"{name}: expected {dimensions} dimension(s) and at least one value, got shape "
+                             f"{array.shape}")
+        for place in np.argwhere(~np.isfinite(array))[:1]:
+            raise ValueError(f"{name}{place.tolist()} is {array[tuple(place)]}; expected finite numbers")
+    shapes = [array.shape for array in arrays.values()]
+    if len(set(shapes)) > 1:
+        raise ValueError("experiment and reference differ in shape: " + " and ".join(map(str, shapes)))
+    return list(arrays.values())
 
 
 # --- per-example scores ------------------------------------------------------------------------------------------
 
 
-class Resamples:
-    """How often each of N examples, or of S seeds, is drawn in each of 2,000 resamples with replacement.
+def seed_counts(n: int) -> np.ndarray:
+    """(2000, n) float64: how often each of n seeds is drawn in each resample with replacement; each row has sum n."""
+    rng = np.random.default_rng([DEFAULT_SEED, n, 0])
+    return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
-    The counts depend on N alone. They are drawn once per N and shared by all comparisons, kept as uint8 up to 300 MB
-    in all (the oldest N goes first); larger ones, of N above 150,000, are drawn anew for every comparison.
+
+def example_counts(n: int) -> Iterable[np.ndarray]:
+    """Blocks of rows of such counts of n examples, uint8; all comparisons over as many examples share them.
+
+    Those of the last n are kept, up to 300 MB (n = 150,000); larger ones are drawn anew for every comparison.
     """
-
-    def __init__(self) -> None:
-        self._kept: dict[int, list[np.ndarray]] = {}
-
-    def seed_counts(self, n: int) -> np.ndarray:
-        """(resamples, n) float64 counts, each row of sum n."""
-        rng = np.random.default_rng([DEFAULT_SEED, n, 0])
-        return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
-
-    def example_counts(self, n: int) -> Iterator[np.ndarray]:
-        """Blocks of rows of the (resamples, n) uint8 counts, each row of sum n."""
-        if n in self._kept or RESAMPLES * n > CACHED_CELLS:
-            yield from self._kept.get(n) or self._draw(n)
-            return
-        while self._kept and RESAMPLES * (sum(self._kept) + n) > CACHED_CELLS:
-            del self._kept[next(iter(self._kept))]
-        self._kept[n] = list(self._draw(n))
-        yield from self._kept[n]
-
-    def _draw(self, n: int) -> Iterator[np.ndarray]:
-        rng = np.random.default_rng([DEFAULT_SEED, n, 1])
-        at_once = max(1, BLOCK_CELLS // n)
-        for first in range(0, RESAMPLES, at_once):
-            rows = min(at_once, RESAMPLES - first)
-            drawn = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
-            # No example is drawn 256 times: the expected number is 1, the chance of 60 below 1e-80.
-            yield np.bincount(drawn.reshape(-1), minlength=rows * n).reshape(rows, n).astype(np.uint8)
+    return _kept(n, RESAMPLES) if RESAMPLES * n <= CACHED_CELLS else _drawn(n, RESAMPLES)
 
 
-def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray, resamples: Resamples) -> dict[str, float]:
+@lru_cache(maxsize=1)
+def _kept(n: int, resamples: int) -> list[np.ndarray]:
+    return list(_drawn(n, resamples))
+
+
+def _drawn(n: int, resamples: int) -> Iterator[np.ndarray]:
+    rng = np.random.default_rng([DEFAULT_SEED, n, 1])
+    at_once = max(1, BLOCK_CELLS // n)
+    for first in range(0, resamples, at_once):
+        rows = min(at_once, resamples - first)
+        drawn = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
+        # No example is drawn 256 times: the expected number is 1, the chance of 60 below 1e-80.
+        yield np.bincount(drawn.reshape(-1), minlength=rows * n).reshape(rows, n).astype(np.uint8)
+
+
+def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray) -> dict[str, float]:
     """The mean difference over seeds and examples together: does it hold for other seeds and other examples?
 
     ``scores`` and ``reference_scores`` are (S, N) per-example scores in the metric's unit, the same S >= 2 seeds and
@@ -163,11 +153,11 @@ def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray, resamples:
     """
     from scipy import stats
 
-    differences = _score_differences(scores, reference_scores, 2)
+    differences = np.subtract(*_checked(2, scores=scores, reference_scores=reference_scores))
     n = len(differences)
     if n < 2:
         raise ValueError("expected the scores of at least 2 seeds; single_seed_statistics compares one")
-    means = _bootstrap_means(differences, resamples)
+    means = _bootstrap_means(differences)
     by_seed = differences.mean(axis=1)
     seed_variance = float(by_seed.var(ddof=1)) / n
     residuals = differences - by_seed[:, None] - differences.mean(axis=0) + by_seed.mean()
@@ -186,9 +176,7 @@ def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray, resamples:
     return {"bootstrap_low": mean - half, "bootstrap_high": mean + half, "bootstrap_se": se, "p_bootstrap": p}
 
 
-def single_seed_statistics(
-    scores: np.ndarray, reference_scores: np.ndarray, binary: bool, resamples: Resamples
-) -> dict[str, Any]:
+def single_seed_statistics(scores: np.ndarray, reference_scores: np.ndarray, binary: bool) -> dict[str, Any]:
     """One trained model against another on the same N examples: this checkpoint, not the method.
 
     ``scores`` and ``reference_scores`` are (N,) in the metric's unit; ``binary`` ones are 0 or one other number (1,
@@ -199,8 +187,8 @@ def single_seed_statistics(
     resamples centred on no difference (Efron and Tibshirani 1993, chapter 16), never 0. Raises ValueError for
     unequal lengths, NaN, infinity, or binary scores that are not.
     """
-    differences = _score_differences(scores, reference_scores, 1)
-    means = _bootstrap_means(differences[None, :], resamples)
+    differences = np.subtract(*_checked(1, scores=scores, reference_scores=reference_scores))
+    means = _bootstrap_means(differences[None, :])
     low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2]).tolist()
     difference = float(differences.mean())
     found: dict[str, Any] = {"difference": difference, "bootstrap_low": low, "bootstrap_high": high}
@@ -215,19 +203,12 @@ def single_seed_statistics(
     return found | {"p": float((1 + extreme.sum()) / (1 + len(means)))}
 
 
-def _score_differences(scores: np.ndarray, reference_scores: np.ndarray, dimensions: int) -> np.ndarray:
-    scores = _checked("scores", scores, dimensions)
-    reference_scores = _checked("reference_scores", reference_scores, dimensions)
-    _check_same_shape(scores, reference_scores)
-    return scores - reference_scores
-
-
-def _bootstrap_means(differences: np.ndarray, resamples: Resamples) -> np.ndarray:
+def _bootstrap_means(differences: np.ndarray) -> np.ndarray:
     """(B,) float64 means of (S, N) differences, seeds and examples resampled; one seed is always drawn once."""
     seeds, n = differences.shape
     columns = differences.T.astype(np.float32)
-    by_seed = np.concatenate([counts.astype(np.float32) @ columns for counts in resamples.example_counts(n)])
-    return (by_seed * resamples.seed_counts(seeds)).sum(axis=1) / (seeds * n)
+    by_seed = np.concatenate([counts.astype(np.float32) @ columns for counts in example_counts(n)])
+    return (by_seed * seed_counts(seeds)).sum(axis=1) / (seeds * n)
 
 
 # --- families and power ------------------------------------------------------------------------------------------
@@ -280,13 +261,8 @@ def seeds_needed(difference_sd: float | None, margin: float, alpha: float = ALPH
         found = power_at(n, difference_sd, margin, alpha)
         return found is not None and found >= POWER
 
-    low, high = 1, MAX_SEEDS_NEEDED  # low is not enough, high is
-    if not enough(high):
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    found = 2 + bisect_left(range(2, MAX_SEEDS_NEEDED + 1), True, key=enough)
+    return found if found <= MAX_SEEDS_NEEDED else None
 
 
 # --- verdicts ----------------------------------------------------------------------------------------------------
@@ -356,7 +332,7 @@ class Comparison:
     reference_scores: np.ndarray | None = None
 
 
-def compare_family(comparisons: Sequence[Comparison], resamples: Resamples | None = None) -> list[dict[str, Any]]:
+def compare_family(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """One row per comparison, in their order, with the keys ``ROW``: plain values, None where one does not apply.
 
     The comparisons are one family: those planned together, of which any would be reported. ``p`` is, from 2 seeds on,
@@ -369,8 +345,7 @@ def compare_family(comparisons: Sequence[Comparison], resamples: Resamples | Non
     Raises ValueError for lengths that do not match, repeated seeds, or scores whose mean over the examples is not the
     value of the seed (within 1%: fractions beside percentages, seeds in another order).
     """
-    resamples = resamples or Resamples()
-    rows = [_test(comparison, resamples) for comparison in comparisons]
+    rows = [_test(comparison) for comparison in comparisons]
     for row, p_holm in zip(rows, holm([row["p"] for row in rows]), strict=True):
         row |= {"p_holm": p_holm, "family_size": len(rows)}
     for row, comparison in zip(rows, comparisons, strict=True):
@@ -382,7 +357,7 @@ def compare_family(comparisons: Sequence[Comparison], resamples: Resamples | Non
     return rows
 
 
-def _test(comparison: Comparison, resamples: Resamples) -> dict[str, Any]:
+def _test(comparison: Comparison) -> dict[str, Any]:
     """The row of a comparison up to its own p."""
     seeds = comparison.seeds
     if len(set(seeds)) != len(seeds):
@@ -403,24 +378,27 @@ def _test(comparison: Comparison, resamples: Resamples) -> dict[str, Any]:
     _check_scores("scores", scores, comparison.values)
     _check_scores("reference_scores", reference_scores, comparison.reference)
     if row["n"] > 1:
-        row |= multi_bootstrap(scores, reference_scores, resamples)
+        row |= multi_bootstrap(scores, reference_scores)
         row["p"] = None if row["p_t"] is None else max(row["p_t"], row["p_bootstrap"])
         return row
-    single = single_seed_statistics(scores[0], reference_scores[0], comparison.binary, resamples)
+    single = single_seed_statistics(scores[0], reference_scores[0], comparison.binary)
     row |= single | {"difference": row["difference"]}
     row["p_mcnemar" if comparison.binary else "p_bootstrap"] = single["p"]
     return row
 
 
 def _check_scores(name: str, scores: np.ndarray, values: Sequence[float] | np.ndarray) -> None:
-    _checked(name, scores, 2)
     if len(scores) != len(values):
         raise ValueError(f"{name}: expected {len(values)} rows, one per seed, got {len(scores)}")
-    means, expected = scores.mean(axis=1), np.asarray(values, dtype=float)
-    off = np.abs(means - expected)
-    if off.max() > 0.01 * np.abs(expected).max():
-        worst = int(off.argmax())
+    if (worst := seed_of_other_scores(scores, values)) is not None:
         raise ValueError(
-            f"{name}[{worst}] has the mean {means[worst]:g}, the metric at that seed is {expected[worst]:g}; give "
-            "scores in the metric's unit, seeds in the same order, or none where the metric is no mean over examples"
+            f"{name}[{worst}] has the mean {scores[worst].mean():g}, the metric at that seed is {values[worst]:g}; "
+            "give scores in the metric's unit, seeds in the same order, or none where the metric is no mean over "
+            "examples"
         )
+
+
+def seed_of_other_scores(scores: np.ndarray, values: Sequence[float] | np.ndarray) -> int | None:
+    """Which of (S, N) scores has a mean farthest off its value, where that is off by more than 1%; else None."""
+    off = np.abs(scores.mean(axis=1) - values)
+    return int(off.argmax()) if off.max() > 0.01 * np.abs(values).max() else None

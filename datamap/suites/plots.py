@@ -6,6 +6,8 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from datamap.core.plots import COLORS, LIGHT_GREY, new_figure, save_figure
 from datamap.suites.comparison import BETTER, NO_DIFFERENCE, UNDERPOWERED, WORSE
 from datamap.suites.definition import CONTROL
@@ -51,7 +53,11 @@ def write_plots(
 
 
 def _unit(metric: Metric, points: str) -> str:
-    return f"{metric.title} ({points if metric.scale == 100 else '0..1'})"
+    return f"{titled(metric.name)} ({points if metric.scale == 100 else '0..1'})"
+
+
+def titled(name: str) -> str:
+    return name.replace("_", " ").replace("f1", "F1")
 
 
 def literal(name: str) -> str:
@@ -60,13 +66,8 @@ def literal(name: str) -> str:
     return name.replace("$", r"\$")
 
 
-def _range(counts: Collection[int]) -> str:
-    low, high = min(counts), max(counts)
-    return f"{low}" if low == high else f"{low} to {high}"
-
-
 def _seeds(counts: Collection[int]) -> str:
-    text = _range(counts)
+    text = " to ".join(map(str, sorted({min(counts), max(counts)})))
     return f"{text} seed" + "s" * (text != "1")
 
 
@@ -81,11 +82,9 @@ def plot_differences(path: Path, title: str, metric: Metric, rows: Sequence[Mapp
     axis.axvline(0, color="#444444", lw=0.8)
     for place, row in zip(places, rows, strict=True):
         color = VERDICT_COLORS[row["verdict"]]
-        pairs = zip(row["values"], row["reference_values"], strict=True)
-        differences = [value - reference for value, reference in pairs]
-        low, high = row["shown_low"], row["shown_high"]
-        if low is not None:
-            axis.plot([low, high], [place, place], color=color, lw=2.2, solid_capstyle="butt")
+        differences = np.subtract(row["values"], row["reference_values"])
+        if row["shown_low"] is not None:
+            axis.plot([row["shown_low"], row["shown_high"]], [place] * 2, color=color, lw=2.2, solid_capstyle="butt")
         if row["n"] > 1:
             axis.plot(differences, [place] * len(differences), "o", ms=4.5, mfc="white", mec=color)
         axis.plot(row["difference"], place, "D", color=color, ms=6)
@@ -148,7 +147,7 @@ def plot_curves(path: Path, title: str, curves: pd.DataFrame, logged: Sequence[s
             if len(names) <= MAX_BANDS:
                 axis.fill_between(epoch, values.min(), values.max(), color=color, alpha=0.12, lw=0)
         axis.set_xlabel("epoch")
-        axis.set_ylabel("training loss (nats)" if column == "loss" else column.replace("_", " ").replace("f1", "F1"))
+        axis.set_ylabel("training loss (nats)" if column == "loss" else titled(column))
     axes[0, 0].legend(list(handles.values()), [literal(name) for name in handles], **LEGEND)
     bands = "; bands: from the lowest to the highest" if len(names) <= MAX_BANDS else ""
     seeds = _seeds(curves.groupby("experiment")["seed"].nunique())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
@@ -24,10 +23,11 @@ from datamap.suites.results import (
     RunResult,
     collect,
     compare,
+    counts,
     learning_curves,
     results_table,
 )
-from datamap.suites.runs import FAILED, FINISHED, PLAN, planned_runs, read_plan
+from datamap.suites.runs import PLAN, planned_runs, read_plan
 from datamap.tasks.qa_features import ABLATIONS
 
 REPORT = "comparison.md"  # written when all else is
@@ -146,9 +146,8 @@ def console(
 
 
 def _counts(plan: Mapping[str, Any], results: Sequence[RunResult]) -> str:
-    states = Counter(each.state for each in results)
-    missing = len(results) - states[FINISHED] - states[FAILED]
-    return (f"suite {plan['name']}: {len(results):,} runs, {states[FINISHED]:,} finished, {states[FAILED]:,} failed, "
+    finished, failed, missing = counts(results)
+    return (f"suite {plan['name']}: {len(results):,} runs, {finished:,} finished, {failed:,} failed, "
             f"{missing:,} missing")
 
 
@@ -165,10 +164,9 @@ def markdown(
     lines += [_counts(plan, results) + ".", ""]
     lines += ["| experiment | what | runs finished / failed / missing |", "|---|---|---|"]
     for each in plan["experiments"]:
-        states = Counter(result.state for result in results if result.experiment == each["name"])
-        missing = sum(states.values()) - states[FINISHED] - states[FAILED]
         what = each["description"] + (f" ({each['why']})" if each["why"] else "")
-        lines.append(f"| {_cell(each['name'])} | {_cell(what)} | {states[FINISHED]} / {states[FAILED]} / {missing} |")
+        states = " / ".join(map(str, counts(run for run in results if run.experiment == each["name"])))
+        lines.append(f"| {_cell(each['name'])} | {_cell(what)} | {states} |")
     for metric in metrics:
         unit = "percent" if metric.scale == 100 else "0 to 1"
         baseline = _mean_sd(results, plan["baseline"], metric)[1]

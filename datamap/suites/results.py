@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,8 +14,8 @@ import numpy as np
 
 from datamap.core.artifacts import model_meta
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import plain, read_json
-from datamap.suites.comparison import Comparison, Resamples, compare_family
+from datamap.core.files import read_json
+from datamap.suites.comparison import Comparison, compare_family, seed_of_other_scores
 from datamap.suites.runs import FAILED, FINISHED, PLAN, meta_of, planned_runs, state_of
 from datamap.tasks.evaluation import SPEED
 from datamap.tasks.qa_features import ABLATIONS
@@ -53,10 +52,6 @@ class Metric:
     @property
     def is_mean_of_scores(self) -> bool:
         return self.score != "f1" or self.scale == 100  # F1 over classes is no mean over examples
-
-    @property
-    def title(self) -> str:
-        return self.name.replace("f1", "F1").replace("_", " ")
 
 
 @dataclass
@@ -135,26 +130,31 @@ def compared_metrics(results: Sequence[RunResult]) -> list[Metric]:
     return sorted(found.values(), key=lambda each: (each.ending, SCORES.index(each.score)))
 
 
+def counts(results: Iterable[RunResult]) -> tuple[int, int, int]:
+    """How many runs are finished, failed, and neither."""
+    states = [each.state for each in results]
+    finished, failed = states.count(FINISHED), states.count(FAILED)
+    return finished, failed, len(states) - finished - failed
+
+
 def results_table(results: Sequence[RunResult], plan: Mapping[str, Any]) -> pd.DataFrame:
     """results.csv: one row per run, all metrics, all settings."""
     import pandas as pd
 
-    controls = {each["name"]: each["control_of"] for each in plan["experiments"]}
-    settings = {each["name"]: each["arguments"] for each in plan["experiments"]}
+    planned = {each["name"]: each for each in plan["experiments"]}
     rows = []
     for each in results:
         row: dict[str, Any] = {
             "suite": plan["name"], "experiment": each.experiment, "seed": each.seed, "state": each.state,
-            "control_of": controls[each.experiment], "train_examples": each.train_examples,
+            "control_of": planned[each.experiment]["control_of"], "train_examples": each.train_examples,
             "finished": each.meta.get("finished"),
             "git_commit": each.meta.get("git_commit"), "git_dirty": each.meta.get("git_dirty"),
             "error": each.meta.get("error") if each.state == FAILED else None, "directory": each.directory.name,
         }
         row |= each.metrics
-        for name, value in settings[each.experiment].items():
+        for name, value in planned[each.experiment]["arguments"].items():
             if name not in ("seed", "output_dir"):
-                scalar = value is None or isinstance(value, str | int | float | bool)
-                row[f"args.{name}"] = value if scalar else json.dumps(value, default=plain)
+                row[f"args.{name}"] = json.dumps(value) if isinstance(value, list | dict) else value
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -171,15 +171,16 @@ def compare(
     experiments with their controls another; those of controls with the baseline a third. margin: in percentage
     points.
     """
-    metrics, resamples, scores = compared_metrics(results), Resamples(), _Scores()
+    metrics, scores = compared_metrics(results), _Scores()
     pairs = _pairs(plan)
+    runs = {name: [each for each in results if each.experiment == name]
+            for name in (each["name"] for each in plan["experiments"])}
     rows = []
     for metric in metrics:
         smallest = margin * metric.scale / 100
         for against in ("baseline", "control", CONTROLS):
-            family = [_comparison(results, experiment, reference, against, metric, smallest, scores)
-                      for experiment, reference, kind in pairs if kind == against]
-            compared = compare_family([comparison for _, comparison in family], resamples)
+            family = [_comparison(*pair, runs, metric, smallest, scores) for pair in pairs if pair[2] == against]
+            compared = compare_family([comparison for _, comparison in family])
             rows += [subject | row | _shown_interval(row) for (subject, _), row in zip(family, compared, strict=True)]
     return metrics, rows
 
@@ -196,50 +197,38 @@ def _pairs(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 
 def _comparison(
-    results: Sequence[RunResult],
-    experiment: str,
-    reference: str,
-    against: str,
-    metric: Metric,
-    margin: float,
-    scores: _Scores,
+    experiment: str, reference: str, against: str, runs: Mapping[str, Sequence[RunResult]], metric: Metric,
+    margin: float, scores: _Scores,
 ) -> tuple[dict[str, Any], Comparison]:
-    ours = [each for each in results if each.experiment == experiment]
-    by_seed = {each.seed: each for each in ours if metric.name in each.metrics}
-    theirs = {each.seed: each for each in results if each.experiment == reference and metric.name in each.metrics}
-    seeds = sorted(set(by_seed) & set(theirs))
-    states = Counter(each.state for each in ours)
-    other = Counter(each.state for each in results if each.experiment == reference)
-    values = [by_seed[seed].metrics[metric.name] for seed in seeds]
-    reference_values = [theirs[seed].metrics[metric.name] for seed in seeds]
-    sizes = [each.train_examples for each in ours if each.train_examples is not None]
+    by_seed, by_seed_of_reference = ({each.seed: each for each in runs[name] if metric.name in each.metrics}
+                                     for name in (experiment, reference))
+    seeds = sorted(set(by_seed) & set(by_seed_of_reference))
+    ours, theirs = [by_seed[seed] for seed in seeds], [by_seed_of_reference[seed] for seed in seeds]
+    values, reference_values = ([each.metrics[metric.name] for each in arm] for arm in (ours, theirs))
+    sizes = [each.train_examples for each in runs[experiment] if each.train_examples is not None]
+    finished, failed, missing = counts(runs[experiment])
+    _, reference_failed, reference_missing = counts(runs[reference])
     subject: dict[str, Any] = {
         "experiment": experiment, "reference": reference, "against": against, "metric": metric.name,
         "train_examples": float(np.mean(sizes)) if sizes else None,
-        "planned": len(ours), "finished": states[FINISHED], "failed": states[FAILED],
-        "missing": len(ours) - states[FINISHED] - states[FAILED],
-        "reference_failed": other[FAILED], "reference_missing": sum(other.values()) - other[FINISHED] - other[FAILED],
+        "planned": len(runs[experiment]), "finished": finished, "failed": failed, "missing": missing,
+        "reference_failed": reference_failed, "reference_missing": reference_missing,
         "seeds": seeds, "values": values, "reference_values": reference_values,
-        "warnings": _differences([by_seed[seed] for seed in seeds], [theirs[seed] for seed in seeds]),
+        "warnings": _differences(ours, theirs),
     }
     pair: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
     if seeds and metric.is_mean_of_scores:
-        places = [arm[seed].directory for arm in (by_seed, theirs) for seed in seeds]
+        places = [each.directory for each in (*ours, *theirs)]
         if (found := scores.of(metric, places)) is None:
             subject["warnings"].append(NO_SCORES)
         else:
-            _check_means(metric, places, found, [*values, *reference_values])
+            measured = [*values, *reference_values]
+            if (worst := seed_of_other_scores(found, measured)) is not None:
+                raise UserError(f"{places[worst] / f'eval_predictions{metric.ending}.jsonl'}: the mean {metric.score} "
+                                f"is {found[worst].mean():g}, eval_metrics says {measured[worst]:g}; evaluate that "
+                                "run again")
             pair = found[: len(seeds)], found[len(seeds) :]
     return subject, Comparison(seeds, values, reference_values, margin, metric.score in BINARY, *pair)
-
-
-def _check_means(metric: Metric, places: Sequence[Path], scores: np.ndarray, expected: Sequence[float]) -> None:
-    """Scores of the examples must have the mean that eval_metrics.json gives for the same run."""
-    off = np.abs(scores.mean(axis=1) - expected)
-    if off.max() > 0.01 * max(map(abs, expected)):  # what compare_family would not take
-        worst = int(off.argmax())
-        raise UserError(f"{places[worst] / f'eval_predictions{metric.ending}.jsonl'}: the mean {metric.score} is "
-                        f"{scores[worst].mean():g}, eval_metrics says {expected[worst]:g}; evaluate that run again")
 
 
 def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> list[str]:
@@ -320,8 +309,7 @@ def _shown_interval(row: Mapping[str, Any]) -> dict[str, float | None]:
     """The interval that goes with the verdict: over seeds and examples where there are scores of the examples, and it
     is the wider one; else over seeds."""
     pairs = [(row["low"], row["high"]), (row["bootstrap_low"], row["bootstrap_high"])]
-    known = [pair for pair in pairs if pair[0] is not None]
-    low, high = max(known, key=lambda pair: pair[1] - pair[0]) if known else (None, None)
+    low, high = max(pairs, key=lambda pair: -1 if pair[0] is None else pair[1] - pair[0])
     return {"shown_low": low, "shown_high": high}
 
 

@@ -23,26 +23,26 @@ from datamap.suites.comparison import (
     UNDERPOWERED,
     WORSE,
     Comparison,
-    Resamples,
     compare_family,
+    example_counts,
     holm,
     multi_bootstrap,
     paired_statistics,
     power_at,
+    seed_counts,
     seeds_needed,
     single_seed_statistics,
     verdict,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = Resamples()
 # Multiples of 0.01 percentage points, as metrics over 10,000 examples are.
 METRIC = st.integers(0, 10_000).map(lambda count: count / 100)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def few():
-    """400 resamples, so FEW, are enough for most tests."""
+    """400 resamples are enough for most tests."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(comparison, "RESAMPLES", 400)
         yield
@@ -55,7 +55,7 @@ def pairs(low: int = 2, high: int = 7):
 
 
 def one(values, reference, margin: float = 1.0, **fields: Any) -> dict[str, Any]:
-    return compare_family([Comparison(range(len(values)), values, reference, margin, **fields)], FEW)[0]
+    return compare_family([Comparison(range(len(values)), values, reference, margin, **fields)])[0]
 
 
 def scored(scores: np.ndarray, reference_scores: np.ndarray, margin: float, **fields: Any) -> dict[str, Any]:
@@ -175,9 +175,9 @@ def test_missing_values_are_refused(bad):
     with pytest.raises(ValueError, match=r"reference\[1\] is"):
         paired_statistics(np.array([1.0, 2.0]), np.array([1.0, bad]))
     with pytest.raises(ValueError, match=r"^scores\[1, 2\] is"):
-        multi_bootstrap(np.array([[0, 1, 1.0], [0, 1, bad]]), np.zeros((2, 3)), FEW)
+        multi_bootstrap(np.array([[0, 1, 1.0], [0, 1, bad]]), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=r"reference_scores\[0\] is"):
-        single_seed_statistics(np.zeros(2), np.array([bad, 1.0]), False, FEW)
+        single_seed_statistics(np.zeros(2), np.array([bad, 1.0]), False)
 
 
 def test_shapes_are_refused():
@@ -186,9 +186,9 @@ def test_shapes_are_refused():
     with pytest.raises(ValueError, match="at least one value"):
         paired_statistics(np.zeros(0), np.zeros(0))
     with pytest.raises(ValueError, match="at least 2 seeds"):
-        multi_bootstrap(np.zeros((1, 4)), np.zeros((1, 4)), FEW)
+        multi_bootstrap(np.zeros((1, 4)), np.zeros((1, 4)))
     with pytest.raises(ValueError, match="2 dimension"):
-        multi_bootstrap(np.zeros(4), np.zeros(4), FEW)
+        multi_bootstrap(np.zeros(4), np.zeros(4))
 
 
 # --- per-example scores ------------------------------------------------------------------------------------------
@@ -196,31 +196,25 @@ def test_shapes_are_refused():
 
 def test_resamples_are_draws_with_replacement(monkeypatch):
     monkeypatch.setattr(comparison, "RESAMPLES", 4000)
-    resamples = Resamples()
-    counts = np.concatenate(list(resamples.example_counts(7))).astype(float)
-    for drawn, n in ((counts, 7), (resamples.seed_counts(3), 3)):
+    counts = np.concatenate(list(example_counts(7))).astype(float)
+    for drawn, n in ((counts, 7), (seed_counts(3), 3)):
         assert drawn.shape == (4000, n) and (drawn.sum(axis=1) == n).all()
         assert np.abs(drawn.mean(axis=0) - 1).max() < 0.06
         assert np.abs(drawn.var(axis=0) - (1 - 1 / n)).max() < 0.1  # of a binomial of n draws, chance 1 / n
-    assert (resamples.seed_counts(1) == 1).all()
+    assert (seed_counts(1) == 1).all()
 
 
 def test_resamples_are_kept_and_the_same_when_drawn_anew(monkeypatch):
-    def drawn(resamples, n):
-        return np.concatenate(list(resamples.example_counts(n)))
+    def drawn(n):
+        return np.concatenate(list(example_counts(n)))
 
     monkeypatch.setattr(comparison, "RESAMPLES", 50)
-    kept = Resamples()
-    first = drawn(kept, 300)
-    assert next(kept.example_counts(300)) is next(kept.example_counts(300))
-    monkeypatch.setattr(comparison, "CACHED_CELLS", 50 * 400)
-    assert (drawn(Resamples(), 300) == first).all()
-    drawn(kept, 200)  # 300 and 200 no longer fit together
-    assert list(kept._kept) == [200]
-    large = Resamples()
-    assert drawn(large, 401).shape == (50, 401) and not large._kept
+    first = drawn(300)
+    assert example_counts(300) is example_counts(300)
+    monkeypatch.setattr(comparison, "CACHED_CELLS", 50 * 299)
+    assert example_counts(300) is not example_counts(300) and (drawn(300) == first).all()
     monkeypatch.setattr(comparison, "BLOCK_CELLS", 900)
-    blocks = list(Resamples().example_counts(401))
+    blocks = list(example_counts(401))
     assert [len(block) for block in blocks] == [2] * 25 and (np.concatenate(blocks).sum(axis=1) == 401).all()
 
 
@@ -228,10 +222,10 @@ def test_multi_bootstrap_against_loops():
     rng = np.random.default_rng(0)
     scores, reference = rng.random((2, 4, 30))
     scores += 0.05
-    found = multi_bootstrap(scores, reference, FEW)
-    example_counts, seed_counts = np.concatenate(list(FEW.example_counts(30))), FEW.seed_counts(4)
+    found = multi_bootstrap(scores, reference)
+    of_examples, of_seeds = np.concatenate(list(example_counts(30))), seed_counts(4)
     means = []
-    for counts, seeds in zip(example_counts, seed_counts, strict=True):
+    for counts, seeds in zip(of_examples, of_seeds, strict=True):
         rows = [row for row in range(4) for _ in range(int(seeds[row]))]
         columns = [column for column in range(30) for _ in range(int(counts[column]))]
         means.append(np.mean([scores[row, column] - reference[row, column] for row in rows for column in columns]))
@@ -255,14 +249,14 @@ def test_multi_bootstrap_has_the_variance_of_seeds_and_examples(monkeypatch):
     monkeypatch.setattr(comparison, "RESAMPLES", 4000)
     rng = np.random.default_rng(0)
     seeds, examples = rng.normal(0, 0.5, (12, 1)), rng.normal(0, 3.0, (1, 200))
-    found = multi_bootstrap(seeds + examples, np.zeros((12, 200)), Resamples())
+    found = multi_bootstrap(seeds + examples, np.zeros((12, 200)))
     assert found["bootstrap_se"] == pytest.approx(math.sqrt(seeds.var(ddof=1) / 12 + examples.var() / 200), rel=0.04)
     # Nothing but seeds: the t test's own standard error and p.
-    alone = multi_bootstrap(seeds + np.zeros((1, 200)), np.zeros((12, 200)), Resamples())
+    alone = multi_bootstrap(seeds + np.zeros((1, 200)), np.zeros((12, 200)))
     statistics = paired_statistics(seeds[:, 0], np.zeros(12))
     assert alone["bootstrap_se"] == pytest.approx(seeds.std(ddof=1) / math.sqrt(12), rel=0.03)
     assert alone["p_bootstrap"] == pytest.approx(statistics["p_t"], abs=0.02)
-    nothing = multi_bootstrap(np.ones((3, 5)), np.ones((3, 5)), Resamples())
+    nothing = multi_bootstrap(np.ones((3, 5)), np.ones((3, 5)))
     assert nothing == {"bootstrap_low": 0.0, "bootstrap_high": 0.0, "bootstrap_se": 0.0, "p_bootstrap": 1.0}
 
 
@@ -270,29 +264,29 @@ def test_multi_bootstrap_has_the_variance_of_seeds_and_examples(monkeypatch):
 @given(st.integers(2, 5), st.integers(2, 40), st.integers(0, 99))
 def test_bootstrap_symmetries(seeds, n, seed):
     scores, reference = np.random.default_rng(seed).random((2, seeds, n))
-    found, swapped = multi_bootstrap(scores, reference, FEW), multi_bootstrap(reference, scores, FEW)
+    found, swapped = multi_bootstrap(scores, reference), multi_bootstrap(reference, scores)
     assert found["bootstrap_low"] <= found["bootstrap_high"]
     assert swapped["bootstrap_low"] == pytest.approx(-found["bootstrap_high"], abs=1e-6)
-    percent = multi_bootstrap(100 * scores + 7, 100 * reference + 7, FEW)
+    percent = multi_bootstrap(100 * scores + 7, 100 * reference + 7)
     for other in (swapped, percent):
         assert other["p_bootstrap"] == pytest.approx(found["p_bootstrap"], rel=1e-3, abs=1e-9)
     assert percent["bootstrap_high"] == pytest.approx(100 * found["bootstrap_high"], abs=1e-3)
-    single = single_seed_statistics(scores[0], reference[0], False, FEW)
-    back = single_seed_statistics(reference[0], scores[0], False, FEW)
+    single = single_seed_statistics(scores[0], reference[0], False)
+    back = single_seed_statistics(reference[0], scores[0], False)
     assert single["p"] == back["p"] and single["difference"] == -back["difference"]
 
 
 def test_mcnemar_is_the_binomial():
     ours = np.array([1] * 9 + [0] * 2 + [1] * 30 + [0] * 9, dtype=float)
     theirs = np.array([0] * 9 + [1] * 2 + [1] * 30 + [0] * 9, dtype=float)
-    found = single_seed_statistics(100 * ours, 100 * theirs, True, FEW)
+    found = single_seed_statistics(100 * ours, 100 * theirs, True)
     assert found["p"] == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
     assert (found["only_experiment_right"], found["only_reference_right"]) == (9, 2)
     assert found["difference"] == pytest.approx(14.0)
     assert found["bootstrap_low"] < 14 < found["bootstrap_high"] < 30
-    assert single_seed_statistics(ours, ours, True, FEW)["p"] == 1.0
+    assert single_seed_statistics(ours, ours, True)["p"] == 1.0
     with pytest.raises(ValueError, match="expected binary scores"):
-        single_seed_statistics(ours, ours / 2, True, FEW)
+        single_seed_statistics(ours, ours / 2, True)
 
 
 def test_bootstrap_of_one_seed(monkeypatch):
@@ -300,19 +294,18 @@ def test_bootstrap_of_one_seed(monkeypatch):
     rng = np.random.default_rng(0)
     reference = rng.random(300)
     shifted = reference + rng.normal(0.2, 0.5, 300)
-    resamples = Resamples()
-    found = single_seed_statistics(shifted, reference, False, resamples)
+    found = single_seed_statistics(shifted, reference, False)
     assert found["p"] == 1 / 1001, "never 0"
     se = (shifted - reference).std() / math.sqrt(300)
     assert found["bootstrap_high"] - found["bootstrap_low"] == pytest.approx(2 * 1.96 * se, rel=0.1)
-    near = single_seed_statistics(shifted - 0.16, reference, False, resamples)
+    near = single_seed_statistics(shifted - 0.16, reference, False)
     z = near["difference"] / se
     assert near["p"] == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.04) and 0.02 < near["p"] < 0.98
-    assert single_seed_statistics(reference, reference, False, resamples)["p"] == 1.0
+    assert single_seed_statistics(reference, reference, False)["p"] == 1.0
     # Two examples: a resample of one of them twice is exactly as far from the mean as no difference is.
-    counts = np.concatenate(list(resamples.example_counts(2)))
+    counts = np.concatenate(list(example_counts(2)))
     for score in (0.7, 0.3):
-        two = single_seed_statistics(np.array([0.0, score]), np.zeros(2), False, resamples)
+        two = single_seed_statistics(np.array([0.0, score]), np.zeros(2), False)
         assert two["p"] == (1 + (counts[:, 0] != 1).sum()) / 1001
 
 

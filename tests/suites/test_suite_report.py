@@ -20,7 +20,7 @@ from datamap.core.artifacts import META, digest
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json, write_jsonl
 from datamap.suites import plots as suite_plots
-from datamap.suites.comparison import ROW, Resamples, multi_bootstrap
+from datamap.suites.comparison import ROW, multi_bootstrap
 from datamap.suites.definition import Experiment, Suite
 from datamap.suites.planning import write_plan
 from datamap.suites.report import HEADINGS, LISTS, SUBJECT, write_report
@@ -474,8 +474,7 @@ def test_metrics_of_classification(tmp_path):
     assert accuracy["margin"] == f1["margin"] == 0.01
     assert accuracy["values"] == [right["other", seed].mean() for seed in SEEDS]
     expected = multi_bootstrap(np.stack([right["other", seed] for seed in SEEDS]).astype(float),
-                               np.stack([right["baseline", seed] for seed in SEEDS]).astype(float),
-                               Resamples())
+                               np.stack([right["baseline", seed] for seed in SEEDS]).astype(float))
     assert accuracy["p_bootstrap"] == pytest.approx(expected["p_bootstrap"], rel=1e-5)
     assert f1["p_bootstrap"] is None and f1["p"] == f1["p_t"]
     assert "accuracy (0..1), baseline: 0." in text
@@ -599,7 +598,7 @@ def test_predictions_in_another_order_change_nothing(tmp_path):
     before = rows_of(directory)
     ours, theirs = (np.stack([100 * scores_of(name, seed, effect) for seed in SEEDS])
                     for name, effect in (("small", 0.3), ("baseline", 0.0)))
-    expected = multi_bootstrap(ours, theirs, Resamples())
+    expected = multi_bootstrap(ours, theirs)
     assert row_of(directory, experiment="small")["p_bootstrap"] == pytest.approx(expected["p_bootstrap"], rel=1e-4)
     for number, file in enumerate(sorted(directory.glob("*/eval_predictions.jsonl"))):
         if file.parent == place_of(directory, "small", 1):
