@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from datamap.suites.report import REPORT, is_compared, write_report
 from datamap.suites.runs import FAILED, FINISHED, state_of
 from datamap.suites.slurm import submit_suite
 from datamap.training.arguments import build_parser as build_run_parser
-from datamap.training.prerequisites import PrerequisiteFailed, is_made, make, shown
+from datamap.training.prerequisites import PrerequisiteFailed, is_made, make
 
 DEFAULT_MARGIN = 1.0  # percentage points
 # Mode -> flags that do nothing in it.
@@ -116,7 +117,7 @@ def run_suite(args: argparse.Namespace) -> int:
     if args.dry_run:
         for each in needed:
             if not is_made(each):
-                print(shown(each))
+                print(shlex.join(["python", *each.command]))
         for run in runs:
             print(*(run.config[key] for key in ("selection", "command") if key in run.config), sep="\n")
         return 0

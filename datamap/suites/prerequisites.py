@@ -6,7 +6,6 @@ import argparse
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from datamap.core.artifacts import content_key, digest, load_meta
 from datamap.core.errors import UserError
@@ -45,40 +44,31 @@ def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
     identity = settings_hash(arguments, inputs_of(arguments), {}) + f"-{arguments.seed}"
     home = experiments_dir / "shared" / f"cartography-{identity[:8]}"
     asked = [word.partition("=")[0].removeprefix("--") for word in flags["cartography"]]
-    found = _matching_map(Path(arguments.cartography_output_dir), arguments, asked)
+    there = Path(arguments.cartography_output_dir)
+    reason = _why_not(there, arguments, asked)
+    if reason is not None and there.exists():
+        logger.info(f"{there} is no map of all of {arguments.dataset} [{arguments.train_split}] by {arguments.model} "
+                    f"({reason}): not used")
     given = any(word.startswith("--cartography_output_dir") for word in suite.base)
-    if given and found is None:
-        raise UserError(f"{where}: {arguments.cartography_output_dir} is no finished map of {arguments.dataset} "
+    if given and reason is not None:
+        raise UserError(f"{where}: {there} is no finished map of {arguments.dataset} "
                         f"[{arguments.train_split}]; leave --cartography_output_dir out to have one made")
     places = [f"--cartography_output_dir={home / 'cartography_output'}", f"--output_dir={home / 'trainer_output'}"]
     made = Prerequisite("cartography", home / "cartography_output", ["run.py", *argv, *places], identity)
-    if not given and is_made(made):
-        found = None  # the runs that are there have read it
-    needed = [made if found is None else Prerequisite("cartography", found, None, None)]
+    # One that was made before has been read by the runs that are there.
+    is_ours = reason is not None or (not given and is_made(made))
+    needed = [made if is_ours else Prerequisite("cartography", there, [], None)]
     if "embeddings" in suite.prerequisites or "clusters" in suite.prerequisites:
         needed += _clusters(suite, flags, arguments, needed[0], home)
     return needed
 
 
-def _matching_map(directory: Path, arguments: argparse.Namespace, asked: Sequence[str]) -> Path | None:
-    """The directory when it holds a finished map of what the baseline trains on, by the same model.
+def _why_not(directory: Path, arguments: argparse.Namespace, asked: Sequence[str]) -> str | None:
+    """What keeps a directory from being a finished map of what the baseline trains on, by the same model; or None.
 
     asked: names of the flags that the suite itself gives for its map.
     """
     meta = load_meta(directory) if directory.is_dir() else None
-    reason = _why_not(meta, arguments, asked)
-    if reason is None and not (directory / METRICS_FILE).exists():
-        reason = f"it holds no {METRICS_FILE}"
-    if reason is None:
-        return directory
-    if directory.exists():
-        logger.info(f"{directory} is no map of all of {arguments.dataset} [{arguments.train_split}] by "
-                    f"{arguments.model} ({reason}): not used")
-    return None
-
-
-def _why_not(meta: dict[str, Any] | None, arguments: argparse.Namespace, asked: Sequence[str]) -> str | None:
-    """What keeps the map with this run_meta.json from standing for one of these arguments; None when it does."""
     if meta is None:
         return "it holds no run_meta.json"
     if meta["status"] != "finished":
@@ -96,7 +86,7 @@ def _why_not(meta: dict[str, Any] | None, arguments: argparse.Namespace, asked: 
         return "it was made with filters or train_ids"
     if meta["datasets"][0]["fingerprint"] != fingerprints(arguments)[arguments.train_split]:
         return f"it is of {meta['datasets'][0]['dataset']}"
-    return None
+    return None if (directory / METRICS_FILE).exists() else f"it holds no {METRICS_FILE}"
 
 
 def _clusters(
@@ -104,12 +94,12 @@ def _clusters(
 ) -> list[Prerequisite]:
     existing = Path(arguments.cluster_assignments_path)
     if _are_clusters_of(existing, arguments):
-        return [Prerequisite("clusters", existing, None, None)]
+        return [Prerequisite("clusters", existing, [], None)]
     if existing.exists():
         logger.info(f"{existing} holds no finished clusters of all of {arguments.dataset} "
                     f"[{arguments.train_split}]: not used")
     model = home / "trainer_output"
-    if cartography.command is None:
+    if not cartography.command:
         model = Path((load_meta(cartography.directory) or {})["arguments"]["output_dir"])
         if not (model / "config.json").exists():
             raise UserError(f"{suite.file}, prerequisites: clusters need the model of {cartography.directory}, and "

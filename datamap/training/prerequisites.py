@@ -25,30 +25,20 @@ class PrerequisiteFailed(Exception):
 
 @dataclass
 class Prerequisite:
-    """A directory that the experiments read. command: what makes it, None where it is there already."""
+    """A directory that others read. command: the script that makes it and its flags, empty where it is there."""
 
     name: str
     directory: Path
-    command: list[str] | None
+    command: list[str]
     identity: str | None  # None: not ours, its content tells it from others
 
 
 def is_made(each: Prerequisite) -> bool:
-    if each.command is None:
-        return True
-    meta = load_meta(each.directory) if each.directory.is_dir() else None
+    metas = [load_meta(each.directory) if each.directory.is_dir() else None]
     model = each.directory.parent / "trainer_output"
     if each.name == "cartography" and model.is_dir():
-        trained = model_meta(model)  # killed between the two, the map is whole and its model is not
-        if trained is None or trained["status"] != "finished":
-            return False
-    return meta is not None and meta["status"] == "finished"
-
-
-def shown(each: Prerequisite) -> str:
-    """The command that makes it, to be typed."""
-    assert each.command is not None
-    return shlex.join(["python", *each.command])
+        metas.append(model_meta(model))  # killed between the two, the map is whole and its model is not
+    return all(meta is not None and meta["status"] == "finished" for meta in metas)
 
 
 def make(needed: Sequence[Prerequisite]) -> None:
@@ -57,7 +47,7 @@ def make(needed: Sequence[Prerequisite]) -> None:
     Raises PrerequisiteFailed with the last lines of the log.
     """
     for each in needed:
-        if each.command is None or is_made(each):
+        if is_made(each):
             continue
         home = each.directory.parent
         home.mkdir(parents=True, exist_ok=True)
