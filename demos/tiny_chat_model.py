@@ -17,19 +17,18 @@ import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package beside this folder, installed or not
 
 import numpy as np
 
 from datamap.core.artifacts import check_writable, stage
 from datamap.core.errors import command_line, name_a_few
 from datamap.core.files import write_json
-from datamap.core.flags import DEFAULT_SEED, Parser, positive_int, seed_number
-from datamap.demo import builtin as demo_data
+from datamap.core.flags import DEFAULT_SEED, Parser, seed_number
+from datamap.demo import builtin
 from datamap.thoughts.chains import PLACEHOLDERS, READERS
 from datamap.thoughts.prompts import PAIR, PROMPTS, TUNED, fill_tagged, load_prompt
 from datamap.thoughts.reader import ANALYSIS, CRITERIA, IMPROVED, LABEL, completion_text
@@ -61,8 +60,8 @@ CONTEXT = NUM_LAYERS * WINDOW  # no answer depends on what stands further before
 INITIALIZER_RANGE = 0.08
 LEARNING_RATE, WARMUP, CLIP = 6e-3, 0.1, 1.0
 BETAS = 0.9, 0.98
+STEPS, REPORTED_STEPS = 120, 40  # a step takes about 0.4 s
 BATCH = {"generate": 12, "reflect": 12, "score": 5, "compare": 3}  # more of what is harder to learn
-REPORTED_STEPS = 40
 IGNORED = -100  # a token that is not learned
 
 NUM_TAUGHT, NUM_CHECKED = 600, 16  # pairs that are trained on, and pairs that are not
@@ -127,9 +126,9 @@ def examples(mode: str, template: Template, pairs: Sequence[Mapping[str, str]], 
 
 def unseen_pairs(seed: int) -> list[dict[str, str]]:
     """Pairs like those of demo:nli, but of none of its premises, in random order."""
-    splits = demo_data.splits("nli")
-    known = {row["premise"] for split in splits for row in demo_data.generate("nli", split)}
-    rows = [row for split in splits for row in demo_data.generate("nli", split, seed + 1)]
+    splits = list(builtin.DEMOS["nli"].sizes)
+    known = {row["premise"] for split in splits for row in builtin.generate("nli", split)}
+    rows = [row for split in splits for row in builtin.generate("nli", split, seed + 1)]
     order = np.random.default_rng(seed).permutation(len(rows))
     return [rows[place] for place in order if rows[place]["premise"] not in known]
 
@@ -182,56 +181,44 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:
 # --- training ----------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Lessons:
-    """Token ids of prompts, cut to the last CONTEXT, with their answers, and where in them the answers begin."""
-
-    ids: list[list[int]]
-    starts: list[int]
+Lesson = tuple[list[int], int]  # token ids of a prompt, cut to the last CONTEXT, and its answer; where that begins
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> Lessons:
+def encode(tokenizer: PreTrainedTokenizerFast, pairs: Sequence[tuple[str, str]]) -> list[Lesson]:
     prompts = tokenizer([chat(tokenizer, prompt) for prompt, _ in pairs], add_special_tokens=False)["input_ids"]
     answers = tokenizer([f" {text}{EOS}" for _, text in pairs], add_special_tokens=False)["input_ids"]
-    seen = [ids[-CONTEXT:] for ids in prompts]
-    return Lessons([ids + end for ids, end in zip(seen, answers, strict=True)], [len(ids) for ids in seen])
+    return [(ids[-CONTEXT:] + end, len(ids[-CONTEXT:])) for ids, end in zip(prompts, answers, strict=True)]
 
 
-def batch_loss(model: MistralForCausalLM, lessons: Lessons, rows: Sequence[int], pad: int) -> torch.Tensor:
+def batch_loss(model: MistralForCausalLM, lessons: Sequence[Lesson]) -> torch.Tensor:
     """Mean loss of the answers' tokens."""
     import torch
+    from torch.nn.utils.rnn import pad_sequence
 
-    width = max(len(lessons.ids[row]) for row in rows)
-    ids = torch.full((len(rows), width), pad)
-    labels = torch.full((len(rows), width), IGNORED)
-    for place, row in enumerate(rows):
-        known, start = torch.tensor(lessons.ids[row]), lessons.starts[row]
-        ids[place, : len(known)] = known
-        labels[place, start : len(known)] = known[start:]
+    rows = [(torch.tensor(ids), start) for ids, start in lessons]
+    ids = pad_sequence([row for row, _ in rows], batch_first=True, padding_value=model.config.pad_token_id)
+    answers = [torch.cat([torch.full((start,), IGNORED), row[start:]]) for row, start in rows]
+    labels = pad_sequence(answers, batch_first=True, padding_value=IGNORED)[:, 1:]
     # No token sees the padding, which stands behind all.
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
-    learned = labels[:, 1:] != IGNORED
-    logits = model.lm_head(hidden[:, :-1][learned])
-    return torch.nn.functional.cross_entropy(logits, labels[:, 1:][learned])
+    learned = labels != IGNORED
+    return torch.nn.functional.cross_entropy(model.lm_head(hidden[:, :-1][learned]), labels[learned])
 
 
-def train(
-    model: MistralForCausalLM, data: Mapping[str, Lessons], pad: int, *, steps: int, batch: Mapping[str, int],
-    seed: int,
-) -> list[float]:
-    """Overfit the answers of every mode, ``batch`` of each in a step; the loss of each step."""
+def train(model: MistralForCausalLM, data: Mapping[str, Sequence[Lesson]], seed: int) -> list[float]:
+    """Overfit the answers of every mode, ``BATCH`` of each in a step; the loss of each step."""
     import torch
 
     rng = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=BETAS, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=WARMUP)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=STEPS, pct_start=WARMUP)
     losses = []
     model.train()
-    for step in range(1, steps + 1):
+    for step in range(1, STEPS + 1):
         total = 0.0
         for mode, lessons in data.items():
-            rows = rng.integers(len(lessons.ids), size=batch[mode]).tolist()
-            loss = batch_loss(model, lessons, rows, pad) / len(data)
+            rows = rng.integers(len(lessons), size=BATCH[mode]).tolist()
+            loss = batch_loss(model, [lessons[row] for row in rows]) / len(data)
             loss.backward()
             total += loss.item()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
@@ -239,8 +226,8 @@ def train(
         schedule.step()
         optimizer.zero_grad()
         losses.append(total)
-        if step % REPORTED_STEPS == 0 or step == steps:
-            logger.info(f"step {step:,} of {steps:,}: loss {total:.4f}")
+        if step % REPORTED_STEPS == 0:
+            logger.info(f"step {step:,} of {STEPS:,}: loss {total:.4f}")
     model.eval()
     return losses
 
@@ -254,12 +241,14 @@ def readable(
     found = {}
     for mode, pairs in cases.items():
         prompts = [chat(tokenizer, prompt).removeprefix(BOS) for prompt, _ in pairs]
-        counts = {"n": len(pairs), "parsed": 0, "exact": 0}
-        for places, texts in generate(model, tokenizer, prompts, batch_size=len(pairs), max_new_tokens=MAX_NEW_TOKENS):
-            for place, written in zip(places, texts, strict=True):
-                counts["parsed"] += READERS[mode](written.text, prompts[place]) is not None
-                counts["exact"] += written.text.strip() == pairs[place][1]
-        found[mode] = counts
+        # One batch: its places are those of the prompts, by length.
+        (places, texts), = generate(model, tokenizer, prompts, batch_size=len(pairs), max_new_tokens=MAX_NEW_TOKENS)
+        written = [(place, one.text) for place, one in zip(places, texts, strict=True)]
+        found[mode] = {
+            "n": len(pairs),
+            "parsed": sum(READERS[mode](text, prompts[place]) is not None for place, text in written),
+            "exact": sum(text.strip() == pairs[place][1] for place, text in written),
+        }
     return found
 
 
@@ -269,9 +258,6 @@ def readable(
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Make a tiny chat model that answers the prompts of generate_thoughts.py.")
     parser.add_argument("--output_dir", default="./tiny_chat_model", help="where model and tokenizer are written")
-    parser.add_argument("--prompts", metavar="DIR", default=str(PROMPTS),
-                        help="with generate.txt, reflect.txt, score.txt and compare.txt")
-    parser.add_argument("--steps", type=positive_int, default=120, help="of training; each takes about 0.4 s")
     parser.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of weights, pairs and their order")
     return parser.parse_args(argv)
 
@@ -279,7 +265,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    templates = {mode: load_prompt(Path(args.prompts) / f"{mode}.txt", names) for mode, names in PLACEHOLDERS.items()}
+    templates = {mode: load_prompt(PROMPTS / f"{mode}.txt", names) for mode, names in PLACEHOLDERS.items()}
     check_writable(args.output_dir)
     import torch
 
@@ -297,13 +283,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     lessons = {mode: encode(tokenizer, pairs) for mode, pairs in data.items()}
     logger.info(f"training {model.num_parameters():,} weights, after {time.monotonic() - began:.0f} s of preparation")
     with stage(args.output_dir, args, owns=OWNS) as path:
-        losses = train(model, lessons, tokenizer.pad_token_id, steps=args.steps, batch=BATCH, seed=args.seed)
+        losses = train(model, lessons, args.seed)
         cases = {mode: examples(mode, template, held_out, args.seed) for mode, template in templates.items()}
         answers = readable(model, tokenizer, cases)
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
         write_json(path / "tiny_chat_model.json", {
-            "steps": args.steps, "first_loss": losses[0], "last_loss": losses[-1], "held_out": answers,
+            "steps": STEPS, "first_loss": losses[0], "last_loss": losses[-1], "held_out": answers,
             "seconds": round(time.monotonic() - began, 1),
         })
     for mode, counts in answers.items():
@@ -311,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> None:
               "are to the letter what the template says")
     bad = [mode for mode, counts in answers.items() if counts["parsed"] < READABLE_SHARE * counts["n"]]
     if bad:
-        logger.warning(f"too many answers to {name_a_few(bad)} cannot be read; more --steps help, or another --seed")
+        logger.warning(f"too many answers to {name_a_few(bad)} cannot be read; another --seed may help")
     print(f"wrote the model to {path}")
 
 

@@ -15,12 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the modules beside this folder, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package beside this folder, installed or not
 
+from datamap.cartography.categories import CATEGORIES
 from datamap.core.artifacts import artifact_file, check_not_read, recorded_dataset, stage
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import read_table, write_csv
 from datamap.core.flags import Parser
+from datamap.core.plots import CATEGORY_COLORS, COLORS, GREY, LIGHT_GREY, dataset_label, new_figure, save_figure
 from datamap.core.tables import console_table
 
 if TYPE_CHECKING:
@@ -33,22 +35,17 @@ MAX_CLUSTERS_DRAWN = 40
 EXAMPLES_PRINTED = 5
 
 
-def load_unified(path: str | Path) -> pd.DataFrame:
-    """The unified table with its own types: cluster Int64, the rules, if any, booleans that can be missing."""
+def load_unified(path: str | Path) -> tuple[pd.DataFrame, list[str]]:
+    """The unified table with its own types, and the names of the rules in it, none where the task has none."""
     from datamap.analysis.error_rules import RULES
 
     file = artifact_file(path, "unified_analysis.csv", "analyze_dataset.py --export_unified")
     table = read_table(file, columns=NEEDED, text=("question", "context", "answer"))
     if table.empty:
         raise UserError(f"{file} holds no examples; run analyze_dataset.py --export_unified again")
-    rules = {"is_dataset_error": "bool", **dict.fromkeys(RULES, "boolean")} if has_rules(table) else {}
-    return table.astype({"cluster": "Int64", **rules})
-
-
-def has_rules(df: pd.DataFrame) -> bool:
-    from datamap.analysis.error_rules import RULES
-
-    return {*SHOWN, *RULES, "is_dataset_error"} <= set(df.columns)
+    rules = list(RULES) if {*SHOWN, *RULES, "is_dataset_error"} <= set(table.columns) else []
+    types = {"is_dataset_error": "bool", **dict.fromkeys(rules, "boolean")} if rules else {}
+    return table.astype({"cluster": "Int64", **types}), rules
 
 
 # --- tables ------------------------------------------------------------------------------------------------------
@@ -60,32 +57,24 @@ def error_rates(df: pd.DataFrame) -> pd.DataFrame:
     return cells.agg(n="size", errors="sum", error_rate="mean").reset_index()
 
 
-def rule_distribution(df: pd.DataFrame) -> pd.DataFrame:
+def rule_distribution(df: pd.DataFrame, rules: list[str]) -> pd.DataFrame:
     """One row per rule: of how many examples it could be applied to, how many it flags."""
     import pandas as pd
 
-    from datamap.analysis.error_rules import RULES
-
-    rules = df[list(RULES)]
-    applied, flagged = rules.notna().sum(), rules.sum().astype(int)
+    applied, flagged = df[rules].notna().sum(), df[rules].sum().astype(int)
     rate = flagged / applied.where(applied > 0)
-    return pd.DataFrame({"rule": RULES, "applied": applied, "flagged": flagged, "rate": rate})
+    return pd.DataFrame({"rule": rules, "applied": applied, "flagged": flagged, "rate": rate})
 
 
-def problem_examples(df: pd.DataFrame) -> pd.DataFrame:
-    """Hard or ambiguous examples that break at least three rules, the most suspicious first."""
-    from datamap.analysis.error_rules import RULES
-
-    problems = df[(df["category"].isin(["hard", "ambiguous"])) & (df["is_dataset_error"])]
+def problem_examples(df: pd.DataFrame, rules: list[str]) -> pd.DataFrame:
+    """Hard or ambiguous examples that break at least three rules, the most suspicious first; without rules hard
+    examples with all that is known of them, the least confident first: there wrong labels gather."""
+    if not rules:
+        return df[df["category"] == "hard"].sort_values(["confidence", "id"])
+    problems = df[df["category"].isin(["hard", "ambiguous"]) & df["is_dataset_error"]]
     problems = problems.sort_values(["dataset_error_score", "confidence", "id"], ascending=[False, True, True])
-    flags = problems[list(RULES)].fillna(False).to_numpy(dtype=bool)
-    broken = [";".join(rule for rule, fired in zip(RULES, row, strict=True) if fired) for row in flags]
-    return problems[list(SHOWN)].assign(rules=broken)
-
-
-def hard_examples(df: pd.DataFrame) -> pd.DataFrame:
-    """Hard examples with all that is known of them, the least confident first: there wrong labels gather."""
-    return df[df["category"] == "hard"].sort_values(["confidence", "id"])
+    flags = problems[rules].fillna(False).astype(bool)
+    return problems[list(SHOWN)].assign(rules=[";".join(flags.columns[row]) for row in flags.to_numpy()])
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -95,8 +84,6 @@ def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
     from seaborn import heatmap
 
     from datamap.analysis.clusters import cluster_name
-    from datamap.cartography.categories import CATEGORIES
-    from datamap.core.plots import new_figure, save_figure
 
     sizes = table.groupby("cluster")["n"].sum()
     shown = sorted(sizes.nlargest(MAX_CLUSTERS_DRAWN).index)
@@ -118,41 +105,28 @@ def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
 
 
 def plot_rules(path: Path, table: pd.DataFrame, caption: str) -> None:
-    from datamap.core.plots import COLORS, new_figure, save_figure
-
     figure, axis = new_figure(7, 3.6)
-    bars = axis.barh(range(len(table)), (100 * table["rate"]).fillna(0), color=COLORS[0])
-    texts = [
-        f"{flagged:,} of {applied:,}" if applied else "no predictions"
-        for flagged, applied in zip(table["flagged"], table["applied"], strict=True)
-    ]
+    names = [rule.replace("_", " ") for rule in table["rule"]]
+    bars = axis.barh(names, (100 * table["rate"]).fillna(0), color=COLORS[0])
+    texts = [f"{flagged:,} of {applied:,}" if applied else "no predictions"
+             for flagged, applied in zip(table["flagged"], table["applied"], strict=True)]
     axis.bar_label(bars, texts, padding=3, fontsize=7)
-    axis.set_yticks(range(len(table)), [rule.replace("_", " ") for rule in table["rule"]], fontsize=8)
+    axis.tick_params(axis="y", labelsize=8)
     axis.invert_yaxis()
-    axis.set_xticks(range(0, 101, 20))
-    axis.set_xlim(0, 120)  # room for the texts
-    axis.set_xlabel("flagged (% of the examples that the rule applies to)")
+    axis.set(xticks=range(0, 101, 20), xlim=(0, 120),  # room for the texts
+             xlabel="flagged (% of the examples that the rule applies to)")
     save_figure(figure, path, "How often each rule fires", caption)
 
 
 def plot_flagged(path: Path, df: pd.DataFrame, caption: str) -> None:
-    import numpy as np
-
-    from datamap.analysis.map_summary import METRIC_LABELS
-    from datamap.cartography.categories import CATEGORIES
-    from datamap.core.plots import CATEGORY_COLORS, GREY, LIGHT_GREY, new_figure, save_figure
-
     flagged = df[df["is_dataset_error"]]
     figure, axis = new_figure(6.5, 5)
-    size = float(np.clip(6000 / len(df), 1.5, 15))
-    axis.scatter(df["variability"], df["confidence"], s=size, color=LIGHT_GREY, linewidths=0, label="all examples")
+    axis.scatter(df["variability"], df["confidence"], s=4, color=LIGHT_GREY, linewidths=0, label="all examples")
     for category in CATEGORIES:
         points = flagged[flagged["category"] == category]
-        axis.scatter(
-            points["variability"], points["confidence"], s=22, color=CATEGORY_COLORS[category], edgecolors=GREY,
-            linewidths=0.4, label=f"flagged, {category} ({len(points):,})",
-        )
-    axis.set(xlabel=METRIC_LABELS["variability"], ylabel=METRIC_LABELS["confidence"])
+        axis.scatter(points["variability"], points["confidence"], s=22, color=CATEGORY_COLORS[category],
+                     edgecolors=GREY, linewidths=0.4, label=f"flagged, {category} ({len(points):,})")
+    axis.set(xlabel="variability (SD of probability)", ylabel="confidence (mean probability)")
     figure.legend(loc="outside upper right", ncols=2, frameon=False, fontsize=8)
     save_figure(figure, path, "Flagged examples\non the data map", caption)
 
@@ -170,38 +144,32 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    from datamap.core.plots import dataset_label
-
     check_not_read(args.output_dir, args.unified_dir)
-    df = load_unified(args.unified_dir)
+    df, rules = load_unified(args.unified_dir)
     recorded = recorded_dataset(args.unified_dir)
-    datasets = [recorded] if recorded else []
-    if not has_rules(df):
-        hard = hard_examples(df)
-        with stage(args.output_dir, args, owns=OWNS, inputs={"unified": args.unified_dir}, datasets=datasets) as path:
-            write_csv(path / "problem_examples.csv", hard)
-        mapped = df["category"].notna().sum()
-        print("this table has no error rules (they are for question answering)")
-        print(f"{len(hard):,} of {mapped:,} examples with metrics are hard; the least confident:")
-        for row in hard.head(EXAMPLES_PRINTED).itertuples():
-            print(f"  {row.id}: confidence {row.confidence:.3f}, cluster {row.cluster}")
-        print(f"wrote problem_examples.csv to {path}")
-        return
-    rates, rules, problems = error_rates(df), rule_distribution(df), problem_examples(df)
-    name = dataset_label(recorded["dataset"], recorded["split"]) if recorded else args.unified_dir
-    in_cells = f"{name}, n = {rates['n'].sum():,} with category and cluster; blank: none"
-    on_map = f"{name}, n = {df['confidence'].notna().sum():,} with metrics"
-    with stage(args.output_dir, args, owns=OWNS, inputs={"unified": args.unified_dir}, datasets=datasets) as path:
-        write_csv(path / "error_rates.csv", rates)
-        write_csv(path / "rule_distribution.csv", rules)
+    problems = problem_examples(df, rules)
+    with stage(args.output_dir, args, owns=OWNS, inputs={"unified": args.unified_dir},
+               datasets=[recorded] if recorded else []) as path:
         write_csv(path / "problem_examples.csv", problems)
-        plot_error_rates(path / "error_rates.png", rates, in_cells)
-        plot_rules(path / "rule_distribution.png", rules, f"{name}, n = {len(df):,}")
-        plot_flagged(path / "flagged_examples.png", df, on_map)
-
-    print(console_table(rules, {"applied": ",d", "flagged": ",d", "rate": ".1%"}))
-    print(f"{len(problems):,} hard or ambiguous examples break at least 3 rules")
-    print(f"wrote problem_examples.csv, tables and pictures to {path}")
+        if rules:
+            rates, fired = error_rates(df), rule_distribution(df, rules)
+            name = dataset_label(recorded["dataset"], recorded["split"]) if recorded else args.unified_dir
+            write_csv(path / "error_rates.csv", rates)
+            write_csv(path / "rule_distribution.csv", fired)
+            plot_error_rates(path / "error_rates.png", rates,
+                             f"{name}, n = {rates['n'].sum():,} with category and cluster; blank: none")
+            plot_rules(path / "rule_distribution.png", fired, f"{name}, n = {len(df):,}")
+            plot_flagged(path / "flagged_examples.png", df,
+                         f"{name}, n = {df['confidence'].notna().sum():,} with metrics")
+    if rules:
+        print(console_table(fired, {"applied": ",d", "flagged": ",d", "rate": ".1%"}))
+        print(f"{len(problems):,} hard or ambiguous examples break at least 3 rules")
+    else:
+        print("this table has no error rules (they are for question answering)")
+        print(f"{len(problems):,} of {df['category'].notna().sum():,} examples with metrics are hard; the least "
+              "confident:")
+        print(console_table(problems.head(EXAMPLES_PRINTED)[["id", "confidence", "cluster"]], {"confidence": ".3f"}))
+    print(f"wrote problem_examples.csv{', tables and pictures' if rules else ''} to {path}")
 
 
 if __name__ == "__main__":
