@@ -28,7 +28,7 @@ from datamap.core.plots import dataset_label
 from datamap.core.splits import default_eval_split
 from datamap.thoughts.answers import OWNS, Answerer, answers_in_file, answers_of_model
 from datamap.thoughts.data import add_pair_flags, load_pairs
-from datamap.thoughts.evaluation import compare, in_words, metrics_of, metrics_table, read_other, write_results
+from datamap.thoughts.metrics import compare, in_words, metrics_of, metrics_table, read_other, write_results
 from datamap.thoughts.prompts import PROMPT_FILE
 from datamap.thoughts.reader import parse_thought
 

@@ -26,8 +26,6 @@ from datamap.thoughts.chat_client import KEY_VARIABLE
 from datamap.thoughts.data import add_pair_flags
 from datamap.thoughts.records import locked
 
-RESPONSE_FORMATS = ("none", "json_object", "json_schema")
-
 
 def build_parser() -> Parser:
     parser = Parser("Let a chat model reason about pairs, repair what goes wrong, and judge the reasoning.")
@@ -56,7 +54,7 @@ def build_parser() -> Parser:
     group.add_argument("--temperature", type=lambda text: number(text, 0, 2), default=0.0,
                        help="0: the likeliest words")
     group.add_argument("--max_tokens", type=positive_int, default=512, metavar="N", help="longest answer, in tokens")
-    group.add_argument("--response_format", choices=RESPONSE_FORMATS, default="none",
+    group.add_argument("--response_format", choices=("none", "json_object", "json_schema"), default="none",
                        help="ask the server to enforce JSON, or the very schema; the first answers say if it does")
 
     group = parser.add_argument_group("pace and budget")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from datamap.core.artifacts import model_meta
 from datamap.core.errors import UserError, first_line
+from datamap.core.files import read_json
 from datamap.training import models
 
 if TYPE_CHECKING:
@@ -112,12 +112,7 @@ def check_whole_adapter(adapter: str, name: str | None = None) -> None:
 def base_of_adapter(adapter: str) -> str | None:
     """The base model that an adapter directory names; None where it names none, or is on the Hub."""
     file = Path(adapter) / ADAPTER_CONFIG
-    if not file.is_file():
-        return None
-    try:
-        return json.loads(file.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (json.JSONDecodeError, UnicodeDecodeError, AttributeError) as error:
-        raise UserError(f"{file} is not a JSON object ({first_line(error):.200}); is the file whole?") from error
+    return read_json(file).get("base_model_name_or_path") if file.is_file() else None
 
 
 def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -145,7 +145,7 @@ def test_the_model_card_tells_what_was_measured(whole_run):
 def test_the_model_card_of_a_hub_model_names_it():
     from huggingface_hub import ModelCard
 
-    from datamap.thoughts.model_card import model_card
+    from datamap.thoughts.sft_results import model_card
 
     args = sft_arguments.parse_args(["--thoughts", "t", "--config", str(CONFIGS / "mistral_7b_qlora.json")])
     training = dict.fromkeys(("eval_generate", "train_loss", "eval_loss")) | {
