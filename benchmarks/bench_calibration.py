@@ -12,23 +12,19 @@ All repetitions of a cell are decided at once, and the first few again by ``comp
 from __future__ import annotations
 
 import argparse
-import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from timing import bench_parser, markdown, report
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from datamap.core.artifacts import stage  # noqa: E402
-from datamap.core.errors import command_line  # noqa: E402
-from datamap.core.files import write_csv, write_json  # noqa: E402
-from datamap.core.flags import DEFAULT_SEED, ListOf, Parser, positive_int  # noqa: E402
-from datamap.core.intervals import wilson_interval  # noqa: E402
-from datamap.suites import comparison  # noqa: E402
-from datamap.suites.comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison  # noqa: E402
+from datamap.core.errors import command_line
+from datamap.core.files import write_csv
+from datamap.core.flags import DEFAULT_SEED, ListOf, positive_int
+from datamap.core.intervals import wilson_interval
+from datamap.suites import comparison
+from datamap.suites.comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison
 
 SEED_COUNTS = (3, 4, 5, 6, 8, 10)
 FAMILY = 6
@@ -323,7 +319,7 @@ def outside(row: dict[str, Any]) -> list[str]:
     return broken
 
 
-def markdown(rows: Sequence[dict[str, Any]]) -> str:
+def table(rows: Sequence[dict[str, Any]]) -> str:
     heads = [
         "shape", "n", "false findings % (95 % interval)", "of six %", "t test alone %", "t interval covers %",
         "bootstrap covers %", "power % at 0.5, 1, 2 sd", "missed %", "outside its bounds",
@@ -332,7 +328,7 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
     def percent(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.1f}"
 
-    lines = [heads, ["---"] * len(heads)]
+    lines = [heads]
     for row in rows:
         power = ", ".join(f"{100 * row[f'power_{difference:g}']:.0f}" for difference in TRUE_DIFFERENCES)
         lines.append([
@@ -341,15 +337,14 @@ def markdown(rows: Sequence[dict[str, Any]]) -> str:
             percent(row["family_error"]), percent(row["t_test_alone"]), percent(row["t_coverage"]),
             percent(row["bootstrap_coverage"]), power, percent(row["missed"]), row["outside"],
         ])
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown(lines)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser("How often the verdicts of a suite are wrong, on simulated seeds.")
+    parser = bench_parser(__doc__, __file__)
     parser.add_argument("--repetitions", type=positive_int, default=10_000,
                         help=f"of each cell; with per-example scores at most {TWO_LEVEL_REPETITIONS}")
     parser.add_argument("--seed_counts", type=ListOf(positive_int), default=list(SEED_COUNTS), help="each 3 or more")
-    parser.add_argument("--output_dir", default="./bench_calibration", help="where the table goes")
     args = parser.parse_args(argv)
     if min(args.seed_counts) < comparison.MIN_SEEDS:
         parser.error(f"--seed_counts: expected {comparison.MIN_SEEDS} or more, found {min(args.seed_counts)}")
@@ -361,17 +356,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     import pandas as pd
 
-    began = time.perf_counter()
-    rows = []
     shapes: dict[str, Shape | TwoLevel] = {**SHAPES, **TWO_LEVEL}
+    rows = []
     for name, shape in shapes.items():
         most = args.repetitions if isinstance(shape, Shape) else TWO_LEVEL_REPETITIONS
         rows += [cell(name, shape, n, min(args.repetitions, most)) for n in args.seed_counts]
-    print(markdown(rows))
-    with stage(args.output_dir, args, owns=("bench_calibration.csv", "bench_calibration.json")) as path:
-        write_csv(path / "bench_calibration.csv", pd.DataFrame(rows))
-        write_json(path / "bench_calibration.json", {"seconds": time.perf_counter() - began, "rows": rows})
-    print(f"wrote bench_calibration.csv and bench_calibration.json to {args.output_dir}")
+    print(table(rows))
+    report(args, __file__, {"rows": rows})
+    write_csv(Path(args.output_dir, "bench_calibration.csv"), pd.DataFrame(rows))
 
 
 if __name__ == "__main__":

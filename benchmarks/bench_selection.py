@@ -9,7 +9,7 @@ suite for run_experiments.py that fine-tunes the encoder on the best of them.
     python benchmarks/bench_selection.py --dataset demo:nli --encoder ENCODER --seeds 1 2 --epochs 1 --max_samples 300
 
 The training dynamics are of the encoder fine-tuned on all candidates (run.py --enable_cartography), once on the labels
-as they are and once with --flipped of them wrong. What is finished is not done again. A seed is that of the random
+as they are and once with a tenth of them wrong. What is finished is not done again. A seed is that of the random
 draws, folds, clusters and warm-ups; a selector without any of these chooses the same with every seed, so that the
 interval of its difference says how chance, not how it, varies.
 """
@@ -17,31 +17,29 @@ interval of its difference says how chance, not how it, varies.
 from __future__ import annotations
 
 import argparse
-import json
 import logging
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timing import bench_parser, machine, timed
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
-
-from datamap.core.artifacts import load_meta, stage  # noqa: E402
-from datamap.core.errors import UserError, command_line  # noqa: E402
-from datamap.core.files import read_json, read_table, write_csv, write_json, write_jsonl  # noqa: E402
-from datamap.core.flags import Parser, fraction, positive_int, seed_number  # noqa: E402
-from datamap.core.plots import COLORS, GREY, new_figure, save_figure  # noqa: E402
-from datamap.core.splits import Split, default_eval_split, load_split  # noqa: E402
-from datamap.selection.arguments import parse_args as parse_selection_args  # noqa: E402
-from datamap.selection.candidates import Candidates, load_candidates  # noqa: E402
-from datamap.selection.features import features_for  # noqa: E402
-from datamap.suites.comparison import Comparison, compare_family  # noqa: E402
-from datamap.tasks.registry import add_task_flags, get_task, task_of  # noqa: E402
+from datamap.core.artifacts import load_meta, stage
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import read_json, read_table, write_csv, write_json, write_jsonl
+from datamap.core.flags import positive_int, seed_number
+from datamap.core.places import script_file
+from datamap.core.plots import COLORS, GREY, new_figure, save_figure
+from datamap.core.splits import Split, default_eval_split, load_split
+from datamap.core.tables import console_table
+from datamap.selection.arguments import parse_args as parse_selection_args
+from datamap.selection.candidates import Candidates, load_candidates
+from datamap.selection.features import features_for
+from datamap.suites.comparison import Comparison, compare_family
+from datamap.tasks.registry import add_task_flags, get_task, task_of
 
 # name in the tables -> flags of select_subset.py; {rest} is the share of a pipeline's last member.
 ARMS: dict[str, list[str]] = {
@@ -73,23 +71,26 @@ DETECTORS = {"label_issues": "label_quality", "self_filter": "self_filter", "aum
              "confidence": "confidence", "variability": "variability"}
 HIGH_IS_WRONG = ("forgetting", "variability")
 MARGIN = 1.0  # percentage point
+MAX_LENGTH = 64  # of a text, in tokens
+FLIPPED = 0.1  # share of the labels that are made wrong, to be found
 BEST = 3  # selectors that are tried with fine-tuning too
 
 logger = logging.getLogger(__name__)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser((__doc__ or "").split("\n")[0])
+    parser = bench_parser(__doc__, __file__)
     parser.add_argument("--dataset", required=True, help="with a train and a validation split")
     parser.add_argument("--encoder", required=True, help="Hub name or directory")
     add_task_flags(parser)
     parser.add_list("--seeds", type=seed_number, default=[1, 2, 3, 4, 5], help="every selector runs with each")
     parser.add_argument("--max_samples", type=positive_int, metavar="N", help="choose among the first N only")
-    parser.add_argument("--max_length", type=positive_int, default=64, help="longest text, in tokens")
     parser.add_argument("--epochs", type=positive_int, default=4, help="of the training that records dynamics")
-    parser.add_argument("--flipped", type=fraction, default=0.1, help="share of wrong labels to be found, 0..1")
-    parser.add_argument("--output_dir", default="./bench_selection", help="where everything goes")
     return parser.parse_args(argv)
+
+
+def is_finished(place: Path) -> bool:
+    return ((load_meta(place) if place.is_dir() else None) or {}).get("status") == "finished"
 
 
 def on_cpu() -> list[str]:
@@ -104,11 +105,11 @@ def on_cpu() -> list[str]:
 def record_dynamics(args: argparse.Namespace, dataset: str, home: Path) -> float:
     """Train on all candidates and record; returns the seconds that the training took."""
     map_dir = home / "cartography_output"
-    meta = load_meta(map_dir) if map_dir.is_dir() else None
-    if meta is None or meta["status"] != "finished":
+    if not is_finished(map_dir):
         size = [f"--max_train_samples={args.max_samples}"] if args.max_samples else []
-        command = [sys.executable, str(ROOT / "run.py"), "--do_train", "--enable_cartography", f"--task={args.task}",
-                   f"--dataset={dataset}", f"--model={args.encoder}", f"--num_train_epochs={args.epochs}", *size,
+        command = [sys.executable, str(script_file("run.py")), "--do_train", "--enable_cartography",
+                   f"--task={args.task}", f"--dataset={dataset}", f"--model={args.encoder}", *size,
+                   f"--num_train_epochs={args.epochs}",
                    f"--config={home.parent / 'training.json'}", f"--cartography_output_dir={map_dir}", "--overwrite",
                    f"--output_dir={home / 'trainer_output'}"]
         subprocess.run(command, check=True)
@@ -135,8 +136,7 @@ def choose(args: argparse.Namespace, arm: str, share: float, seed: int, home: Pa
     import select_subset
 
     place = home / "selections" / f"{arm.replace(', ', '-').replace(' ', '_')}-{share:g}-seed{seed}"
-    meta = load_meta(place) if place.is_dir() else None
-    if meta is None or meta["status"] != "finished":
+    if not is_finished(place):
         flags = [flag.format(share=share) for flag in ARMS[arm]]
         sizes = [] if "--pipeline" in flags[0] else [f"--fraction={share}"]
         if args.max_samples:
@@ -146,14 +146,14 @@ def choose(args: argparse.Namespace, arm: str, share: float, seed: int, home: Pa
         if any(name in flags[0] for name in ("el2n", "grand")):
             sizes.append(f"--training_config={home / 'training.json'}")
         select_subset.main([*flags, *sizes, f"--task={args.task}", f"--dataset={args.dataset}", f"--seed={seed}",
-                            f"--model={args.encoder}", f"--max_length={args.max_length}",
+                            f"--model={args.encoder}", f"--max_length={MAX_LENGTH}",
                             f"--cache_dir={home / 'cache'}", f"--output_dir={place}", *on_cpu()])
     return read_table(place / "selected.csv")["id"].tolist(), read_json(place / "selection_meta.json")
 
 
 def selector_flags(args: argparse.Namespace, selector: str, dataset: str | Path, home: Path) -> list[str]:
     return [f"--selector={selector}", "--k=1", f"--dataset={dataset}", f"--task={args.task}",
-            f"--model={args.encoder}", f"--max_length={args.max_length}", f"--cache_dir={home / 'cache'}"]
+            f"--model={args.encoder}", f"--max_length={MAX_LENGTH}", f"--cache_dir={home / 'cache'}"]
 
 
 def embedded(args: argparse.Namespace, split: Split, home: Path) -> np.ndarray:
@@ -244,6 +244,14 @@ def find_wrong_labels(args: argparse.Namespace, home: Path) -> Any:
     from sklearn.metrics import average_precision_score
 
     rows = []
+
+    def add(name: str, seed: int, wrong: np.ndarray, score: np.ndarray, seconds: float) -> None:
+        known = ~np.isnan(score)
+        most_suspicious = np.argsort(-score, kind="stable")[: wrong.sum()]
+        rows.append({"score": name, "seed": seed, "n": len(wrong), "flipped": int(wrong.sum()),
+                     "average_precision": float(average_precision_score(wrong[known], score[known])),
+                     "found_among_as_many": float(wrong[most_suspicious].mean()), "seconds": seconds})
+
     for seed in args.seeds:
         for name, feature in DETECTORS.items():
             given = parse_selection_args([
@@ -251,20 +259,11 @@ def find_wrong_labels(args: argparse.Namespace, home: Path) -> Any:
                 *([f"--cartography_dir={home / 'noisy' / 'cartography_output'}"] if name in READS_MAP else []),
             ])
             candidates = load_candidates(given, task_of(given, None))
-            began = time.monotonic()
-            values, _ = features_for(candidates)
+            seconds, (values, _) = timed(features_for, candidates)
             wrong = np.asarray(candidates.split.data["is_flipped"][:]).astype(bool)
             score = np.ma.filled(values[feature].astype(float), np.nan)
-            score = score if name in HIGH_IS_WRONG else -score
-            known = ~np.isnan(score)
-            rows.append({"score": name, "seed": seed, "n": len(wrong), "flipped": int(wrong.sum()),
-                         "average_precision": float(average_precision_score(wrong[known], score[known])),
-                         "found_among_as_many": float(wrong[np.argsort(-score, kind="stable")[: wrong.sum()]].mean()),
-                         "seconds": time.monotonic() - began})
-        chance = np.random.default_rng(seed).random(len(wrong))
-        rows.append({"score": "random", "seed": seed, "n": len(wrong), "flipped": int(wrong.sum()),
-                     "average_precision": float(average_precision_score(wrong, chance)),
-                     "found_among_as_many": float(wrong[np.argsort(-chance)[: wrong.sum()]].mean()), "seconds": 0.0})
+            add(name, seed, wrong, score if name in HIGH_IS_WRONG else -score, seconds)
+        add("random", seed, wrong, np.random.default_rng(seed).random(len(wrong)), 0.0)
     frame = pd.DataFrame(rows)
     write_csv(home / "noise.csv", frame)
     return frame
@@ -320,12 +319,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     import torch
 
     on_gpu = torch.cuda.is_available()
-    training = {"max_length": args.max_length, "learning_rate": 1e-4, "warmup_steps": 0.1, "bf16": True,
+    training = {"max_length": MAX_LENGTH, "learning_rate": 1e-4, "warmup_steps": 0.1, "bf16": True,
                 "per_device_train_batch_size": 32, "save_strategy": "no", "no_cuda": not on_gpu}
-    (home / "training.json").write_text(json.dumps(training, indent=2) + "\n")
+    write_json(home / "training.json", training)
     train = load_split(args.dataset, "train", get_task(args.task), args.max_samples)
     if not (home / "noisy" / "train.jsonl").exists():
-        with_wrong_labels(train, args.flipped, home / "noisy" / "train.jsonl")
+        with_wrong_labels(train, FLIPPED, home / "noisy" / "train.jsonl")
     owns = ("finetune.json", "heads.csv", "comparison.csv", "noise.csv", "selection.png", "bench_selection.json")
     with stage(home, args, owns=owns, datasets=[train.identity()]):
         seconds = {"clean": record_dynamics(args, args.dataset, home / "clean"),
@@ -333,13 +332,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         noise = find_wrong_labels(args, home)
         heads = compare_heads(args, home)
         write_suite(args, heads, home)
-        write_json(home / "bench_selection.json", {"threads": torch.get_num_threads(), "seconds": {
+        write_json(home / "bench_selection.json", {"machine": machine(), "seconds": {
             "maps": seconds, "embeddings": embedding_seconds(home / "cache", len(train.data)),
             "selectors": heads_seconds(home),
         }})
-    print(noise.groupby("score", sort=False)[["average_precision", "found_among_as_many"]].mean().round(3))
+    means = noise.groupby("score", sort=False)[["average_precision", "found_among_as_many"]].mean().reset_index()
+    print(console_table(means, dict.fromkeys(means.columns[1:], ".3f")))
     shown = heads[["selector", "fraction", "mean", "difference", "bootstrap_low", "bootstrap_high", "verdict"]]
-    print(shown.sort_values(["fraction", "difference"], ascending=[True, False]).to_string(index=False))
+    shown = shown.sort_values(["fraction", "difference"], ascending=[True, False])
+    print(console_table(shown, dict.fromkeys(shown.columns[2:6], ".2f")))
     print(f"wrote heads.csv, comparison.csv, noise.csv and selection.png to {home}")
 
 

@@ -1,7 +1,7 @@
 """What running and comparing a suite costs beyond the training: overhead of a run, resuming, analysing.
 
 Reads nothing; runs a small suite on demo:clinical and makes the directories of finished runs for the rest, all in a
-temporary directory. Prints a Markdown table, and writes bench_suites.json.
+temporary directory. Prints a table and writes bench_suites.json.
 
     OMP_NUM_THREADS=1 python benchmarks/bench_suites.py
     OMP_NUM_THREADS=1 python benchmarks/bench_suites.py --only analyze --experiments 3 --predictions 500
@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import shutil
 import subprocess
@@ -35,25 +34,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from timing import Measure, bench_parser, report
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))
+from datamap.core.artifacts import META, stage
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import read_json, write_csv, write_json
+from datamap.core.flags import DEFAULT_SEED, positive_int
+from datamap.core.places import CHECKOUT, script_file
+from datamap.core.splits import load_split
+from datamap.demo import builtin
+from datamap.suites.definition import Suite
+from datamap.suites.planning import plan_suite, write_plan
+from datamap.suites.runner import run_locally
+from datamap.suites.runs import CONFIG, FINISHED, LOCK, Run
+from datamap.tasks.registry import get_task
+from datamap.training.arguments import EVALUATION_FILES, TRAINING_FILES
+from run_experiments import parse_args as suite_args
 
-from datamap.core.artifacts import META, stage  # noqa: E402
-from datamap.core.errors import UserError, command_line  # noqa: E402
-from datamap.core.files import read_json, write_csv, write_json  # noqa: E402
-from datamap.core.flags import DEFAULT_SEED, Parser, positive_int  # noqa: E402
-from datamap.core.splits import load_split  # noqa: E402
-from datamap.demo import builtin as demo_data  # noqa: E402
-from datamap.suites.definition import Suite  # noqa: E402
-from datamap.suites.planning import plan_suite, write_plan  # noqa: E402
-from datamap.suites.runner import run_locally  # noqa: E402
-from datamap.suites.runs import CONFIG, FINISHED, LOCK, Run  # noqa: E402
-from datamap.tasks.registry import get_task  # noqa: E402
-from datamap.training.arguments import EVALUATION_FILES, TRAINING_FILES  # noqa: E402
-from run_experiments import parse_args as suite_args  # noqa: E402
-
-OVERHEAD_BOUND, RESUME_BOUND, ANALYZE_BOUND, MEMORY_BOUND = "1.5 s", "5 s", "60 s", "4 GB"
+OVERHEAD_BOUND, RESUME_BOUND, ANALYZE_BOUND, MEMORY_BOUND = 1.5, 5, 60, 4  # seconds, and GB
 RESUME_EXPERIMENTS, RESUME_SEEDS, RESUME_PREDICTIONS, RESUME_ROUNDS, ANALYZE_SEEDS = 20, 10, 400, 3, 6
 BASE = {
     "dataset": "demo:clinical", "model": "tiny", "max_train_samples": 400, "max_length": 128, "doc_stride": 32,
@@ -90,9 +88,9 @@ def measure_overhead(directory: Path, rounds: int) -> dict[str, Any]:
             raise UserError(f"{run} is {outcome.state}: {outcome.error}")
         warm.append(parts(run.directory, time.perf_counter() - began) | {"in_the_worker": outcome.seconds})
         place = directory / f"cold-{run.seed}"
-        script = [sys.executable, "run.py", *run.argv, f"--output_dir={place}"]
+        script = [sys.executable, str(script_file("run.py")), *run.argv, f"--output_dir={place}"]
         began = time.perf_counter()
-        subprocess.run(script, cwd=REPOSITORY, check=True, capture_output=True)
+        subprocess.run(script, cwd=CHECKOUT, check=True, capture_output=True)
         cold.append(parts(place, time.perf_counter() - began))
         began = time.perf_counter()  # the worker gets its next run now
     return {"runs_of_worker": warm, "cold_processes": cold}
@@ -133,7 +131,7 @@ def finish(suite: Suite, runs: Sequence[Run], scratch: Path, predictions: int) -
 def prediction_lines(number: int) -> tuple[list[list[bytes]], np.ndarray]:
     """Rows of eval_predictions.jsonl, each in three versions: wrong, half right, right; and their F1, (3,)."""
     f1 = np.array([0.0, 0.4, 1.0])
-    rows = demo_data.generate("clinical", "validation", num_examples=number)
+    rows = builtin.generate("clinical", "validation", num_examples=number)
     lines = []
     for row, after in zip(rows, [*rows[1:], rows[0]], strict=True):
         row = {**row, "context": f"{row['context']} {after['context']}"[:600]}
@@ -161,9 +159,9 @@ def template_meta(suite: Suite, scratch: Path) -> dict[str, Any]:
 
 def run_suite_script(flags: Sequence[str]) -> dict[str, float]:
     """Seconds, CPU seconds and peak memory of a process of run_experiments.py."""
-    script = [sys.executable, "-c", MEASURED, str(REPOSITORY / "run_experiments.py"), *flags]
+    script = [sys.executable, "-c", MEASURED, str(script_file("run_experiments.py")), *flags]
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(script, cwd=REPOSITORY, capture_output=True, text=True)
+    done = subprocess.run(script, cwd=CHECKOUT, capture_output=True, text=True)
     seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     if done.returncode:
@@ -194,39 +192,34 @@ def measure_analyze(directory: Path, experiments: int, predictions: int) -> dict
     return {"runs": len(runs), "predictions": predictions, **run_suite_script(["--mode", "analyze", *flags])}
 
 
-def table(found: dict[str, Any]) -> str:
-    rows: list[tuple[str, str, str]] = [("", "measured", "bound"), ("---",) * 3]
+def measures_of(found: dict[str, Any]) -> list[Measure]:
+    measures = []
     if one := found.get("overhead"):
         first, *later = (each["overhead"] for each in one["runs_of_worker"])
         cold = [each["overhead"] for each in one["cold_processes"]]
-        rows += [("a worker's first run, beyond its training", f"{first:.2f} s", ""),
-                 (f"its {len(later)} later runs, median", spread(later), OVERHEAD_BOUND),
-                 (f"{len(cold)} processes of run.py, median", spread(cold), "")]
+        measures += [Measure("a worker's first run, beyond its training", [first], " s"),
+                     Measure("its later runs", later, " s", most=OVERHEAD_BOUND),
+                     Measure("processes of run.py", cold, " s")]
     if one := found.get("resume"):
-        rows += [(f"resuming {one['runs']} finished runs", shown(one), RESUME_BOUND),
-                 ("planning them (--dry_run)", shown(one["planning"]), ""),
-                 ("comparing them anew (--mode analyze)", shown(one["comparing"]), "")]
+        measures += [*shown(f"resuming {one['runs']} finished runs", one, RESUME_BOUND),
+                     *shown("planning them (--dry_run)", one["planning"]),
+                     *shown("comparing them anew (--mode analyze)", one["comparing"])]
     if one := found.get("analyze"):
-        rows += [(f"analysing {one['runs']} runs of {one['predictions']:,} predictions", shown(one), ANALYZE_BOUND),
-                 ("its peak memory", f"{one['peak_gb']:.2f} GB", MEMORY_BOUND)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+        measures += [*shown(f"analysing {one['runs']} runs of {one['predictions']:,} predictions", one, ANALYZE_BOUND),
+                     Measure("its peak memory", [one["peak_gb"]], " GB", most=MEMORY_BOUND)]
+    return measures
 
 
-def shown(one: dict[str, Any]) -> str:
-    return f"{one['seconds']:.2f} s ({one['cpu_seconds']:.2f} of CPU)"
-
-
-def spread(seconds: Sequence[float]) -> str:
-    return f"{np.median(seconds):.2f} s ({min(seconds):.2f} to {max(seconds):.2f})"
+def shown(what: str, one: dict[str, Any], bound: float | None = None) -> list[Measure]:
+    return [Measure(what, [one["seconds"]], " s", most=bound), Measure("of CPU", [one["cpu_seconds"]], " s")]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser((__doc__ or "").split("\n")[0])
+    parser = bench_parser(__doc__, __file__)
     parser.add_argument("--only", choices=("overhead", "resume", "analyze"), help="one of the three (default: all)")
     parser.add_argument("--rounds", type=positive_int, default=6, help="runs and processes in turn, overhead")
     parser.add_argument("--experiments", type=positive_int, default=83, help=f"by {ANALYZE_SEEDS} seeds, analyze")
     parser.add_argument("--predictions", type=positive_int, default=5000, help="of each run, analyze")
-    parser.add_argument("--output_dir", default="./bench_suites", help="where bench_suites.json goes")
     args = parser.parse_args(argv)
     if args.rounds < 2:
         parser.error("--rounds must be at least 2: the first run of a worker stands apart")
@@ -236,17 +229,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with stage(args.output_dir, args, owns=("bench_suites.json",)) as path, tempfile.TemporaryDirectory() as scratch:
-        found: dict[str, Any] = {"cores": os.cpu_count(), "threads": os.environ.get("OMP_NUM_THREADS")}
+    found: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as scratch:
         if args.only in (None, "overhead"):
             found["overhead"] = measure_overhead(Path(scratch, "overhead"), args.rounds)
         if args.only in (None, "resume"):
             found["resume"] = measure_resume(Path(scratch, "resume"))
         if args.only in (None, "analyze"):
             found["analyze"] = measure_analyze(Path(scratch, "analyze"), args.experiments, args.predictions)
-        print(table(found))
-        write_json(path / "bench_suites.json", found)
-    print(f"wrote bench_suites.json to {args.output_dir}")
+    report(args, __file__, found, measures_of(found), enforce=False)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Answers per second that generate_thoughts.py gets from a chat server that takes a fixed time for each.
 
-Reads nothing; starts the tests' chat server on this machine, in a process of its own, that answers after 200 ms.
-Writes bench_thoughts.json: the rate of each repeat beside workers / latency, which no client can pass. --check fails
-below 90 % of it.
+Reads nothing; starts a server on this machine, in a process of its own, that answers after 200 ms and is leaner than
+that of the tests. Writes bench_thoughts.json: the rate of each repeat beside workers / latency, which no client can
+pass. --check fails below 90 % of it.
 
     python benchmarks/bench_thoughts.py --check
     python benchmarks/bench_thoughts.py --pairs 80 --repeats 1 --output_dir /tmp/bench_thoughts
@@ -13,10 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import sys
 import tempfile
-import threading
+import time
 from collections.abc import Sequence
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -25,20 +25,37 @@ from timing import Measure, bench_parser, report, timed
 from datamap.core.errors import command_line
 from datamap.core.files import write_jsonl
 from datamap.core.flags import positive_int
-from datamap.core.places import CHECKOUT
 
 WANTED = 0.9  # of workers / latency
 WORKERS, LATENCY = 8, 0.2  # requests at a time; seconds that an answer takes
 THOUGHT = {"thought_process": "Step 1: a. Step 2: b. Step 3: c.", "predicted_label": 1}
 
 
-def serve(address: Any) -> None:
-    sys.path.append(str(CHECKOUT / "tests"))
-    from chat_server import chat_server
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
 
-    with chat_server(lambda _: json.dumps(THOUGHT), delay=LATENCY) as server:
-        address.send(server.url)
-        threading.Event().wait()  # until this process is ended
+    def do_POST(self) -> None:
+        began = time.monotonic()
+        self.rfile.read(int(self.headers["Content-Length"]))
+        message = {"role": "assistant", "content": json.dumps(THOUGHT)}
+        answer = json.dumps({
+            "id": "c", "object": "chat.completion", "created": 0, "model": "m",
+            "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
+            "usage": {"prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5},
+        }).encode()
+        time.sleep(max(0.0, LATENCY - (time.monotonic() - began)))
+        head = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(answer)}\r\n\r\n"
+        self.wfile.write(head.encode() + answer)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+def serve(address: Any) -> None:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    address.send(f"http://127.0.0.1:{server.server_address[1]}/v1")
+    server.serve_forever()
 
 
 def rate(url: str, pairs: int) -> float:

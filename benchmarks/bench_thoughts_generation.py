@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def prompts_of(spread: str, count: int) -> tuple[list[str], np.ndarray]:
     return [" ".join(f"w{word}" for word in rng.integers(WORDS, size=length)) for length in lengths], lengths
 
 
-def generating(model: Any, tokenizer: Any, prompts: Sequence[str], sort: bool) -> Clock:
+def generating(model: Any, tokenizer: Any, prompts: Sequence[str], sort: bool, _: int = 0) -> Clock:
     from datamap.thoughts.generation import generate
 
     with Clock() as clock:
@@ -89,8 +90,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     for spread in SPREADS:
         prompts, lengths = prompts_of(spread, args.prompts)
         generating(model, tokenizer, prompts[:BATCH_SIZE], True)  # warm-up
-        clocks = in_turn(args.rounds, lambda _, p=prompts: generating(model, tokenizer, p, False),
-                         lambda _, p=prompts: generating(model, tokenizer, p, True))
+        sides = [partial(generating, model, tokenizer, prompts, sort) for sort in (False, True)]
+        clocks = in_turn(args.rounds, *sides)
         for side, padding, each in zip(("as they come", "sorted"), (lengths, np.sort(lengths)[::-1]), clocks,
                                        strict=True):
             measures += [Measure(f"{spread}, {side}: padding", [100 * padding_of(padding)], " %"),

@@ -29,19 +29,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(REPOSITORY))  # the modules beside this folder, installed or not
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package beside this folder, installed or not
 
-from datamap.core.artifacts import artifact_file, check_writable, load_meta  # noqa: E402
-from datamap.core.errors import UserError, command_line  # noqa: E402
-from datamap.core.files import read_json, read_jsonl  # noqa: E402
-from datamap.core.flags import (  # noqa: E402
-    DEFAULT_SEED,  # noqa: E402
-    Parser,
-    positive_int,
-    seed_number,
-)
-from datamap.thoughts.data import is_right, read_reflections, read_thoughts  # noqa: E402
+from datamap.core.artifacts import artifact_file, check_writable, load_meta
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import read_json, read_jsonl
+from datamap.core.flags import DEFAULT_SEED, Parser, positive_int, seed_number
+from datamap.core.places import script_file
+from datamap.thoughts.data import is_right, read_reflections, read_thoughts
 
 PAIRS = ["--dataset", "demo:nli", "--label_map", "entailment=1,neutral=0,contradiction=0"]
 SERVING = ("fastapi", "uvicorn", "openai")  # what transformers serve needs
@@ -60,7 +55,7 @@ def run(*command: Any) -> None:
     """Run a script of this project and wait for it; its command is shown first. UserError where it fails."""
     words = [str(word) for word in command]
     print(f"\n$ python {shlex.join(words)}", flush=True)
-    code = subprocess.run([sys.executable, str(REPOSITORY / words[0]), *words[1:]], check=False).returncode
+    code = subprocess.run([sys.executable, str(script_file(words[0])), *words[1:]], check=False).returncode
     if code:
         raise UserError(f"{words[0]} ended with exit status {code}: what it said stands above; the same command of "
                         "this demo goes on from what is there")
