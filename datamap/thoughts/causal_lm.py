@@ -85,6 +85,8 @@ def load_causal_lm(
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
+    if load_in_4bit and trainable:
+        _keep_weights_trainable(model)
     if adapter is not None:
         model = _with_adapter(model, adapter, name, trainable, in_bfloat16=load_in_4bit)
     return model.train() if trainable else model.eval()
@@ -113,6 +115,14 @@ def base_of_adapter(adapter: str) -> str | None:
     """The base model that an adapter directory names; None where it names none, or is on the Hub."""
     file = Path(adapter) / ADAPTER_CONFIG
     return read_json(file).get("base_model_name_or_path") if file.is_file() else None
+
+
+def _keep_weights_trainable(model: PreTrainedModel) -> None:
+    """On a CPU with AVX512-BF16, bitsandbytes 0.50 lays its weights out anew at the first pass in eval mode, for a
+    product that has no gradient: whatever is trained after an evaluation would learn from wrong gradients."""
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
 
 
 def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:

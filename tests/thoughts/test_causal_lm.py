@@ -88,6 +88,25 @@ def test_whole_on_the_cpu_is_float32_and_in_4_bit_nf4_twice_quantised(model_dir)
     assert near > 0.75 and abs(far) < 0.3
 
 
+def test_gradients_in_4_bit_are_the_same_after_an_evaluation(model_dir):
+    """Some processors make other weights of them in eval mode (AVX512-BF16; elsewhere this cannot fail)."""
+    tokenizer = load_tokenizer(str(model_dir))
+    model = load_causal_lm(str(model_dir), tokenizer, load_in_4bit=True, no_cuda=True, trainable=True)
+    ids = torch.tensor([tokenizer("a kite is red")["input_ids"]])
+
+    def gradient() -> torch.Tensor:
+        inputs = model.get_input_embeddings()(ids).detach().requires_grad_()
+        model(inputs_embeds=inputs, labels=ids).loss.backward()
+        assert inputs.grad is not None
+        return inputs.grad
+
+    before = gradient()
+    with torch.no_grad():
+        model.eval()(input_ids=ids)
+    model.train()
+    torch.testing.assert_close(gradient(), before)
+
+
 def test_an_adapter_is_put_on_for_use_or_for_training(model_dir, adapter_dir):
     tokenizer = load_tokenizer(str(adapter_dir))
     base = load_causal_lm(str(model_dir), tokenizer, no_cuda=True)
