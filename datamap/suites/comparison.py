@@ -346,14 +346,13 @@ def compare_family(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     value of the seed (within 1%: fractions beside percentages, seeds in another order).
     """
     rows = [_test(comparison) for comparison in comparisons]
-    for row, p_holm in zip(rows, holm([row["p"] for row in rows]), strict=True):
+    for row, p_holm, comparison in zip(rows, holm([row["p"] for row in rows]), comparisons, strict=True):
         row |= {"p_holm": p_holm, "family_size": len(rows)}
-    for row, comparison in zip(rows, comparisons, strict=True):
         if row["n"] > 1:
             alpha = ALPHA / len(rows)
             row["power"] = power_at(row["n"], _spread(row), comparison.margin, alpha)
             row["seeds_needed"] = seeds_needed(row["difference_sd"], comparison.margin, alpha)
-        row["verdict"], row["note"] = verdict(row, row["p_holm"], comparison.margin, len(rows))
+        row["verdict"], row["note"] = verdict(row, p_holm, comparison.margin, len(rows))
     return rows
 
 
@@ -364,8 +363,6 @@ def _test(comparison: Comparison) -> dict[str, Any]:
         raise ValueError(f"seeds repeat: {list(seeds)}")
     if len(seeds) != len(comparison.values):
         raise ValueError(f"expected one value per seed, got {len(comparison.values)} for {len(seeds)} seeds")
-    if not comparison.margin > 0:
-        raise ValueError(f"expected a margin above 0, got {comparison.margin}")
     row: dict[str, Any] = dict.fromkeys(ROW)
     if not seeds:  # planned, but nothing came of it: it counts in the family
         return row | {"n": 0, "margin": comparison.margin, "scope": "method"}

@@ -20,7 +20,6 @@ from datamap.suites.runs import (
     FINISHED,
     INTERRUPTED,
     LOG,
-    PENDING,
     RUNNING,
     Run,
     last_lines,
@@ -92,12 +91,11 @@ def status_of(directory: Path) -> str:
     import pandas as pd
 
     plan, queued = read_plan(directory), queued_runs(directory)
-    counted: Counter[str] = Counter()
-    rows = []
+    counted, rows = Counter[str](), []
     for experiment, seed, place in planned_runs(directory, plan):
         state = state_of(place)
         counted[state] += 1
-        meta = (meta_of(place) if state != PENDING else None) or {}
+        meta = meta_of(place) or {}
         error = " ".join(meta.get("error", "").split()) if state == FAILED else ""
         if state != FINISHED and place.name in queued:
             state += f" (Slurm: {queued[place.name].lower()})"

@@ -32,7 +32,7 @@ from typing import Any
 from datamap.analysis import cluster_arguments
 from datamap.core.artifacts import content_key, digest
 from datamap.core.configs import flags_to_argv, read_mapping
-from datamap.core.errors import UserError, name_a_few
+from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.flags import Parser
 from datamap.core.places import EXAMPLES
 from datamap.core.splits import default_eval_split, load_split
@@ -143,8 +143,8 @@ def load_suite(path: Path, extra: Sequence[str], controls: bool) -> Suite:
         one.wants_control = controls and wanted
         found.append(one)
     names = [one.name for one in found]
-    if repeated := sorted({name for name in names if names.count(name) > 1}):
-        raise UserError(f"{path}: two experiments are called {name_a_few(repeated)}")
+    if twice := sorted(repeated(names)):
+        raise UserError(f"{path}: two experiments are called {name_a_few(twice)}")
     baseline = table.get("baseline", "baseline" if "baseline" in names else names[0])
     if baseline not in names:
         raise UserError(f"{path}: the baseline {baseline!r} is no experiment; there is {', '.join(names)}")

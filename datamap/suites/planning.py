@@ -18,6 +18,8 @@ from datamap.suites.definition import Experiment, Suite, load_suite, resolve, ru
 from datamap.suites.runs import PLAN, Run, meta_of, seconds_of
 from datamap.training.prerequisites import Prerequisite
 
+PLANNED = ("name", "description", "why", "control_of", "select", "settings_hash")  # of an experiment, in suite.json
+
 logger = logging.getLogger(__name__)
 
 
@@ -42,16 +44,9 @@ def write_plan(suite: Suite, seeds: Sequence[int], directory: Path) -> None:
     if gone:
         logger.warning(f"{file} planned {name_a_few(gone)} too, which {suite.file} does not: no longer compared")
     experiments = [
-        {
-            "name": each.name,
-            "description": each.description,
-            "why": each.why,
-            "control_of": each.control_of,
-            "select": each.select,
-            "settings_hash": each.settings_hash,
-            "seeds": sorted({*seeds, *earlier.get((each.name, each.settings_hash), [])}),
-            "arguments": vars(each.arguments),
-        }
+        {name: getattr(each, name) for name in PLANNED}
+        | {"seeds": sorted({*seeds, *earlier.get((each.name, each.settings_hash), [])}),
+           "arguments": vars(each.arguments)}
         for each in suite.experiments
     ]
     plan = {"name": suite.name, "description": suite.description, "baseline": suite.baseline,
@@ -83,8 +78,8 @@ def suites_in(experiments_dir: Path, suite: str | None) -> list[Path]:
 def estimate(runs: Sequence[Run], experiments: Sequence[Experiment], needed: Sequence[Prerequisite],
              workers: int, directory: Path) -> str:
     """A sentence about the time that ``runs`` will take, going by one that is there; filters make them shorter."""
-    places = [path.parent for path in sorted(directory.glob(f"*/{META}"))]
-    ended = [(place, meta) for place in places if (meta := meta_of(place)) and meta["status"] == "finished"]
+    ended = [(path.parent, meta) for path in sorted(directory.glob(f"*/{META}"))
+             if (meta := meta_of(path.parent)) and meta["status"] == "finished"]
     if not ended:
         ended = [(each.directory, meta) for each in needed[:1] if (meta := load_meta(each.directory))]
     speeds = []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import indent
 from typing import Any
@@ -65,14 +65,12 @@ def write_report(directory: Path, margin: float) -> str:
         for file in directory.glob(pattern):
             file.unlink()
     columns = [*SUBJECT, *ROW, "shown_low", "shown_high"]
-    flat = pd.DataFrame(
-        [{name: json.dumps(row[name]) if name in LISTS else row[name] for name in columns} for row in rows],
-        columns=columns,
-    )
+    compared = [{name: row[name] for name in columns} for row in rows]
+    flat = pd.DataFrame([row | {name: json.dumps(row[name]) for name in LISTS} for row in compared], columns=columns)
     write_csv(directory / "comparison.csv", flat)
     write_json(directory / "comparison.json", {
         "suite": plan["name"], "description": plan["description"], "baseline": plan["baseline"],
-        "comparisons": [{name: row[name] for name in columns} for row in rows],
+        "comparisons": compared,
     })
     curves = learning_curves(results)
     if len(curves):
@@ -162,31 +160,16 @@ def markdown(
     described = plan["description"].rstrip(".") + "."
     lines = [f"## Suite {plan['name']}", "", *([described, ""] if plan["description"] else [])]
     lines += [_counts(plan, results) + ".", ""]
-    lines += ["| experiment | what | runs finished / failed / missing |", "|---|---|---|"]
-    for each in plan["experiments"]:
-        what = each["description"] + (f" ({each['why']})" if each["why"] else "")
-        states = " / ".join(map(str, counts(run for run in results if run.experiment == each["name"])))
-        lines.append(f"| {_cell(each['name'])} | {_cell(what)} | {states} |")
+    lines += _table(["experiment", "what", "runs finished / failed / missing"], [
+        [each["name"], each["description"] + (f" ({each['why']})" if each["why"] else ""),
+         " / ".join(map(str, counts(run for run in results if run.experiment == each["name"])))]
+        for each in plan["experiments"]
+    ])
     for metric in metrics:
         unit = "percent" if metric.scale == 100 else "0 to 1"
         baseline = _mean_sd(results, plan["baseline"], metric)[1]
         lines += ["", f"### {metric.name} ({unit})", "", f"Baseline: {baseline}.", ""]
-        lines += [f"| {' | '.join(HEADINGS)} |", "|---" * len(HEADINGS) + "|"]
-        for row in rows:
-            if row["metric"] == metric.name:
-                size = "-" if row["train_examples"] is None else f"{row['train_examples']:,.0f}"
-                flips = "-" if row["p_sign_flip"] is None else (
-                    f"{row['p_sign_flip']:.3g}; {row['p_sign_flip_smallest']:.3g}"
-                )
-                wins = "-" if row["wins"] is None else f"{row['wins']} of {row['n']}"
-                note = f" ({row['note']})" if row["note"] else ""
-                cells = [
-                    row["experiment"], row["reference"], size, str(row["n"]),
-                    _mean_of(row, results, metric), shown(row["difference"], metric, True),
-                    interval(row, metric), wins, _p(row["p"]), f"{_p(row['p_holm'])} of {row['family_size']}", flips,
-                    "-" if row["cohens_d"] is None else f"{row['cohens_d']:.2f}", row["verdict"] + note,
-                ]
-                lines.append(f"| {' | '.join(map(_cell, cells))} |")
+        lines += _table(HEADINGS, [_cells(row, results, metric) for row in rows if row["metric"] == metric.name])
     lines += _ablation_table(plan, results, metrics)
     lines += ["", METHODS.format(margin=margin), ""]
     for warning in sorted({warning for row in rows for warning in row["warnings"]}):
@@ -194,8 +177,25 @@ def markdown(
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", r"\|")
+def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    cells = [[" ".join(text.split()).replace("|", r"\|") for text in row] for row in (headings, *rows)]
+    heading, *lines = [f"| {' | '.join(row)} |" for row in cells]
+    return [heading, "|---" * len(headings) + "|", *lines]
+
+
+def _cells(row: Mapping[str, Any], results: Sequence[RunResult], metric: Metric) -> list[str]:
+    """Under HEADINGS."""
+
+    def formatted(text: str, name: str) -> str:
+        return "-" if row[name] is None else text.format(**row)
+
+    return [
+        row["experiment"], row["reference"], formatted("{train_examples:,.0f}", "train_examples"), str(row["n"]),
+        _mean_of(row, results, metric), shown(row["difference"], metric, True), interval(row, metric),
+        formatted("{wins} of {n}", "wins"), _p(row["p"]), f"{_p(row['p_holm'])} of {row['family_size']}",
+        formatted("{p_sign_flip:.3g}; {p_sign_flip_smallest:.3g}", "p_sign_flip"),
+        formatted("{cohens_d:.2f}", "cohens_d"), row["verdict"] + (f" ({row['note']})" if row["note"] else ""),
+    ]
 
 
 def _mean_of(row: Mapping[str, Any], results: Sequence[RunResult], metric: Metric) -> str:
@@ -223,15 +223,15 @@ def _ablation_table(
         if len(kinds) < 2:
             continue
         of_set = f", {place.removeprefix('_')}" if place else ""
-        headings = ["question and passage" if kind == "none" else kind for kind in kinds]
-        lines += ["", f"### Exact match / F1 by what the model was shown{of_set}", "",
-                  "| experiment | " + " | ".join(headings) + " |", "|---|" + "---|" * len(kinds)]
+        headings = ["experiment", *("question and passage" if kind == "none" else kind for kind in kinds)]
+        shown_rows = []
         for each in plan["experiments"]:
-            cells = []
+            cells = [each["name"]]
             for kind in kinds:
                 prefix = "" if own[each["name"]] == kind else kind
                 pair = [by_kind.get((prefix, score)) for score in ("exact_match", "f1")]
                 texts = ["-" if one is None else _mean_sd(results, each["name"], one)[1] for one in pair]
                 cells.append(" / ".join(texts))
-            lines.append(f"| {_cell(each['name'])} | " + " | ".join(cells) + " |")
+            shown_rows.append(cells)
+        lines += ["", f"### Exact match / F1 by what the model was shown{of_set}", "", *_table(headings, shown_rows)]
     return lines

@@ -67,9 +67,9 @@ class RunResult:
     train_examples: int | None = None
 
     @property
-    def fingerprints(self) -> list[str]:
-        return [each["fingerprint"] for run in [self.meta, *self.meta.get("history", [])]
-                for each in run.get("datasets", [])]
+    def stages(self) -> list[dict[str, Any]]:
+        """run_meta.json of the evaluation, and of what was done in the directory before it."""
+        return [self.meta, *self.meta.get("history", [])]
 
 
 # --- collecting ---------------------------------------------------------------------------------------------------
@@ -234,10 +234,11 @@ def _comparison(
 def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> list[str]:
     """What differs between two arms beside the experiment: data, code."""
     warnings = []
-    data, other_data = ({frozenset(each.fingerprints) for each in arm} for arm in (ours, theirs))
+    data, other_data = ({frozenset(read["fingerprint"] for stage in each.stages for read in stage.get("datasets", []))
+                         for each in arm} for arm in (ours, theirs))
     if data != other_data:
         warnings.append("the data differ (fingerprints)")
-    stages = [stage for each in [*ours, *theirs] for stage in (each.meta, *each.meta.get("history", []))]
+    stages = [stage for each in [*ours, *theirs] for stage in each.stages]
     for name in EVALUATED_WITH:
         if len({json.dumps(stage["arguments"].get(name)) for stage in stages if stage.get("arguments")}) > 1:
             warnings.append(f"{name} differs: the arms were not evaluated alike")

@@ -73,21 +73,17 @@ def submit(
     partition: str | None,
     gpus: int,
     cpus: int,
-    parallel: int | None,
-    after: str | None,
+    parallel: int | None = None,
+    after: str | None = None,
 ) -> str:
-    """Submit one array job whose task i runs ``call(items[i])``; return the job id.
+    """Submit one array job whose task i runs ``call(items[i])``, at least one item; return the job id.
 
-    ``call`` is pickled by reference when it stands in a module of the package, with its code
-    otherwise. Tasks run in the current directory and environment; their logs and pickles go to ``folder``, which the
-    nodes must see. At most ``parallel`` tasks run at a time (None: all). ``after`` is a job that must have ended
-    well first; when it fails, this one is cancelled. Accounts and the like: sbatch's variables, SBATCH_ACCOUNT.
-    Raises UserError when Slurm or submitit is missing, and with sbatch's own words when it refuses.
+    ``call`` is pickled by reference when it stands in a module of the package, with its code otherwise. Tasks run in
+    the current directory and environment; their logs and pickles go to ``folder``, which the nodes must see. At most
+    ``parallel`` tasks run at a time (None: all). ``after`` is a job that must have ended well first; when it fails,
+    this one is cancelled. Accounts and the like: sbatch's variables, SBATCH_ACCOUNT. Raises UserError when Slurm or
+    submitit is missing, and with sbatch's own words when it refuses.
     """
-    if not items:
-        raise ValueError("nothing to submit")
-    if time_minutes < 1:
-        raise UserError(f"a time limit of {time_minutes} minutes is too short for Slurm; give at least 1")
     missing = [program for program in ("sbatch", "srun", "squeue") if shutil.which(program) is None]
     if missing:
         raise UserError(
@@ -169,7 +165,7 @@ def submit_suite(
         return
     folder, name, after = directory / "slurm", directory.name, None
     if not all(is_made(each) for each in needed):
-        after = submit(make, [needed], folder, name=f"{name}-prerequisites", parallel=None, after=None, **limits)
+        after = submit(make, [needed], folder, name=f"{name}-prerequisites", **limits)
         logger.info(f"job {after} makes the prerequisites, the runs wait for it")
     items = [(run, retry, keep_models) for run in todo]
     job = submit(execute_task, items, folder, name=name, parallel=parallel, after=after, **limits)
