@@ -224,20 +224,16 @@ def worker_environment(number: int, workers: int, gpus: Sequence[str]) -> dict[s
 
 
 class _Worker:
-    """A process that takes run after run, started for its first and anew where it has died.
-
-    ``run``: what it is at, None while it is idle.
-    """
+    """A process that takes run after run, started anew where it has died. ``run``: what it is at, None while idle."""
 
     def __init__(self, environment: dict[str, str]):
         self.environment = environment
         self.run: Run | None = None
-        self.process: BaseProcess | None = None
-        self.pipe: connection.Connection
+        self._start()
 
     def begin(self, run: Run, retry: bool, keep_model: bool) -> None:
         self.run = run
-        if self.process is None:
+        if self.pipe.closed:
             self._start()
         # Where it has died meanwhile, the end of the pipe tells, as for one that dies at work.
         with suppress(BrokenPipeError):
@@ -246,7 +242,7 @@ class _Worker:
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
         self.pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_work, args=(theirs,))
+        self.process: BaseProcess = context.Process(target=_work, args=(theirs,))
         # Ctrl-C reaches the whole group: the workers leave it to us. What libraries read from the environment they
         # read at their import. So both must be set when the process starts.
         before, handler = dict(os.environ), signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -270,8 +266,6 @@ class _Worker:
 
     def stop(self) -> int | None:
         """Its exit status, below 0 for a signal."""
-        if self.process is None:
-            return None
         if self.run is not None:
             self.process.terminate()
         self.pipe.close()  # an idle worker ends with its pipe
@@ -279,8 +273,7 @@ class _Worker:
         if self.process.is_alive():
             self.process.kill()
             self.process.join()
-        status, self.process = self.process.exitcode, None
-        return status
+        return self.process.exitcode
 
 
 def _work(pipe: connection.Connection) -> None:
