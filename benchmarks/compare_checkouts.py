@@ -154,8 +154,8 @@ def without_volatile(value: Any) -> Any:
 def stable(path: Path) -> bytes:
     """The content of a file without what differs from run to run."""
     raw = path.read_bytes()
-    if path.suffix == ".json":
-        return json.dumps(without_volatile(json.loads(raw))).encode()
+    if path.suffix == ".json":  # the order of the flags in run_meta.json says nothing
+        return json.dumps(without_volatile(json.loads(raw)), sort_keys=path.name == "run_meta.json").encode()
     if path.suffix == ".jsonl":
         return "\n".join(json.dumps(without_volatile(json.loads(line))) for line in raw.split(b"\n") if line).encode()
     return raw

@@ -26,12 +26,8 @@ logger = logging.getLogger(__name__)
 
 
 def cached(
-    directory: Path,
-    name: str,
-    key: Mapping[str, Any],
-    shape: tuple[int, ...],
-    prepare: Callable[[], tuple[np.ndarray, Compute]],
-    dtype: Any = np.float32,
+    directory: Path, name: str, key: Mapping[str, Any], shape: tuple[int, ...],
+    prepare: Callable[[], tuple[np.ndarray, Compute]], dtype: Any = np.float32,
 ) -> np.ndarray:
     """The read-only memory-mapped (n, ...) values of the feature ``name``, computed where they are not there yet.
 
@@ -100,10 +96,7 @@ def _found(place: Path, identity: Mapping[str, Any]) -> tuple[dict[str, Any] | N
 
 
 def _compute(
-    place: Path,
-    name: str,
-    identity: Mapping[str, Any],
-    meta: dict[str, Any] | None,
+    place: Path, name: str, identity: Mapping[str, Any], meta: dict[str, Any] | None,
     prepare: Callable[[], tuple[np.ndarray, Compute]],
 ) -> None:
     """Fill values.npy, from where ``meta`` says that an earlier process got to."""

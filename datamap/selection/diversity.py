@@ -96,12 +96,7 @@ def check_finite(vectors: np.ndarray, ids: Sequence[str]) -> None:
 
 
 def k_center(
-    vectors: np.ndarray,
-    k: int,
-    first: int,
-    *,
-    bonus: np.ndarray | None = None,
-    scale: float = 1.0,
+    vectors: np.ndarray, k: int, first: int, *, bonus: np.ndarray | None = None, scale: float = 1.0,
     device: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """Greedy k-center: each pick is the row farthest from the picks before it, the lowest of equals.
@@ -176,10 +171,7 @@ def k_center(
 
 
 def _measured_best(
-    values: np.ndarray,
-    size: int,
-    worth: Callable[[np.ndarray], np.ndarray],
-    measure: Callable[[np.ndarray], None],
+    values: np.ndarray, size: int, worth: Callable[[np.ndarray], np.ndarray], measure: Callable[[np.ndarray], None],
     exact: np.ndarray,
 ) -> np.ndarray:
     """The rows of the ``size`` largest values, ascending, measured exactly; their values are updated.
@@ -301,11 +293,7 @@ def _squared_misses(vectors: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -
 
 
 def kmeans(
-    vectors: np.ndarray,
-    n_clusters: int,
-    rng: np.random.Generator,
-    *,
-    device: str | None = None,
+    vectors: np.ndarray, n_clusters: int, rng: np.random.Generator, *, device: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
     """An epoch of scikit-learn's MiniBatchKMeans (Sculley 2010, doi 10.1145/1772690.1772862), then Lloyd's passes.
 

@@ -390,9 +390,7 @@ def _entropy(candidates: Candidates) -> np.ndarray:
     return _model_score(candidates, "entropy", _model_path(candidates))
 
 
-def _model_score(
-    candidates: Candidates, name: str, path: str, key: dict[str, Any] | None = None
-) -> np.ma.MaskedArray:
+def _model_score(candidates: Candidates, name: str, path: str, key: dict[str, Any] | None = None) -> np.ma.MaskedArray:
     """A score of model_scores.py."""
     from datamap.selection.model_scores import score_rows
 

@@ -18,12 +18,7 @@ STANDARDISE_ROWS = 16_384  # rows read at a time, so that memory-mapped vectors 
 
 
 def out_of_fold_probabilities(
-    vectors: np.ndarray,
-    labels: np.ndarray,
-    n_classes: int,
-    *,
-    folds: int = 5,
-    seed: int,
+    vectors: np.ndarray, labels: np.ndarray, n_classes: int, *, folds: int = 5, seed: int,
     names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Class probabilities of each example by a head that was trained without it: (n, C) float64, rows add up to 1.
@@ -49,14 +44,8 @@ def out_of_fold_probabilities(
 
 
 def _out_of_fold(
-    vectors: np.ndarray,
-    labels: np.ndarray,
-    n_classes: int,
-    folds: int,
-    state: int,
-    centre: np.ndarray,
-    scale: np.ndarray,
-    weights: np.ndarray | None = None,
+    vectors: np.ndarray, labels: np.ndarray, n_classes: int, folds: int, state: int, centre: np.ndarray,
+    scale: np.ndarray, weights: np.ndarray | None = None,
 ) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold
@@ -167,12 +156,7 @@ def _cleanlab() -> ModuleType:
 
 
 def self_filter(
-    vectors: np.ndarray,
-    labels: np.ndarray,
-    n_classes: int,
-    *,
-    rounds: int = 10,
-    seed: int,
+    vectors: np.ndarray, labels: np.ndarray, n_classes: int, *, rounds: int = 10, seed: int,
     names: Sequence[str] | None = None,
 ) -> np.ndarray:
     """Agreement of a small head with each label, over rounds of distrusting what it disagreed with: (n,) from 0 to 1.

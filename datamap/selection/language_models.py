@@ -51,9 +51,7 @@ def load_masked(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTo
     return model, tokenizer
 
 
-def _load(
-    name: str, no_cuda: bool, model_class: Any, kind: str
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+def _load(name: str, no_cuda: bool, model_class: Any, kind: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     import torch
 
     device = device_of_process(no_cuda)

@@ -32,17 +32,9 @@ logger = logging.getLogger(__name__)
 
 
 def judge(
-    ids: Sequence[str],
-    texts: Mapping[str, Sequence[str]],
-    labels: Sequence[str],
-    *,
-    directory: str | Path,
-    model: str,
-    base_url: str | None = None,
-    prompt_file: str | Path = DEFAULT_PROMPT,
-    workers: int = 4,
-    requests_per_minute: float | None = None,
-    max_requests: int | None = None,
+    ids: Sequence[str], texts: Mapping[str, Sequence[str]], labels: Sequence[str], *, directory: str | Path,
+    model: str, base_url: str | None = None, prompt_file: str | Path = DEFAULT_PROMPT, workers: int = 4,
+    requests_per_minute: float | None = None, max_requests: int | None = None,
 ) -> list[dict[str, Any] | None]:
     """The judge's verdict on each example (see ``parse_verdict``), None where the model gave none that can be read.
 

@@ -47,14 +47,8 @@ TEXTS_AT_ONCE = 1000  # that a tokenizer is given: enough for all its threads, l
 
 
 def score_rows(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    *,
-    max_length: int = 512,
-    doc_stride: int = 128,
-    batch_size: int = 32,
-    names: Sequence[str] = SCORES,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_length: int = 512,
+    doc_stride: int = 128, batch_size: int = 32, names: Sequence[str] = SCORES,
 ) -> dict[str, np.ma.MaskedArray]:
     """What ``model`` makes of each of the N examples of ``split``: name -> (N,) float64; one pass, without dropout.
 
@@ -124,10 +118,7 @@ def _scores(heads: Heads, seen: Batch) -> Batch:
     gold = heads.gold[..., None]
     error = log_p.exp().scatter_add(-1, gold, torch.full_like(log_p[..., :1], -1.0))
     possible = heads.logits.masked_fill(~heads.candidates[:, None, :], -torch.inf).softmax(dim=-1)
-    scores = {
-        "entropy": torch.special.entr(possible).sum(dim=-1).mean(dim=1),
-        "el2n": error.norm(dim=-1).mean(dim=1),
-    }
+    scores = {"entropy": torch.special.entr(possible).sum(dim=-1).mean(dim=1), "el2n": error.norm(dim=-1).mean(dim=1)}
     if seen:
         scores["grand"] = _gradient_norms(row_losses(heads), seen["inputs"], seen["outputs"], bool(seen["has_bias"]))
     return {name: score.detach() for name, score in scores.items()}
@@ -204,13 +195,8 @@ def _find_last_layer(model: PreTrainedModel, forward: Forward) -> torch.nn.Linea
 
 
 def predict(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    split: Split,
-    *,
-    max_length: int = 512,
-    doc_stride: int = 128,
-    batch_size: int = 32,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_length: int = 512,
+    doc_stride: int = 128, batch_size: int = 32,
 ) -> list[Any]:
     """One prediction per example as in eval_predictions.jsonl: a label as it stands in the data, or an answer's text.
 

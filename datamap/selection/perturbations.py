@@ -134,11 +134,7 @@ def _in_case_of(word: str, synonym: str) -> str:
 
 
 def perturbed_texts(
-    texts: Sequence[str],
-    ids: Sequence[str],
-    kinds: Sequence[str],
-    copies: int,
-    seed: int,
+    texts: Sequence[str], ids: Sequence[str], kinds: Sequence[str], copies: int, seed: int,
     synonyms: Synonyms | None = None,
 ) -> list[list[str]]:
     """Up to ``copies`` perturbed copies of each text, copy c of kind ``kinds[c % len(kinds)]``.

@@ -359,13 +359,7 @@ def parse_members(text: str, kind: str) -> tuple[tuple[str, float], ...]:
 
 
 def select(
-    features: Features,
-    name: str,
-    k: int,
-    seed: int,
-    settings: Settings | None = None,
-    *,
-    stratify: str | None = None,
+    features: Features, name: str, k: int, seed: int, settings: Settings | None = None, *, stratify: str | None = None,
 ) -> pd.DataFrame:
     """Choose exactly k of n examples: ``id, rank`` (1 is the first chosen), ``score``, ``reason``.
 

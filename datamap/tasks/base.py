@@ -113,11 +113,7 @@ class Task:
         raise NotImplementedError
 
     def features(
-        self,
-        data: datasets.Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int = 512,
-        doc_stride: int = 0,
+        self, data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int = 512, doc_stride: int = 0,
         ablation: str = "none",
     ) -> datasets.Dataset:
         """What the model reads, in the order of the examples, one or several rows each.

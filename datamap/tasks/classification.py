@@ -110,9 +110,7 @@ class SequenceClassification(Task):
             logger.info(f"{source}: {', '.join(guessed)} (guessed; --text_columns and --label_column name others)")
         return texts, label
 
-    def _guess(
-        self, found: list[tuple[str, ...]], flag: str, columns: Sequence[str], source: str
-    ) -> tuple[str, ...]:
+    def _guess(self, found: list[tuple[str, ...]], flag: str, columns: Sequence[str], source: str) -> tuple[str, ...]:
         found = [guess for guess in found if not any(set(guess) < set(other) for other in found)]
         if len(found) == 1:
             return found[0]

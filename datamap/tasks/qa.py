@@ -120,11 +120,7 @@ class QuestionAnswering(Task):
         return "question_type", question_types(data["question"][:]).tolist()
 
     def features(
-        self,
-        data: datasets.Dataset,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int = 512,
-        doc_stride: int = 128,
+        self, data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int = 512, doc_stride: int = 128,
         ablation: str = "none",
     ) -> datasets.Dataset:
         """Windows. Beside the columns of ``Task.features``: ``start_positions``, ``end_positions`` of the first gold

@@ -53,11 +53,7 @@ def answer_lists(answer: Any, start: Any, where: str) -> dict[str, list]:
 
 
 def qa_features(
-    data: datasets.Dataset,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    doc_stride: int,
-    ablation: str,
+    data: datasets.Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int, ablation: str,
 ) -> datasets.Dataset:
     """The windows of ``QuestionAnswering.features`` (qa.py), whose docstring tells the columns."""
     import datasets
@@ -102,14 +98,8 @@ def qa_features(
 
 
 def _windows(
-    examples: dict[str, list],
-    indices: list[int],
-    *,
-    tokenizer: PreTrainedTokenizerBase,
-    max_length: int,
-    doc_stride: int,
-    question_limit: int,
-    ablation: str,
+    examples: dict[str, list], indices: list[int], *, tokenizer: PreTrainedTokenizerBase, max_length: int,
+    doc_stride: int, question_limit: int, ablation: str,
 ) -> dict[str, list]:
     questions = [question.lstrip() for question in examples["question"]]
     if ablation == "p_only":

@@ -54,9 +54,7 @@ class Scores(NamedTuple):
 
 
 def best_spans(
-    start_logits: torch.Tensor,
-    end_logits: torch.Tensor,
-    candidate_mask: torch.Tensor,
+    start_logits: torch.Tensor, end_logits: torch.Tensor, candidate_mask: torch.Tensor,
     max_answer_length: int | None = None,
 ) -> Spans:
     """The span with the highest start + end logit of each window, equal to an exhaustive search.
@@ -129,14 +127,8 @@ def char_spans(
 
 
 def choose_answers(
-    contexts: Sequence[str],
-    example_index: np.ndarray,
-    score: np.ndarray,
-    char_start: np.ndarray,
-    char_end: np.ndarray,
-    null_score: np.ndarray,
-    *,
-    version_2: bool,
+    contexts: Sequence[str], example_index: np.ndarray, score: np.ndarray, char_start: np.ndarray,
+    char_end: np.ndarray, null_score: np.ndarray, *, version_2: bool,
 ) -> Answers:
     """The answer of each example: the text of its best span over all of its windows.
 
@@ -185,9 +177,7 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text).split())
 
 
-def score_predictions(
-    predictions: Sequence[str], golds: Sequence[Sequence[str]], version_2: bool
-) -> Scores:
+def score_predictions(predictions: Sequence[str], golds: Sequence[Sequence[str]], version_2: bool) -> Scores:
     """Exact match and F1 of each example, each the maximum over its gold answers; equal to the official scripts.
 
     Raises ValueError when the lengths differ, and under the rules of SQuAD 1.1 when an example has no gold answers

@@ -92,9 +92,7 @@ def _is_missing(value: Any) -> bool:
 # --- tables ------------------------------------------------------------------------------------------------------
 
 
-def slice_table(
-    values: Mapping[str, Sequence], statistics: Callable[[np.ndarray], dict[str, float]]
-) -> pd.DataFrame:
+def slice_table(values: Mapping[str, Sequence], statistics: Callable[[np.ndarray], dict[str, float]]) -> pd.DataFrame:
     """One row per slice: all examples, then every value of each column, then every combination that occurs.
 
     ``values`` holds N values per column: text, numbers or booleans; None, NaN and "" are the slice ``missing``.
@@ -380,9 +378,7 @@ def _errors(rows: pd.DataFrame, rate: str) -> np.ndarray:
     return abs(rows[["low", "high"]].to_numpy(dtype=float).T - rows[rate].to_numpy(dtype=float))
 
 
-def _draw(
-    axis: Axes, x: np.ndarray, rows: pd.DataFrame, rate: str, color: str, marker: str, label: str
-) -> None:
+def _draw(axis: Axes, x: np.ndarray, rows: pd.DataFrame, rate: str, color: str, marker: str, label: str) -> None:
     """The rate with its intervals as a line, and the majority baseline where there is one."""
     if "majority_baseline" in rows:
         axis.plot(x, rows["majority_baseline"], color=GREY, linewidth=1, linestyle=":")

@@ -42,14 +42,8 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
 
 
 def load_causal_lm(
-    name: str,
-    tokenizer: PreTrainedTokenizerBase,
-    *,
-    adapter: str | None = None,
-    load_in_4bit: bool = False,
-    no_cuda: bool = False,
-    trainable: bool = False,
-    attn_implementation: str | None = None,
+    name: str, tokenizer: PreTrainedTokenizerBase, *, adapter: str | None = None, load_in_4bit: bool = False,
+    no_cuda: bool = False, trainable: bool = False, attn_implementation: str | None = None,
 ) -> PreTrainedModel | PeftModel:
     """Causal language model of a Hub name or directory, on this process's device.
 
@@ -142,9 +136,7 @@ def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> No
                     layer.bias[before:] = layer.bias[:before].float().mean().to(layer.bias.dtype)
 
 
-def _with_adapter(
-    model: PreTrainedModel, adapter: str, name: str, trainable: bool, in_bfloat16: bool
-) -> PeftModel:
+def _with_adapter(model: PreTrainedModel, adapter: str, name: str, trainable: bool, in_bfloat16: bool) -> PeftModel:
     """in_bfloat16: as TRL trains adapters of 4-bit models; in float32, which PEFT would make of them, sums differ."""
     from peft import PeftModel
     from safetensors import SafetensorError

@@ -74,25 +74,12 @@ Check = Callable[[Question, str], Any]
 
 
 def ask_all(
-    questions: Sequence[Question],
-    path: str | Path,
-    *,
-    model: str,
-    check: Check,
-    parameters: Mapping[str, Any] | None = None,
-    base_url: str | None = None,
-    key_variable: str = KEY_VARIABLE,
-    keep_parsed: bool = False,
-    failures_path: str | Path | None = None,
-    verify: Callable[[str], str | None] | None = None,
-    workers: int = 4,
-    requests_per_minute: float | None = None,
-    max_requests: int | None = None,
-    prices: tuple[float, float] | None = None,
-    max_cost: float | None = None,
-    max_retries: int = 5,
-    timeout: float = 120.0,
-    retry_failures: bool = False,
+    questions: Sequence[Question], path: str | Path, *, model: str, check: Check,
+    parameters: Mapping[str, Any] | None = None, base_url: str | None = None, key_variable: str = KEY_VARIABLE,
+    keep_parsed: bool = False, failures_path: str | Path | None = None,
+    verify: Callable[[str], str | None] | None = None, workers: int = 4, requests_per_minute: float | None = None,
+    max_requests: int | None = None, prices: tuple[float, float] | None = None, max_cost: float | None = None,
+    max_retries: int = 5, timeout: float = 120.0, retry_failures: bool = False,
 ) -> Answers:
     """The answers to all questions; only those that ``path`` does not hold yet are asked for, and appended to it.
 
@@ -510,9 +497,7 @@ def contents(completion: Any) -> tuple[str | None, str | None, dict[str, int]]:
     return text, finish, counts
 
 
-def connect(
-    base_url: str | None, key_variable: str, timeout: float, budget: Budget
-) -> tuple[openai.AsyncOpenAI, str]:
+def connect(base_url: str | None, key_variable: str, timeout: float, budget: Budget) -> tuple[openai.AsyncOpenAI, str]:
     """A client of the server whose requests pass the budget, and the key, "" where there is none."""
     url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
     if "@" in url or "?" in url:  # a user, a password: it would be told in messages and files

@@ -97,12 +97,8 @@ def id_text(value: Any) -> str:
 
 
 def load_pairs(
-    name: str,
-    split: str,
-    label_map: Mapping[str, int] | None = None,
-    max_samples: int | None = None,
-    text_columns: Sequence[str] = (),
-    label_column: str = "",
+    name: str, split: str, label_map: Mapping[str, int] | None = None, max_samples: int | None = None,
+    text_columns: Sequence[str] = (), label_column: str = "",
 ) -> Split:
     """A split as ``helpers.load_split`` gives it: columns id, premise, hypothesis and label (0, 1 or None)."""
     pairs = PairFormat(tuple((label_map or {}).items()), tuple(text_columns), label_column)

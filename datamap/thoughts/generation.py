@@ -46,15 +46,8 @@ class Generated:
 
 
 def generate(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[str],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-    temperature: float = 0.0,
-    seed: int = 0,
-    constraint: SchemaConstraint | None = None,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, batch_size: int,
+    max_new_tokens: int, temperature: float = 0.0, seed: int = 0, constraint: SchemaConstraint | None = None,
     sort: bool = True,
 ) -> Iterator[tuple[list[int], list[Generated]]]:
     """Yield, batch by batch, the places of its prompts in ``prompts`` and what the model wrote after each of them.

@@ -201,9 +201,7 @@ def draw_accuracy(axis: Axes, table: pd.DataFrame) -> None:
                   elinewidth=1.2, label="accuracy", zorder=3)
 
 
-def write_lengths(
-    directory: Path, table: pd.DataFrame, unit: str, metrics: Mapping[str, Any], title: str
-) -> None:
+def write_lengths(directory: Path, table: pd.DataFrame, unit: str, metrics: Mapping[str, Any], title: str) -> None:
     """``accuracy_by_length.csv`` (a ``length_table``) and its picture; unit: what is counted, for the axis."""
     from matplotlib.ticker import MaxNLocator
 
@@ -254,9 +252,7 @@ def metrics_of(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     }
 
 
-def write_results(
-    path: Path, records: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], title: str
-) -> None:
+def write_results(path: Path, records: Sequence[Mapping[str, Any]], metrics: Mapping[str, Any], title: str) -> None:
     import pandas as pd
 
     write_json(path / "metrics.json", metrics)
@@ -313,9 +309,7 @@ def metrics_table(metrics: Mapping[str, Any]) -> str:
     """For the console."""
     import pandas as pd
 
-    rows: list[tuple[str, Any, str]] = [
-        ("pairs", metrics["n"], f"{metrics['n_labelled']:,} with a true label"),
-    ]
+    rows: list[tuple[str, Any, str]] = [("pairs", metrics["n"], f"{metrics['n_labelled']:,} with a true label")]
     if metrics["n_labelled"]:
         f1 = ", ".join(f"label {label} " + ("-" if metrics[f"f1_{label}"] is None else f"{metrics[f'f1_{label}']:.3f}")
                        for label in LABELS)

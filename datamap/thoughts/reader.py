@@ -217,9 +217,7 @@ def _behind_thinking(text: str, spans: Sequence[tuple[int, int]]) -> int:
     return end
 
 
-def _labels_of_broken(
-    text: str, begin: int, spans: Sequence[tuple[int, int]], number: int, prompt: str
-) -> set[int]:
+def _labels_of_broken(text: str, begin: int, spans: Sequence[tuple[int, int]], number: int, prompt: str) -> set[int]:
     """The labels of broken objects before the one at ``spans[number]``, and of one around it."""
     starts = [begin, *(max(begin, end) for _, end in spans[:number])]
     parts = [text[start:end] for start, (end, _) in zip(starts, spans[: number + 1], strict=True)]

@@ -70,9 +70,7 @@ def encode(
                         "token stands for; save one beside the model")
     start, eos = completion_start(tokenizer), str(tokenizer.eos_token)
     prompts = [model_prompt(tokenizer, template, row["premise"], row["hypothesis"]) for row in rows]
-    completions = [
-        start + completion_text(neutral(row["thought_process"], tokenizer), row["label"]) for row in rows
-    ]
+    completions = [start + completion_text(neutral(row["thought_process"], tokenizer), row["label"]) for row in rows]
     texts = [prompt + completion + eos for prompt, completion in zip(prompts, completions, strict=True)]
     whole = tokenizer(texts, verbose=False)
     alone = tokenizer(prompts, verbose=False)["input_ids"]
@@ -183,12 +181,8 @@ class ThoughtTrainer(SFTTrainer):
 
 
 def build_trainer(
-    args: argparse.Namespace,
-    config: SFTConfig,
-    model: PeftModel,
-    tokenizer: PreTrainedTokenizerBase,
-    train: pd.DataFrame,
-    held_out: pd.DataFrame,
+    args: argparse.Namespace, config: SFTConfig, model: PeftModel, tokenizer: PreTrainedTokenizerBase,
+    train: pd.DataFrame, held_out: pd.DataFrame,
 ) -> ThoughtTrainer:
     """A trainer on rows of which each leaves something to learn within ``--max_length``.
 
@@ -251,14 +245,8 @@ class GeneratedAnswers(TrainerCallback):
     """
 
     def __init__(
-        self,
-        trainer: ThoughtTrainer,
-        tokenizer: PreTrainedTokenizerBase,
-        template: string.Template,
-        pairs: Sequence[Mapping[str, Any]],
-        steps: int,
-        batch_size: int,
-        max_new_tokens: int,
+        self, trainer: ThoughtTrainer, tokenizer: PreTrainedTokenizerBase, template: string.Template,
+        pairs: Sequence[Mapping[str, Any]], steps: int, batch_size: int, max_new_tokens: int,
     ):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise UserError("answering pairs needs the whole model in every process, which FSDP and DeepSpeed split: "

@@ -240,9 +240,7 @@ def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:
     if args.filter_categories:
         config["category"] = {**metrics, "categories": args.filter_categories}
     if args.filter_clusters:
-        config["cluster"] = {
-            "cluster_path": args.cluster_assignments_path, "exclude_clusters": args.exclude_clusters
-        }
+        config["cluster"] = {"cluster_path": args.cluster_assignments_path, "exclude_clusters": args.exclude_clusters}
         if args.min_cluster_probability is not None:
             config["cluster"]["min_probability"] = args.min_cluster_probability
     if args.filter_random:

@@ -69,12 +69,7 @@ class EvaluationCallback(TrainerCallback):
     """
 
     def __init__(
-        self,
-        trainer: Trainer,
-        metric: str,
-        greater_is_better: bool,
-        slice_values: Mapping[str, list],
-        keep: int,
+        self, trainer: Trainer, metric: str, greater_is_better: bool, slice_values: Mapping[str, list], keep: int,
         title: str,
     ):
         self.trainer, self.output_dir = trainer, Path(trainer.args.output_dir)

@@ -71,10 +71,7 @@ def embedding_spans(
 
 
 def embedder(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: datasets.Dataset,
-    spans: np.ndarray,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, spans: np.ndarray,
     batch_size: int,
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """The order in which N rows are best embedded, and what embeds some of them: (m,) places to (m, P H) float32.
@@ -96,9 +93,7 @@ def embedder(
             some = places[first : first + batch_size]
             chosen = rows[some]
             batch = tokenizer.pad({name: chosen[name] for name in names}, return_tensors="pt").to(device)
-            with torch.inference_mode(), torch.autocast(
-                device.type, torch.bfloat16, enabled=device.type == "cuda"
-            ):
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
                 hidden = model(**batch).last_hidden_state
                 vectors.append(pool(hidden, torch.from_numpy(spans[some]).to(device)).cpu().numpy())
             if not np.isfinite(vectors[-1]).all():
@@ -187,11 +182,7 @@ def describe(args: argparse.Namespace, split: Split, shape: tuple[int, int], has
 
 
 def write_embeddings(
-    path: Path,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    rows: datasets.Dataset,
-    spans: np.ndarray,
+    path: Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, spans: np.ndarray,
     batch_size: int,
 ) -> tuple[int, int]:
     """Embed all rows into a .npy file of float32; returns its shape."""

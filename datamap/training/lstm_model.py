@@ -104,14 +104,8 @@ class Reader(nn.Module):
         self.candidate = nn.Linear(size // 2 + size, size)
 
     def forward(
-        self,
-        ids: torch.Tensor,
-        words: torch.Tensor,
-        inside: torch.Tensor,
-        states: torch.Tensor,
-        question_words: torch.Tensor,
-        question_inside: torch.Tensor,
-        question_states: torch.Tensor,
+        self, ids: torch.Tensor, words: torch.Tensor, inside: torch.Tensor, states: torch.Tensor,
+        question_words: torch.Tensor, question_inside: torch.Tensor, question_states: torch.Tensor,
     ) -> torch.Tensor:
         """Embeddings, mask and LSTM states (0 outside) of text (B, L, H) and question (B, K, H) to a state (B, H).
 
@@ -214,9 +208,7 @@ class LSTMModel(LSTMPreTrainedModel):
         self.post_init()
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
     ) -> BaseModelOutput:
         """(B, L) to ``last_hidden_state`` (B, L, hidden_size), 0 at padding, which stands at the end.
@@ -267,11 +259,8 @@ class LSTMForSequenceClassification(LSTMPreTrainedModel):
         self.post_init()
 
     def forward(
-        self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        token_type_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None, labels: torch.Tensor | None = None,
     ) -> SequenceClassifierOutput:
         """``logits`` (B, num_labels) and, with ``labels`` (B,) of class numbers, ``loss``, the mean cross-entropy."""
         hidden = self.lstm(input_ids, attention_mask, token_type_ids).last_hidden_state
@@ -311,15 +300,8 @@ def train_tokenizer(texts: Iterable[str], max_length: int, vocab_size: int = VOC
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast,
-    model_class: Any,
-    max_length: int,
-    *,
-    hidden_size: int = HIDDEN_SIZE,
-    num_layers: int = NUM_LAYERS,
-    dropout: float = DROPOUT,
-    reader: bool = False,
-    **head: Any,
+    tokenizer: PreTrainedTokenizerFast, model_class: Any, max_length: int, *, hidden_size: int = HIDDEN_SIZE,
+    num_layers: int = NUM_LAYERS, dropout: float = DROPOUT, reader: bool = False, **head: Any,
 ) -> PreTrainedModel:
     """An LSTM with random weights (seed torch first); ``head`` goes to its configuration (num_labels, id2label, ...).
 

@@ -100,14 +100,8 @@ def trained_fingerprint(model: str | Path) -> str | None:
 
 
 def load_pretrained(
-    name: str,
-    model_class: Any,
-    kind: str,
-    *,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    new_head: bool = False,
-    advice: str = "give one that was trained as such",
-    **settings: Any,
+    name: str, model_class: Any, kind: str, *, tokenizer: PreTrainedTokenizerBase | None = None,
+    new_head: bool = False, advice: str = "give one that was trained as such", **settings: Any,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """Model of a Hub name or a directory, in eval mode, and its tokenizer; in float32 unless ``settings`` say other.
 

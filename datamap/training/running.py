@@ -57,12 +57,8 @@ def training_arguments(args: argparse.Namespace, task: Task) -> TrainingArgument
 
 
 def build_trainer(
-    args: argparse.Namespace,
-    arguments: TrainingArguments,
-    data: RunData,
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
-    checkpoint: str | None,
+    args: argparse.Namespace, arguments: TrainingArguments, data: RunData, model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase, checkpoint: str | None,
 ) -> CartographyTrainer:
     from datamap.training.callbacks import EvaluationCallback, tell_in_lines
     from datamap.training.trainer import CartographyTrainer, PadToLongest

@@ -84,14 +84,8 @@ def paired(tokenizer: Tokenizer, max_length: int, **special: str) -> PreTrainedT
 
 
 def build_model(
-    tokenizer: PreTrainedTokenizerFast,
-    model_class: Any,
-    max_length: int,
-    *,
-    hidden_size: int = HIDDEN_SIZE,
-    num_layers: int = NUM_LAYERS,
-    dropout: float = DROPOUT,
-    **head: Any,
+    tokenizer: PreTrainedTokenizerFast, model_class: Any, max_length: int, *, hidden_size: int = HIDDEN_SIZE,
+    num_layers: int = NUM_LAYERS, dropout: float = DROPOUT, **head: Any,
 ) -> PreTrainedModel:
     """An ELECTRA with random weights (seed torch first) and the head of ``model_class``.
 

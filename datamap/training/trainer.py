@@ -35,13 +35,8 @@ class CartographyTrainer(Trainer):
     """
 
     def __init__(
-        self,
-        *args: Any,
-        task: Task,
-        dynamics: CartographyCallback | None = None,
-        smoothing: np.ndarray | None = None,
-        weights: np.ndarray | None = None,
-        **kwargs: Any,
+        self, *args: Any, task: Task, dynamics: CartographyCallback | None = None, smoothing: np.ndarray | None = None,
+        weights: np.ndarray | None = None, **kwargs: Any,
     ):
         super().__init__(*args, **kwargs)
         # Our loss is a mean over the batch, which the Trainer must divide by the accumulation steps.
@@ -60,10 +55,7 @@ class CartographyTrainer(Trainer):
         return recorder.row_losses(heads, smoothing)
 
     def compute_loss(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        return_outputs: bool = False,
+        self, model: torch.nn.Module, inputs: dict[str, Any], return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
         row_index = inputs["row_index"]
@@ -78,10 +70,7 @@ class CartographyTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(
-        self,
-        model: torch.nn.Module,
-        inputs: dict[str, Any],
-        prediction_loss_only: bool,
+        self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
         ignore_keys: list[str] | None = None,
     ) -> tuple[None, torch.Tensor, torch.Tensor]:
         """Keep what the task needs of each row, not its logits; the rows' numbers stand in for labels."""
