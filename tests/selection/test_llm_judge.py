@@ -65,7 +65,7 @@ def test_every_example_gets_its_verdict(tmp_path):
         verdicts = run(tmp_path, server, IDS, SENTENCES, LABELS, workers=3)
         assert len(server.requests) == 12
         assert all(request["temperature"] == 0 and request["model"] == "m" for request in server.requests)
-    assert verdicts == [verdict(*expected(sentence, label), reason=f"of {sentence}")
+    assert verdicts == [{**verdict(*expected(sentence, label)), "reason": f"of {sentence}"}
                         for sentence, label in zip(SENTENCES, LABELS, strict=True)]
     counts = [sum(expected(sentence, label)) for sentence, label in zip(SENTENCES, LABELS, strict=True)]
     assert flags(verdicts).tolist() == counts
