@@ -9,8 +9,7 @@ from datamap.core.errors import UserError
 PACKAGE = Path(__file__).resolve().parents[1]
 CHECKOUT = PACKAGE.parent
 # An installed package holds them; in a checkout they lie beside it.
-EXAMPLES = next(parent / "example_configs" for parent in (PACKAGE, CHECKOUT) if
-                (parent / "example_configs").is_dir() or parent == CHECKOUT)
+EXAMPLES = PACKAGE / "example_configs" if (PACKAGE / "example_configs").is_dir() else CHECKOUT / "example_configs"
 
 
 def script_file(name: str) -> Path:
