@@ -101,7 +101,9 @@ def test_the_adapter_can_be_put_on_and_answers_as_it_did(whole_run, model_dir):
     from datamap.thoughts.prompts import PAIR, load_prompt, model_prompt
 
     tokenizer = load_tokenizer(str(whole_run))
-    model = load_causal_lm(str(model_dir), tokenizer, adapter=str(whole_run), load_in_4bit=True, no_cuda=True)
+    # Trainable, so that it multiplies as in training: for evaluation bitsandbytes has another product on some CPUs.
+    model = load_causal_lm(str(model_dir), tokenizer, adapter=str(whole_run), load_in_4bit=True, no_cuda=True,
+                           trainable=True).eval()
     answers = jsonl(whole_run / "eval_generate.jsonl")
     template = load_prompt(whole_run / "prompt.txt", PAIR)
     prompts = [model_prompt(tokenizer, template, row["premise"], row["hypothesis"]) for row in answers]
