@@ -33,7 +33,7 @@ from datamap.cartography.maps import (
     write_cartography,
 )
 from datamap.cartography.metrics import METRIC_COLUMNS, compute_metrics, load_cartography_metrics
-from datamap.core.artifacts import artifact_file, check_not_read, recorded_dataset, stage
+from datamap.core.artifacts import artifact_file, check_not_read, load_meta, recorded_dataset, stage
 from datamap.core.errors import command_line
 from datamap.core.flags import Parser, number
 from datamap.core.plots import CATEGORY_COLORS, dataset_label
@@ -101,8 +101,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     recorded = recorded_dataset(source)
     title = dataset_label(recorded["dataset"], recorded["split"]) if recorded else source.name
 
+    meta = (load_meta(source) or {}).get("arguments", {})
+    settings = {**vars(args), "recorded_with": meta.get("recorded_with", meta) or None}  # as a suite asks for it
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
-    with stage(args.output_dir, args, owns=CARTOGRAPHY_FILES, inputs=inputs, datasets=[recorded]) as path:
+    with stage(args.output_dir, settings, owns=CARTOGRAPHY_FILES, inputs=inputs, datasets=[recorded]) as path:
         for epoch in read_epochs(args):
             write_dynamics(path, epoch.pop("epoch"), epoch.pop("id"), epoch)
         write_cartography(path, metrics, title, *asked)

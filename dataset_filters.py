@@ -27,7 +27,7 @@ from datamap.analysis.filters import (
     RandomFilter,
     RuleFilter,
 )
-from datamap.core.artifacts import check_not_read, recorded_task, stage
+from datamap.core.artifacts import check_not_read, recorded_dataset, recorded_task, stage
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_DATASET, DEFAULT_SEED, Parser, number, positive_int, seed_number
@@ -47,8 +47,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--filter_config", metavar="FILE", required=True, help="JSON of filter blocks")
     parser.add_argument("--output_dir", required=True, help="where the files go; a dataset directory for --dataset")
     group = parser.add_argument_group("data")
-    group.add_argument("--dataset", default=DEFAULT_DATASET,
-                       help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:NAME")
+    group.add_argument("--dataset",
+                       help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:NAME "
+                            f"(default: that of what the filters read, else {DEFAULT_DATASET})")
     group.add_argument("--split", dest="train_split", metavar="SPLIT", default="train",
                        help="split to filter; what is written is called train")
     add_task_flags(group)
@@ -69,6 +70,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     inputs = filter_inputs(args.filters)
+    if args.dataset is None:
+        recorded = next(filter(None, map(recorded_dataset, inputs.values())), {})
+        args.dataset = recorded.get("dataset", DEFAULT_DATASET)
     sources = [*inputs.values(), *([args.dataset] if os.path.exists(args.dataset) else [])]
     check_not_read(args.output_dir, *sources)
     loaded, kept, report = training_split(args, task_of(args, recorded_task(*inputs.values())))

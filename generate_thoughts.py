@@ -68,7 +68,8 @@ def build_parser() -> Parser:
     group.add_argument("--output_price", type=lambda text: number(text, 0), metavar="AMOUNT",
                        help="of a million answered tokens")
     group.add_argument("--max_retries", type=lambda text: int(number(text, 0, 100)), default=5, metavar="N",
-                       help="how often a question is asked again that got no answer, or none that can be read")
+                       help="how often a question is asked again that got no answer (after 0.5 s, twice as long each "
+                            "time, 8 s at most), or none that can be read")
     group.add_argument("--timeout", type=lambda text: number(text, 0.1), default=120.0, metavar="SECONDS",
                        help="without a sign of the server")
     group.add_switch("--retry_failures", help="ask again for what stands in failures.jsonl")

@@ -50,6 +50,8 @@ def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
         content = read_json(path)
         if not isinstance(content, dict) or not {"id", "confidence", "correct"} <= content.keys():
             raise UserError(f"{path}: expected columns id, confidence, correct, ...; it was not written by {MADE_BY}")
+        if other := [name for name, values in content.items() if name != "epoch" and not isinstance(values, list)]:
+            raise UserError(f"{path}: {name_a_few(other)} is no column, one value per example; is the file whole?")
         lengths = {name: len(values) for name, values in content.items() if name != "epoch"}
         if len(set(lengths.values())) > 1:
             raise UserError(f"{path}: columns of different lengths {lengths}; is the file whole?")

@@ -65,7 +65,7 @@ def map_thresholds(path: str | Path, metrics: pd.DataFrame) -> tuple[float, floa
     recorded = THRESHOLDS_FILE in (load_meta(file) or {}).get("outputs", {})
     if not file.match("cartography_metrics.*") or not (thresholds.exists() or recorded):
         return category_thresholds(metrics)
-    found = read_json(artifact_file(thresholds.parent, THRESHOLDS_FILE, MADE_BY))
+    found = read_json(artifact_file(thresholds.parent, THRESHOLDS_FILE, "dataset_cartography.py"))
     cuts = [found.get(name) if isinstance(found, Mapping) else None for name in ("confidence", "variability")]
     for name, cut in zip(("confidence", "variability"), cuts, strict=True):
         low, high = RANGES[name]
@@ -74,6 +74,9 @@ def map_thresholds(path: str | Path, metrics: pd.DataFrame) -> tuple[float, floa
                 f"{thresholds}: expected {name} as a number in {low:g}..{high:g}, found {cut!r:.60}; is the file "
                 "whole? dataset_cartography.py writes it again"
             )
+    if file.suffix == ".json":  # numbers of 15 decimals: an example that is the cut itself must stay on its side
+        return category_thresholds(metrics, found.get("confidence_threshold"), found.get("variability_threshold"),
+                                   found.get("method", "fixed"))
     return float(cuts[0]), float(cuts[1])  # type: ignore[arg-type]
 
 

@@ -292,7 +292,7 @@ def _read_file(path: Path) -> datasets.Dataset:
 def _csv_rows(path: Path) -> list[dict[str, Any]]:
     """Rows of a CSV: every cell a string but whole numbers outside ``id``; empty cells are None."""
     records = csv_records(path)
-    header = next(records)
+    header = next(records, [])
     rows: list[dict[str, Any]] = [dict(zip(header, cells, strict=True)) for cells in records]
     for column in header:
         values = [row[column] for row in rows]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from datamap.cartography.maps import METRICS_FILE
 from datamap.core.artifacts import content_key, digest, load_meta
 from datamap.core.errors import UserError
 from datamap.core.flags import DEFAULT_SEED
@@ -27,7 +29,6 @@ LEFT_OUT = (
 )
 # What a map depends on, beside the data and the number of rows.
 MADE_WITH = ("model", "ablations", "confidence_type", "hidden_size", "num_layers", "dropout", "vocab_size")
-METRICS_FILE = "cartography_metrics.csv"
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +64,11 @@ def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
     return needed
 
 
+def _recorded_with(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of the training that recorded a map, which dataset_cartography.py passes on."""
+    return meta["arguments"].get("recorded_with") or meta["arguments"]
+
+
 def _why_not(directory: Path, arguments: argparse.Namespace, asked: Sequence[str]) -> str | None:
     """What keeps a directory from being a finished map of what the baseline trains on, by the same model; or None.
 
@@ -75,7 +81,7 @@ def _why_not(directory: Path, arguments: argparse.Namespace, asked: Sequence[str
         return f"it is marked {meta['status']}"
     if not meta.get("datasets"):
         return "it names no dataset"
-    before = meta["arguments"]
+    before = _recorded_with(meta)
     for name in dict.fromkeys((*MADE_WITH, *asked)):
         if before.get(name) != getattr(arguments, name):
             return f"its {name} is {before.get(name)}, not {getattr(arguments, name)}"
@@ -100,7 +106,7 @@ def _clusters(
                     f"[{arguments.train_split}]: not used")
     model = home / "trainer_output"
     if not cartography.command:
-        model = Path((load_meta(cartography.directory) or {})["arguments"]["output_dir"])
+        model = Path(_recorded_with(load_meta(cartography.directory) or {})["output_dir"])
         if not (model / "config.json").exists():
             raise UserError(f"{suite.file}, prerequisites: clusters need the model of {cartography.directory}, and "
                             f"{model} holds none; move the map away to have both made")

@@ -1,7 +1,8 @@
 """Questions to an OpenAI-compatible chat server: every answer is recorded as it comes, and none is asked for twice.
 
 The openai client sends, waits and asks again (429, 408, 409, from 500 on, and where the connection fails), also as
-long as a server's Retry-After says. What it does not do stands here: records, budgets and the rate over all requests.
+long as a server's Retry-After says, up to two minutes. What it does not do stands here: records, budgets and the rate
+over all requests.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from datamap.core.artifacts import check_writable
 from datamap.core.errors import UserError
@@ -41,6 +43,7 @@ TOO_LONG = "maximum context length"  # vLLM has no name for it
 NO_COMPLETION = 599  # the status of a success that holds no completion, for the client to ask again
 ATTEMPT = "x-stainless-retry-count"  # header of the client: how often it has asked before
 
+T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
@@ -126,7 +129,7 @@ def ask_all(
             budget = Budget(requests_per_minute, max_requests, prices, max_cost, max_retries)
             client, key = connect(base_url, key_variable, timeout, budget)
             asker = _Asker(client, key, budget, model, parameters, check, keep_parsed, verify, key_variable)
-            new = asyncio.run(_ask_missing(missing, keys, path, failures_path, asker, workers, len(questions)))
+            new = _run(_ask_missing(missing, keys, path, failures_path, asker, workers, len(questions)))
             records |= new
             outcomes |= {question.id: _outcome(new[question.id], question, check) for question in missing}
     usage = {name: total(records.values(), name) for name in ("requests", *TOKENS)}
@@ -142,6 +145,16 @@ def ask_all(
         + ", ".join(f"{'?' if count is None else format(count, ',')} {name}" for name, count in usage.items())
     )
     return answers
+
+
+def _run(coroutine: Coroutine[Any, Any, T]) -> T:
+    """``asyncio.run``, in a thread of its own where a loop runs already, as in a notebook."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(coroutine)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
 
 
 def cost_of(tokens: Mapping[str, int | None], prices: tuple[float, float]) -> float:

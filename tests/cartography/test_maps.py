@@ -2,6 +2,7 @@
 
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_dynamics import metrics_frame
 from matplotlib.figure import Figure
@@ -124,3 +125,16 @@ def test_thresholds_that_were_written_and_are_gone_are_refused(tmp_path):
     (tmp_path / "thresholds.json").unlink()
     with pytest.raises(UserError, match="holds no thresholds.json"):
         load_map(tmp_path)
+
+
+def test_metrics_as_json_are_cut_as_those_of_the_csv(tmp_path):
+    """Of an odd number of examples the median is one example's own value, and JSON keeps 15 decimals of it."""
+    rng = np.random.default_rng(5)
+    for number in range(20):
+        size = 2 * number + 5
+        columns = {"confidence": rng.random(size), "variability": rng.random(size) / 2, "num_epochs": 3}
+        metrics = pd.DataFrame(columns, index=pd.Index([f"e{row}" for row in range(size)], name="id"))
+        write_cartography(tmp_path, metrics)
+        from_csv, from_json = (load_map(tmp_path / f"cartography_metrics.{kind}")[0]["category"] for kind in
+                               ("csv", "json"))
+        assert from_csv.tolist() == from_json.tolist()
