@@ -6,6 +6,7 @@ below show that each check can fail.
 """
 
 import ast
+from collections import Counter
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -163,6 +164,12 @@ def test_no_script_is_loaded_past_the_floors(house):
 def test_the_top_level_and_the_rooms(house):
     assert len(list(REPOSITORY.glob("*.py"))) <= MOST_SCRIPTS
     assert not (faults := outside_the_rooms(house)), "\n".join(["", *faults])
+
+
+def test_no_two_classes_have_one_name(house):
+    names = Counter(node.name for module, tree in house.items() if module.startswith("datamap.") for node in tree.body
+                    if isinstance(node, ast.ClassDef))
+    assert names["Task"] == 1 and [name for name, count in names.items() if count > 1] == []
 
 
 def test_no_module_and_no_function_is_too_long(house):

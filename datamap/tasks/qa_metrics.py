@@ -37,7 +37,7 @@ class Spans(NamedTuple):
     end: torch.Tensor  # int64 token position, inclusive; -1 when there is none
 
 
-class Answers(NamedTuple):
+class PredictedAnswers(NamedTuple):
     """One answer per example, in the order of the contexts."""
 
     text: list[str]  # slice of the context, or "" for no answer
@@ -129,7 +129,7 @@ def char_spans(
 def choose_answers(
     contexts: Sequence[str], example_index: np.ndarray, score: np.ndarray, char_start: np.ndarray,
     char_end: np.ndarray, null_score: np.ndarray, *, version_2: bool,
-) -> Answers:
+) -> PredictedAnswers:
     """The answer of each example: the text of its best span over all of its windows.
 
     contexts: one per example (N of them); the arrays have one entry per window, (W,), in any order: example_index into
@@ -165,7 +165,7 @@ def choose_answers(
     begin, stop = np.zeros((2, n), np.int64)
     begin[present[answered]], stop[present[answered]] = char_start[window[answered]], char_end[window[answered]]
     text = [context[a:b] for context, a, b in zip(contexts, begin.tolist(), stop.tolist(), strict=True)]
-    return Answers(text, best_score)
+    return PredictedAnswers(text, best_score)
 
 
 def normalize_answer(text: str) -> str:

@@ -15,6 +15,7 @@ import run
 from datamap.analysis.filter_config import apply_filters
 from datamap.cartography.categories import category_thresholds, with_categories
 from datamap.cartography.maps import load_map, write_cartography
+from datamap.core.artifacts import stage
 from datamap.core.files import read_json, read_jsonl
 from datamap.core.splits import content_fingerprint, load_split
 from datamap.tasks.registry import get_task
@@ -196,3 +197,16 @@ def test_categories_are_those_of_the_map(tmp_path, questions):
         assert report["filters"][0]["thresholds"] == dict(zip(("confidence", "variability"), cuts, strict=True))
     least = {"ambiguous": {"metrics_path": str(tmp_path / "map"), "top_fraction": 0}}
     assert apply_filters(split, least)["id"][:] == frame.index[frame["category"] != "ambiguous"].tolist()
+
+
+def test_the_dataset_is_that_of_what_the_filters_read(tmp_path, questions):
+    path, _ = questions
+    split = load_split(str(path), "train", get_task("qa"))
+    with stage(tmp_path / "map", {}, owns=("*",), datasets=[split.identity()]):
+        write_map(tmp_path / "map", split.ids)
+    file = tmp_path / "filters.json"
+    file.write_text(json.dumps({"category": {"metrics_path": str(tmp_path / "map"), "categories": ["easy"]}}))
+    dataset_filters.main(["--filter_config", str(file), "--output_dir", str(tmp_path / "filtered")])
+    chosen = load_map(tmp_path / "map")[0]
+    kept = [row["id"] for row in read_jsonl(tmp_path / "filtered" / "train.jsonl")]
+    assert kept and set(kept) <= set(chosen.index[chosen["category"] == "easy"])

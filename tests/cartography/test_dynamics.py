@@ -192,3 +192,10 @@ def test_a_truncated_compressed_log_is_refused(tmp_path):
     (tmp_path / "dynamics_epoch_0.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(UserError, match="not a whole gzip file"):
         list(read_logged_logits(tmp_path))
+
+
+def test_a_number_in_the_place_of_a_column_is_named(tmp_path):
+    content = '{"epoch": 1, "id": ["a"], "confidence": 3, "correct": [1]}'
+    (tmp_path / "training_dynamics_epoch_1.json").write_text(content)
+    with pytest.raises(UserError, match="'confidence' is no column"):
+        list(read_dynamics(tmp_path))

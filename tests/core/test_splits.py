@@ -404,6 +404,7 @@ def test_csv_contexts_may_be_long(tmp_path):
         ("a.csv", "id,question,question\na,1,2\n", "'question' .*more than once"),
         ("a.csv", "id,question\n", "holds no rows"),
         ("a.csv", "", "is empty"),
+        ("a.csv", "\ufeff", "holds no rows"),
         ("a.jsonl", " \n\n", "is empty"),
         ("a.parquet", "PAR1 not", "is not a parquet file"),
         ("a.json.gz", "[]", "is not a whole gzip file"),

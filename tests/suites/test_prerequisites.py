@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from conftest import qa_rows, write_rows
 
+import dataset_cartography
 import run_experiments
 from datamap.analysis import cluster_arguments
 from datamap.core.artifacts import load_meta, stage
@@ -102,6 +103,15 @@ def test_a_matching_map_needs_no_command_of_its_own(planned, here, qa_dir, capsy
 def test_a_map_of_any_seed_and_of_as_many_epochs_as_it_took_matches(planned, here, qa_dir, seed):
     finished(here / "cartography_output", qa_dir, "--seed", seed, "--num_train_epochs", "7")
     assert planned()[0][0].command == []
+
+
+def test_a_map_that_was_cut_elsewhere_is_the_same_recording(planned, here, qa_dir):
+    finished(here / "recorded", qa_dir)
+    for source, target in (("recorded", "once"), ("once", "cartography_output")):
+        dataset_cartography.main(["--cartography_dir", source, "--method", "percentile", "--output_dir", target])
+    assert planned(argv=["--cartography_output_dir", "cartography_output"])[0][0].command == []
+    with pytest.raises(UserError, match="no finished map"):
+        planned(argv=["--cartography_output_dir", "cartography_output", "--ablations", "q_only"])
 
 
 def test_a_map_of_the_same_first_rows_matches(planned, here, qa_dir):

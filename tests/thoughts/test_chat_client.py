@@ -1,5 +1,6 @@
 """The chat client against a server on this machine: what is sent, what is kept, and what is never sent twice."""
 
+import asyncio
 import json
 import logging
 import os
@@ -77,6 +78,14 @@ def test_every_question_is_asked_once_and_its_answer_kept(tmp_path):
     assert answers.failures == {}
     assert answers.usage == {"requests": 30, "prompt_tokens": 90, "completion_tokens": 60}
     assert sorted(record["id"] for record in records(path)) == sorted(answers.parsed)
+
+
+def test_a_notebook_whose_loop_runs_may_ask(tmp_path):
+    async def cell():
+        return ask(questions(5), tmp_path / "answers.jsonl", server, workers=2)
+
+    with chat_server(shout) as server:
+        assert len(asyncio.run(cell()).parsed) == 5
 
 
 def test_recorded_answers_need_no_server_and_no_key(tmp_path):
