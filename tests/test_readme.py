@@ -137,6 +137,7 @@ def go_through(pages: Sequence[str], names: dict, dataset: Path, model: Path, re
             exec(text.replace(HUB_DATASET, str(dataset)), names)
 
 
+@pytest.mark.slow
 def test_the_road_of_questions_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "example_configs").symlink_to(REPOSITORY / "example_configs")
@@ -166,6 +167,7 @@ def test_the_road_of_questions_runs_from_top_to_bottom(qa_dir, reviews, tiny_mod
     assert 0 < len(kept) < 24
 
 
+@pytest.mark.slow
 def test_the_road_of_labels_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     go_through(LABELS, {}, qa_dir, tiny_model, reviews)
