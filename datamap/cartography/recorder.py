@@ -163,7 +163,7 @@ class CartographyCallback(TrainerCallback):
         self.row_to_example = np.arange(len(self.ids)) if row_to_example is None else np.asarray(row_to_example)
         if len(self.row_to_example) and self.row_to_example.max() >= len(self.ids):
             raise ValueError(f"row_to_example points at {self.row_to_example.max()}, there are {len(self.ids)} ids")
-        self.label_positions = None if label_positions is None else np.asarray(label_positions, dtype=np.int64)
+        self.label_positions = None if label_positions is None else np.array(label_positions, dtype=np.int64)
         if self.label_positions is not None:
             if len(self.label_positions) != len(self.row_to_example):
                 raise ValueError(f"{len(self.label_positions)} label positions for {len(self.row_to_example)} rows")
