@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-T = TypeVar("T")
+from datamap.demo.draws import pick, shuffled
+
 Span = tuple[int, int]  # character offsets into the note, end exclusive
 
 PLANTED_ERRORS = ("wrong_span", "shifted_boundary", "overlong_span", "other_question", "malformed_question")
@@ -283,10 +283,6 @@ class Note:
     facts: list[Fact]
 
 
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]
-
-
 def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[str, Any]]:
     errors = _error_plan(rng, num_examples) if split == "train" else [""] * num_examples
     rows: list[dict[str, Any]] = []
@@ -306,8 +302,7 @@ def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[
 def _error_plan(rng: np.random.Generator, n: int) -> list[str]:
     """The planted error of each of `n` examples ("" for clean): a tenth, kinds in equal shares, in random order."""
     planted = [PLANTED_ERRORS[i % len(PLANTED_ERRORS)] for i in range(round(n * ERROR_SHARE))]
-    plan = planted + [""] * (n - len(planted))
-    return [plan[i] for i in rng.permutation(n)]
+    return shuffled(rng, planted + [""] * (n - len(planted)))
 
 
 def _row(rng: np.random.Generator, note: Note, fact: Fact, error: str) -> dict[str, Any]:
@@ -315,7 +310,7 @@ def _row(rng: np.random.Generator, note: Note, fact: Fact, error: str) -> dict[s
     if error in MOVED_SPANS:
         golds = [MOVED_SPANS[error](rng, note, fact)]
     elif error == "other_question":
-        other = _pick(rng, [f for f in note.facts if f is not fact])
+        other = pick(rng, [f for f in note.facts if f is not fact])
         question, kind = other.question, other.kind
     elif error == "malformed_question":
         question = _garble(rng, question)
@@ -340,28 +335,25 @@ def _note(rng: np.random.Generator) -> Note:
 def _draft(rng: np.random.Generator) -> Note:
     patient = _patient(rng)
     wordy = rng.random() < LONG_SHARE
-    num_sentences = _pick(rng, (7, 8, 9) if wordy else (4, 4, 4, 5, 5, 5, 6, 6, 7, 7, 8, 9))
+    num_sentences = pick(rng, (7, 8, 9) if wordy else (4, 4, 4, 5, 5, 5, 6, 6, 7, 7, 8, 9))
     num_fillers = min(int(rng.integers(0, 3)), num_sentences - 4)
-    kinds: list[str] = [KINDS[i] for i in rng.permutation(len(KINDS))[: num_sentences - num_fillers]]
+    kinds = shuffled(rng, KINDS)[: num_sentences - num_fillers]
     # The patient is introduced first and sent away last; what happens between has no order.
     middle = [kind for kind in kinds if kind not in ("age", "disposition")] + [""] * num_fillers
-    order = [middle[i] for i in rng.permutation(len(middle))]
-    order = ["age"] * ("age" in kinds) + order + ["disposition"] * ("disposition" in kinds)
+    order = ["age"] * ("age" in kinds) + shuffled(rng, middle) + ["disposition"] * ("disposition" in kinds)
 
     text, sentences, facts = "", [], []
-    fillers = [FILLERS[i] for i in rng.permutation(len(FILLERS))]
-    clauses = [CLAUSES[i] for i in rng.permutation(len(CLAUSES))] if wordy else []
+    fillers, clauses = shuffled(rng, FILLERS), shuffled(rng, CLAUSES) if wordy else []
     for number, kind in enumerate(order):
-        template = _pick(rng, SENTENCES[kind]) if kind else fillers.pop()
-        subject = _pick(rng, ("the patient", "he" if patient["person"] in ("man", "gentleman") else "she"))
-        words = patient | {"subj": subject, "Subj": subject[0].upper() + subject[1:]}
-        sentence = template.format(**words)
+        template = pick(rng, SENTENCES[kind]) if kind else fillers.pop()
+        subject = pick(rng, ("the patient", "he" if patient["person"] in ("man", "gentleman") else "she"))
+        sentence = template.format(**patient, subj=subject, Subj=subject[0].upper() + subject[1:])
         if clauses:
             sentence = _join(sentence, clauses.pop())
         plain, golds = _parse_marks(sentence)
         text += " " if text else ""
         if kind:
-            question = _pick(rng, QUESTIONS[kind]).format(**patient)
+            question = pick(rng, QUESTIONS[kind]).format(**patient)
             facts.append(Fact(kind, question, [(a + len(text), b + len(text)) for a, b in golds], number))
         sentences.append((len(text), len(text) + len(plain)))
         text += plain
@@ -370,20 +362,20 @@ def _draft(rng: np.random.Generator) -> Note:
 
 def _patient(rng: np.random.Generator) -> dict[str, str]:
     """One value for every slot of the templates."""
-    words = {slot: _pick(rng, pool) for slot, pool in POOLS.items()}
-    drug_class, amount_unit = _pick(rng, DOSES)
-    lab, unit, low, high = _pick(rng, LABS)
+    words = {slot: pick(rng, pool) for slot, pool in POOLS.items()}
+    drug_class, amount_unit = pick(rng, DOSES)
+    lab, unit, low, high = pick(rng, LABS)
     article = "an" if words["procedure"][0] in "aeiou" else "a"
     return words | {
-        "person": _pick(rng, ("man", "woman", "gentleman", "lady")),
+        "person": pick(rng, ("man", "woman", "gentleman", "lady")),
         "age": str(rng.integers(19, 94)),
         "drug_class": drug_class,
-        "amount": _pick(rng, AMOUNTS),
+        "amount": pick(rng, AMOUNTS),
         "amount_unit": amount_unit,
         "lab": lab,
         "unit": unit,
         "value": str(rng.integers(low // 2, high // 2 + 1) * 2),
-        "day": f"{_pick(rng, MONTHS)} {rng.integers(1, 29)}",
+        "day": f"{pick(rng, MONTHS)} {rng.integers(1, 29)}",
         "year": str(rng.integers(2008, 2025)),
         "article": article,
         "Article": article.capitalize(),
@@ -430,7 +422,7 @@ def _wrong_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
         for length in range(1, 5):
             spans = [(a[0], b[1]) for a, b in zip(words, words[length - 1 :], strict=False)]
             candidates += [span for span in spans if not any(_overlaps(span, gold) for gold in golds)]
-    return _pick(rng, candidates)
+    return pick(rng, candidates)
 
 
 def _shifted_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
@@ -442,7 +434,7 @@ def _shifted_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
         for step in (-2, -1, 1, 2)
         if inside[0] + step >= 0 and inside[-1] + step < len(words)
     ]
-    return _pick(rng, [span for span in spans if span not in fact.golds])
+    return pick(rng, [span for span in spans if span not in fact.golds])
 
 
 def _overlong_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
@@ -463,7 +455,7 @@ def _garble(rng: np.random.Generator, question: str) -> str:
     if how == 0:  # a broken encoding
         return re.sub(r"\w", "?", question)
     if how == 1:  # cut off before it began
-        return _pick(rng, ("What is the", "What was", "Which of", "What", "Was the patient", "Is the"))
+        return pick(rng, ("What is the", "What was", "Which of", "What", "Was the patient", "Is the"))
     # only little words are left
     little = ("the", "of", "was", "is", "a", "what", "to", "in", "this", "patient")
-    return " ".join(_pick(rng, little) for _ in range(int(rng.integers(3, 8)))) + "?"
+    return " ".join(pick(rng, little) for _ in range(int(rng.integers(3, 8)))) + "?"

@@ -20,12 +20,11 @@ A tenth of the training examples carry a wrong label, named in the column `plant
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 
-T = TypeVar("T")
+from datamap.demo.draws import pick, shuffled
 
 SIZES = {"train": 1500, "validation": 300}
 LABELS = ("entailment", "neutral", "contradiction")
@@ -57,7 +56,7 @@ def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[
     pairs: list[tuple[str, str, str]] = []
     seen: set[tuple[str, str]] = set()
     misses = 0
-    stated = _pick(rng, tuple(ADDED))
+    stated = pick(rng, tuple(ADDED))
     while len(pairs) < num_examples:
         premise, hypotheses = _scene(rng, stated)
         texts = {(premise, hypothesis) for hypothesis in hypotheses.values()}
@@ -68,57 +67,48 @@ def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[
                 raise ValueError(f"num_examples is {num_examples}; demo:nli cannot make so many different pairs")
             continue
         # Drawn once for each scene that is kept: another draw after a miss would favour what is said in many ways.
-        stated = _pick(rng, tuple(ADDED))
+        stated = pick(rng, tuple(ADDED))
         misses = 0
         seen |= texts
-        pairs += [(premise, hypotheses[label], label) for label in _shuffled(rng, LABELS)]
-    pairs = _shuffled(rng, pairs[:num_examples])
+        pairs += [(premise, hypotheses[label], label) for label in shuffled(rng, LABELS)]
+    pairs = shuffled(rng, pairs[:num_examples])
     num_wrong = round(num_examples * ERROR_SHARE) if split == "train" else 0
     wrong = set(rng.permutation(num_examples)[:num_wrong].tolist())
     rows = []
     for number, (premise, hypothesis, label) in enumerate(pairs):
-        error = ""
-        if number in wrong:
-            error = PLANTED_ERRORS[0]
-            label = _pick(rng, [other for other in LABELS if other != label])
+        error = PLANTED_ERRORS[0] if number in wrong else ""
+        if error:
+            label = pick(rng, [other for other in LABELS if other != label])
         rows.append({"premise": premise, "hypothesis": hypothesis, "label": label, "planted_error": error})
     return rows
 
 
 def _scene(rng: np.random.Generator, stated: str) -> tuple[str, dict[str, str]]:
     """A premise that states this of the details in ADDED, and for each label a hypothesis that has it."""
-    kind = _pick(rng, tuple(THINGS))
+    kind = pick(rng, tuple(THINGS))
     things, actions = THINGS[kind]
-    action = _pick(rng, actions)
+    action = pick(rng, actions)
     values = CHANGED | ADDED | {"thing": things}
-    scene = {detail: _pick(rng, options) for detail, options in values.items()}
+    scene = {detail: pick(rng, options) for detail, options in values.items()}
     unstated = [detail for detail in ADDED if detail != stated]
     premise = _sentence(rng, {detail: scene[detail] for detail in (*CHANGED, stated)}, kind, action)
     hypotheses = {}
     for label in LABELS:
-        claim = {detail: scene[detail] for detail in _shuffled(rng, tuple(CHANGED))[: _pick(rng, (1, 2))]}
+        claim = {detail: scene[detail] for detail in shuffled(rng, tuple(CHANGED))[: pick(rng, (1, 2))]}
         if label == "contradiction":
             claim = {
-                detail: _pick(rng, [other for other in values[detail] if other != value])
+                detail: pick(rng, [other for other in values[detail] if other != value])
                 for detail, value in claim.items()
             }
-        added = _pick(rng, unstated) if label == "neutral" else stated
+        added = pick(rng, unstated) if label == "neutral" else stated
         hypotheses[label] = _sentence(rng, claim | {added: scene[added]}, kind, action)
     return premise, hypotheses
 
 
 def _sentence(rng: np.random.Generator, stated: dict[str, str], kind: str, action: str) -> str:
-    count = stated.get("count", _pick(rng, ("some", "")))
+    count = stated.get("count", pick(rng, ("some", "")))
     where, when = stated.get("where"), stated.get("when")
     people = [count, stated.get("age"), "people are", action, stated.get("colour"), stated.get("thing", kind)]
     words = [when, *people, where] if rng.random() < FRONTED_SHARE else [*people, where, when]
     text = " ".join(word for word in words if word)
     return text[0].upper() + text[1:] + "."
-
-
-def _shuffled(rng: np.random.Generator, options: Sequence[T]) -> list[T]:
-    return [options[i] for i in rng.permutation(len(options))]
-
-
-def _pick(rng: np.random.Generator, options: Sequence[T]) -> T:
-    return options[int(rng.integers(len(options)))]

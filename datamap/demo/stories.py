@@ -33,10 +33,11 @@ number of sentences of each kind, in another order and with other actors, one wi
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+
+from datamap.demo.draws import pick, shuffled
 
 NAMES = (
     "Alice", "Andrew", "Anna", "Betty", "Bob", "Brian", "Carol", "Charles", "Christopher", "Daniel", "Donna",
@@ -63,28 +64,9 @@ INTERACTIONS = {"follows": 0, "opposite": AROUND}
 TRIES = 30  # stories drawn for one label before the plan counts as one that allows no such answer
 
 
-@dataclass(frozen=True)
-class Density:
-    """`interactions`: share of the events; `chained`: how often one must refer to an actor that had one before."""
-
-    interactions: float
-    chained: float
-
-
-DENSITIES = {
-    "simple": Density(interactions=0.19, chained=0.0),
-    "deeper": Density(interactions=0.44, chained=0.3),
-    "less_dense": Density(interactions=0.48, chained=0.0),
-    "dense": Density(interactions=0.55, chained=0.0),
-    "superdense": Density(interactions=0.65, chained=0.0),
-}
-
-
-@dataclass(frozen=True)
-class Story:
-    text: str
-    names: list[str]  # in the order of their directions
-    directions: list[int]  # at the end
+# Share of the interactions among the events, and how often one must refer to an actor that had one before.
+DENSITIES = {"simple": 0.19, "deeper": 0.44, "less_dense": 0.48, "dense": 0.55, "superdense": 0.65}
+CHAINED = {"deeper": 0.3}
 
 
 def build(rng: np.random.Generator, split: str, num_examples: int, num_directions: int = 2) -> list[dict[str, Any]]:
@@ -104,7 +86,7 @@ def build(rng: np.random.Generator, split: str, num_examples: int, num_direction
         for start in range(0, size, 2):
             twins = _twins(rng, category, num_actors, num_directions, split == "validation", seen)
             rows += [twins[label] for label in labels[start : start + 2]]
-    return [rows[i] for i in rng.permutation(len(rows))]
+    return shuffled(rng, rows)
 
 
 def _twins(
@@ -112,76 +94,59 @@ def _twins(
 ) -> list[dict[str, Any]]:
     """Two rows with the same number of events of each kind: the first has the answer no, the second yes."""
     while True:
-        plan = _plan(rng, DENSITIES[category], num_actors, num_directions)
+        plan = _plan(rng, category, num_actors, num_directions)
         twins: list[dict[str, Any]] = []
         for label in (0, 1):
             for _ in range(TRIES):
-                story = _story(rng, plan, DENSITIES[category], num_actors, num_directions)
+                text, actors = _story(rng, plan, category, num_actors, num_directions)
                 # The text alone decides between training and validation, so that the two share no story, whatever
                 # their seeds and sizes; the other splits have other numbers of actors.
-                if zlib.crc32(story.text.encode()) % 2 != held_out or story.text in seen:
+                if zlib.crc32(text.encode()) % 2 != held_out or text in seen:
                     continue
-                asked = _ask(rng, story, label)
-                if asked is None:
+                pairs = [(a, b) for a in actors for b in actors if a != b and (actors[a] == actors[b]) == label]
+                if not pairs:
                     continue
-                seen.add(story.text)
-                twins.append(
-                    {
-                        "story": story.text,
-                        "question": f"Is {asked[0]} following {asked[1]}?",
-                        "label": label,
-                        "category": category,
-                        "num_actors": num_actors,
-                        "num_sentences": num_actors + len(plan),
-                    }
-                )
+                one, other = pick(rng, pairs)
+                seen.add(text)
+                twins.append({
+                    "story": text, "question": f"Is {one} following {other}?", "label": label, "category": category,
+                    "num_actors": num_actors, "num_sentences": num_actors + len(plan),
+                })
                 break
         if len(twins) == 2:
             return twins
 
 
-def _plan(rng: np.random.Generator, density: Density, num_actors: int, num_directions: int) -> list[str]:
+def _plan(rng: np.random.Generator, category: str, num_actors: int, num_directions: int) -> list[str]:
     """Kinds of the events of a story, 2 to 2 * num_actors of them."""
     turns = ("around",) if num_directions == 2 else tuple(TURNS)
-    interactions = tuple(INTERACTIONS)
-    kinds = []
-    for _ in range(int(rng.integers(2, 2 * num_actors + 1))):
-        options = interactions if rng.random() < density.interactions else turns
-        kinds.append(options[int(rng.integers(len(options)))])
-    return kinds
+    return [
+        pick(rng, tuple(INTERACTIONS) if rng.random() < DENSITIES[category] else turns)
+        for _ in range(int(rng.integers(2, 2 * num_actors + 1)))
+    ]
 
 
-def _story(rng: np.random.Generator, plan: list[str], density: Density, num_actors: int, num_directions: int) -> Story:
-    """A story with the events of the plan in random order."""
-    names = [NAMES[i] for i in rng.permutation(len(NAMES))[:num_actors]]
+def _story(
+    rng: np.random.Generator, plan: list[str], category: str, num_actors: int, num_directions: int
+) -> tuple[str, dict[str, int]]:
+    """A story with the events of the plan in random order, and of each actor the direction at its end."""
+    names = shuffled(rng, NAMES)[:num_actors]
     step = len(DIRECTIONS) // num_directions
     directions = [int(quarter) * step for quarter in rng.integers(num_directions, size=num_actors)]
     sentences = [f"{name} walks {DIRECTIONS[direction]}." for name, direction in zip(names, directions, strict=True)]
     linked: list[int] = []  # actors that have had an interaction, each once
-    for index in rng.permutation(len(plan)):
-        kind = plan[index]
-        actor = int(rng.integers(num_actors))
-        other = actor
+    for kind in shuffled(rng, plan):
+        actor = other = int(rng.integers(num_actors))
         if kind in TURNS:
             directions[actor] = (directions[actor] + TURNS[kind]) % len(DIRECTIONS)
         else:
             others = [i for i in range(num_actors) if i != actor]
             chained = [i for i in linked if i != actor]
-            if chained and rng.random() < density.chained:
+            if chained and rng.random() < CHAINED.get(category, 0):
                 others = chained
-            other = others[int(rng.integers(len(others)))]
+            other = pick(rng, others)
             directions[actor] = (directions[other] + INTERACTIONS[kind]) % len(DIRECTIONS)
             if actor not in linked:
                 linked.append(actor)
         sentences.append(EVENTS[kind].format(actor=names[actor], other=names[other]))
-    return Story(" ".join(sentences), names, directions)
-
-
-def _ask(rng: np.random.Generator, story: Story, label: int) -> tuple[str, str] | None:
-    """Two actors, in random order, who give this answer; None where no two do."""
-    actors, directions = range(len(story.names)), story.directions
-    pairs = [(a, b) for a in actors for b in actors if a != b and (directions[a] == directions[b]) == label]
-    if not pairs:
-        return None
-    a, b = pairs[int(rng.integers(len(pairs)))]
-    return story.names[a], story.names[b]
+    return " ".join(sentences), dict(zip(names, directions, strict=True))
