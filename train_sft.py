@@ -17,6 +17,9 @@ import logging
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from datamap.cartography.maps import CARTOGRAPHY_FILES
 from datamap.core.artifacts import check_not_read, check_writable, digest, stage
@@ -73,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     tokenizer = load_tokenizer(args.model)
     encoded = encode(rows, tokenizer, template)
     parts, report = assign_parts(args, split, encoded)
-    trained, held_out = ([row for row, part in enumerate(parts) if part == kind] for kind in (TRAINED, HELD_OUT))
+    trained, held_out = (np.flatnonzero(parts == kind) for kind in (TRAINED, HELD_OUT))
     chosen = encoded.iloc[trained]
     counts = count_parts(args, rows, parts, chosen)
     pairs, evaluated = pairs_to_answer(args, [rows[row] for row in held_out])
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     # Now, for the training may delete it.
     resumed = read_json(Path(checkpoint) / "trainer_state.json")["global_step"] if checkpoint else None
 
-    config = sft_config(args, on_gpu, watches=bool(held_out))
+    config = sft_config(args, on_gpu, watches=len(held_out) > 0)
 
     from transformers import set_seed
 
@@ -112,15 +115,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         ).attach(trainer)
     logger.info(f"training on {len(trained):,} chains of thought, {len(held_out):,} held out")
 
-    identities = [split.identity(), *([evaluated.identity()] if evaluated else [])]
-    with ExitStack() as stack:
-        run = stage(args.output_dir, args, owns=OWNS, inputs=inputs_of(args), datasets=identities,
-                    resume=bool(checkpoint))
-        stack.enter_context(run)
+    datasets = [split.identity(), evaluated.identity() if evaluated else None]
+    about: dict[str, Any] = {"inputs": inputs_of(args), "resume": bool(checkpoint)}
+    with ExitStack() as stages:
+        stages.enter_context(stage(args.output_dir, args, owns=OWNS, datasets=datasets, **about))
         if args.enable_cartography:
-            run = stage(args.cartography_output_dir, args, owns=CARTOGRAPHY_FILES, inputs=inputs_of(args),
-                        datasets=identities[:1], resume=bool(checkpoint))
-            stack.enter_context(run)
+            stages.enter_context(stage(args.cartography_output_dir, args, owns=CARTOGRAPHY_FILES,
+                                       datasets=datasets[:1], **about))
         if is_main_process():
             write_inputs(args, rows, parts, template, report)
         metrics = train(trainer, answers, checkpoint, on_gpu)

@@ -114,7 +114,7 @@ def test_a_wheel_holds_the_package_and_its_examples(checkout, installed, tmp_pat
     [wheel] = checkout.parent.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
     assert names == set(zipfile.ZipFile(build("wheel", unpacked, tmp_path)).namelist())
-    ours = {str(file.relative_to(checkout)) for file in (checkout / "datamap").rglob("*.py")}
+    ours = {str(file.relative_to(checkout)) for file in (checkout / "datamap").rglob("*.*")}
     examples = {f"datamap/{file.relative_to(checkout)}" for file in (checkout / "example_configs").rglob("*.*")
                 if file.is_file()}
     assert {name for name in names if ".dist-info/" not in name} == ours | examples

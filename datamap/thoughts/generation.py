@@ -15,7 +15,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from datamap.core.errors import UserError
+from datamap.core.errors import UserError, first_line
 from datamap.thoughts.reader import LABELS
 
 if TYPE_CHECKING:
@@ -188,10 +188,8 @@ class SchemaConstraint:
         try:
             own = from_tokenizer(tokenizer, vocab_size, self.stop)
         except ValueError as error:
-            reason = (str(error).strip() or "no reason given").splitlines()[0]
-            raise UserError(
-                f"--constrained: llguidance cannot read the tokenizer of this model ({reason:.200}); leave it out"
-            ) from error
+            raise UserError(f"--constrained: llguidance cannot read the tokenizer of this model "
+                            f"({first_line(error):.200}); leave it out") from error
         grammar = LLMatcher.grammar_from_lark(f'start: " "? object\nobject: %json {json.dumps(SCHEMA)}')
         self._first = LLMatcher(own, grammar)
         if self._first.is_error():

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import NormalDist
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,7 +12,7 @@ import numpy as np
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_jsonl, write_csv, write_json
-from datamap.core.intervals import mcnemar, wilson_interval
+from datamap.core.intervals import Z, mcnemar, wilson_interval
 from datamap.core.plots import COLORS, GREY, LIGHT_GREY, new_figure, save_figure
 from datamap.core.tables import console_table
 from datamap.tasks.evaluation import plot_confusion
@@ -74,19 +73,17 @@ def pair_metrics(
         **{f"parsed_{method}": methods.count(method) for method in METHODS},
         **{f"parse_rate_{method}": _share(methods.count(method), n) for method in METHODS},
         "majority_baseline": _share(int(counts.sum(axis=1).max()), total),
-        **dict.fromkeys(("precision_macro", "recall_macro", "f1_macro")),
     }
-    occurring = []
+    both, true, answered = counts.diagonal(), counts.sum(axis=1), counts[:, :-1].sum(axis=0)
+    occurs = true + answered > 0
+    scores = {"precision": both / np.maximum(answered, 1), "recall": both / np.maximum(true, 1),
+              "f1": 2 * both / np.maximum(true + answered, 1)}
+    for name, score in scores.items():
+        metrics[f"{name}_macro"] = float(score[occurs].mean()) if occurs.any() else None
     for label in LABELS:
-        both, true, answered = int(counts[label, label]), int(counts[label].sum()), int(counts[:, label].sum())
-        scores = dict.fromkeys(("precision", "recall", "f1"))
-        if true + answered:
-            scores = {"precision": _share(both, answered) or 0.0, "recall": _share(both, true) or 0.0,
-                      "f1": 2 * both / (true + answered)}
-            occurring.append(scores)
-        metrics |= {f"{name}_{label}": score for name, score in scores.items()} | {f"support_{label}": true}
-    for name in ("precision", "recall", "f1") if occurring else ():
-        metrics[f"{name}_macro"] = float(np.mean([scores[name] for scores in occurring]))
+        for name, score in scores.items():
+            metrics[f"{name}_{label}"] = float(score[label]) if occurs[label] else None
+        metrics[f"support_{label}"] = int(true[label])
     return metrics
 
 
@@ -135,7 +132,7 @@ def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, f
     and Laake 2014): unlike Wald's own it has a width where the runs never disagree. Around (b - c) / (n + 2).
     """
     first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
-    half = NormalDist().inv_cdf(1 - ALPHA / 2) * math.sqrt((first + second - (first - second) ** 2) / (n + 2))
+    half = Z * math.sqrt((first + second - (first - second) ** 2) / (n + 2))
     return max(first - second - half, -1.0), min(first - second + half, 1.0)
 
 
@@ -163,9 +160,8 @@ def length_table(
         shortest=("length", "min"), longest=("length", "max"), mean_length=("length", "mean"), n=("length", "size"),
         accuracy=("right", "mean"), right=("right", "sum"), parse_rate=("answered", "mean"),
     )
-    intervals = [wilson_interval(int(right), int(n)) for right, n in zip(table.pop("right"), table["n"], strict=True)]
-    for place, name in enumerate(("low", "high")):
-        table.insert(5 + place, name, [interval[place] for interval in intervals])
+    for place, ends in enumerate(zip(("low", "high"), wilson_interval(table.pop("right"), table["n"]), strict=True)):
+        table.insert(5 + place, *ends)
     return table.reset_index(drop=True)
 
 

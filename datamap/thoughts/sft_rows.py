@@ -63,32 +63,28 @@ def held_out_rows(ids: Sequence[str], fraction: float, seed: int) -> list[int]:
 
 def assign_parts(
     args: argparse.Namespace, split: Split, encoded: pd.DataFrame
-) -> tuple[list[str], dict[str, Any] | None]:
+) -> tuple[np.ndarray, dict[str, Any] | None]:
     """What becomes of every row, and the report of the filters.
 
     The first --max_train_samples rows are used; of these some are held out, before any filter, so that runs with and
     without filters are evaluated on the same.
     """
     ids = split.ids
-    used = len(ids) if args.max_train_samples is None else min(args.max_train_samples, len(ids))
-    parts = [TRAINED] * used + [NOT_USED] * (len(ids) - used)
-    for row in held_out_rows(ids[:used], args.eval_fraction, args.seed):
-        parts[row] = HELD_OUT
-    too_long = np.flatnonzero(encoded["prompt_lengths"] >= args.max_length)
-    if named := [ids[row] for row in too_long if parts[row] != NOT_USED]:
+    used = ids[: args.max_train_samples]
+    parts = np.array([TRAINED] * len(used) + [NOT_USED] * (len(ids) - len(used)), dtype=object)
+    parts[held_out_rows(used, args.eval_fraction, args.seed)] = HELD_OUT
+    parts[(encoded["prompt_lengths"] >= args.max_length) & (parts != NOT_USED)] = TOO_LONG
+    if named := [name for name, part in zip(ids, parts, strict=True) if part == TOO_LONG]:
         logger.warning(f"{len(named):,} rows ({name_a_few(named)}) are left out: their prompt alone has "
                        f"--max_length {args.max_length:,} tokens or more")
-    for row in too_long.tolist():
-        parts[row] = TOO_LONG if parts[row] != NOT_USED else NOT_USED
     report = None
     if args.filters:
-        rows = [row for row, part in enumerate(parts) if part == TRAINED]
+        rows = np.flatnonzero(parts == TRAINED)
         # The fingerprint stays that of all rows: files about them are recognised whatever is held out.
         candidates = dataclasses.replace(split, data=split.data.select(rows))
         kept, report = apply_filters(candidates, args.filters, seed=args.seed, return_report=True)
         stays = set(kept["id"][:])
-        for row in rows:
-            parts[row] = TRAINED if ids[row] in stays else FILTERED
+        parts[[row for row in rows if ids[row] not in stays]] = FILTERED
     if TRAINED not in parts:
         found = ", ".join(f"{count:,} {part}" for part, count in Counter(parts).items())
         raise UserError(f"no row is left to train on: {found}; give more chains of thought, or a larger --max_length")
@@ -116,7 +112,7 @@ def pairs_to_answer(
 
 
 def count_parts(
-    args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], parts: Sequence[str], train: pd.DataFrame
+    args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], parts: np.ndarray, train: pd.DataFrame
 ) -> dict[str, int]:
     trained = [row for row, part in zip(rows, parts, strict=True) if part == TRAINED]
     lengths = train["input_ids"].str.len()
@@ -132,13 +128,13 @@ def count_parts(
                        + ", which leaves these out of the data map" * args.enable_cartography)
     sources, labels = Counter(row["source"] for row in trained), Counter(row["label"] for row in trained)
     return {
-        **{part: parts.count(part) for part in (HELD_OUT, FILTERED, TOO_LONG, NOT_USED)},
+        **{part: int((parts == part).sum()) for part in (HELD_OUT, FILTERED, TOO_LONG, NOT_USED)},
         "originals": sources["original"], "reflections": sources["reflection"],
         "label_0": labels[0], "label_1": labels[1], "truncated": cut, "label_cut_off": label_cut_off,
     }
 
 
-def write_inputs(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], parts: Sequence[str],
+def write_inputs(args: argparse.Namespace, rows: Sequence[Mapping[str, Any]], parts: np.ndarray,
                  template: string.Template, report: dict[str, Any] | None) -> None:
     """The rows with what becomes of them, the prompt and the report of the filters: before anything is trained."""
     path = Path(args.output_dir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import string
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from datamap.core.errors import UserError
+from datamap.core.errors import UserError, first_line
 from datamap.thoughts.generation import generate
 from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import model_prompt, neutral
@@ -75,7 +76,7 @@ def encode(
     whole = tokenizer(texts, verbose=False)
     alone = tokenizer(prompts, verbose=False)["input_ids"]
     # Where the two part, as the trainer has it: a token may reach over the end of the prompt.
-    prompt_lengths = [_common_prefix(one, row) for one, row in zip(alone, whole["input_ids"], strict=True)]
+    prompt_lengths = [len(os.path.commonprefix(each)) for each in zip(alone, whole["input_ids"], strict=True)]
     positions = []
     for row, text in enumerate(texts):
         digit = len(text) - len(eos) - 2  # before the brace that closes the object
@@ -109,11 +110,6 @@ def check_special_tokens(encoded: pd.DataFrame, tokenizer: PreTrainedTokenizerBa
                 f"{where} has {tokens.count(bos)} BOS tokens ({tokenizer.bos_token}), expected one, at its beginning; "
                 "take it out of the prompt file or the chat template, the tokenizer adds it"
             )
-
-
-def _common_prefix(first: Sequence[int], second: Sequence[int]) -> int:
-    pairs = zip(first, second, strict=False)
-    return next((place for place, (one, other) in enumerate(pairs) if one != other), min(len(first), len(second)))
 
 
 # --- settings -----------------------------------------------------------------------------------------------------
@@ -166,8 +162,7 @@ def add_adapter(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
     try:
         return get_peft_model(model, config)
     except ValueError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"--lora_target_modules {','.join(names)}: {reason:.200}") from error
+        raise UserError(f"--lora_target_modules {','.join(names)}: {first_line(error):.200}") from error
 
 
 # --- the trainer --------------------------------------------------------------------------------------------------
@@ -198,7 +193,7 @@ def build_trainer(
         trainer = ThoughtTrainer(model=model, args=config, processing_class=tokenizer, train_dataset=texts(train),
                                  eval_dataset=texts(held_out) if len(held_out) else None)
     except (ValueError, ImportError) as error:
-        raise UserError(f"the trainer refuses these settings: {str(error).strip().splitlines()[0]}") from error
+        raise UserError(f"the trainer refuses these settings: {first_line(error)}") from error
     if not args.packing:
         _check_same_tokens(trainer.train_dataset, train, args.max_length)
     tell_in_lines(trainer)

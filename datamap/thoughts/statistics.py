@@ -15,7 +15,7 @@ import numpy as np
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
 from datamap.core.intervals import wilson_interval
-from datamap.core.plots import COLORS, GREY
+from datamap.core.plots import COLORS, GREY, new_figure, save_figure
 from datamap.thoughts.data import TRUE_LABEL, is_right
 from datamap.thoughts.metrics import draw_accuracy, length_table
 from datamap.thoughts.reader import CRITERIA, LABEL, THOUGHT
@@ -32,8 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def outcome_of(chain: Mapping[str, Any]) -> str:
-    right = is_right(chain)
-    return "unlabelled" if right is None else "right" if right else "wrong"
+    return {True: "right", False: "wrong", None: "unlabelled"}[is_right(chain)]
 
 
 # --- lengths -----------------------------------------------------------------------------------------------------
@@ -77,8 +76,6 @@ def write_lengths(directory: Path, chains: Sequence[Mapping[str, Any]], lengths:
     import pandas as pd
     from matplotlib.ticker import MaxNLocator
 
-    from datamap.core.plots import new_figure, save_figure
-
     outcomes = [outcome_of(chain) for chain in chains]
     each = pd.DataFrame({"id": [chain["id"] for chain in chains], "length": list(lengths), "outcome": outcomes})
     table = length_table(lengths, [chain[TRUE_LABEL] for chain in chains], [chain[LABEL] for chain in chains])
@@ -86,7 +83,11 @@ def write_lengths(directory: Path, chains: Sequence[Mapping[str, Any]], lengths:
     write_csv(directory / "thought_accuracy_by_length.csv", table.drop(columns="parse_rate"))
     figure, (left, right) = new_figure(9, 3.6, columns=2)
     _draw_distributions(left, each, unit)
-    _draw_accuracy(right, table, unit)
+    right.set(xlabel=f"length of the chain ({unit})", ylabel="right (share)", ylim=(-0.03, 1.03))
+    if len(table):
+        draw_accuracy(right, table)
+    else:
+        right.text(0.5, 0.5, "no true labels", ha="center", va="center", transform=right.transAxes, color=GREY)
     for axis in (left, right):
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     counts = ", ".join(f"{outcomes.count(name):,} {name}" for name in OUTCOMES if name in outcomes)
@@ -110,14 +111,6 @@ def _draw_distributions(axis: Axes, each: pd.DataFrame, unit: str) -> None:
     axis.set_ylim(0, axis.get_ylim()[1] * 1.25)  # room for the legend
     axis.set_yticks([tick for tick in axis.get_yticks() if tick <= 100])
     seaborn.move_legend(axis, "upper right", title=None, frameon=False, fontsize=8)
-
-
-def _draw_accuracy(axis: Axes, table: pd.DataFrame, unit: str) -> None:
-    axis.set(xlabel=f"length of the chain ({unit})", ylabel="right (share)", ylim=(-0.03, 1.03))
-    if not len(table):
-        axis.text(0.5, 0.5, "no true labels", ha="center", va="center", transform=axis.transAxes, color="#707070")
-        return
-    draw_accuracy(axis, table)
 
 
 # --- a judge -----------------------------------------------------------------------------------------------------
