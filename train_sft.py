@@ -59,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = load_rows(args)
     split = as_split(rows, str(Path(args.output_dir) / DATA_FILE))
 
+    from transformers import set_seed
+
     from datamap.thoughts.causal_lm import load_causal_lm, load_tokenizer
     from datamap.thoughts.sft_results import write_results
     from datamap.thoughts.sft_training import (
@@ -91,9 +93,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     resumed = read_json(Path(checkpoint) / "trainer_state.json")["global_step"] if checkpoint else None
 
     config = sft_config(args, on_gpu, watches=len(held_out) > 0)
-
-    from transformers import set_seed
-
     set_seed(args.seed)
     model = load_causal_lm(args.model, tokenizer, load_in_4bit=args.quantization == "4bit", no_cuda=args.no_cuda,
                            trainable=True, attn_implementation=args.attn_implementation)
@@ -101,8 +100,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     trainer = build_trainer(args, config, add_adapter(model, args), tokenizer, chosen, encoded.iloc[held_out])
     answers = None
     if pairs:
-        answers = GeneratedAnswers(trainer, tokenizer, template, pairs, args.eval_generate_steps,
-                                   config.per_device_eval_batch_size, args.max_new_tokens)
+        answers = GeneratedAnswers(trainer, template, pairs, args.eval_generate_steps, args.max_new_tokens)
         trainer.add_callback(answers)
     if args.enable_cartography:
         from datamap.cartography.recorder import CartographyCallback

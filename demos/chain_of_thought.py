@@ -37,6 +37,7 @@ from datamap.core.files import read_json, read_jsonl
 from datamap.core.flags import DEFAULT_SEED, Parser, positive_int, seed_number
 from datamap.core.places import script_file
 from datamap.thoughts.data import is_right, read_reflections, read_thoughts
+from datamap.thoughts.reader import CRITERIA
 
 PAIRS = ["--dataset", "demo:nli", "--label_map", "entailment=1,neutral=0,contradiction=0"]
 SERVING = ("fastapi", "uvicorn", "openai")  # what transformers serve needs
@@ -68,7 +69,8 @@ def served(model: Path, log: Path) -> Iterator[str]:
     if missing:
         raise UserError(f"transformers serve needs {', '.join(missing)}: pip install -c constraints.txt -e "
                         "'.[serving]'")
-    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as probe:  # a port that is free
+        port = probe.getsockname()[1]
     arguments = ["serve", str(model), "--host", "127.0.0.1", "--port", str(port), "--device", "cpu"]
     print(f"\n$ transformers {shlex.join(arguments)} > {log} &", flush=True)
     # Nothing is to be fetched, and a server on this machine needs no key.
@@ -89,12 +91,6 @@ def served(model: Path, log: Path) -> Iterator[str]:
         except subprocess.TimeoutExpired:
             server.kill()
             server.wait()
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until_ready(server: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -166,8 +162,9 @@ def findings(output: Path) -> Iterator[tuple[str, str]]:
         good = sum(is_right(chain) is True for chain in repaired)
         yield "reflections", f"{len(repaired):,}, of which {good:,} come to the true label"
     report = read_json(artifact_file(directory, "score_report.json", "generate_thoughts.py --mode score"))
-    means = ", ".join(f"{name} {mean_score(report[name])}" for name in ("coherence", "correctness", "brevity"))
-    yield "scores", f"{means} (means, 1 to 5)"
+    means = {name: report[name]["all"] for name in CRITERIA}
+    texts = [f"{name} {'-' if mean is None else format(mean, '.1f')}" for name, mean in means.items()]
+    yield "scores", f"{', '.join(texts)} (means, 1 to 5)"
     rows = read_jsonl(artifact_file(output / "sft_output", "sft_data.jsonl", "train_sft.py"))
     rows = [row for row in rows if row["part"] == "train"]
     repaired_rows = sum(row["source"] == "reflection" for row in rows)
@@ -181,10 +178,6 @@ def findings(output: Path) -> Iterator[tuple[str, str]]:
         f"{found['accuracy']:.1%} ({found['accuracy_low']:.1%} to {found['accuracy_high']:.1%}; always the more "
         f"frequent label: {found['majority_baseline']:.1%})"
     )
-
-
-def mean_score(found: dict[str, Any]) -> str:
-    return "-" if found["all"] is None else f"{found['all']:.1f}"
 
 
 # --- script ------------------------------------------------------------------------------------------------------

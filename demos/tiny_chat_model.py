@@ -160,9 +160,7 @@ def train_tokenizer(texts: Sequence[str]) -> PreTrainedTokenizerFast:
 
 def chat(tokenizer: PreTrainedTokenizerFast, prompt: str) -> str:
     """What a server makes of a chat with this one message: the answer begins behind it."""
-    text = tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False)
-    assert isinstance(text, str)
-    return text
+    return str(tokenizer.apply_chat_template([{"role": "user", "content": prompt}], tokenize=False))
 
 
 def build_model(tokenizer: PreTrainedTokenizerFast) -> MistralForCausalLM:

@@ -87,8 +87,7 @@ def ask(args: argparse.Namespace, kind: str, questions: Sequence[tuple[str, dict
     if args.response_format != "none":
         parameters["response_format"] = {"type": args.response_format}
     if args.response_format == "json_schema":
-        schema = {"name": kind, "schema": SCHEMAS[kind], "strict": True}
-        parameters["response_format"]["json_schema"] = schema
+        parameters["response_format"]["json_schema"] = {"name": kind, "schema": SCHEMAS[kind], "strict": True}
 
     def check(question: Question, text: str) -> dict[str, Any]:
         found = READERS[kind](text, question.messages[0]["content"])

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from datamap.core.artifacts import check_writable
-from datamap.core.errors import UserError
+from datamap.core.errors import UserError, repeated
 from datamap.thoughts.records import line_of, locked, prompt_key, read_records, rewrite
 
 if TYPE_CHECKING:
@@ -107,9 +107,8 @@ def ask_all(
     path, parameters = Path(path), dict(parameters or {})
     failures_path = path if failures_path is None else Path(failures_path)
     keys = {question.id: prompt_key(model, parameters, question.messages) for question in questions}
-    if len(keys) < len(questions):
-        [(repeated, _)] = Counter(question.id for question in questions).most_common(1)
-        raise ValueError(f"id {repeated!r} occurs twice")
+    if twice := repeated(question.id for question in questions):
+        raise ValueError(f"id {twice[0]!r} occurs twice")
     for each in (path, failures_path):
         check_writable(each.parent)
         each.parent.mkdir(parents=True, exist_ok=True)

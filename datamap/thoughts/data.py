@@ -61,17 +61,16 @@ class PairFormat:
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
         import datasets
 
-        columns: dict[str, list] = {}
+        columns: dict[str, list] = {"id": data["id"][:]} if "id" in data.column_names else {}
         for name, column in zip(COLUMNS, self.text_columns, strict=False):
             columns[name] = data[column][:]
             wrong = [row for row, text in enumerate(columns[name]) if not isinstance(text, str) or not text.strip()]
             if wrong:
                 raise UserError(f"{source}: column {column} of row {wrong[0] + 1} holds no text")
         columns["label"] = self._labels(data, source)
-        ids = {"id": data["id"][:]} if "id" in data.column_names else {}
-        kinds = {**dict.fromkeys((*ids, *COLUMNS), "string"), "label": "int64"}
+        kinds = {**dict.fromkeys(columns, "string"), "label": "int64"}
         features = datasets.Features({name: datasets.Value(kind) for name, kind in kinds.items()})
-        return datasets.Dataset.from_dict({**ids, **columns}, features=features)
+        return datasets.Dataset.from_dict(columns, features=features)
 
     def _labels(self, data: datasets.Dataset, source: str) -> list[int | None]:
         if not self.label_column:

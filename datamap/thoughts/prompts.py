@@ -65,8 +65,7 @@ def model_prompt(tokenizer: PreTrainedTokenizerBase, template: string.Template, 
     if tokenizer.chat_template is None:
         return f"{INSTRUCTION[0]} {body} {INSTRUCTION[1]}"
     question = [{"role": "user", "content": body}]
-    text = tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)
-    assert isinstance(text, str)
+    text = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
     bos = tokenizer.bos_token
     if bos and text.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
         text = text.removeprefix(bos)

@@ -33,11 +33,10 @@ def plot_training(path: Path, log: pd.DataFrame, title: str, caption: str) -> No
         ("answered pairs (share)", [("eval_generate_accuracy", "accuracy"), ("eval_generate_f1_macro", "F1, macro"),
                                     ("eval_generate_parse_rate", "parse rate")]),
     ]
-    panels = [(label, [(column, name) for column, name in lines if column in log and log[column].notna().any()])
-              for label, lines in panels]
-    panels = [panel for panel in panels if panel[1]]
-    figure, axes = new_figure(3.4 * min(len(panels), 2), 2.6 * math.ceil(len(panels) / 2) + 0.7,
-                              math.ceil(len(panels) / 2), min(len(panels), 2), squeeze=False)
+    known = set(log.columns[log.notna().any()])
+    panels = [(label, there) for label, lines in panels if (there := [line for line in lines if line[0] in known])]
+    rows, columns = math.ceil(len(panels) / 2), min(len(panels), 2)
+    figure, axes = new_figure(3.4 * columns, 2.6 * rows + 0.7, rows, columns, squeeze=False)
     for axis, (label, lines) in zip(axes.flat, panels, strict=False):
         for place, (column, name) in enumerate(lines):
             points = log[["step", column]].dropna()
@@ -54,7 +53,7 @@ def plot_training(path: Path, log: pd.DataFrame, title: str, caption: str) -> No
         axis.tick_params(labelsize=7)
         if len(lines) > 1:
             axis.legend(fontsize=7, frameon=False)
-    for axis in list(axes.flat)[len(panels) :]:
+    for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     save_figure(figure, path, title, caption)
 

@@ -239,16 +239,14 @@ class GeneratedAnswers(TrainerCallback):
     what is logged is of all.
     """
 
-    def __init__(
-        self, trainer: ThoughtTrainer, tokenizer: PreTrainedTokenizerBase, template: string.Template,
-        pairs: Sequence[Mapping[str, Any]], steps: int, batch_size: int, max_new_tokens: int,
-    ):
+    def __init__(self, trainer: ThoughtTrainer, template: string.Template, pairs: Sequence[Mapping[str, Any]],
+                 steps: int, max_new_tokens: int):
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             raise UserError("answering pairs needs the whole model in every process, which FSDP and DeepSpeed split: "
                             "train with --eval_fraction 0 and without --eval_dataset")
-        self.trainer, self.tokenizer, self.pairs, self.steps = trainer, tokenizer, list(pairs), steps
-        self.batch_size, self.max_new_tokens = batch_size, max_new_tokens
-        self.prompts = [model_prompt(tokenizer, template, pair["premise"], pair["hypothesis"]) for pair in pairs]
+        self.trainer, self.pairs, self.steps, self.max_new_tokens = trainer, list(pairs), steps, max_new_tokens
+        self.tokenizer: Any = trainer.processing_class
+        self.prompts = [model_prompt(self.tokenizer, template, pair["premise"], pair["hypothesis"]) for pair in pairs]
         self.metrics: dict[str, Any] = {}
         self.answers: list[dict[str, Any]] = []
         self.step = -1  # of the last answers
@@ -270,8 +268,8 @@ class GeneratedAnswers(TrainerCallback):
         was_training = model.training
         # In training mode its numbers would go among those of the training since the last log.
         model.eval()
-        batches = generate(model, self.tokenizer, [self.prompts[place] for place in share], batch_size=self.batch_size,
-                           max_new_tokens=self.max_new_tokens)
+        batches = generate(model, self.tokenizer, [self.prompts[place] for place in share],
+                           batch_size=args.per_device_eval_batch_size, max_new_tokens=self.max_new_tokens)
         for places, generated in batches:
             outputs += [(share[place], one.text) for place, one in zip(places, generated, strict=True)]
         texts = dict(gather_object(outputs))
