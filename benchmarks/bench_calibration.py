@@ -40,45 +40,36 @@ COVERAGE = (0.93, 0.97)
 # --- shapes of seed noise ----------------------------------------------------------------------------------------
 
 
+Draw = Callable[[np.random.Generator, tuple[int, ...], float], np.ndarray]
+
+
 class Shape(NamedTuple):
     """``draw(rng, size, shift)`` gives values with the true mean moved up by ``shift``; ``sd`` is of a difference."""
 
     sd: float
-    draw: Callable[[np.random.Generator, tuple[int, ...], float], np.ndarray]
-    draw_reference: Callable[[np.random.Generator, tuple[int, ...], float], np.ndarray] | None = None
-
-
-def normal(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
-    return rng.normal(shift, 1.0, size)
+    draw: Draw
+    draw_reference: Draw | None = None
 
 
 def skewed(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
     return rng.exponential(1.0, size) - 1 + shift
 
 
-def heavy_tailed(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
-    return rng.standard_t(3, size) + shift
-
-
-def failing(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
-    return rng.normal(shift, 1.0, size) - 10.0 * (rng.random(size) < 0.1)
-
-
 def coarse(examples: int) -> Shape:
-    def draw(rng: np.random.Generator, size: tuple[int, ...], shift: float) -> np.ndarray:
-        return rng.binomial(examples, min(0.8 + shift, 1.0), size) / examples
-
-    return Shape(float(np.sqrt(2 * 0.8 * 0.2 / examples)), draw)
+    return Shape(float(np.sqrt(2 * 0.8 * 0.2 / examples)),
+                 lambda rng, size, shift: rng.binomial(examples, min(0.8 + shift, 1.0), size) / examples)
 
 
 SHAPES = {
-    "normal": Shape(2**0.5, normal),
+    "normal": Shape(2**0.5, lambda rng, size, shift: rng.normal(shift, 1.0, size)),
     "skewed": Shape(2**0.5, skewed),
-    "heavy-tailed (t, 3 df)": Shape(6**0.5, heavy_tailed),
+    "heavy-tailed (t, 3 df)": Shape(6**0.5, lambda rng, size, shift: rng.standard_t(3, size) + shift),
     "coarse, 50 examples": coarse(50),
     "coarse, 400 examples": coarse(400),
-    "one seed in ten fails": Shape(20**0.5, failing),
-    "skewed, experiment only": Shape(1.09**0.5, skewed, lambda rng, size, shift: 0.3 * normal(rng, size, shift)),
+    "one seed in ten fails": Shape(
+        20**0.5, lambda rng, size, shift: rng.normal(shift, 1.0, size) - 10.0 * (rng.random(size) < 0.1)),
+    "skewed, experiment only": Shape(
+        1.09**0.5, skewed, lambda rng, size, shift: 0.3 * rng.normal(shift, 1.0, size)),
 }
 
 
@@ -109,15 +100,12 @@ class TwoLevel(NamedTuple):
 
     def shift_of(self, difference: float) -> float:
         """The shift of the logits that moves the population's mean score by ``difference``."""
-        rng = np.random.default_rng(DEFAULT_SEED)
+        from scipy.optimize import brentq
+        from scipy.special import expit
+
         spread = np.sqrt(1.5**2 + self.method_sd**2 + self.seed_sd**2 + self.noise_sd**2)
-        logits = 1.0 + spread * rng.normal(size=50_000)
-        low, high = 0.0, 10.0
-        for _ in range(30):
-            middle = (low + high) / 2
-            gain = (1 / (1 + np.exp(-logits - middle)) - 1 / (1 + np.exp(-logits))).mean()
-            low, high = (middle, high) if gain < difference else (low, middle)
-        return low
+        logits = 1.0 + spread * np.random.default_rng(DEFAULT_SEED).normal(size=50_000)
+        return brentq(lambda shift: (expit(logits + shift) - expit(logits)).mean() - difference, 0.0, 10.0)
 
     def sd(self) -> float:
         """Standard deviation of a difference at one seed and ``EXAMPLES`` examples, both drawn anew."""
@@ -136,7 +124,7 @@ TWO_LEVEL = {
 
 
 class Tests(NamedTuple):
-    """Arrays (repetitions, family)."""
+    """Arrays (repetitions, family); the bounds of the bootstrap are NaN where there are no scores of examples."""
 
     difference: np.ndarray
     sd: np.ndarray
@@ -145,8 +133,8 @@ class Tests(NamedTuple):
     low: np.ndarray
     high: np.ndarray
     total: np.ndarray  # the spread that the power is computed at
-    bootstrap_low: np.ndarray | None = None
-    bootstrap_high: np.ndarray | None = None
+    bootstrap_low: np.ndarray
+    bootstrap_high: np.ndarray
 
 
 def t_tests(values: np.ndarray, reference: np.ndarray) -> Tests:
@@ -162,45 +150,18 @@ def t_tests(values: np.ndarray, reference: np.ndarray) -> Tests:
     se = sd / np.sqrt(n)
     p = np.where(sd > 0, 2 * stats.t.sf(np.abs(difference) / np.where(sd > 0, se, 1), n - 1), 1.0)
     half = stats.t.isf(ALPHA / 2, n - 1) * se
-    return Tests(difference, sd, p, p, difference - half, difference + half, sd)
+    none = np.full_like(p, np.nan)
+    return Tests(difference, sd, p, p, difference - half, difference + half, sd, none, none)
 
 
 def with_bootstrap(tests: Tests, scores: np.ndarray) -> Tests:
     """The same, with the multi-bootstrap of the (R, family + 1, n, N) scores, the reference first."""
-    from scipy import stats
-
-    repetitions, _, n, examples = scores.shape
-    counts = np.concatenate(list(comparison.example_counts(examples))).astype(np.float32)
-    seed_counts = comparison.seed_counts(n).astype(np.float32)
-    variance, noise = (np.empty(tests.difference.shape) for _ in range(2))
-    for row in range(repetitions):
-        differences = scores[row, 1:] - scores[row, :1]
-        by_seed = (counts @ differences.reshape(-1, examples).T).reshape(len(counts), -1, n)
-        means = np.einsum("bfn,bn->fb", by_seed, seed_counts).astype(np.float64) / (n * examples)
-        variance[row] = means.var(axis=1)
-        centred = differences - differences.mean(axis=1, keepdims=True)
-        centred -= centred.mean(axis=2, keepdims=True)
-        noise[row] = (centred**2).sum(axis=(1, 2)) / ((n - 1) * (examples - 1)) / (n * examples)
-    seed_variance = tests.sd**2 / n
-    variance = np.maximum(variance + seed_variance / n - (2 - 1 / n) * noise, seed_variance)
-    degrees = (n - 1) * np.maximum(variance / np.where(seed_variance > 0, seed_variance, 1e-30), 1)
-    p = np.maximum(tests.p_t, 2 * stats.t.sf(np.abs(tests.difference) / np.sqrt(variance), degrees))
-    total = np.maximum(tests.sd, np.sqrt(variance * n))
-    half = stats.t.isf(ALPHA / 2, degrees) * np.sqrt(variance)
-    return tests._replace(
-        p=p, total=total, bootstrap_low=tests.difference - half, bootstrap_high=tests.difference + half
-    )
-
-
-def joined(parts: Sequence[Tests]) -> Tests:
-    columns: list[Any] = [None if column[0] is None else np.concatenate(column) for column in zip(*parts, strict=True)]
-    return Tests(*columns)
-
-
-def first_only(tests: Tests) -> Tests:
-    """The first comparison of each family on its own."""
-    columns: list[Any] = [None if column is None else column[:, :1] for column in tests]
-    return Tests(*columns)
+    found = [[comparison.multi_bootstrap(each, reference) for each in experiments]
+             for reference, *experiments in scores]
+    low, high, se, p = (np.array([[each[name] for each in row] for row in found])
+                        for name in ("bootstrap_low", "bootstrap_high", "bootstrap_se", "p_bootstrap"))
+    return tests._replace(p=np.maximum(tests.p_t, p), total=np.maximum(tests.sd, se * np.sqrt(scores.shape[2])),
+                          bootstrap_low=low, bootstrap_high=high)
 
 
 def holm_rows(p: np.ndarray) -> np.ndarray:
@@ -214,14 +175,13 @@ def holm_rows(p: np.ndarray) -> np.ndarray:
 
 def verdicts(tests: Tests, n: int, margin: float) -> np.ndarray:
     """(R, family) words: the rule of comparison.verdict for n >= 3 seeds."""
-    family = tests.p.shape[1]
-    low, high = 0.0, 1000.0  # margin over spread at which the power reaches POWER
-    for _ in range(60):
-        middle = (low + high) / 2
-        power = comparison.power_at(n, 1.0, middle, ALPHA / family)
-        low, high = (middle, high) if power is None or power < POWER else (low, middle)
+    from scipy.optimize import brentq
+
+    alpha = ALPHA / tests.p.shape[1]
+    # Margin over spread at which the power reaches POWER.
+    enough = brentq(lambda ratio: (comparison.power_at(n, 1.0, ratio, alpha) or 0.0) - POWER, 1e-6, 1000.0)
     significant = (holm_rows(tests.p) <= ALPHA) & (tests.difference != 0)
-    words = np.where(tests.total * high <= margin, NO_DIFFERENCE, UNDERPOWERED)
+    words = np.where(tests.total * enough <= margin, NO_DIFFERENCE, UNDERPOWERED)
     words = np.where(significant, np.where(tests.difference > 0, BETTER, WORSE), words)
     return np.where((tests.sd == 0) & (tests.difference != 0), UNDERPOWERED, words)
 
@@ -249,7 +209,7 @@ def simulate(
         if not parts:
             check(tests, means[:, 1:], means[:, :1], scores, n, margin)
         parts.append(tests)
-    return joined(parts)
+    return Tests(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def check(
@@ -283,7 +243,7 @@ def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int) -> dict[s
         return float(np.mean(hits))
 
     tests = simulate(shape, n, 0.0, repetitions, FAMILY, margin, rng)
-    alone = verdicts(first_only(tests), n, margin)[:, 0]
+    alone = verdicts(Tests(*(column[:, :1] for column in tests)), n, margin)[:, 0]  # no family
     found = np.isin(alone, (BETTER, WORSE))
     family = np.isin(verdicts(tests, n, margin), (BETTER, WORSE)).any(axis=1)
     low, high = wilson_interval(int(found.sum()), repetitions)
@@ -295,10 +255,10 @@ def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int) -> dict[s
         "shape": name, "n": n, "repetitions": repetitions, "false_findings": rate(found), "low": low, "high": high,
         "family_error": rate(family), "family_low": family_low, "family_high": family_high,
         "t_test_alone": rate((tests.p_t[:, 0] <= ALPHA) & known), "t_coverage": rate(covered),
-        "bootstrap_coverage": None, "no_spread": rate(~known), "no_difference": rate(alone == NO_DIFFERENCE),
+        "bootstrap_coverage": None if isinstance(shape, Shape) else rate(
+            (tests.bootstrap_low <= 0)[:, 0] & (tests.bootstrap_high >= 0)[:, 0]),
+        "no_spread": rate(~known), "no_difference": rate(alone == NO_DIFFERENCE),
     }
-    if tests.bootstrap_low is not None and tests.bootstrap_high is not None:
-        row["bootstrap_coverage"] = rate((tests.bootstrap_low <= 0)[:, 0] & (tests.bootstrap_high >= 0)[:, 0])
     for difference in TRUE_DIFFERENCES:
         true = simulate(shape, n, difference * sd, repetitions, 1, margin, rng)
         words = verdicts(true, n, margin)[:, 0]
@@ -320,15 +280,11 @@ def outside(row: dict[str, Any]) -> list[str]:
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
-    heads = [
-        "shape", "n", "false findings % (95 % interval)", "of six %", "t test alone %", "t interval covers %",
-        "bootstrap covers %", "power % at 0.5, 1, 2 sd", "missed %", "outside its bounds",
-    ]
-
     def percent(value: float | None) -> str:
         return "" if value is None else f"{100 * value:.1f}"
 
-    lines = [heads]
+    lines = [["shape", "n", "false findings % (95 % interval)", "of six %", "t test alone %", "t interval covers %",
+              "bootstrap covers %", "power % at 0.5, 1, 2 sd", "missed %", "outside its bounds"]]
     for row in rows:
         power = ", ".join(f"{100 * row[f'power_{difference:g}']:.0f}" for difference in TRUE_DIFFERENCES)
         lines.append([

@@ -155,18 +155,12 @@ def nested_spans(start_logits: np.ndarray, end_logits: np.ndarray, offsets: Offs
 
 
 def exhaustive_span(start_logits: np.ndarray, end_logits: np.ndarray, offsets: Offsets) -> Iterator[dict[str, Any]]:
-    starts, ends, best = start_logits.tolist(), end_logits.tolist(), None
-    for start in range(len(offsets)):
-        if offsets[start] is None:
-            continue
-        for end in range(start, min(start + MAX_ANSWER_LENGTH, len(offsets))):
-            if offsets[end] is None:
-                continue
-            score = starts[start] + ends[end]
-            if best is None or score > best[0]:
-                best = score, start, end
-    if best is not None:
-        yield {"score": best[0], "offsets": (offsets[best[1]][0], offsets[best[2]][1])}  # type: ignore[index]
+    starts, ends = start_logits.tolist(), end_logits.tolist()
+    spans = ((starts[start] + ends[end], first[0], last[1])
+             for start, first in enumerate(offsets) if first is not None
+             for end, last in enumerate(offsets[start : start + MAX_ANSWER_LENGTH], start) if last is not None)
+    if best := max(spans, key=lambda span: span[0], default=None):
+        yield {"score": best[0], "offsets": best[1:]}
 
 
 def plain_normalize(text: str) -> str:

@@ -39,28 +39,18 @@ from datamap.selection.arguments import parse_args as parse_selection_args
 from datamap.selection.candidates import Candidates, load_candidates
 from datamap.selection.features import features_for
 from datamap.suites.comparison import Comparison, compare_family
-from datamap.tasks.registry import add_task_flags, get_task, task_of
+from datamap.tasks.registry import add_task_flags, task_of
 
-# name in the tables -> flags of select_subset.py; {rest} is the share of a pipeline's last member.
+# name in the tables -> flags of select_subset.py; {share} is that of a pipeline's last member.
 ARMS: dict[str, list[str]] = {
     "random": ["--selector=random"],
     "random, stratified by label": ["--selector=random", "--stratify=label"],
-    "stratified": ["--selector=stratified"],
-    "kcenter": ["--selector=kcenter"],
-    "kmeans": ["--selector=kmeans"],
-    "herding": ["--selector=herding"],
-    "lexical_diversity": ["--selector=lexical_diversity"],
-    "label_issues": ["--selector=label_issues"],
-    "self_filter": ["--selector=self_filter"],
-    "wordpiece_ratio": ["--selector=wordpiece_ratio"],
-    "el2n": ["--selector=el2n"],
-    "grand": ["--selector=grand"],
-    "forgetting": ["--selector=forgetting"],
-    "aum": ["--selector=aum"],
+    **{name: [f"--selector={name}"] for name in (
+        "stratified", "kcenter", "kmeans", "herding", "lexical_diversity", "label_issues", "self_filter",
+        "wordpiece_ratio", "el2n", "grand", "forgetting", "aum")},
     "confidence, lowest": ["--selector=confidence"],
     "confidence, highest": ["--selector=confidence", "--keep=highest"],
-    "variability": ["--selector=variability"],
-    "loss_trajectory": ["--selector=loss_trajectory"],
+    **{name: [f"--selector={name}"] for name in ("variability", "loss_trajectory")},
     "label_issues, then kmeans": ["--pipeline=label_issues:0.9,kmeans:{share}"],
     "aum and variability": ["--fusion=aum:1,variability:1"],
 }
@@ -91,6 +81,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def is_finished(place: Path) -> bool:
     return ((load_meta(place) if place.is_dir() else None) or {}).get("status") == "finished"
+
+
+def name_of(arm: str) -> str:
+    """As a word."""
+    return arm.replace(", ", "-").replace(" ", "_")
 
 
 def on_cpu() -> list[str]:
@@ -135,7 +130,7 @@ def choose(args: argparse.Namespace, arm: str, share: float, seed: int, home: Pa
     """The ids that an arm chooses, and its selection_meta.json."""
     import select_subset
 
-    place = home / "selections" / f"{arm.replace(', ', '-').replace(' ', '_')}-{share:g}-seed{seed}"
+    place = home / "selections" / f"{name_of(arm)}-{share:g}-seed{seed}"
     if not is_finished(place):
         flags = [flag.format(share=share) for flag in ARMS[arm]]
         sizes = [] if "--pipeline" in flags[0] else [f"--fraction={share}"]
@@ -145,19 +140,19 @@ def choose(args: argparse.Namespace, arm: str, share: float, seed: int, home: Pa
             sizes.append(f"--cartography_dir={home / 'clean' / 'cartography_output'}")
         if any(name in flags[0] for name in ("el2n", "grand")):
             sizes.append(f"--training_config={home / 'training.json'}")
-        select_subset.main([*flags, *sizes, f"--task={args.task}", f"--dataset={args.dataset}", f"--seed={seed}",
-                            f"--model={args.encoder}", f"--max_length={MAX_LENGTH}",
-                            f"--cache_dir={home / 'cache'}", f"--output_dir={place}", *on_cpu()])
+        select_subset.main([*flags, *sizes, *reading(args, args.dataset, home), f"--seed={seed}",
+                            f"--output_dir={place}", *on_cpu()])
     return read_table(place / "selected.csv")["id"].tolist(), read_json(place / "selection_meta.json")
 
 
-def selector_flags(args: argparse.Namespace, selector: str, dataset: str | Path, home: Path) -> list[str]:
-    return [f"--selector={selector}", "--k=1", f"--dataset={dataset}", f"--task={args.task}",
-            f"--model={args.encoder}", f"--max_length={MAX_LENGTH}", f"--cache_dir={home / 'cache'}"]
+def reading(args: argparse.Namespace, dataset: str | Path, home: Path) -> list[str]:
+    """The flags of select_subset.py that say what is read, and by which model."""
+    return [f"--task={args.task}", f"--dataset={dataset}", f"--model={args.encoder}", f"--max_length={MAX_LENGTH}",
+            f"--cache_dir={home / 'cache'}"]
 
 
 def embedded(args: argparse.Namespace, split: Split, home: Path) -> np.ndarray:
-    given = parse_selection_args([*selector_flags(args, "kcenter", args.dataset, home), *on_cpu()])
+    given = parse_selection_args(["--selector=kcenter", "--k=1", *reading(args, args.dataset, home), *on_cpu()])
     return np.asarray(features_for(Candidates(split, np.arange(len(split.data)), given))[0]["embeddings"])
 
 
@@ -170,50 +165,44 @@ def head_correct(train: np.ndarray, labels: np.ndarray, test: np.ndarray, gold: 
     return 100.0 * (LogisticRegression(C=1.0, max_iter=1000).fit(train, labels).predict(test) == gold)
 
 
-def compare_heads(args: argparse.Namespace, home: Path) -> Any:
+def compare_heads(args: argparse.Namespace, train: Split, home: Path) -> Any:
     import pandas as pd
 
-    task = get_task(args.task, **({"text_columns": args.text_columns} if args.text_columns else {}),
-                    **({"label_column": args.label_column} if args.label_column else {}))
-    train = load_split(args.dataset, "train", task, args.max_samples)
-    test = load_split(args.dataset, default_eval_split(args.dataset), task)
+    test = load_split(args.dataset, default_eval_split(args.dataset), task_of(args, None))
     column, place = train.task.label_column, {example: row for row, example in enumerate(train.ids)}
     vectors, test_vectors = embedded(args, train, home), embedded(args, test, home)
     mean, spread = vectors.mean(axis=0), vectors.std(axis=0).max()  # one scale for all, or the penalty would differ
     vectors, test_vectors = (vectors - mean) / spread, (test_vectors - mean) / spread
     labels, gold = np.asarray(train.data[column][:]), np.asarray(test.data[column][:])
-    rows, correct = [], {}
-    correct[EVERYTHING, 1.0] = np.stack([head_correct(vectors, labels, test_vectors, gold)] * len(args.seeds))
-    rows.append({"selector": EVERYTHING, "fraction": 1.0, "seed": None, "k": len(labels), "seconds": 0.0,
-                 "accuracy": float(correct[EVERYTHING, 1.0][0].mean())})
+    everything = float(head_correct(vectors, labels, test_vectors, gold).mean())
+    rows = [{"selector": EVERYTHING, "fraction": 1.0, "seed": None, "k": len(labels), "seconds": 0.0,
+             "accuracy": everything}]
+    table = []
     for share in FRACTIONS:
+        correct = {}
         for arm in ARMS:
             right = []
             for seed in args.seeds:
                 ids, meta = choose(args, arm, share, seed, home)
                 chosen = [place[example] for example in ids]
                 right.append(head_correct(vectors[chosen], labels[chosen], test_vectors, gold))
-                seconds = meta["select_seconds"]
-                rows.append({"selector": arm, "fraction": share, "seed": seed, "k": len(ids), "seconds": seconds,
-                             "accuracy": float(right[-1].mean())})
-            correct[arm, share] = np.stack(right)
-            logger.info(f"{share:g} {arm}: {correct[arm, share].mean():.2f} %")
-    write_csv(home / "heads.csv", pd.DataFrame(rows).astype({"seed": "Int64"}))
-    table = []
-    for share in FRACTIONS:
-        arms = [arm for arm in ARMS if arm != RANDOM]
-        reference = correct[RANDOM, share]
+                rows.append({"selector": arm, "fraction": share, "seed": seed, "k": len(ids),
+                             "seconds": meta["select_seconds"], "accuracy": float(right[-1].mean())})
+            correct[arm] = np.stack(right)
+            logger.info(f"{share:g} {arm}: {correct[arm].mean():.2f} %")
+        reference = correct.pop(RANDOM)
         family = compare_family([
             Comparison(args.seeds, scores.mean(axis=1), reference.mean(axis=1), MARGIN, binary=True, scores=scores,
                        reference_scores=reference)
-            for scores in (correct[arm, share] for arm in arms)
+            for scores in correct.values()
         ])
-        table += [{"selector": arm, "fraction": share, **row} for arm, row in zip(arms, family, strict=True)]
+        table += [{"selector": arm, "fraction": share, **row} for arm, row in zip(correct, family, strict=True)]
         table.append({"selector": RANDOM, "fraction": share, "mean": float(reference.mean()),
                       "sd": float(reference.mean(axis=1).std(ddof=1)) if len(args.seeds) > 1 else None})
     frame = pd.DataFrame(table)
+    write_csv(home / "heads.csv", pd.DataFrame(rows).astype({"seed": "Int64"}))
     write_csv(home / "comparison.csv", frame)
-    plot_differences(frame, home / "selection.png", args, float(correct[EVERYTHING, 1.0][0].mean()))
+    plot_differences(frame, home / "selection.png", args, everything)
     return frame
 
 
@@ -255,7 +244,7 @@ def find_wrong_labels(args: argparse.Namespace, home: Path) -> Any:
     for seed in args.seeds:
         for name, feature in DETECTORS.items():
             given = parse_selection_args([
-                *selector_flags(args, name, home / "noisy", home), f"--seed={seed}",
+                f"--selector={name}", "--k=1", *reading(args, home / "noisy", home), f"--seed={seed}",
                 *([f"--cartography_dir={home / 'noisy' / 'cartography_output'}"] if name in READS_MAP else []),
             ])
             candidates = load_candidates(given, task_of(given, None))
@@ -275,13 +264,12 @@ def write_suite(args: argparse.Namespace, frame: Any, home: Path) -> None:
     best = tenth.nlargest(BEST, "mean")["selector"].tolist()
     experiments = []
     for arm in [RANDOM, *best]:
-        flags = (flag.removeprefix("--").format(share=0.1).partition("=")[::2] for flag in ARMS[arm])
-        select = {name: value for name, value in flags}
-        size: dict[str, Any] = {} if "pipeline" in select else {"fraction": 0.1}
+        select: dict[str, Any] = dict(flag.removeprefix("--").format(share=0.1).split("=") for flag in ARMS[arm])
+        if "pipeline" not in select:
+            select["fraction"] = 0.1
         if select.get("selector") in ("el2n", "grand"):
-            size["training_config"] = str(home / "training.json")
-        experiments.append({"name": arm.replace(", ", "-").replace(" ", "_"), "control": False,
-                            "select": {**select, **size}})
+            select["training_config"] = str(home / "training.json")
+        experiments.append({"name": name_of(arm), "control": False, "select": select})
     base = {**read_json(home / "training.json"), "task": args.task, "dataset": args.dataset, "model": args.encoder,
             "do_train": True, "do_eval": True, "num_train_epochs": 3,
             "cartography_output_dir": str(home / "clean" / "cartography_output"),
@@ -322,7 +310,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     training = {"max_length": MAX_LENGTH, "learning_rate": 1e-4, "warmup_steps": 0.1, "bf16": True,
                 "per_device_train_batch_size": 32, "save_strategy": "no", "no_cuda": not on_gpu}
     write_json(home / "training.json", training)
-    train = load_split(args.dataset, "train", get_task(args.task), args.max_samples)
+    train = load_split(args.dataset, "train", task_of(args, None), args.max_samples)
     if not (home / "noisy" / "train.jsonl").exists():
         with_wrong_labels(train, FLIPPED, home / "noisy" / "train.jsonl")
     owns = ("finetune.json", "heads.csv", "comparison.csv", "noise.csv", "selection.png", "bench_selection.json")
@@ -330,7 +318,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         seconds = {"clean": record_dynamics(args, args.dataset, home / "clean"),
                    "noisy": record_dynamics(args, str(home / "noisy"), home / "noisy")}
         noise = find_wrong_labels(args, home)
-        heads = compare_heads(args, home)
+        heads = compare_heads(args, train, home)
         write_suite(args, heads, home)
         write_json(home / "bench_selection.json", {"machine": machine(), "seconds": {
             "maps": seconds, "embeddings": embedding_seconds(home / "cache", len(train.data)),

@@ -66,37 +66,22 @@ def draw(kind: str, n: int, rng: np.random.Generator, out: np.ndarray | None = N
 # --- the forms that ours are held against --------------------------------------------------------------------------
 
 
-def product_steps(vectors: np.ndarray) -> Iterator[None]:
-    norms = np.einsum("ij,ij->i", vectors, vectors)
-    near = np.full(len(vectors), np.inf, dtype=np.float32)
-    pick = 0
+def k_center_steps(n: int, distances_to: Callable[[int], np.ndarray]) -> Iterator[None]:
+    near, pick = np.full(n, np.inf, dtype=np.float32), 0
     while True:
-        np.minimum(near, norms - 2 * (vectors @ vectors[pick]) + norms[pick], out=near)
+        np.minimum(near, distances_to(pick), out=near)
         near[pick] = -1
         pick = int(near.argmax())
         yield
 
 
-def newest_steps(vectors: np.ndarray) -> Iterator[None]:
-    from sklearn.metrics import pairwise_distances
-
-    near = np.full(len(vectors), np.inf, dtype=np.float32)
-    pick = 0
-    while True:
-        for start in range(0, len(vectors), CHUNK):
-            piece = slice(start, start + CHUNK)
-            np.minimum(near[piece], pairwise_distances(vectors[piece], vectors[[pick]])[:, 0], out=near[piece])
-        near[pick] = -1
-        pick = int(near.argmax())
-        yield
-
-
-def all_picks_step(vectors: np.ndarray, picks: np.ndarray) -> int:
+def pairwise(vectors: np.ndarray, picks: Sequence[int] | np.ndarray) -> np.ndarray:
+    """(n,) distance of every row from the nearest of the picks."""
     from sklearn.metrics import pairwise_distances
 
     starts = range(0, len(vectors), CHUNK)
-    near = [pairwise_distances(vectors[start : start + CHUNK], vectors[picks]).min(axis=1) for start in starts]
-    return int(np.concatenate(near).argmax())
+    return np.concatenate([pairwise_distances(vectors[start : start + CHUNK], vectors[picks]).min(axis=1)
+                           for start in starts])
 
 
 def copying_steps(vectors: np.ndarray) -> Iterator[None]:
@@ -113,15 +98,21 @@ def copying_steps(vectors: np.ndarray) -> Iterator[None]:
 
 
 def measure_k_center(vectors: np.ndarray, k: int, steps: int, devices: Sequence[str]) -> dict[str, Any]:
-    product, newest = product_steps(vectors), newest_steps(vectors)
-    slow: dict[str, list[float]] = {"one product": [], "pairwise to the newest": []}
+    norms = np.einsum("ij,ij->i", vectors, vectors)
+    theirs = {
+        "one product": k_center_steps(
+            len(vectors), lambda pick: norms - 2 * (vectors @ vectors[pick]) + norms[pick]),
+        "pairwise to the newest": k_center_steps(len(vectors), lambda pick: pairwise(vectors, [pick])),
+    }
+    slow: dict[str, list[float]] = {name: [] for name in theirs}
     ours: dict[str, Any] = {}
-    next(product), next(newest)  # loads the libraries, computes the norms
+    for form in theirs.values():
+        next(form)  # loads the libraries
 
     def half() -> None:
         for _ in range(max(1, steps // 2)):
-            slow["one product"].append(timed(next, product)[0])
-            slow["pairwise to the newest"].append(timed(next, newest)[0])
+            for name, form in theirs.items():
+                slow[name].append(timed(next, form)[0])
 
     half()
     for device in devices:
@@ -130,7 +121,7 @@ def measure_k_center(vectors: np.ndarray, k: int, steps: int, devices: Sequence[
         ours[device] = {"seconds": seconds, "radius": radius, **greedy_gap(vectors, picks, distances, radius)}
     half()
     sizes = sorted({max(1, k // 100), max(1, k // 10), max(1, k // 3)})
-    grown = [timed(all_picks_step, vectors, picks[:size])[0] for size in sizes]
+    grown = [timed(lambda size: pairwise(vectors, picks[:size]).argmax(), size)[0] for size in sizes]
     slope, base = np.polyfit(sizes, grown, 1) if len(sizes) > 1 else (grown[0] / sizes[0], 0.0)
     totals = {name: k * float(np.mean(each)) for name, each in slow.items()}
     totals["pairwise to all"] = float(base * k + slope * k * (k + 1) / 2)
@@ -175,23 +166,21 @@ def measure_herding(vectors: np.ndarray, k: int, steps: int, devices: Sequence[s
 
 
 def measure_kmeans(vectors: np.ndarray, seeds: int, devices: Sequence[str]) -> dict[str, Any]:
+    import pandas as pd
     from sklearn.cluster import MiniBatchKMeans
 
+    def fit(name: str, rows: np.ndarray, clusters: int, seed: int) -> float:
+        if name == "MiniBatchKMeans":
+            return float(MiniBatchKMeans(clusters, random_state=seed).fit(rows).inertia_)
+        return diversity.kmeans(rows, clusters, np.random.default_rng(seed), device=name)[2]
+
     rounds: dict[str, list[dict[str, float]]] = {name: [] for name in ("MiniBatchKMeans", *devices)}
-    MiniBatchKMeans(8).fit(vectors[:2000])
-    for device in devices:
-        diversity.kmeans(vectors[:2000], 8, np.random.default_rng(0), device=device)
+    for name in rounds:
+        fit(name, vectors[:2000], 8, 0)
     for seed in range(seeds):
-        seconds, model = timed(MiniBatchKMeans(CLUSTERS, random_state=seed).fit, vectors)
-        rounds["MiniBatchKMeans"].append({"seconds": seconds, "inertia": float(model.inertia_)})
-        for device in devices:
-            rng = np.random.default_rng(seed)
-            seconds, found = timed(diversity.kmeans, vectors, CLUSTERS, rng, device=device)
-            rounds[device].append({"seconds": seconds, "inertia": found[2]})
-    medians = {
-        name: {key: float(np.median([each[key] for each in found])) for key in ("seconds", "inertia")}
-        for name, found in rounds.items()
-    }
+        for name, found in rounds.items():
+            found.append(dict(zip(("seconds", "inertia"), timed(fit, name, vectors, CLUSTERS, seed), strict=True)))
+    medians = {name: pd.DataFrame(found).median().to_dict() for name, found in rounds.items()}
     peer = medians.pop("MiniBatchKMeans")
     for device in devices:
         medians[device]["inertia_ratio"] = medians[device]["inertia"] / peer["inertia"]

@@ -13,10 +13,6 @@ Resume: the whole process of run_experiments.py --mode run on 200 finished and c
 --dry_run, and of comparing them anew (--mode analyze). Analyze: seconds and peak
 memory of the process of --mode analyze; the files were written just before, so they come from the page cache. CPU
 seconds tell what of the time is due to other work of the machine. Peak memory is read from /proc, so on Linux only.
-
-What a warm worker saves (2026-11-26, on 2 cores shared with much other work, so in CPU seconds; model tiny, 64
-examples, 1 epoch, in turn, medians of 6, 5 and 5): a process of run.py takes 11.5, a run of a warm worker 1.4,
-and 0.8 after gc.freeze(), which is left out: what was frozen can never be freed.
 """
 
 from __future__ import annotations

@@ -57,13 +57,11 @@ SUITE = {
 }
 SELECTORS = {
     "random": "", "full": "", "wordpiece_ratio": "--model trained", "stratified": "--strata token_count",
-    "kcenter": "--embedding_dir embeddings", "kmeans": "--embedding_dir embeddings",
-    "herding": "--embedding_dir embeddings", "lexical_diversity": "--embedding_dir embeddings",
-    "label_issues": "--embedding_dir embeddings", "self_filter": "--embedding_dir embeddings",
-    "predictive_entropy": "--model_path trained", "consistency": "--model_path trained --perturbations swap",
-    "el2n": "--model_path trained", "grand": "--model_path trained", "forgetting": "--cartography_dir map",
-    "aum": "--cartography_dir map", "confidence": "--cartography_dir map", "variability": "--cartography_dir map",
-    "loss_trajectory": "--cartography_dir map",
+    "consistency": "--model_path trained --perturbations swap",
+    **dict.fromkeys(("kcenter", "kmeans", "herding", "lexical_diversity", "label_issues", "self_filter"),
+                    "--embedding_dir embeddings"),
+    **dict.fromkeys(("predictive_entropy", "el2n", "grand"), "--model_path trained"),
+    **dict.fromkeys(("forgetting", "aum", "confidence", "variability", "loss_trajectory"), "--cartography_dir map"),
     "pipeline": "--pipeline aum:0.8,kcenter:0.5 --cartography_dir map --embedding_dir embeddings",
 }
 

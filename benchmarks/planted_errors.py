@@ -70,7 +70,7 @@ def plot_planted_errors(path: Path, frame: pd.DataFrame, table: pd.DataFrame, ti
     rng = np.random.default_rng(0)
     overall, *kinds = table.itertuples()
     groups = [("", "clean", None, ".", LIGHT_GREY)]
-    groups += [(row.planted_error, label_of(row.planted_error), row.auroc, marker, color)
+    groups += [(row.planted_error, row.planted_error.replace("_", " "), row.auroc, marker, color)
                for row, marker, color in zip(kinds, MARKERS, COLORS, strict=False)]
     for place, (kind, label, auroc, marker, color) in enumerate(groups):
         points = frame[frame["planted_error"] == kind]
@@ -92,17 +92,6 @@ def plot_planted_errors(path: Path, frame: pd.DataFrame, table: pd.DataFrame, ti
     caption = (f"n = {len(frame):,}, {overall.n:,} of them planted errors. Ranked by low confidence: AUROC "
                f"{overall.auroc:.3f}; {overall.recall_in_lowest:.0%} of the {overall.n:,} lowest are planted errors")
     save_figure(figure, path, title, caption)
-
-
-def label_of(kind: str) -> str:
-    return kind.replace("_", " ")
-
-
-def missed_bounds(table: pd.DataFrame) -> list[str]:
-    bounds = np.where(table["planted_error"] == "all", OVERALL_BOUND, KIND_BOUND)
-    return [f"{name} {auroc:.3f} < {bound:g}"
-            for name, auroc, bound in zip(table["planted_error"], table["auroc"], bounds, strict=True)
-            if auroc < bound]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -136,13 +125,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UserError(f"{args.dataset} [{args.split}]: {errors:,} of {len(frame):,} examples with metrics carry a "
                         "planted error; a ranking needs errors and clean examples")
     table = detection(frame["confidence"].to_numpy(dtype=float), frame["planted_error"].to_numpy(dtype=str))
+    bounds = np.where(table["planted_error"] == "all", OVERALL_BOUND, KIND_BOUND)
     result: dict[str, Any] = {
         "dataset": args.dataset, "split": args.split, "examples": len(frame), "errors": errors,
         "auroc": float(table["auroc"].iloc[0]),
         "precision_in_lowest": float(table["recall_in_lowest"].iloc[0]),  # as many are taken as there are errors
         "kinds": table.iloc[1:].rename(columns={"planted_error": "kind"}).to_dict("records"),
         "bounds": {"auroc": OVERALL_BOUND, "auroc_per_kind": KIND_BOUND},
-        "missed": missed_bounds(table),
+        "missed": [f"{row.planted_error} {row.auroc:.3f} < {bound:g}"
+                   for row, bound in zip(table.itertuples(), bounds, strict=True) if row.auroc < bound],
     }
     with stage(args.output_dir, args, owns=("planted_errors*",), inputs={"cartography": args.cartography_dir},
                datasets=[split.identity()]) as path:
@@ -152,7 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(path / "planted_errors_map.csv", plotted.reset_index())
         title = f"Data map of {dataset_label(args.dataset, args.split)} with its planted annotation errors"
         plot_planted_errors(path / "planted_errors.png", frame, table, title)
-    shown = table.assign(planted_error=table["planted_error"].map(label_of))
+    shown = table.assign(planted_error=table["planted_error"].str.replace("_", " "))
     print(console_table(shown, {"n": ",d", "in_lowest": ",d", "recall_in_lowest": ".0%", "auroc": ".3f",
                                 "median_confidence": ".3f"}))
     print(f"of the {errors:,} examples with the lowest confidence, {result['precision_in_lowest']:.0%} are errors")

@@ -36,12 +36,12 @@ BANDS = ((2, 4), (5, 8), (9, 12), (13, 16), (17, 20), (21, 25), (26, 30))  # num
 logger = logging.getLogger(__name__)
 
 
-def run_name(model: str, seed: int) -> str:
-    return f"{model if model in SETTINGS else 'pretrained'}_seed_{seed}"
+def kind_of(model: str) -> str:
+    return model if model in SETTINGS else "pretrained"
 
 
 def train(args: argparse.Namespace, model: str, seed: int, directory: Path) -> None:
-    settings = list(SETTINGS.get(model, SETTINGS["pretrained"]))
+    settings = list(SETTINGS[kind_of(model)])
     if args.epochs:
         settings[1] = str(args.epochs)
     meta = load_meta(directory) or {}
@@ -63,11 +63,6 @@ def train(args: argparse.Namespace, model: str, seed: int, directory: Path) -> N
         "--save_strategy", "no", "--no_cuda",
         "--seed", str(seed), "--output_dir", str(directory), *settings,
     ])
-
-
-def rows_of(directory: Path, model: str, seed: int) -> Any:
-    table = read_table(directory / "generalization.csv", columns=("split", "slice", "n", "accuracy"), text=("slice",))
-    return table.assign(model=model if model in SETTINGS else "pretrained", seed=seed)
 
 
 def accuracy(rows: Any, column: str = "accuracy") -> float:
@@ -120,11 +115,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     import pandas as pd
 
     output = Path(args.output_dir)
-    chosen = [(model, seed, output / run_name(model, seed)) for seed in args.seeds for model in args.models]
+    chosen = [(model, seed, output / f"{kind_of(model)}_seed_{seed}") for seed in args.seeds for model in args.models]
     for model, seed, directory in chosen:
         train(args, model, seed, directory)
     with stage(output, args, owns=("stories.csv", "stories.md")) as path:
-        frame = pd.concat([rows_of(directory, model, seed) for model, seed, directory in chosen], ignore_index=True)
+        frame = pd.concat([
+            read_table(directory / "generalization.csv", ("split", "slice", "n", "accuracy"), text=("slice",))
+            .assign(model=kind_of(model), seed=seed) for model, seed, directory in chosen
+        ], ignore_index=True)
         frame["category"], frame["num_actors"] = frame["category"].astype(object), pd.to_numeric(frame["num_actors"])
         write_csv(path / "stories.csv", frame)
         text = tables(frame)

@@ -24,15 +24,9 @@ class UserError(Exception):
 
 
 class _StatusHandler(logging.StreamHandler):
-    """To the stderr of the moment: a caller may have replaced it since."""
-
-    @property
-    def stream(self) -> Any:
-        return sys.stderr
-
-    @stream.setter
-    def stream(self, value: Any) -> None:
-        pass
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr  # that of the moment: a caller may have replaced it since
+        super().emit(record)
 
 
 class _StatusFormatter(logging.Formatter):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Okabe and Ito 2008: told apart by the colour-blind, darkest first.
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 CATEGORY_COLORS = {"easy": COLORS[0], "ambiguous": COLORS[4], "hard": COLORS[1]}
-GREY, LIGHT_GREY = "#8c8c8c", "#d8d8d8"
+DARK_GREY, GREY, LIGHT_GREY = "#444444", "#8c8c8c", "#d8d8d8"
 DOTS_PER_INCH = 160
 MAX_DRAWN_POINTS = 25_000
 
@@ -55,6 +55,6 @@ def save_figure(figure: Figure, path: str | Path, title: str, caption: str) -> N
     title, caption = (text.replace("$", r"\$") for text in (title, caption))  # a bare $ would begin a formula
     lines = [part for line in caption.split("\n") for part in textwrap.wrap(line, int(16 * width))]
     figure.suptitle(textwrap.fill(title, int(11 * width)), x=0.01, ha="left", fontsize=11)
-    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color="#444444")
+    figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=8, color=DARK_GREY)
     with atomic(path) as temporary:
         figure.savefig(temporary, dpi=DOTS_PER_INCH)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.core.plots import COLORS, LIGHT_GREY, new_figure, save_figure
+from datamap.core.plots import COLORS, DARK_GREY, LIGHT_GREY, new_figure, save_figure
 from datamap.suites.comparison import BETTER, NO_DIFFERENCE, UNDERPOWERED, WORSE
 from datamap.suites.definition import CONTROL
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from datamap.suites.results import Metric
 
-VERDICT_COLORS = {BETTER: COLORS[2], WORSE: COLORS[1], NO_DIFFERENCE: COLORS[0], UNDERPOWERED: "#666666"}
+VERDICT_COLORS = {BETTER: COLORS[2], WORSE: COLORS[1], NO_DIFFERENCE: COLORS[0], UNDERPOWERED: DARK_GREY}
 LINES = (*COLORS, "#000000")
 LEGEND_LINE = 0.2  # inches
 MARKERS = "Dos^vP"
@@ -26,12 +26,8 @@ LEGEND: dict[str, Any] = {"fontsize": 8, "frameon": False, "loc": "center left",
 
 
 def write_plots(
-    directory: Path,
-    plan: Mapping[str, Any],
-    results: pd.DataFrame,
-    metrics: Sequence[Metric],
-    rows: Sequence[Mapping[str, Any]],
-    curves: pd.DataFrame,
+    directory: Path, plan: Mapping[str, Any], results: pd.DataFrame, metrics: Sequence[Metric],
+    rows: Sequence[Mapping[str, Any]], curves: pd.DataFrame,
 ) -> None:
     """``comparison_METRIC.png`` and ``training_size_METRIC.png`` of every metric, and ``learning_curves.png``.
 
@@ -79,7 +75,7 @@ def plot_differences(path: Path, title: str, metric: Metric, rows: Sequence[Mapp
     figure, axis = new_figure(8, 1.6 + 0.42 * places[-1])
     margin = rows[0]["margin"]
     axis.axvspan(-margin, margin, color=LIGHT_GREY, alpha=0.5, lw=0)
-    axis.axvline(0, color="#444444", lw=0.8)
+    axis.axvline(0, color=DARK_GREY, lw=0.8)
     for place, row in zip(places, rows, strict=True):
         color = VERDICT_COLORS[row["verdict"]]
         differences = np.subtract(row["values"], row["reference_values"])

@@ -150,11 +150,8 @@ def _counts(plan: Mapping[str, Any], results: Sequence[RunResult]) -> str:
 
 
 def markdown(
-    plan: Mapping[str, Any],
-    results: Sequence[RunResult],
-    metrics: Sequence[Metric],
-    rows: Sequence[Mapping[str, Any]],
-    margin: float,
+    plan: Mapping[str, Any], results: Sequence[RunResult], metrics: Sequence[Metric],
+    rows: Sequence[Mapping[str, Any]], margin: float,
 ) -> str:
     """comparison.md: what an appendix needs to say of the suite."""
     described = plan["description"].rstrip(".") + "."
@@ -214,24 +211,22 @@ def _ablation_table(
 ) -> list[str]:
     """Experiments by what the model was shown, where runs were evaluated under several ablations."""
     own = {each["name"]: each["arguments"].get("ablations") or "none" for each in plan["experiments"]}
+    places: dict[str, dict[tuple[str, str], Metric]] = {}
+    for each in metrics:
+        places.setdefault(each.ending.removesuffix(f"_{each.ablation}"), {})[each.ablation, each.score] = each
     lines: list[str] = []
-    for place in dict.fromkeys(metric.ending.removesuffix(f"_{metric.ablation}") for metric in metrics):
-        here = [each for each in metrics if each.ending.removesuffix(f"_{each.ablation}") == place]
-        by_kind = {(each.ablation, each.score): each for each in here}
+    for place, by_kind in places.items():
         kinds = [name for name in ABLATIONS
                  if (name, "f1") in by_kind or (name in own.values() and ("", "f1") in by_kind)]
         if len(kinds) < 2:
             continue
         of_set = f", {place.removeprefix('_')}" if place else ""
         headings = ["experiment", *("question and passage" if kind == "none" else kind for kind in kinds)]
-        shown_rows = []
-        for each in plan["experiments"]:
-            cells = [each["name"]]
-            for kind in kinds:
-                prefix = "" if own[each["name"]] == kind else kind
-                pair = [by_kind.get((prefix, score)) for score in ("exact_match", "f1")]
-                texts = ["-" if one is None else _mean_sd(results, each["name"], one)[1] for one in pair]
-                cells.append(" / ".join(texts))
-            shown_rows.append(cells)
-        lines += ["", f"### Exact match / F1 by what the model was shown{of_set}", "", *_table(headings, shown_rows)]
+        rows = []
+        for name, trained_with in own.items():
+            prefixes = ["" if kind == trained_with else kind for kind in kinds]
+            pairs = [[by_kind.get((prefix, score)) for score in ("exact_match", "f1")] for prefix in prefixes]
+            rows.append([name, *(" / ".join("-" if one is None else _mean_sd(results, name, one)[1] for one in pair)
+                                 for pair in pairs)])
+        lines += ["", f"### Exact match / F1 by what the model was shown{of_set}", "", *_table(headings, rows)]
     return lines

@@ -64,17 +64,8 @@ def _drop_signal_handlers() -> None:
 
 
 def submit(
-    call: Callable[[Any], Any],
-    items: Sequence[Any],
-    folder: Path,
-    *,
-    name: str,
-    time_minutes: int,
-    partition: str | None,
-    gpus: int,
-    cpus: int,
-    parallel: int | None = None,
-    after: str | None = None,
+    call: Callable[[Any], Any], items: Sequence[Any], folder: Path, *, name: str, time_minutes: int,
+    partition: str | None, gpus: int, cpus: int, parallel: int | None = None, after: str | None = None,
 ) -> str:
     """Submit one array job whose task i runs ``call(items[i])``, at least one item; return the job id.
 
