@@ -117,11 +117,10 @@ def with_wrong_labels(split: Split, share: float, path: Path) -> None:
     column, names = split.task.label_column, split.data.features[split.task.label_column].names
     flipped = np.zeros(len(split.data), dtype=bool)
     flipped[rng.permutation(len(flipped))[: round(share * len(flipped))]] = True
-    step = rng.integers(1, len(names), len(flipped))
-    rows = []
-    for row, wrong, by in zip(split.data, flipped.tolist(), step.tolist(), strict=True):
-        label = (row[column] + by) % len(names) if wrong else row[column]
-        rows.append({**row, column: names[label], "is_flipped": int(wrong)})
+    step = np.where(flipped, rng.integers(1, len(names), len(flipped)), 0)
+    labels = (np.asarray(split.data[column][:]) + step) % len(names)
+    rows = [{**row, column: names[label], "is_flipped": int(wrong)}
+            for row, label, wrong in zip(split.data, labels, flipped, strict=True)]
     path.parent.mkdir(parents=True, exist_ok=True)
     write_jsonl(path, rows)
 
@@ -213,8 +212,7 @@ def plot_differences(frame: Any, path: Path, args: argparse.Namespace, everythin
     for number, (share, color) in enumerate(zip(FRACTIONS, (COLORS[0], COLORS[4], COLORS[2]), strict=True)):
         part = shown[shown["fraction"] == share].set_index("selector").reindex(order)
         height = np.arange(len(order)) + 0.22 * (number - 1)
-        low, high = (part[name].to_numpy(dtype=float) for name in ("bootstrap_low", "bootstrap_high"))
-        axis.hlines(height, low, high, color=color, linewidth=1.6)
+        axis.hlines(height, part["bootstrap_low"], part["bootstrap_high"], color=color, linewidth=1.6)
         axis.plot(part["difference"], height, "o", color=color, markersize=3.5, label=f"{100 * share:g} %")
     axis.axvline(0, color=GREY, linewidth=0.8)
     axis.set_yticks(range(len(order)), order)

@@ -113,9 +113,8 @@ def _start_meta(
         "git_dirty": dirty,
         "versions": {"python": sys.version.split()[0], **_versions()},
         "datasets": [dict(identity) for identity in datasets if identity],
-        "inputs": {label: {"path": str(file), "fingerprints": [
-            identity["fingerprint"] for identity in (load_meta(file) or {}).get("datasets", [])
-        ]} for label, file in inputs.items() if file},
+        "inputs": {label: {"path": str(file), "fingerprints": _fingerprints(file)}
+                   for label, file in inputs.items() if file},
         "started": _now(),
         "finished": None,
         "history": history,
@@ -128,6 +127,10 @@ def _end_meta(path: Path, meta: dict[str, Any], status: str, owns: Sequence[str]
     meta |= {"status": status, "finished": _now(), **({} if error is None else {"error": error})}
     outputs = {file.name: file.stat().st_size for file in sorted(files)}
     write_json(path / META, {**meta, "outputs": outputs, "history": history})
+
+
+def _fingerprints(file: str | Path) -> list[str]:
+    return [identity["fingerprint"] for identity in (load_meta(file) or {}).get("datasets", [])]
 
 
 def _git_state() -> tuple[str | None, bool | None]:

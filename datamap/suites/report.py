@@ -65,12 +65,11 @@ def write_report(directory: Path, margin: float) -> str:
         for file in directory.glob(pattern):
             file.unlink()
     columns = [*SUBJECT, *ROW, "shown_low", "shown_high"]
-    compared = [{name: row[name] for name in columns} for row in rows]
-    flat = pd.DataFrame([row | {name: json.dumps(row[name]) for name in LISTS} for row in compared], columns=columns)
+    flat = pd.DataFrame([row | {name: json.dumps(row[name]) for name in LISTS} for row in rows], columns=columns)
     write_csv(directory / "comparison.csv", flat)
     write_json(directory / "comparison.json", {
         "suite": plan["name"], "description": plan["description"], "baseline": plan["baseline"],
-        "comparisons": compared,
+        "comparisons": rows,
     })
     curves = learning_curves(results)
     if len(curves):

@@ -94,12 +94,9 @@ def submit(
         extra["dependency"] = f"afterok:{after}"
         extra["kill-on-invalid-dep"] = "yes"  # by default it would be pending for ever
     executor.update_parameters(
-        job_name=name,
-        time=time_minutes,
-        cpus_per_task=cpus,
+        job_name=name, time=time_minutes, array_parallelism=parallel or len(items), cpus_per_task=cpus,
         # Since Slurm 22.05 a step does not take this over from its job.
         srun_args=[f"--cpus-per-task={cpus}"],
-        array_parallelism=parallel or len(items),
         # How long before the time limit the task is requeued. Slurm is early by up to 30 s more.
         signal_delay_s=min(90, 15 * time_minutes),
         # The modules may not be installed.
