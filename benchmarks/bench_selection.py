@@ -279,18 +279,16 @@ def write_suite(args: argparse.Namespace, frame: Any, home: Path) -> None:
 # --- costs --------------------------------------------------------------------------------------------------------
 
 
-def embedding_seconds(cache: Path, rows: int) -> float:
-    """Of the training split, once."""
-    metas = [read_json(file) for file in cache.glob("embeddings-*/meta.json")]
-    return float(np.median([meta["seconds"] for meta in metas if meta["shape"][0] == rows]))
-
-
-def heads_seconds(home: Path) -> dict[str, float]:
-    """The median time that each selector took over features that were there, and that of the warm-ups."""
+def costs(home: Path, rows: int) -> dict[str, Any]:
+    """Seconds that embedding the ``rows`` of the training split took, once, and the median ones of each selector, over
+    features that were there, and of a warm-up."""
     table = read_table(home / "heads.csv")
     times = table[table["selector"] != EVERYTHING].groupby("selector", sort=False)["seconds"].median().to_dict()
-    files = home.glob("cache/model-*/trainer_output/train_metrics.json")
-    return {**times, "a warm-up": float(np.median([read_json(file)["train_runtime"] for file in files]))}
+    embeddings = [read_json(file) for file in home.glob("cache/embeddings-*/meta.json")]
+    warm_ups = [read_json(file) for file in home.glob("cache/model-*/trainer_output/train_metrics.json")]
+    times["a warm-up"] = float(np.median([each["train_runtime"] for each in warm_ups]))
+    once = float(np.median([each["seconds"] for each in embeddings if each["shape"][0] == rows]))
+    return {"embeddings": once, "selectors": times}
 
 
 @command_line
@@ -318,10 +316,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         noise = find_wrong_labels(args, home)
         heads = compare_heads(args, train, home)
         write_suite(args, heads, home)
-        write_json(home / "bench_selection.json", {"machine": machine(), "seconds": {
-            "maps": seconds, "embeddings": embedding_seconds(home / "cache", len(train.data)),
-            "selectors": heads_seconds(home),
-        }})
+        write_json(home / "bench_selection.json", {
+            "machine": machine(), "seconds": {"maps": seconds, **costs(home, len(train.data))},
+        })
     means = noise.groupby("score", sort=False)[["average_precision", "found_among_as_many"]].mean().reset_index()
     print(console_table(means, dict.fromkeys(means.columns[1:], ".3f")))
     shown = heads[["selector", "fraction", "mean", "difference", "bootstrap_low", "bootstrap_high", "verdict"]]

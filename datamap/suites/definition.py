@@ -18,14 +18,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import io
 import logging
 import re
 import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +78,7 @@ class Experiment:
     why: str
     argv: list[str]
     control_of: str | None = None
-    arguments: argparse.Namespace = dataclasses.field(default_factory=argparse.Namespace)
+    arguments: argparse.Namespace = field(default_factory=argparse.Namespace)
     settings_hash: str = ""  # of all but the seed
     wants_control: bool = False
     select: list[str] | None = None  # argv of select_subset.py, all but what FROM_THE_RUN and the seed say
