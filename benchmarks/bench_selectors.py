@@ -97,6 +97,11 @@ def copying_steps(vectors: np.ndarray) -> Iterator[None]:
 # --- measurements ------------------------------------------------------------------------------------------------
 
 
+def half_of(steps: int, form: Iterator[None]) -> list[float]:
+    """Seconds of each of half the steps."""
+    return [timed(next, form)[0] for _ in range(max(1, steps // 2))]
+
+
 def measure_k_center(vectors: np.ndarray, k: int, steps: int, devices: Sequence[str]) -> dict[str, Any]:
     norms = np.einsum("ij,ij->i", vectors, vectors)
     theirs = {
@@ -104,22 +109,16 @@ def measure_k_center(vectors: np.ndarray, k: int, steps: int, devices: Sequence[
             len(vectors), lambda pick: norms - 2 * (vectors @ vectors[pick]) + norms[pick]),
         "pairwise to the newest": k_center_steps(len(vectors), lambda pick: pairwise(vectors, [pick])),
     }
-    slow: dict[str, list[float]] = {name: [] for name in theirs}
     ours: dict[str, Any] = {}
     for form in theirs.values():
         next(form)  # loads the libraries
-
-    def half() -> None:
-        for _ in range(max(1, steps // 2)):
-            for name, form in theirs.items():
-                slow[name].append(timed(next, form)[0])
-
-    half()
+    slow = {name: half_of(steps, form) for name, form in theirs.items()}
     for device in devices:
         diversity.k_center(vectors[:2000], 100, 0, device=device)  # starts the device and the threads
         seconds, (picks, distances, radius) = timed(diversity.k_center, vectors, k, 0, device=device)
         ours[device] = {"seconds": seconds, "radius": radius, **greedy_gap(vectors, picks, distances, radius)}
-    half()
+    for name, form in theirs.items():
+        slow[name] += half_of(steps, form)
     sizes = sorted({max(1, k // 100), max(1, k // 10), max(1, k // 3)})
     grown = [timed(lambda size: pairwise(vectors, picks[:size]).argmax(), size)[0] for size in sizes]
     slope, base = np.polyfit(sizes, grown, 1) if len(sizes) > 1 else (grown[0] / sizes[0], 0.0)
@@ -154,14 +153,14 @@ def greedy_gap(vectors: np.ndarray, picks: np.ndarray, distances: np.ndarray, ra
 def measure_herding(vectors: np.ndarray, k: int, steps: int, devices: Sequence[str]) -> dict[str, Any]:
     copying = copying_steps(vectors)
     next(copying)
-    theirs = [timed(next, copying)[0] for _ in range(max(1, steps // 2))]
+    theirs = half_of(steps, copying)
     ours: dict[str, Any] = {}
     for device in devices:
         diversity.herding(vectors[:2000], 10, device=device)
         start, _ = timed(diversity.herding, vectors, 1, device=device)
         seconds, _ = timed(diversity.herding, vectors, steps + 1, device=device)
         ours[device] = {"seconds": start + (k - 1) * (seconds - start) / steps, "timed_steps": steps}
-    theirs += [timed(next, copying)[0] for _ in range(max(1, steps // 2))]
+    theirs += half_of(steps, copying)
     return {"ours": ours, "their_seconds": {"copying": k * float(np.mean(theirs))}, "their_steps": {"copying": theirs}}
 
 

@@ -63,7 +63,8 @@ class RunResult:
     state: str
     directory: Path
     meta: dict[str, Any] = field(default_factory=dict)
-    metrics: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # all numbers of its evaluations
+    compared: list[Metric] = field(default_factory=list)  # which of them are compared
     train_examples: int | None = None
 
     @property
@@ -81,7 +82,7 @@ def collect(directory: Path, plan: Mapping[str, Any]) -> list[RunResult]:
     for experiment, seed, place in planned_runs(directory, plan):
         result = RunResult(experiment, seed, state_of(place), place, meta_of(place) or {})
         if result.state == FINISHED:
-            result.metrics = _metrics(place)
+            _read_metrics(result)
             result.train_examples = _train_examples(place)
         results.append(result)
     known = {result.directory.name for result in results}
@@ -92,15 +93,18 @@ def collect(directory: Path, plan: Mapping[str, Any]) -> list[RunResult]:
     return results
 
 
-def _metrics(place: Path) -> dict[str, float]:
-    """Every number that the evaluations gave; of several sets the name of the set follows, as in the file's name."""
-    found = {}
-    for file in sorted(place.glob("eval_metrics*.json")):
+def _read_metrics(result: RunResult) -> None:
+    """Of several evaluation sets the name of the set follows that of the metric, as in the file's name."""
+    compared = re.compile(rf"(?:({'|'.join(ABLATIONS)})_)?({'|'.join(SCORES)})")
+    for file in sorted(result.directory.glob("eval_metrics*.json")):
         suffix = file.stem.removeprefix("eval_metrics")
-        for name, value in read_json(file).items():
-            if not name.endswith(SPEED):
-                found[name.removeprefix("eval_") + suffix] = value
-    return found
+        found = {name.removeprefix("eval_"): value for name, value in read_json(file).items()
+                 if not name.endswith(SPEED)}
+        result.metrics |= {name + suffix: value for name, value in found.items()}
+        scale = 100.0 if "exact_match" in found else 1.0
+        for match in filter(None, map(compared.fullmatch, found)):
+            ending = suffix + (f"_{match[1]}" if match[1] else "")
+            result.compared.append(Metric(match[0] + suffix, match[2], ending, match[1] or "", scale))
 
 
 def _train_examples(place: Path) -> int | None:
@@ -116,17 +120,7 @@ def _train_examples(place: Path) -> int | None:
 
 def compared_metrics(results: Sequence[RunResult]) -> list[Metric]:
     """The scores that finished runs report, in the order of SCORES, for each evaluation set and ablation."""
-    found: dict[str, Metric] = {}
-    ablation = "|".join(ABLATIONS)
-    for result in results:
-        for file in sorted(result.directory.glob("eval_metrics*.json")) if result.state == FINISHED else ():
-            suffix = file.stem.removeprefix("eval_metrics")
-            scale = 100.0 if f"exact_match{suffix}" in result.metrics else 1.0
-            for name in result.metrics:
-                match = re.fullmatch(rf"(?:({ablation})_)?({'|'.join(SCORES)}){re.escape(suffix)}", name)
-                if match:
-                    ending = suffix + (f"_{match[1]}" if match[1] else "")
-                    found[name] = Metric(name, match[2], ending, match[1] or "", scale)
+    found = {each.name: each for result in results for each in result.compared}
     return sorted(found.values(), key=lambda each: (each.ending, SCORES.index(each.score)))
 
 
