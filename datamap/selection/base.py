@@ -7,14 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from datamap.core.errors import UserError, name_a_few
+from datamap.core.errors import UserError, name_a_few, repeated
 
 HIGHEST: Final = "highest"
 LOWEST: Final = "lowest"
+F = TypeVar("F", bound=Callable[..., Any])
 FILLED = "random fill"  # how the reason of an example begins that no selector chose
 
 
@@ -26,10 +27,8 @@ class Features:
     """
 
     def __init__(self, ids: Sequence[str], values: Mapping[str, np.ndarray]):
-        if len(set(ids)) < len(ids):
-            seen: set[str] = set()
-            repeated = [each for each in ids if each in seen or seen.add(each)]  # type: ignore[func-returns-value]
-            raise UserError(f"ids must be unique; {name_a_few(repeated)} occur more than once")
+        if twice := repeated(ids):
+            raise UserError(f"ids must be unique; {name_a_few(twice)} occur more than once")
         for name, array in values.items():
             if len(array) != len(ids):
                 raise ValueError(f"feature {name} has {len(array):,} rows for {len(ids):,} ids")
@@ -168,48 +167,37 @@ class Selector:
             chosen = Picks(order, scores, [self.reason or f"{keep} {self.name}"] * len(order))
         if settings.fill and len(chosen.rows) < k:
             rest = rng.permutation(np.setdiff1d(np.arange(len(features)), chosen.rows))[: k - len(chosen.rows)]
-            drawn = without_scores(rest, [f"{FILLED}, not chosen by {self.name}"] * len(rest))
-            return Picks(np.append(chosen.rows, rest), np.append(chosen.scores, drawn.scores),
-                         [*chosen.reasons, *drawn.reasons])
+            reasons = chosen.reasons + [f"{FILLED}, not chosen by {self.name}"] * len(rest)
+            return Picks(np.append(chosen.rows, rest), np.append(chosen.scores, np.full(len(rest), np.nan)), reasons)
         return chosen
 
 
 SELECTORS: dict[str, Selector] = {}
 
 
-def register(selector: Selector) -> None:
+def register(selector: Selector, function: F) -> F:
     SELECTORS[selector.name] = selector
     for setting in selector.settings:
         if SETTINGS.setdefault(setting.name, setting) != setting:
             raise ValueError(f"{selector.name}: there is another setting {setting.name}")
+    return function
 
 
 def picks(name: str, kind: str, what: str, **more: Any) -> Callable[[Pick], Pick]:
     """Register the decorated function as a selector that picks; ``more`` are fields of ``Selector``."""
-
-    def add(function: Pick) -> Pick:
-        register(Selector(name, kind, what, pick=function, **more))
-        return function
-
-    return add
+    return lambda function: register(Selector(name, kind, what, pick=function, **more), function)
 
 
 def ranks(name: str, kind: str, what: str, **more: Any) -> Callable[[Score], Score]:
     """Register the decorated function as a selector that ranks by its scores; ``more`` are fields of ``Selector``."""
-
-    def add(function: Score) -> Score:
-        register(Selector(name, kind, what, score=function, **more))
-        return function
-
-    return add
+    return lambda function: register(Selector(name, kind, what, score=function, **more), function)
 
 
 def ranks_by(name: str, kind: str, what: str, feature: str = "", keep: str = HIGHEST) -> None:
     """Register a selector that ranks by one feature, by default that of its own name."""
     feature = feature or name
-    ranks(name, kind, what, needs=(feature,), settings=(KEEP,), keep=keep)(
-        lambda features, settings: np.ma.asarray(features[feature])
-    )
+    add = ranks(name, kind, what, needs=(feature,), settings=(KEEP,), keep=keep)
+    add(lambda features, settings: np.ma.asarray(features[feature]))
 
 
 def needed(name: str, settings: Settings) -> tuple[str, ...]:
@@ -259,9 +247,8 @@ def rank_normalised(values: np.ma.MaskedArray) -> np.ma.MaskedArray:
 
     known = ~np.ma.getmaskarray(values)
     result = np.ma.masked_all(len(values), dtype=float)
-    if known.any():
-        positions = rankdata(np.ma.getdata(values)[known])
-        result[known] = (positions - 1) / (len(positions) - 1) if len(positions) > 1 else 0.5
+    positions = rankdata(np.ma.getdata(values)[known])
+    result[known] = (positions - 1) / (len(positions) - 1) if len(positions) > 1 else 0.5
     return result
 
 

@@ -6,14 +6,14 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
 
+from datamap.core.artifacts import digest
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json
 
@@ -41,10 +41,16 @@ def cached(
     """
     key = json.loads(json.dumps(key, allow_nan=False))  # as it will be read back: a tuple is a list
     identity = {"key": key, "shape": list(shape), "dtype": np.dtype(dtype).str}
-    place = directory / f"{name}-{_digest(json.dumps(key, sort_keys=True).encode())}"
+    place = directory / f"{name}-{digest(key)}"
     if not _is_finished(_found(place, identity)[0]):
         place.mkdir(parents=True, exist_ok=True)
-        with _lock(place, name):
+        lock = FileLock(place / LOCK)
+        try:
+            held = lock.acquire(timeout=0)
+        except Timeout:
+            logger.info(f"another process computes {name}: waiting for {place}")
+            held = lock.acquire()
+        with held:
             meta, damage = _found(place, identity)
             if damage:
                 logger.warning(f"{place} is damaged ({damage}): computed again")
@@ -53,24 +59,6 @@ def cached(
                 return np.load(place / VALUES, mmap_mode="r")
     logger.info(f"{name} of {shape[0]:,} rows read from {place}")
     return np.load(place / VALUES, mmap_mode="r")
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.blake2b(content, digest_size=8).hexdigest()
-
-
-@contextmanager
-def _lock(place: Path, name: str) -> Iterator[None]:
-    lock = FileLock(place / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        logger.info(f"another process computes {name}: waiting for {place}")
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _is_finished(meta: Mapping[str, Any] | None) -> bool:
@@ -106,7 +94,8 @@ def _compute(
     n, *rest = identity["shape"]
     if not np.array_equal(np.sort(order), np.arange(n)):
         raise ValueError(f"order of {name} is no permutation of {n} rows")
-    shards = {"shard_rows": SHARD_ROWS, "order": _digest(np.asarray(order, np.int64).tobytes())}
+    of_order = hashlib.blake2b(np.asarray(order, np.int64).tobytes(), digest_size=8).hexdigest()
+    shards = {"shard_rows": SHARD_ROWS, "order": of_order}
     if meta is not None and {part: meta.get(part) for part in shards} != shards:
         logger.warning(f"{place} was begun with other shards or in another order: computed again")
         meta = None

@@ -70,11 +70,13 @@ def _slices(n: int, size: int) -> Iterator[slice]:
     return (slice(start, min(start + size, n)) for start in range(0, n, size))
 
 
-def _squared_distances(vectors: np.ndarray, rows: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(m,) float64, between vectors[rows] and vectors[others] pair by pair, from differences: 0 for equal rows."""
+def _squared_distances(
+    vectors: np.ndarray, rows: np.ndarray, to: np.ndarray, others: np.ndarray, times: int = 1
+) -> np.ndarray:
+    """(m,) float64, between ``times`` vectors[rows] and to[others] pair by pair, from differences: 0 for equals."""
     squared = np.empty(len(rows))
     for piece in _slices(len(rows), CPU_ROWS):
-        differences = vectors[rows[piece]].astype(np.float64) - vectors[others[piece]]
+        differences = times * vectors[rows[piece]].astype(np.float64) - to[others[piece]]
         squared[piece] = np.square(differences, out=differences).sum(axis=1)
     return squared
 
@@ -86,10 +88,8 @@ def check_finite(vectors: np.ndarray, ids: Sequence[str]) -> None:
         if not good.all():
             row = piece.start + int(np.argmin(good))
             values = vectors[row][~np.isfinite(vectors[row])]
-            raise UserError(
-                f"the vector of example {ids[row]!r} holds {len(values)} values that are NaN or infinite; "
-                "expected finite numbers: compute them anew, or leave the example out"
-            )
+            raise UserError(f"the vector of example {ids[row]!r} holds {len(values)} values that are NaN or infinite; "
+                            "expected finite numbers: compute them anew, or leave the example out")
 
 
 # --- k-center ----------------------------------------------------------------------------------------------------
@@ -138,7 +138,7 @@ def k_center(
 
     def measure(rows: np.ndarray) -> None:
         rows = rows[~exact[rows]]
-        near[rows] = _squared_distances(vectors, rows, nearest[rows])
+        near[rows] = _squared_distances(vectors, rows, vectors, nearest[rows])
         exact[rows] = True
 
     def radius() -> float:
@@ -273,20 +273,13 @@ def herding(vectors: np.ndarray, k: int, *, device: str | None = None) -> tuple[
         rivals = torch.nonzero(scores <= scores.min() + margin).flatten().cpu().numpy()
         pick = int(rivals[0])
         if len(rivals) > 1:
-            pick = int(rivals[np.argmin(_squared_misses(vectors, rivals, wanted))])
+            misses = _squared_distances(vectors, rivals, wanted[None], np.zeros_like(rivals), n)
+            pick = int(rivals[np.argmin(misses)])
         picks[count] = pick
         norms[pick] = torch.inf
         sums += vectors[pick]
         errors[count] = np.linalg.norm(n * sums - (count + 1) * matrix.total) / (n * (count + 1))
     return picks, errors
-
-
-def _squared_misses(vectors: np.ndarray, rows: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """(m,) float64, squared distance of n times each row to ``wanted`` (d,)."""
-    squared = np.empty(len(rows))
-    for piece in _slices(len(rows), CPU_ROWS):
-        squared[piece] = np.square(len(vectors) * vectors[rows[piece]].astype(np.float64) - wanted).sum(axis=1)
-    return squared
 
 
 # --- k-means -----------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ model with its revision and the parameters.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import logging
 import resource
 import sys
@@ -56,11 +57,12 @@ FEATURES: dict[str, Feature] = {}
 
 
 def feature(*names: str, flags: tuple[str, ...] = ()) -> Callable[[Callable[..., np.ndarray]], Callable[..., Any]]:
-    """Register the decorated function; where it computes several features, it is told ``name``."""
+    """Register the decorated function; where it computes several features, it takes ``name``."""
 
     def add(function: Callable[..., np.ndarray]) -> Callable[..., Any]:
+        takes_name = "name" in inspect.signature(function).parameters
         for name in names:
-            FEATURES[name] = Feature(partial(function, name=name) if len(names) > 1 else function, flags)
+            FEATURES[name] = Feature(partial(function, name=name) if takes_name else function, flags)
         return function
 
     return add
@@ -114,12 +116,10 @@ def _label(candidates: Candidates) -> np.ndarray:
     return np.asarray(candidates.class_names, dtype=object)[candidates.labels]
 
 
+@feature("mattr", flags=("mattr_window",))
+@feature(*(METRICS.keys() - {"mattr"}))
 def _text_metric(candidates: Candidates, name: str) -> np.ndarray:
     return np.ma.masked_invalid(computed(candidates, "text_metrics")[:, list(METRICS).index(name)])
-
-
-for metric in METRICS:
-    FEATURES[metric] = Feature(partial(_text_metric, name=metric), ("mattr_window",) if metric == "mattr" else ())
 
 
 @feature("text_metrics", flags=("mattr_window",))
@@ -186,34 +186,25 @@ def _read_embeddings(candidates: Candidates) -> np.ndarray:
     directory = candidates.args.embedding_dir
     embeddings = load_embeddings(directory)
     check_same_dataset(directory, embeddings.ids, candidates.split)
-    row_of = {example: row for row, example in enumerate(embeddings.ids)}
-    absent = [example for example in candidates.ids if example not in row_of]
-    if absent:
+    rows = pd.Index(embeddings.ids).get_indexer(candidates.ids)
+    if (rows < 0).any():
+        absent = np.asarray(candidates.ids)[rows < 0].tolist()
         raise UserError(f"{directory} has no embedding of {len(absent):,} examples ({name_a_few(absent)}); embed the "
                         "whole split, or give --max_samples")
-    rows = [row_of[example] for example in candidates.ids]
-    return embeddings.values if rows == list(range(len(row_of))) else embeddings.values[rows]
+    return embeddings.values if np.array_equal(rows, np.arange(len(embeddings.ids))) else embeddings.values[rows]
 
 
 @feature("perplexity", flags=("causal_lm",))
-def _perplexity(candidates: Candidates) -> np.ndarray:
-    from datamap.selection.language_models import load_causal, perplexity_rows
-
-    return _scored_texts(candidates, "perplexity", candidates.args.causal_lm, load_causal, perplexity_rows)
-
-
 @feature("pseudo_perplexity")
-def _pseudo_perplexity(candidates: Candidates) -> np.ndarray:
-    from datamap.selection.language_models import load_masked, pseudo_perplexity_rows
-
-    return _scored_texts(candidates, "pseudo_perplexity", candidates.args.model, load_masked, pseudo_perplexity_rows)
-
-
-def _scored_texts(
-    candidates: Candidates, name: str, model_name: str, load: Callable[..., Any], score: Callable[..., Any]
-) -> np.ma.MaskedArray:
+def _perplexity(candidates: Candidates, name: str) -> np.ma.MaskedArray:
     """(n,) >= 1, masked where a text is too short to score."""
+    from datamap.selection import language_models as language
+
     args = candidates.args
+    if name == "perplexity":
+        model_name, load, score = args.causal_lm, language.load_causal, language.perplexity_rows
+    else:
+        model_name, load, score = args.model, language.load_masked, language.pseudo_perplexity_rows
 
     def prepare() -> tuple[np.ndarray, Compute]:
         model, tokenizer = load(model_name, args.no_cuda)
@@ -223,8 +214,7 @@ def _scored_texts(
     key = {**model_key(model_name, args.no_cuda), "max_length": args.max_length}
     values = np.asarray(candidates.cached(name, key, prepare), dtype=np.float64)
     scores = np.ma.masked_invalid(values)
-    short = np.asarray(candidates.ids)[np.ma.getmaskarray(scores)].tolist()
-    if short:
+    if short := np.asarray(candidates.ids)[np.ma.getmaskarray(scores)].tolist():
         logger.warning(f"{len(short):,} of {len(scores):,} texts are too short to score ({name_a_few(short)})")
     return scores
 
@@ -255,10 +245,9 @@ def _label_quality(candidates: Candidates) -> np.ndarray:
     if args.probabilities == "model":
         probabilities = _model_out_of_fold(candidates, labels)
     else:
-        probabilities = out_of_fold_probabilities(
-            _checked_embeddings(candidates), labels, len(candidates.class_names), folds=args.folds, seed=args.seed,
-            names=candidates.class_names,
-        )
+        vectors, names = _checked_embeddings(candidates), candidates.class_names
+        probabilities = out_of_fold_probabilities(vectors, labels, len(names), folds=args.folds, seed=args.seed,
+                                                  names=names)
     return label_quality(labels, probabilities) - label_issues(labels, probabilities)
 
 
@@ -278,8 +267,8 @@ def _model_out_of_fold(candidates: Candidates, labels: np.ndarray) -> np.ndarray
     for number, (rest, fold) in enumerate(folds.split(labels, labels), 1):
         logger.info(f"fold {number} of {args.folds}: training on {len(rest):,} examples")
         model, tokenizer = _load(candidates, str(trained_model(candidates, rest)))
-        result[fold] = class_probabilities(model, tokenizer, candidates.part(fold),
-                                           max_length=args.max_length, batch_size=args.batch_size)
+        result[fold] = class_probabilities(model, tokenizer, candidates.part(fold), args.batch_size,
+                                           **candidates.sizes)
     return result
 
 
@@ -295,7 +284,7 @@ def _self_filter(candidates: Candidates) -> np.ndarray:
 @feature("flip_rate", flags=("model_path", "perturbations", "copies"))
 def _flip_rate(candidates: Candidates) -> np.ndarray:
     """Of small changes to the text, one column at a time: the share after which the prediction is another."""
-    from datamap.selection.model_scores import predict
+    from datamap.selection.model_scores import evaluated
     from datamap.selection.perturbations import flip_rate, perturbed_texts, wordnet_synonyms
 
     args, task = candidates.args, candidates.split.task
@@ -304,7 +293,7 @@ def _flip_rate(candidates: Candidates) -> np.ndarray:
 
     def compute(loaded: tuple[Any, Any], rows: np.ndarray) -> np.ndarray:
         part = candidates.part(rows)
-        before, after = predict(*loaded, part, **sizes), [list[Any]() for _ in rows]
+        before, after = evaluated(*loaded, part, **sizes).predicted_values(), [list[Any]() for _ in rows]
         for column in task.perturbed_columns:
             copies = perturbed_texts(part.data[column][:], part.ids, args.perturbations, args.copies, args.seed,
                                      synonyms)
@@ -315,7 +304,7 @@ def _flip_rate(candidates: Candidates) -> np.ndarray:
             order = changed.column_names
             texts = [text for each in copies for text in each]
             changed = changed.remove_columns(column).add_column(column, texts).select_columns(order)
-            found = predict(*loaded, dataclasses.replace(part, data=changed), **sizes)
+            found = evaluated(*loaded, dataclasses.replace(part, data=changed), **sizes).predicted_values()
             for number, prediction in zip(place, found, strict=True):
                 after[number].append(prediction)
         return flip_rate(before, after).filled(np.nan)
@@ -377,31 +366,24 @@ def _model_path(candidates: Candidates) -> str:
 
 
 @feature("el2n", "grand", flags=("model_path", *WARM_UP_FLAGS))
-def _early_score(candidates: Candidates, name: str) -> np.ndarray:
-    """EL2N or GraNd, of a model that was warmed up for it where none is named."""
-    if candidates.args.model_path:
-        return _model_score(candidates, name, _model_path(candidates))
-    path = str(trained_model(candidates, None))
-    return _model_score(candidates, name, path, {"trained": Path(path).parent.name})
-
-
 @feature("entropy", flags=("model_path",))
-def _entropy(candidates: Candidates) -> np.ndarray:
-    return _model_score(candidates, "entropy", _model_path(candidates))
-
-
-def _model_score(candidates: Candidates, name: str, path: str, key: dict[str, Any] | None = None) -> np.ma.MaskedArray:
-    """A score of model_scores.py."""
+def _model_score(candidates: Candidates, name: str) -> np.ma.MaskedArray:
+    """A score of model_scores.py; EL2N and GraNd of a model that was warmed up for them where none is named."""
     from datamap.selection.model_scores import score_rows
 
     args = candidates.args
+    if name == "entropy" or args.model_path:
+        path = _model_path(candidates)
+        key = model_key(path, args.no_cuda)
+    else:
+        path = str(trained_model(candidates, None))
+        key = {"trained": Path(path).parent.name}
 
     def compute(loaded: tuple[Any, Any], rows: np.ndarray) -> np.ndarray:
-        scores = score_rows(*loaded, candidates.part(rows), batch_size=args.batch_size, names=[name],
-                            **candidates.sizes)
+        scores = score_rows(*loaded, candidates.part(rows), args.batch_size, names=[name], **candidates.sizes)
         return scores[name].filled(np.nan)
 
-    return _by_model(candidates, name, path, key or model_key(path, args.no_cuda), compute)
+    return _by_model(candidates, name, path, key, compute)
 
 
 def trained_model(candidates: Candidates, rows: np.ndarray | None) -> Path:

@@ -100,18 +100,13 @@ def _check_classes(labels: np.ndarray, folds: int, names: Sequence[str] | None =
     classes, counts = np.unique(labels, return_counts=True)
     called = [repr(names[number]) if names else str(number) for number in classes]
     if len(classes) < 2:
-        raise UserError(
-            f"found {'the one label ' + called[0] if called else 'no labels'}; expected two classes at least: a label "
-            "is judged by what tells its class from the others"
-        )
-    rarest = int(np.argmin(counts))
-    if counts[rarest] < folds:
-        count = int(counts[rarest])
+        raise UserError(f"found {'the one label ' + called[0] if called else 'no labels'}; expected two classes at "
+                        "least: a label is judged by what tells its class from the others")
+    count = int(counts.min())
+    if count < folds:
         mend = f"use {count} folds, or drop or merge the class" if count > 1 else "drop the class or merge it"
-        raise UserError(
-            f"found {count} example{'s' if count > 1 else ''} of class {called[rarest]} for {folds} folds; expected "
-            f"at least one for each fold: {mend}"
-        )
+        raise UserError(f"found {count} example{'s' if count > 1 else ''} of class {called[counts.argmin()]} for "
+                        f"{folds} folds; expected at least one for each fold: {mend}")
 
 
 # --- confident learning ------------------------------------------------------------------------------------------

@@ -102,8 +102,7 @@ def _tokenize(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, max_leng
         options = {"return_special_tokens_mask": True, "return_attention_mask": False, "verbose": False}
         encoded = tokenizer(block, **options)
         rows, special = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
-        long = [place for place, row in enumerate(rows) if len(row) > max_length]
-        if long:
+        if long := [place for place, row in enumerate(rows) if len(row) > max_length]:
             cut, longest = cut + len(long), max(longest, *(len(rows[place]) for place in long))
             shorter = tokenizer([block[place] for place in long], truncation=True, max_length=max_length, **options)
             for number, place in enumerate(long):
@@ -200,22 +199,17 @@ def pseudo_perplexity_rows(
     """
     tokens = _tokenize(texts, tokenizer, max_length)
     order = np.argsort(-tokens.lengths(), kind="stable")
-    scored = np.diff(np.concatenate([[0], np.cumsum(tokens.own)])[tokens.starts])
     pad_id, mask_id = tokenizer.pad_token_id or 0, tokenizer.mask_token_id
 
     def compute(rows: np.ndarray) -> np.ndarray:
-        count = scored[rows]
-        copies = np.repeat(np.arange(len(rows)), count)
-        positions = np.concatenate(
-            [np.zeros(0, int), *(np.flatnonzero(tokens.own[tokens.starts[row] : tokens.starts[row + 1]])
-                                 for row in rows)]
-        )
+        _, _, own = tokens.padded(rows, pad_id)
+        copies, positions = np.nonzero(own)
         loss = np.zeros(len(copies))
         for first in range(0, len(copies), batch_size):
             batch = slice(first, first + batch_size)
             ids, real, _ = tokens.padded(rows[copies[batch]], pad_id)
             loss[batch] = _masked_loss(model, ids, real, positions[batch], mask_id)
-        return _perplexities(np.bincount(copies, loss, len(rows)), count)
+        return _perplexities(np.bincount(copies, loss, len(rows)), own.sum(axis=1))
 
     return order, compute
 
@@ -247,8 +241,5 @@ def _only_at(model: PreTrainedModel, place: torch.Tensor) -> Iterator[None]:
         output.last_hidden_state = hidden[torch.arange(len(place), device=place.device), place][:, None]
         return output
 
-    hook = model.base_model.register_forward_hook(keep)
-    try:
+    with model.base_model.register_forward_hook(keep):
         yield
-    finally:
-        hook.remove()

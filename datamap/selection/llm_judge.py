@@ -54,10 +54,8 @@ def judge(
     )
     if answers.failures:
         first, reason = next(iter(answers.failures.items()))
-        logger.warning(
-            f"the judge gives no verdict on {len(answers.failures):,} of {len(ids):,} examples "
-            f"({name_a_few(answers.failures)}; {first!r}: {reason})"
-        )
+        logger.warning(f"the judge gives no verdict on {len(answers.failures):,} of {len(ids):,} examples "
+                       f"({name_a_few(answers.failures)}; {first!r}: {reason})")
     return [answers.parsed.get(name) for name in ids]
 
 
@@ -89,9 +87,8 @@ def fill(template: string.Template, texts: Mapping[str, str], label: str) -> str
     def part(name: str, text: str) -> str:
         return f"[begin {name} {code}]\n{text}\n[end {name} {code}]"
 
-    return template.substitute(
-        texts="\n\n".join(part(name, text) for name, text in texts.items()), label=part("label", label)
-    )
+    parts = [part(name, text) for name, text in texts.items()]
+    return template.substitute(texts="\n\n".join(parts), label=part("label", label))
 
 
 # --- verdict -----------------------------------------------------------------------------------------------------
@@ -120,8 +117,7 @@ def parse_verdict(text: str) -> dict[str, Any]:
 
 
 def _verdict(found: Mapping[str, Any]) -> dict[str, Any]:
-    missing = [name for name in (*VERDICTS, "reason") if name not in found]
-    if missing:
+    if missing := [name for name in (*VERDICTS, "reason") if name not in found]:
         raise ValueError(f"no key {missing[0]!r}")
     verdict = {}
     for name in VERDICTS:

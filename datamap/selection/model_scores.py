@@ -47,8 +47,8 @@ TEXTS_AT_ONCE = 1000  # that a tokenizer is given: enough for all its threads, l
 
 
 def score_rows(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_length: int = 512,
-    doc_stride: int = 128, batch_size: int = 32, names: Sequence[str] = SCORES,
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, batch_size: int = 32, *,
+    max_length: int = 512, doc_stride: int = 128, names: Sequence[str] = SCORES,
 ) -> dict[str, np.ma.MaskedArray]:
     """What ``model`` makes of each of the N examples of ``split``: name -> (N,) float64; one pass, without dropout.
 
@@ -71,8 +71,7 @@ def score_rows(
     """
     import torch
 
-    unknown = set(names) - set(SCORES)
-    if unknown:
+    if unknown := set(names) - set(SCORES):
         raise ValueError(f"unknown scores {sorted(unknown)}; there is {', '.join(SCORES)}")
     split, features = _features(model, tokenizer, split, max_length, doc_stride)
     rows = features.select(np.flatnonzero(features["counts"][:]))
@@ -91,10 +90,8 @@ def score_rows(
     count, example = len(split.data), np.asarray(rows["example_index"][:], dtype=np.int64)
     windows = np.bincount(example, minlength=count)
     sums = [np.bincount(example, weights=column, minlength=count) for column in values.T]
-    return {
-        name: np.ma.masked_array(total / np.maximum(windows, 1), mask=windows == 0)
-        for name, total in zip(names, sums, strict=True)
-    }
+    return {name: np.ma.masked_array(total / np.maximum(windows, 1), mask=windows == 0)
+            for name, total in zip(names, sums, strict=True)}
 
 
 def _heads(outputs: Any, batch: Batch) -> Heads:
@@ -156,11 +153,8 @@ def _last_layer(model: PreTrainedModel, forward: Forward) -> Iterator[dict[str, 
         seen["outputs"] = output.detach().float().requires_grad_()  # float: bfloat16 would round the gradient
         return seen["outputs"]
 
-    hook = layer.register_forward_hook(catch)
-    try:
+    with layer.register_forward_hook(catch):
         yield seen
-    finally:
-        hook.remove()
 
 
 def _find_last_layer(model: PreTrainedModel, forward: Forward) -> torch.nn.Linear:
@@ -168,13 +162,10 @@ def _find_last_layer(model: PreTrainedModel, forward: Forward) -> torch.nn.Linea
     import torch
 
     called: list[tuple[torch.nn.Linear, torch.Tensor]] = []
-    layers = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    hooks = [layer.register_forward_hook(lambda *call: called.append((call[0], call[2]))) for layer in layers]
-    try:
+    with ExitStack() as hooks:
+        for layer in (module for module in model.modules() if isinstance(module, torch.nn.Linear)):
+            hooks.enter_context(layer.register_forward_hook(lambda *call: called.append((call[0], call[2]))))
         outputs, batch = forward(np.array([0]))
-    finally:
-        for hook in hooks:
-            hook.remove()
     _heads(outputs, batch)  # NaN equals nothing: this says so first
     if hasattr(outputs, "start_logits"):
         logits = torch.stack([outputs.start_logits, outputs.end_logits], dim=-1)
@@ -185,40 +176,29 @@ def _find_last_layer(model: PreTrainedModel, forward: Forward) -> torch.nn.Linea
             same = (output.float() == logits.float()).all(dim=-1)  # (1, 3, C) == (1, C) compares token by token
             if same.any() if output.dim() > logits.dim() else same.all():
                 return layer
-    raise UserError(
-        f"{type(model).__name__} computes its logits by something else than a linear layer, and GraNd is the gradient "
-        "for that; give another model, or choose el2n"
-    )
+    raise UserError(f"{type(model).__name__} computes its logits by something else than a linear layer, and GraNd is "
+                    "the gradient for that; give another model, or choose el2n")
 
 
 # --- predictions ---------------------------------------------------------------------------------------------------
 
 
-def predict(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_length: int = 512,
-    doc_stride: int = 128, batch_size: int = 32,
-) -> list[Any]:
-    """One prediction per example as in eval_predictions.jsonl: a label as it stands in the data, or an answer's text.
-
-    Settings, rounding and errors as in ``score_rows``.
-    """
-    return _evaluated(model, tokenizer, split, max_length, doc_stride, batch_size).predicted_values()
-
-
 def class_probabilities(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, *, max_length: int, batch_size: int
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, batch_size: int = 32, **lengths: int
 ) -> np.ndarray:
     """(N, C) float64 softmax of a classifier, columns in the order of the classes of ``split``."""
-    found = _evaluated(model, tokenizer, split, max_length, 0, batch_size)
+    found = evaluated(model, tokenizer, split, batch_size, **lengths)
     assert isinstance(found, ClassificationEvaluation)
     wanted = split.data.features[found.label_column].names
     return found.probabilities[:, [found.names.index(name) for name in wanted]]
 
 
-def _evaluated(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, max_length: int, doc_stride: int,
-    batch_size: int,
+def evaluated(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, split: Split, batch_size: int = 32, *,
+    max_length: int = 512, doc_stride: int = 128,
 ) -> Evaluation:
+    """The task's evaluation, as run.py --do_eval has it, without metrics. Settings, rounding and errors as in
+    ``score_rows``."""
     from transformers import EvalPrediction
 
     split, features = _features(model, tokenizer, split, max_length, doc_stride)
@@ -284,23 +264,16 @@ def _read_rows(
     from tqdm.auto import tqdm
 
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    table: np.ndarray | None = None
-    for first in tqdm(range(0, len(order), batch_size), desc="scoring", unit="batch", disable=None):
-        places = order[first : first + batch_size]
-        values = read(*forward(places)).double().cpu().numpy()
-        if table is None:
-            table = np.empty((len(order), values.shape[1]))
-        table[places] = values
-    assert table is not None
-    return table
+    firsts = tqdm(range(0, len(order), batch_size), desc="scoring", unit="batch", disable=None)
+    batches = [read(*forward(order[first : first + batch_size])).double().cpu().numpy() for first in firsts]
+    return np.concatenate(batches)[np.argsort(order)]
 
 
 @contextmanager
 def _frozen(model: PreTrainedModel) -> Iterator[None]:
     """No gradient for any weight, and so no graph but the one that begins in ``_last_layer``."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
-    for weight in weights:
-        weight.requires_grad_(False)
+    model.requires_grad_(False)
     try:
         yield
     finally:

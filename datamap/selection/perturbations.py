@@ -9,6 +9,7 @@ import re
 import sys
 import unicodedata
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -92,10 +93,7 @@ def perturb(text: str, kind: str, rng: np.random.Generator, synonyms: Synonyms |
 
 
 def _delete(text: str, spans: list[tuple[int, int]], rng: np.random.Generator) -> str:
-    candidates = [span for span in spans if not _is_negation(text[slice(*span)])]
-    count = min(_count(spans), len(candidates))
-    for number in sorted(rng.choice(len(candidates), count, replace=False), reverse=True) if candidates else ():
-        start, end = candidates[number]
+    for start, end in _drawn([span for span in spans if not _is_negation(text[slice(*span)])], len(spans), rng):
         before, after = text[:start], text[end:]
         text = before + after.lstrip() if after[:1].isspace() else before.rstrip() + after
     return text
@@ -116,15 +114,15 @@ def _replace(text: str, spans: list[tuple[int, int]], rng: np.random.Generator, 
         found = [] if _is_negation(word) else [_in_case_of(word, synonym) for synonym in synonyms(word)]
         if found := [synonym for synonym in found if synonym != word]:
             choices.append((span, found))
-    count = min(_count(spans), len(choices))
-    for number in sorted(rng.choice(len(choices), count, replace=False), reverse=True) if choices else ():
-        (start, end), found = choices[number]
+    for (start, end), found in _drawn(choices, len(spans), rng):
         text = text[:start] + found[rng.integers(len(found))] + text[end:]
     return text
 
 
-def _count(spans: list[tuple[int, int]]) -> int:
-    return max(1, round(SHARE * len(spans)))
+def _drawn(choices: list[Any], n_words: int, rng: np.random.Generator) -> list[Any]:
+    """SHARE of n words, at least one, among the choices that there are; the last of the text first."""
+    count = min(max(1, round(SHARE * n_words)), len(choices))
+    return [choices[number] for number in sorted(rng.choice(len(choices), count, replace=False), reverse=True)]
 
 
 def _in_case_of(word: str, synonym: str) -> str:
@@ -148,10 +146,8 @@ def perturbed_texts(
         raise UserError(f"found {len(kinds)} kinds of perturbation and {copies} copies; expected at least 1 of each")
     result = []
     for text, identity in zip(texts, ids, strict=True):
-        drawn = (
-            perturb(text, kinds[copy % len(kinds)], _generator(seed, identity, copy), synonyms)
-            for copy in range(copies)
-        )
+        drawn = (perturb(text, kinds[copy % len(kinds)], _generator(seed, identity, copy), synonyms)
+                 for copy in range(copies))
         result.append([copy for copy in drawn if copy != text])
     return result
 
@@ -175,11 +171,9 @@ def flip_rate(
     ``original_predictions``: n predicted classes or answers; ``perturbed_predictions``: for each of them those of its
     copies, any number. Returns (n,) float64 from 0 (no copy flips) to 1 (all do), masked where there is no copy.
     """
-    rates = np.ma.array(np.zeros(len(original_predictions)), mask=True)
-    for row, (original, copies) in enumerate(zip(original_predictions, perturbed_predictions, strict=True)):
-        if len(copies):
-            rates[row] = sum(bool(copy != original) for copy in copies) / len(copies)
-    return rates
+    pairs = zip(original_predictions, perturbed_predictions, strict=True)
+    rates = [np.mean([copy != original for copy in copies] or [0]) for original, copies in pairs]
+    return np.ma.array(rates, mask=[not len(copies) for copies in perturbed_predictions], dtype=float)
 
 
 # --- WordNet -----------------------------------------------------------------------------------------------------
@@ -198,10 +192,8 @@ def wordnet_synonyms() -> Synonyms:
     try:
         wordnet.ensure_loaded()
     except LookupError as error:
-        raise UserError(
-            "nltk finds no WordNet that it may read; type `python -m nltk.downloader wordnet`, or leave synonyms out: "
-            "--perturbations deletion swap"
-        ) from error
+        raise UserError("nltk finds no WordNet that it may read; type `python -m nltk.downloader wordnet`, or leave "
+                        "synonyms out: --perturbations deletion swap") from error
 
     @functools.cache
     def of(word: str) -> tuple[str, ...]:

@@ -181,17 +181,17 @@ def _lexical_diversity(features: Features, k: int, rng: np.random.Generator, set
     from datamap.selection.diversity import k_center
 
     vectors = features["embeddings"]
-    semantic, *lexical = settings.lexical_weights
+    semantic, *weights = settings.lexical_weights
+    lexical = {name.upper(): np.ma.asarray(features[name]) for name in ("mattr", "mtld")}
     bonus = np.zeros(len(features))
-    for weight, name in zip(lexical, ("mattr", "mtld"), strict=True):
-        bonus += weight * rank_normalised(np.ma.asarray(features[name])).filled(0.5)
+    for weight, values in zip(weights, lexical.values(), strict=True):
+        bonus += weight * rank_normalised(values).filled(0.5)
     first, spread = _nearest_to_the_mean(vectors)
     scale = spread / semantic if semantic and spread else math.inf
     rows, distances, _ = k_center(vectors, k, first, bonus=bonus, scale=scale)
-    short = [(name.upper(), np.ma.getmaskarray(features[name])) for name in ("mattr", "mtld")]
     reasons = []
     for row in rows:
-        without = " and ".join(name for name, mask in short if mask[row])
+        without = " and ".join(name for name, values in lexical.items() if values[row] is np.ma.masked)
         reasons.append("far away and rich in words" + (f" (too short for {without})" if without else ""))
     return Picks(rows, distances / scale + bonus[rows], reasons)
 
@@ -208,7 +208,6 @@ def _wrong_strata(settings: Settings) -> str | None:
                  Setting("bins", 3, "quantiles of each metric of --strata", {"type": positive_int, "metavar": "N"})))
 def _stratified(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     """From each stratum its proportional quota, evenly spaced in the order of its attributes."""
-    cell = np.zeros(len(features), dtype=np.int64)
     bins, names, within = [], [], [np.arange(len(features))]
     for name in settings.strata:
         values = features[name]
@@ -219,10 +218,9 @@ def _stratified(features: Features, k: int, rng: np.random.Generator, settings: 
             codes = _bins(values, settings.bins)
             told = [f"no {name}", *(f"{name} {number} of {settings.bins}" for number in range(1, settings.bins + 1))]
             within.insert(1, np.ma.filled(values.astype(float), np.inf))
-        cell = cell * len(told) + codes
         bins.append(codes)
         names.append(told)
-    _, first, stratum = np.unique(cell, return_index=True, return_inverse=True)
+    _, first, stratum = np.unique(np.stack(bins), axis=1, return_index=True, return_inverse=True)
     order = np.lexsort(within)
     groups = [order[members] for members in members_of(stratum[order])]
     groups = [
@@ -398,14 +396,11 @@ def select(
     rows = rows[order]
     assert len(np.unique(rows)) == k == len(rows)
     reasons = [reason for each in chosen for reason in each.reasons]
-    return pd.DataFrame(
-        {
-            "id": [features.ids[row] for row in rows],
-            "rank": np.arange(1, k + 1),
-            "score": np.concatenate([each.scores for each in chosen])[order],
-            "reason": [reasons[place] for place in order],
-        }
-    )
+    return pd.DataFrame({
+        "id": [features.ids[row] for row in rows], "rank": np.arange(1, k + 1),
+        "score": np.concatenate([each.scores for each in chosen])[order],
+        "reason": [reasons[place] for place in order],
+    })
 
 
 def described() -> str:

@@ -20,7 +20,7 @@ from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.errors import UserError
 from datamap.core.files import write_json
 from datamap.core.splits import load_split
-from datamap.selection.model_scores import SCORES, class_probabilities, predict, score_rows, wordpiece_ratio
+from datamap.selection.model_scores import SCORES, class_probabilities, evaluated, score_rows, wordpiece_ratio
 from datamap.tasks.classification import SequenceClassification
 from datamap.tasks.nli import NaturalLanguageInference
 from datamap.tasks.qa import QuestionAnswering
@@ -34,6 +34,10 @@ CLASSES = ("bad", "good", "so-so")
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
 DECODER = {**SIZES, "num_key_value_heads": 1, "head_dim": 8}
 WINDOWS = {"max_length": 48, "doc_stride": 12}
+
+
+def predict(*model_and_split, **settings) -> list:
+    return evaluated(*model_and_split, **settings).predicted_values()
 
 
 # --- data and models ---
