@@ -35,14 +35,11 @@ logger = logging.getLogger(__name__)
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Analyse one data map: question types or labels, samples of every category, distributions.")
     group = parser.add_argument_group("what is read")
-    group.add_argument(
-        "--cartography_dir", default="./cartography_output", help="directory that run.py --enable_cartography wrote"
-    )
-    group.add_argument(
-        "--training_dynamics", metavar="DIR",
-        help="read dynamics_epoch_N.jsonl (guid, logits_epoch_N, gold) of another trainer instead, and write "
-        "cartography_metrics.csv, .json and the map into --output_dir",
-    )
+    group.add_argument("--cartography_dir", default="./cartography_output",
+                       help="directory that run.py --enable_cartography wrote")
+    group.add_argument("--training_dynamics", metavar="DIR",
+                       help="read dynamics_epoch_N.jsonl (guid, logits_epoch_N, gold) of another trainer instead, and "
+                            "write cartography_metrics.csv, .json and the map into --output_dir")
     group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifact)")
     group.add_argument("--split", help="its split (default: the one recorded in the artifact, else train)")
     add_task_flags(group)
@@ -88,8 +85,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     caption = f"{name}, n = {len(frame):,}; cuts: confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
-    identity = split.identity() if split else None
-    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[identity]) as path:
+    datasets = [split.identity()] if split else []
+    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=datasets) as path:
         if args.training_dynamics or ".jsonl" in source.suffixes:  # made elsewhere: it has no map yet
             write_cartography(path, metrics, name)
         for category in CATEGORIES:

@@ -50,17 +50,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifacts)")
     group.add_argument("--split", help="its split (default: the one recorded in the artifacts, else train)")
     add_task_flags(group)
-    group.add_argument(
-        "--predictions", metavar="FILE",
-        help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; with --export_unified it "
-        "feeds rules 4 and 8 (qa), or gives the column predicted_label",
-    )
+    group.add_argument("--predictions", metavar="FILE",
+                       help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; with "
+                            "--export_unified it feeds rules 4 and 8 (qa), or gives the column predicted_label")
     group = parser.add_argument_group("what is written")
     group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
-    group.add_argument(
-        "--output_dir",
-        help="where the files go (default: ./integrated_analysis; with --export_unified ./unified_export)",
-    )
+    group.add_argument("--output_dir", help="where the files go (default: ./integrated_analysis; with "
+                       "--export_unified ./unified_export)")
     args = parser.parse_args(argv)
     if args.predictions and not args.export_unified:
         parser.error("--predictions is for the unified table, which only --export_unified writes; add it")

@@ -54,9 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         datasets=[recorded_dataset(embeddings.file)],
     ) as path:
         logger.info(f"reducing {rows:,} x {dims} embeddings to {reduction_dim} dimensions ({args.reduction_method})")
-        reduced, shares = clusters.reduce_dimensions(
-            scaled, reduction_dim, args.reduction_method, "euclidean", args.seed
-        )
+        reduced, shares = clusters.reduce_dimensions(scaled, reduction_dim, args.reduction_method, "euclidean",
+                                                     args.seed)
         explained = min(sum(shares), 1.0) if shares else None
         metric = args.metric
         if metric == "cosine":
@@ -65,9 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         logger.info(f"clustering {fitted:,} rows")
         if fitted < rows:
             logger.info(f"these are a random sample (--max_cluster_points); the other {rows - fitted:,} are assigned")
-        found = clusters.cluster(
-            reduced, args.min_cluster_size, args.min_samples, metric, args.max_cluster_points, args.seed
-        )
+        found = clusters.cluster(reduced, args.min_cluster_size, args.min_samples, metric, args.max_cluster_points,
+                                 args.seed)
         logger.info(f"drawing {rows:,} rows in two dimensions ({args.visualization_method})")
         picture, shares = clusters.reduce_dimensions(reduced, 2, args.visualization_method, metric, args.seed)
 
@@ -76,21 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(path / "cluster_statistics.csv", table)
         write_json(path / "cluster_samples.json", clusters.samples(embeddings, found))
         settings = {name: value for name, value in vars(args).items() if not name.endswith("_dir")}
-        write_json(
-            path / "cluster_metadata.json",
-            {
-                "embeddings": embeddings.metadata,
-                "settings": {**settings, "reduction_dim": reduction_dim},
-                "num_rows": rows,
-                "num_dims": dims,
-                "explained_variance": explained,
-                "num_clusters": found.num_clusters,
-                "num_noise": int(np.sum(found.labels == clusters.NOISE)),
-                "noise_fraction": found.noise_fraction,
-                "num_clustered": found.num_fitted,
-                "num_assigned": rows - found.num_fitted,
-            },
-        )
+        write_json(path / "cluster_metadata.json", {
+            "embeddings": embeddings.metadata, "settings": {**settings, "reduction_dim": reduction_dim},
+            "num_rows": rows, "num_dims": dims, "explained_variance": explained, "num_clusters": found.num_clusters,
+            "num_noise": int(np.sum(found.labels == clusters.NOISE)), "noise_fraction": found.noise_fraction,
+            "num_clustered": found.num_fitted, "num_assigned": rows - found.num_fitted,
+        })
         colours = clusters.choose_colours(found, picture)
         axes = clusters.axis_labels(shares, explained if args.metric != "cosine" else None)
         clusters.plot_map(path / "cluster_map.png", found, picture, colours, axes, args.seed)

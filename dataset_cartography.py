@@ -51,20 +51,14 @@ __all__ = [
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Write a data map again at other thresholds, or the first one of what another trainer logged.")
     group = parser.add_argument_group("what is read").add_mutually_exclusive_group()
-    group.add_argument(
-        "--cartography_dir", default="./cartography_output",
-        help="directory that run.py --enable_cartography wrote, or a file of metrics",
-    )
-    group.add_argument(
-        "--training_dynamics", metavar="DIR",
-        help="read dynamics_epoch_N.jsonl (guid, logits_epoch_N, gold) of another trainer instead",
-    )
+    group.add_argument("--cartography_dir", default="./cartography_output",
+                       help="directory that run.py --enable_cartography wrote, or a file of metrics")
+    group.add_argument("--training_dynamics", metavar="DIR",
+                       help="read dynamics_epoch_N.jsonl (guid, logits_epoch_N, gold) of another trainer instead")
     group = parser.add_argument_group("thresholds of the categories, which every stage that reads the map goes by")
-    group.add_argument(
-        "--method", choices=THRESHOLD_METHODS, default="median",
-        help="median: cut at the medians unless a threshold is given; percentile: the thresholds are percentiles "
-        "0..100 (50 and 67 unless given); fixed: they are the values",
-    )
+    group.add_argument("--method", choices=THRESHOLD_METHODS, default="median",
+                       help="median: cut at the medians unless a threshold is given; percentile: the thresholds are "
+                            "percentiles 0..100 (50 and 67 unless given); fixed: they are the values")
     group.add_argument("--confidence_threshold", type=number, help="easy from here on, hard below")
     group.add_argument("--variability_threshold", type=number, help="ambiguous above")
     group = parser.add_argument_group("what is written")

@@ -38,9 +38,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split.identity()]) as path:
         shape = write_embeddings(path / "embeddings.npy", model, tokenizer, rows, spans, args.batch_size)
         description = describe(args, split, shape, has_span)
-        write_json(
-            path / "embeddings_metadata.json", {**description, "ids": split.ids, "texts": task.brief(split.data)}
-        )
+        write_json(path / "embeddings_metadata.json",
+                   {**description, "ids": split.ids, "texts": task.brief(split.data)})
     print(f"wrote {shape[0]:,} embeddings of {shape[1]:,} dimensions and their ids to {path}")
 
 

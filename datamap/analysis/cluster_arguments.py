@@ -24,23 +24,16 @@ def build_parser() -> Parser:
     group.add_argument("--reduction_dim", type=at_least_two, default=50, help="dimensions kept")
     group = parser.add_argument_group("HDBSCAN")
     group.add_argument("--min_cluster_size", type=at_least_two, default=15, help="rows in the smallest cluster")
-    group.add_argument(
-        "--min_samples", type=positive_int, help="neighbours that make a row dense; more = more noise (default: "
-        "min_cluster_size)"
-    )
-    group.add_argument(
-        "--metric", choices=("euclidean", "manhattan", "chebyshev", "cosine"), default="euclidean",
-        help="distance between reduced embeddings; cosine: euclidean between rows scaled to unit length",
-    )
-    group.add_argument(
-        "--max_cluster_points", type=positive_int, default=50_000,
-        help="above this many rows a seeded sample of that size is clustered and the rest assigned to its clusters",
-    )
+    group.add_argument("--min_samples", type=positive_int,
+                       help="neighbours that make a row dense; more = more noise (default: min_cluster_size)")
+    group.add_argument("--metric", choices=("euclidean", "manhattan", "chebyshev", "cosine"), default="euclidean",
+                       help="distance between reduced embeddings; cosine: euclidean between rows scaled to unit "
+                            "length")
+    group.add_argument("--max_cluster_points", type=positive_int, default=50_000, help="above this many rows a seeded "
+                       "sample of that size is clustered and the rest assigned to its clusters")
     group = parser.add_argument_group("picture")
-    group.add_argument(
-        "--visualization_method", choices=("umap", "pca"), default="umap",
-        help="two dimensions for the picture only; umap takes half a minute longer",
-    )
+    group.add_argument("--visualization_method", choices=("umap", "pca"), default="umap",
+                       help="two dimensions for the picture only; umap takes half a minute longer")
     parser.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of sample, reduction and picture")
     return parser
 
@@ -56,9 +49,7 @@ def check_sizes(args: argparse.Namespace, rows: int) -> None:
     if args.min_samples and args.min_samples >= fitted:
         raise UserError(f"--min_samples {args.min_samples:,} must be less than {what}")
     if sampled and 2 * min_samples > fitted:  # approximate_predict looks at that many neighbours
-        raise UserError(
-            f"assigning rows to clusters needs {2 * min_samples:,} neighbours (2 x --min_samples), more than {what}; "
-            "raise --max_cluster_points or lower --min_samples"
-        )
+        raise UserError(f"assigning rows to clusters needs {2 * min_samples:,} neighbours (2 x --min_samples), more "
+                        f"than {what}; raise --max_cluster_points or lower --min_samples")
     if "umap" in (args.visualization_method, args.reduction_method) and rows < 4:
         raise UserError(f"UMAP needs at least 4 rows, found {rows}; use pca for the reduction and the picture")

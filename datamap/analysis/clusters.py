@@ -12,7 +12,7 @@ import numpy as np
 
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few, repeated
-from datamap.core.files import read_json, read_table
+from datamap.core.files import nulls_for_nan, read_json, read_table
 from datamap.core.plots import COLORS, LIGHT_GREY, new_figure, save_figure
 
 if TYPE_CHECKING:
@@ -58,9 +58,8 @@ def load_embeddings(path: str) -> Embeddings:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "an archive"
         raise UserError(f"{file}: expected floating-point rows x dimensions (2 or more), found {found}")
     if len(ids) != len(values):
-        raise UserError(
-            f"{metadata_file} lists {len(ids):,} ids, but {file.name} has {len(values):,} rows; run {MADE_BY} again"
-        )
+        raise UserError(f"{metadata_file} lists {len(ids):,} ids, but {file.name} has {len(values):,} rows; run "
+                        f"{MADE_BY} again")
     if twice := repeated(ids):
         raise UserError(f"{metadata_file}: {len(twice):,} ids occur more than once ({name_a_few(twice)})")
     broken = np.flatnonzero(~np.isfinite(values).all(axis=1))
@@ -152,16 +151,13 @@ def cluster(
 
     rows = len(values)
     sampled = rows > max_points
-    fitted = np.arange(rows)
-    if sampled:
-        fitted = np.sort(np.random.default_rng(seed).choice(rows, max_points, replace=False))
+    drawn = np.random.default_rng(seed).choice(rows, max_points, replace=False) if sampled else np.arange(rows)
+    fitted = np.sort(drawn)
     clusterer = hdbscan.HDBSCAN(
         min_cluster_size=min_cluster_size, min_samples=min_samples, metric=metric, prediction_data=sampled
     ).fit(values[fitted])
-    labels = np.full(rows, NOISE)
-    probabilities, scores = np.zeros(rows), np.zeros(rows)
-    labels[fitted] = clusterer.labels_
-    probabilities[fitted] = clusterer.probabilities_
+    labels, probabilities, scores = np.full(rows, NOISE), np.zeros(rows), np.zeros(rows)
+    labels[fitted], probabilities[fitted] = clusterer.labels_, clusterer.probabilities_
     scores[fitted] = clusterer.outlier_scores_
     if sampled:
         others = np.setdiff1d(np.arange(rows), fitted)
@@ -183,16 +179,10 @@ def assignments(ids: Sequence[str], found: Clustering, dims: np.ndarray) -> pd.D
     """One row per example; dims: its place in the picture, (rows, 2)."""
     import pandas as pd
 
-    return pd.DataFrame(
-        {
-            "id": ids,
-            "cluster": found.labels,
-            "dim1": dims[:, 0],
-            "dim2": dims[:, 1],
-            "cluster_probability": found.probabilities,
-            "outlier_score": found.outlier_scores,
-        }
-    )
+    return pd.DataFrame({
+        "id": ids, "cluster": found.labels, "dim1": dims[:, 0], "dim2": dims[:, 1],
+        "cluster_probability": found.probabilities, "outlier_score": found.outlier_scores,
+    })
 
 
 def statistics(found: Clustering) -> pd.DataFrame:
@@ -215,12 +205,9 @@ def samples(embeddings: Embeddings, found: Clustering) -> dict[str, list[dict[st
         rank = found.outlier_scores if label == NOISE else found.probabilities
         best = members[np.argsort(-rank[members], kind="stable")][:SAMPLES_PER_CLUSTER]
         chosen[str(label)] = [
-            {
-                "id": embeddings.ids[row],
-                "cluster_probability": found.probabilities[row],
-                "outlier_score": None if np.isnan(found.outlier_scores[row]) else found.outlier_scores[row],
-                **{column: values[row] for column, values in embeddings.texts.items()},
-            }
+            {"id": embeddings.ids[row], "cluster_probability": found.probabilities[row],
+             "outlier_score": nulls_for_nan(found.outlier_scores[row]),
+             **{column: values[row] for column, values in embeddings.texts.items()}}
             for row in best
         ]
     return chosen
@@ -243,17 +230,13 @@ def load_clusters(path: str | Path, columns: Sequence[str] = CLUSTER_COLUMNS) ->
 
 def warn_if_poor(found: Clustering, min_cluster_size: int) -> None:
     if found.num_clusters == 0:
-        logger.warning(
-            f"no clusters: every row is noise at --min_cluster_size {min_cluster_size}; a smaller value or a smaller "
-            "--reduction_dim may find some, or there may be none"
-        )
+        logger.warning(f"no clusters: every row is noise at --min_cluster_size {min_cluster_size}; a smaller value or "
+                       "a smaller --reduction_dim may find some, or there may be none")
     elif np.mean(found.labels == 0) > 0.9:  # number 0 is the largest
         logger.warning(f"one cluster holds {np.mean(found.labels == 0):.1%} of the rows: the data is hardly divided")
     elif found.noise_fraction > 0.5:
-        logger.warning(
-            f"{found.noise_fraction:.1%} of the rows are noise: the clusters describe the smaller part of the data; "
-            "smaller --min_samples or --reduction_dim makes HDBSCAN less strict"
-        )
+        logger.warning(f"{found.noise_fraction:.1%} of the rows are noise: the clusters describe the smaller part of "
+                       "the data; smaller --min_samples or --reduction_dim makes HDBSCAN less strict")
 
 
 # --- pictures ----------------------------------------------------------------------------------------------------
@@ -310,9 +293,8 @@ def plot_sizes(path: Path, found: Clustering, table: pd.DataFrame, colours: Sequ
     shown = table.iloc[: LABELS_DRAWN + 1]
     positions = np.arange(len(shown))
     fills = [LIGHT_GREY, *colours[: len(shown) - 1]]
-    figure, (upper, lower) = new_figure(
-        max(5.0, 1.6 + 0.28 * len(shown)), 5, rows=2, sharex=True, height_ratios=(3, 2)
-    )
+    width = max(5.0, 1.6 + 0.28 * len(shown))
+    figure, (upper, lower) = new_figure(width, 5, rows=2, sharex=True, height_ratios=(3, 2))
     upper.bar(positions, shown["size"], color=fills)
     upper.yaxis.set_major_formatter("{x:,.0f}")
     upper.set_ylabel("examples (count)")

@@ -54,14 +54,8 @@ from datamap.tasks.questions import (
 )
 
 RULES: tuple[str, ...] = (
-    "rule1_length_anomaly",
-    "rule2_multi_clause",
-    "rule3_low_q_similarity",
-    "rule4_pred_inside_gold_better",
-    "rule5_qtype_mismatch",
-    "rule6_multi_occurrences",
-    "rule7_boundary_weirdness",
-    "rule8_pred_better_q_alignment",
+    "rule1_length_anomaly", "rule2_multi_clause", "rule3_low_q_similarity", "rule4_pred_inside_gold_better",
+    "rule5_qtype_mismatch", "rule6_multi_occurrences", "rule7_boundary_weirdness", "rule8_pred_better_q_alignment",
     "rule9_question_not_starting_with_qword",
 )
 RULES_NEEDING_PREDICTIONS: tuple[str, ...] = ("rule4_pred_inside_gold_better", "rule8_pred_better_q_alignment")
@@ -168,20 +162,16 @@ def _cuts_a_word(text: str, position: int) -> bool:
 def _occurs_again(answer: str, context: str) -> bool:
     """Whether `answer` stands in `context` at two or more places (which may overlap) as whole words; both folded."""
     occurrences, start = 0, context.find(answer)
-    while start >= 0:
-        if not _cuts_a_word(context, start) and not _cuts_a_word(context, start + len(answer)):
-            occurrences += 1
-            if occurrences == 2:
-                return True
+    while start >= 0 and occurrences < 2:
+        occurrences += not _cuts_a_word(context, start) and not _cuts_a_word(context, start + len(answer))
         start = context.find(answer, start + 1)
-    return False
+    return occurrences == 2
 
 
-def _overlaps(left: list[frozenset[str]], right: list[frozenset[str]]) -> tuple[np.ndarray, np.ndarray]:
-    """Jaccard overlap of each pair as numerator and denominator, int64 (n,); 0 / 1 when either side is empty."""
-    shared = np.fromiter((len(a & b) for a, b in zip(left, right, strict=True)), np.int64, len(left))
-    sizes = np.fromiter((len(a) + len(b) for a, b in zip(left, right, strict=True)), np.int64, len(left))
-    return shared, np.where(shared > 0, sizes - shared, 1)
+def _overlaps(left: list[frozenset[str]], right: list[frozenset[str]]) -> np.ndarray:
+    """(2, n) int64, Jaccard overlap of each pair as numerator and denominator; 0 / 1 when either side is empty."""
+    pairs = [(n, len(a) + len(b) - n) if (n := len(a & b)) else (0, 1) for a, b in zip(left, right, strict=True)]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2).T
 
 
 def length_threshold(lengths: np.ndarray) -> float:
@@ -204,12 +194,10 @@ def _fired(questions: list[str], contexts: list[str], answers: list[str], predic
         return np.fromiter(flags, bool, len(answers))
 
     # Several rules need the compared form of the short texts; contexts are folded one at a time, to spare memory.
-    folded_questions, folded_answers, folded_predictions = (
-        [fold(text) for text in texts] for texts in (questions, answers, predictions)
-    )
+    folded = [[fold(text) for text in texts] for texts in (questions, answers, predictions)]
+    folded_questions, folded_answers, folded_predictions = folded
     question_words, answer_words, prediction_words = (
-        [frozenset(_content_words(text)) for text in texts]
-        for texts in (folded_questions, folded_answers, folded_predictions)
+        [frozenset(_content_words(text)) for text in texts] for texts in folded
     )
     answered = mask(bool(text) for text in folded_answers)
     tokens = np.fromiter((len(answer.split()) for answer in answers), np.int64, len(answers))

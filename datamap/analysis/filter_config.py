@@ -69,16 +69,16 @@ def validate_config(config: Mapping[str, Any], is_selection: bool = False) -> li
         if block not in BLOCKS:
             raise UserError(f"unknown filter {block!r}{_near(block, BLOCKS)}; there is {', '.join(BLOCKS)}")
         for settings in value if isinstance(value, list) and value else [value]:
-            _check_settings(block, settings)
-            fields = {field.name for field in dataclasses.fields(BLOCKS[block])}
+            fields = {field.name: field for field in dataclasses.fields(BLOCKS[block])}
+            _check_settings(block, fields, settings)
             chosen = {name: setting for name, setting in settings.items() if name != "enabled" and setting is not None}
             if "metrics_path" in fields:
                 metrics_path = chosen.setdefault("metrics_path", metrics_path)
             if not settings.get("enabled", True):
                 continue
-            for field in dataclasses.fields(BLOCKS[block]):
-                if field.default is dataclasses.MISSING and chosen.get(field.name) is None:
-                    raise UserError(f"filter {block} needs {field.name}: {field.metadata['kind'][1]}")
+            for name, field in fields.items():
+                if field.default is dataclasses.MISSING and chosen.get(name) is None:
+                    raise UserError(f"filter {block} needs {name}: {field.metadata['kind'][1]}")
             filters.append(BLOCKS[block](**chosen))
     randoms = sum(isinstance(each, RandomFilter) for each in filters)
     if randoms > 1:
@@ -103,10 +103,9 @@ def filter_inputs(config: Mapping[str, Any], is_selection: bool = False) -> dict
     return inputs
 
 
-def _check_settings(block: str, settings: Any) -> None:
+def _check_settings(block: str, fields: Mapping[str, dataclasses.Field[Any]], settings: Any) -> None:
     if not isinstance(settings, Mapping):
         raise UserError(f'filter {block}: expected its settings, like {{"enabled": true}}, found {shown(settings)}')
-    fields = {field.name: field for field in dataclasses.fields(BLOCKS[block])}
     known = ["enabled"] if block == "random" else ["enabled", *fields]
     for name, value in settings.items():
         if name not in known:
@@ -159,22 +158,17 @@ def apply_filters(
         keep, records = _apply([RandomFilter(num_examples=int(keep.sum()), seed=seed)], joined)
     before, after = len(joined.ids), int(keep.sum())
     for record in size_matched_to or records:
-        logger.info(
-            f"filter {record['filter']}: {record['before']:,} -> {record['after']:,} examples "
-            f"({record['missing_examples']:,} not in its file; missing: {record['settings']['missing']})"
-        )
+        logger.info(f"filter {record['filter']}: {record['before']:,} -> {record['after']:,} examples "
+                    f"({record['missing_examples']:,} not in its file; missing: {record['settings']['missing']})")
     if is_control:
         logger.info(f"filter random: instead, {after:,} of {before:,} examples drawn with seed {seed}")
     if max_drop_percentage is not None and 100 * (before - after) > max_drop_percentage * before:
-        raise UserError(
-            f"the filters drop {before - after:,} of {before:,} examples ({100 * (before - after) / before:.1f} %: "
-            f"{_drops(records)}), more than max_drop_percentage {max_drop_percentage:g}; loosen them or raise it"
-        )
+        raise UserError(f"the filters drop {before - after:,} of {before:,} examples "
+                        f"({100 * (before - after) / before:.1f} %: {_drops(records)}), more than max_drop_percentage "
+                        f"{max_drop_percentage:g}; loosen them or raise it")
     filtered = joined.data.select(np.flatnonzero(keep))
-    if not return_report:
-        return filtered
     report = {"before": before, "after": after, "seed": seed, "filters": records, "size_matched_to": size_matched_to}
-    return filtered, report
+    return (filtered, report) if return_report else filtered
 
 
 def _apply(
@@ -184,21 +178,18 @@ def _apply(
     records: list[dict[str, Any]] = []
     for each in filters:
         decision = each.decide(joined, keep)
-        records.append(
-            {
-                "filter": each.block,
-                "settings": {name: str(x) if isinstance(x, os.PathLike) else x for name, x in vars(each).items()},
-                "before": int(keep.sum()),
-                "after": int(decision.keep.sum()),
-                "missing_examples": int(decision.missing.sum()),
-                "thresholds": decision.thresholds,
-                "removed": {reason: joined.index[mask].tolist() for reason, mask in decision.removed.items()},
-            }
-        )
+        records.append({
+            "filter": each.block,
+            "settings": {name: str(x) if isinstance(x, os.PathLike) else x for name, x in vars(each).items()},
+            "before": int(keep.sum()),
+            "after": int(decision.keep.sum()),
+            "missing_examples": int(decision.missing.sum()),
+            "thresholds": decision.thresholds,
+            "removed": {reason: joined.index[mask].tolist() for reason, mask in decision.removed.items()},
+        })
         keep = decision.keep
         if not keep.any():
-            total = len(joined.ids)
-            raise UserError(f"the filters leave none of {total:,} examples ({_drops(records)}); loosen them")
+            raise UserError(f"the filters leave none of {len(keep):,} examples ({_drops(records)}); loosen them")
     return keep, records
 
 

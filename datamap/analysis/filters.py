@@ -11,6 +11,7 @@ before it left. Where it comes to no whole number of examples, one more is kept.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 import math
 import numbers
@@ -64,10 +65,8 @@ class Table:
         values = pd.to_numeric(self.whole[column], errors="coerce").to_numpy(dtype=float, na_value=np.nan)
         bad = ~np.isfinite(values)
         if bad.any():
-            raise UserError(
-                f"{self.path}: {column} of {bad.sum():,} examples ({name_a_few(self.whole.index[bad])}) is missing or "
-                "no finite number; filter by another column, or make the file again"
-            )
+            raise UserError(f"{self.path}: {column} of {bad.sum():,} examples ({name_a_few(self.whole.index[bad])}) "
+                            "is missing or no finite number; filter by another column, or make the file again")
         return np.where(self.row_of >= 0, values[self.row_of], np.nan)
 
     def is_in_category(self, category: str) -> np.ndarray:
@@ -101,7 +100,7 @@ class JoinedDataset:
         self.index = pd.Index(self.ids, dtype=object)
         if not self.ids:
             raise UserError("the dataset to be filtered holds no examples")
-        self._tables: dict[str, Table] = {}
+        self.metrics, self.clusters = functools.cache(self._metrics), functools.cache(self._clusters)
 
     def columns(self, block: str, why: str, *names: str) -> list[list[Any]]:
         """Columns of the dataset, one value per example; UserError, which says ``why`` the filter needs them."""
@@ -116,17 +115,13 @@ class JoinedDataset:
         n = len(self.ids)
         return Table("the dataset", pd.DataFrame(columns, self.index), np.arange(n), np.ones(n, bool), self.ids)
 
-    def metrics(self, path: str | Path) -> Table:
+    def _metrics(self, path: str | Path) -> Table:
         """Cartography metrics and ``category``, cut at the map's own thresholds."""
-        if str(path) not in self._tables:
-            frame, cuts = load_map(path)
-            self._align(path, frame, dict(zip(("confidence", "variability"), cuts, strict=True)))
-        return self._tables[str(path)]
+        frame, cuts = load_map(path)
+        return self._aligned(path, frame, dict(zip(("confidence", "variability"), cuts, strict=True)))
 
-    def clusters(self, path: str | Path) -> Table:
-        if str(path) not in self._tables:
-            self._align(path, load_clusters(path, ("cluster", "cluster_probability")), {})
-        return self._tables[str(path)]
+    def _clusters(self, path: str | Path) -> Table:
+        return self._aligned(path, load_clusters(path, ("cluster", "cluster_probability")), {})
 
     def error_rules(self, predictions_path: str | Path | None) -> Table:
         """The error rules, over the whole dataset; with predictions, examples without one count as missing."""
@@ -146,9 +141,9 @@ class JoinedDataset:
             table.listed = np.array([text is not None for text in predictions])
         return table
 
-    def _align(self, path: str | Path, whole: pd.DataFrame, thresholds: Thresholds) -> None:
+    def _aligned(self, path: str | Path, whole: pd.DataFrame, thresholds: Thresholds) -> Table:
         row_of = self._rows(path, whole.index)
-        self._tables[str(path)] = Table(str(path), whole, row_of, row_of >= 0, self.ids, thresholds)
+        return Table(str(path), whole, row_of, row_of >= 0, self.ids, thresholds)
 
     def _rows(self, path: str | Path, ids: Sequence[str] | pd.Index) -> np.ndarray:
         """Where each example stands in ``ids``; UserError when the file is about another dataset."""
@@ -158,10 +153,8 @@ class JoinedDataset:
         if self.split is not None:
             check_same_dataset(path, ids, self.split)
         elif not (row_of >= 0).any():
-            raise UserError(
-                f"{path} shares no ids with the dataset (it has {name_a_few(ids[:3])}, the dataset "
-                f"{name_a_few(self.ids[:3])}); give the file made from this dataset"
-            )
+            raise UserError(f"{path} shares no ids with the dataset (it has {name_a_few(ids[:3])}, the dataset "
+                            f"{name_a_few(self.ids[:3])}); give the file made from this dataset")
         return row_of
 
 
@@ -214,9 +207,7 @@ def one_of(*known: str) -> Kind:
 
 
 def list_of(is_item: Callable[[Any], bool], expected: str, least: int = 0) -> Kind:
-    return lambda value: (
-        isinstance(value, list | tuple) and len(value) >= least and all(map(is_item, value))
-    ), expected
+    return lambda value: isinstance(value, list | tuple) and len(value) >= least and all(map(is_item, value)), expected
 
 
 NUMBER, FRACTION = number_in(), number_in(0, 1)
@@ -352,9 +343,8 @@ class ClusterFilter(Filter, block="cluster"):
     ``min_probability`` (noise has 0)."""
 
     cluster_path: str | Path = setting(path_of("a cluster directory or its cluster_assignments.csv"))
-    exclude_clusters: Sequence[int] = setting(
-        list_of(whole_number()[0], "a list of cluster numbers, like [-1, 3]"), ()
-    )
+    exclude_clusters: Sequence[int] = setting(list_of(whole_number()[0], "a list of cluster numbers, like [-1, 3]"),
+                                              ())
     min_probability: float | None = setting(FRACTION, None)
 
     def __post_init__(self) -> None:

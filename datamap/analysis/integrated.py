@@ -156,10 +156,8 @@ def plot_category_by_cluster(path: Path, difficulty: pd.DataFrame, caption: str)
     shown, labels, note = drawn_clusters(difficulty)
     shares = 100 * shown[[f"{category}_share" for category in CATEGORIES]].to_numpy(dtype=float)
     figure, axis = new_figure(5.5, max(3.4, 1.8 + 0.3 * len(shown)))
-    heatmap(
-        shares, ax=axis, cmap="viridis", vmin=0, vmax=100, annot=True, fmt=".0f", annot_kws={"fontsize": 8},
-        xticklabels=CATEGORIES, yticklabels=labels, cbar_kws={"label": "examples of the cluster (%)"},
-    )
+    heatmap(shares, ax=axis, cmap="viridis", vmin=0, vmax=100, annot=True, fmt=".0f", annot_kws={"fontsize": 8},
+            xticklabels=CATEGORIES, yticklabels=labels, cbar_kws={"label": "examples of the cluster (%)"})
     axis.tick_params(axis="y", labelsize=8, rotation=0)
     axis.set_ylabel("cluster, lowest mean confidence first")
     save_figure(figure, path, "Categories by cluster", caption + note)

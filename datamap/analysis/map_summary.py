@@ -173,11 +173,9 @@ def plot_correlations(path: Path, table: pd.DataFrame, metrics: list[str], capti
     names = [metric.replace("_", " ") for metric in metrics]
     size = 2.4 + 0.55 * len(metrics)
     figure, axis = new_figure(size + 0.8, size)
-    seaborn.heatmap(
-        matrix, vmin=-1, vmax=1, cmap="RdBu_r", annot=True, fmt=".2f", annot_kws={"fontsize": 8}, square=True,
-        xticklabels=names[:-1], yticklabels=names[1:], ax=axis,
-        cbar_kws={"label": "Spearman rank correlation", "shrink": 0.7},
-    )
+    seaborn.heatmap(matrix, vmin=-1, vmax=1, cmap="RdBu_r", annot=True, fmt=".2f", annot_kws={"fontsize": 8},
+                    square=True, xticklabels=names[:-1], yticklabels=names[1:], ax=axis,
+                    cbar_kws={"label": "Spearman rank correlation", "shrink": 0.7})
     for row, column in zip(*np.nonzero(np.tril(matrix.isna())), strict=True):
         axis.text(column + 0.5, row + 0.5, "n/a", ha="center", va="center", fontsize=8)
     axis.set(xlabel=None, ylabel=None)

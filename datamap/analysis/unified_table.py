@@ -57,10 +57,8 @@ def predictions_of(path: str | Path, split: Split) -> list[Any]:
     this = f"{split.name} [{split.split}]"
     shared = [example for example in split.ids if example in rows]
     if not shared:
-        raise UserError(
-            f"{file} holds predictions of {name_a_few(rows)} and shares no ids with {this}; "
-            f"run.py --do_eval --eval_split {split.split} predicts that"
-        )
+        raise UserError(f"{file} holds predictions of {name_a_few(rows)} and shares no ids with {this}; "
+                        f"run.py --do_eval --eval_split {split.split} predicts that")
     for name in split.task.text_columns:
         pairs = zip(split.ids, split.data[name][:], strict=True)
         if other := [example for example, text in pairs if rows.get(example, {}).get(name, text) != text]:
@@ -79,10 +77,8 @@ def unified_table(
     the dataset whose name is taken get the prefix ``data_``; those that hold lists or dicts become JSON text.
     """
     ids = pd.Index(split.ids, name="id")
-    added = [
-        _nullable(metrics[[column for column in (*METRIC_COLUMNS, "category") if column in metrics]]).reindex(ids),
-        _nullable(clusters).reindex(ids),
-    ]
+    of_map = metrics[[column for column in (*METRIC_COLUMNS, "category") if column in metrics]]
+    added = [_nullable(of_map).reindex(ids), _nullable(clusters).reindex(ids)]
     readable = split.task.readable(split.data)
     if split.task.has_error_rules:
         texts = (readable["question"], readable["context"], readable["answer"])
@@ -92,9 +88,9 @@ def unified_table(
         labels = [str(label) if kind == "str" and label is not None else label for label in predictions]
         added.append(pd.DataFrame({"predicted_label": pd.array(labels, dtype=kind)}, index=ids))
     taken = {"id", *(column for table in added for column in table)}
-    columns: dict[str, Any] = {}
-    for column, values in readable.items():
-        columns[_free_name(column, taken, split.data.column_names)] = values
+    columns: dict[str, Any] = {
+        _free_name(column, taken, split.data.column_names): values for column, values in readable.items()
+    }
     taken |= columns.keys()
     shown = {"id", *(column for column in split.task.content_columns if column in readable)}
     for column in split.data.column_names:
@@ -122,21 +118,15 @@ def _plain_column(split: Split, column: str) -> pd.api.extensions.ExtensionArray
     if isinstance(values, pa.ChunkedArray):
         values = values.combine_chunks()
     if pa.types.is_nested(values.type):
-        texts = (
-            None if value is None else json.dumps(nulls_for_nan(value), ensure_ascii=False, default=plain)
-            for value in values.to_pylist()
-        )
+        texts = (None if value is None else json.dumps(nulls_for_nan(value), ensure_ascii=False, default=plain)
+                 for value in values.to_pylist())
         values = pa.array(texts, pa.string())
     return pd.array(values, dtype=pd.ArrowDtype(values.type))
 
 
-def rule_rates(frame: pd.DataFrame, by: str) -> list[dict[str, Any]]:
-    """Per value of ``by``: n, and the fraction of examples that each rule flags, of those it could be applied to."""
-    return [{by: value, "n": len(group), **_rates(group)} for value, group in frame.groupby(by)]
-
-
-def _rates(frame: pd.DataFrame) -> dict[str, float | None]:
-    return nulls_for_nan(frame[list(RULE_COLUMNS)].astype(float).mean().to_dict())
+def rule_rates(frame: pd.DataFrame) -> dict[str, Any]:
+    """n, and the fraction of examples that each rule flags, of those it could be applied to."""
+    return {"n": len(frame), **nulls_for_nan(frame[list(RULE_COLUMNS)].astype(float).mean().to_dict())}
 
 
 def high_overlap_regions(unified: pd.DataFrame) -> list[dict[str, Any]]:
@@ -174,9 +164,9 @@ def summarize_overlap(unified: pd.DataFrame, num_predicted: int | None) -> dict[
     summary["category_cluster_distribution"] = cells.to_dict("records")
     if has_rules:
         summary |= {
-            "rule_rates": {"n": total, **_rates(unified)},
-            "rule_rates_by_category": rule_rates(unified, "category"),
-            "rule_rates_by_cluster": rule_rates(unified, "cluster"),
+            "rule_rates": rule_rates(unified),
+            **{f"rule_rates_by_{by}": [{by: value, **rule_rates(group)} for value, group in unified.groupby(by)]
+               for by in ("category", "cluster")},
             "high_overlap_cuts": REGION_CUTS,
             "high_overlap_regions": high_overlap_regions(unified),
         }
