@@ -371,6 +371,17 @@ def test_no_enabled_block_changes_nothing(cartography):
 CONTEXT = "The dose of aspirin was 81 mg daily. Aspirin was given on Monday, and, or later."
 
 
+def test_a_map_and_clusters_in_one_directory(cartography, clusters):
+    settings = {"metric": "confidence", "min": 0.3}, {"exclude_clusters": [-1]}
+    apart = kept(dataset_of(LETTERS), metric={"metrics_path": cartography, **settings[0]},
+                 cluster={"cluster_path": clusters, **settings[1]})
+    file = Path(clusters) / "cluster_assignments.csv"
+    file.rename(Path(cartography) / file.name)
+    together = kept(dataset_of(LETTERS), metric={"metrics_path": cartography, **settings[0]},
+                    cluster={"cluster_path": cartography, **settings[1]})
+    assert together == apart and 0 < len(apart) < len(LETTERS)
+
+
 @pytest.fixture
 def questions():
     rows = [
