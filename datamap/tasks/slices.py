@@ -192,7 +192,8 @@ def generalization_table(tables: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
              if any(table[column].dtype == "string" for table in tables.values())]
     frames = []
     for name, table in tables.items():
-        as_text = {column: table[column].map(_text, na_action="ignore").astype("string") for column in texts}
+        as_text = {column: table[column].astype(object).map(_text, na_action="ignore").astype("string")
+                   for column in texts}
         frames.append(table.assign(split=name, **as_text))
     joined = pd.concat(frames, ignore_index=True)
     joined.insert(0, "split", joined.pop("split"))
