@@ -34,6 +34,8 @@ VOLATILE = re.compile(
     r"started|finished|versions|git_commit|git_dirty|outputs|owns|seconds|select_seconds|peak_memory_mb|"
     r"time|created|created_at|at|latency\w*|\w*_runtime|\w*_per_second|\w*_seconds|\w*_time|request_id"
 )
+# Records that are appended in the order in which a server answers.
+AS_ANSWERED = ("thoughts.jsonl", "reflections.jsonl", "scores.jsonl", "comparisons.jsonl", "failures.jsonl")
 SUFFIXES = (".csv", ".json", ".jsonl", ".npy", ".txt")
 # Logs are words, models are larger than what they are judged by, and what a server said is its own affair.
 LEFT_OUT = re.compile(r"(^|/)(log\.txt|server\.log|tokenizer.*|.*\.lock|vocab\.txt|feature_cache/.*)$")
@@ -151,11 +153,17 @@ def without_volatile(value: Any) -> Any:
 
 def stable(path: Path) -> bytes:
     """The content of a file without what differs from run to run."""
+    import pandas as pd
+
     raw = path.read_bytes()
     if path.suffix == ".json":  # the order of the flags in run_meta.json says nothing
         return json.dumps(without_volatile(json.loads(raw)), sort_keys=path.name == "run_meta.json").encode()
     if path.suffix == ".jsonl":
-        return "\n".join(json.dumps(without_volatile(json.loads(line))) for line in raw.split(b"\n") if line).encode()
+        lines = [json.dumps(without_volatile(json.loads(line))) for line in raw.split(b"\n") if line]
+        return "\n".join(sorted(lines) if path.name in AS_ANSWERED else lines).encode()
+    if path.suffix == ".csv":
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        return table[[name for name in table if not VOLATILE.fullmatch(name)]].to_csv(index=False).encode()
     return raw
 
 
