@@ -16,7 +16,15 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from datamap.analysis.filter_config import apply_filters, filter_inputs, load_filter_config, validate_config
+from datamap.analysis.filter_config import (
+    MISSING,
+    MISSING_HELP,
+    apply_filters,
+    filter_inputs,
+    load_filter_config,
+    validate_config,
+    with_missing,
+)
 from datamap.analysis.filters import (
     AmbiguousQuestionFilter,
     CategoryFilter,
@@ -55,12 +63,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     add_task_flags(group)
     group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
     group = parser.add_argument_group("filters")
+    group.add_argument("--missing", choices=MISSING, help=MISSING_HELP)
     group.add_argument("--max_drop_percentage", type=lambda text: number(text, 0, 100), metavar="PERCENT",
                        help="refuse to drop more than this, 0..100 (default: no limit)")
     group.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of the filter random")
     parser.set_defaults(train_ids=None)
     args = parser.parse_args(argv)
-    args.filters = load_filter_config(args.filter_config)
+    args.filters = with_missing(load_filter_config(args.filter_config), args.missing)
     if not validate_config(args.filters):
         raise UserError(f"{args.filter_config} enables no filter; nothing would be filtered")
     return args

@@ -67,7 +67,7 @@ def show(split: Split, cartography_dir: str, cluster_dir: str | None, seed: int)
     shared = len(set(filtered["id"]) & set(control["id"]))
     print(f"size-matched control: {len(control):,} examples at random, {shared:,} of them among the filtered")
 
-    decision = CategoryFilter(metrics_path=cartography_dir, categories=["hard"], missing="drop").decide(split)
+    decision = CategoryFilter(metrics_path=cartography_dir, categories=["hard"]).decide(split)
     cuts = ", ".join(f"{name} {cut:.3f}" for name, cut in decision.thresholds.items() if cut is not None)
     print(f"one filter alone: {decision.keep.sum():,} examples are hard (thresholds: {cuts}), such as")
     chosen = split.data.select(decision.keep.nonzero()[0][:3])
