@@ -12,8 +12,9 @@ from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from datamap.core.intervals import paired_interval
 from datamap.thoughts import metrics as thought_metrics
-from datamap.thoughts.metrics import compare_runs, confusion, length_table, pair_metrics, paired_interval
+from datamap.thoughts.metrics import compare_runs, confusion, length_table, pair_metrics
 
 LABEL = st.sampled_from((0, 1, None))
 PAIRS = st.lists(st.tuples(LABEL, LABEL, st.sampled_from(("strict", "object"))), max_size=40)
@@ -127,12 +128,16 @@ def test_the_verdict_follows_p_and_direction():
         right = [(True, True)] * 20 + [(True, False)] * ours + [(False, True)] * theirs
         return compare_runs(*zip(*right, strict=True))
 
-    assert verdict(5, 0)["verdict"] == "no detectable difference"  # p = 0.0625
+    assert verdict(5, 0)["verdict"] == "underpowered"  # p = 0.0625
     assert verdict(6, 0)["verdict"] == "better"  # p = 0.03125
     assert verdict(0, 6)["verdict"] == "worse"
     same = verdict(0, 0)
-    assert same["p_mcnemar"] == 1.0 and same["verdict"] == "no detectable difference"
+    assert same["p_mcnemar"] == 1.0 and same["verdict"] == "underpowered"
     assert same["difference_low"] < 0 < same["difference_high"]  # 20 pairs cannot show that there is no difference
+    for n, expected in ((2, "underpowered"), (30, "underpowered"), (200, "underpowered"),
+                        (300, "no detectable difference")):
+        found = compare_runs([True] * n, [True] * n)
+        assert found["verdict"] == expected and (found["difference_high"] <= 0.01) == (n == 300)
     with pytest.raises(ValueError):
         compare_runs([], [])
     with pytest.raises(ValueError):
