@@ -59,9 +59,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from datamap.analysis import map_summary as summary
-    from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
+    from datamap.cartography.categories import CATEGORIES, category_thresholds, counted, with_categories
     from datamap.cartography.dynamics import read_logged_logits
-    from datamap.cartography.maps import check_no_recording, load_map, write_cartography
+    from datamap.cartography.learning import MEANS_NOTHING, Learning
+    from datamap.cartography.maps import check_no_recording, load_map, map_learning, write_cartography
     from datamap.cartography.metrics import compute_metrics
     from datamap.core.plots import dataset_label
 
@@ -69,12 +70,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_not_read(args.output_dir, source)
     check_no_recording(args.output_dir)
     if args.training_dynamics:
-        metrics = compute_metrics(read_logged_logits(source))
-        cuts = category_thresholds(metrics)
+        learning = Learning()
+        metrics = compute_metrics(learning.follow(read_logged_logits(source)))
+        known, cuts = learning.record(metrics), category_thresholds(metrics)
         frame = with_categories(metrics, cuts)
     else:
         frame, cuts = load_map(source)
         metrics = frame.drop(columns="category")
+        known = map_learning(source, metrics)
     split = recorded_split(source, args.dataset, args.split, task_of(args, recorded_task(source)))
     name = dataset_label(split.name, split.split) if split else source.name
     if split is None:
@@ -84,11 +87,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         frame = frame[frame.index.isin(split.ids)]  # after the cuts, which are those of all metrics
 
     caption = f"{name}, n = {len(frame):,}; cuts: confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
+    if known and known["warning"]:
+        caption += f"\n{MEANS_NOTHING}"
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
     datasets = [split.identity()] if split else []
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=datasets) as path:
         if args.training_dynamics or ".jsonl" in source.suffixes:  # made elsewhere: it has no map yet
-            write_cartography(path, metrics, name)
+            write_cartography(path, metrics, name, learning=known)
         for category in CATEGORIES:
             write_json(path / f"{category}_samples.json", summary.samples(frame, category, args.n_examples, split))
         table = summary.distributions(frame)
@@ -102,7 +107,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_csv(path / f"{by}_analysis.csv", by_group)
             summary.plot_groups(path / f"category_by_{by}.png", by_group, by, caption)
 
-    print(caption)
+    print(f"{caption}\n{counted(frame, cuts)}")
     print(summary.printed_groups(summary.group_table(frame.assign(all="all"), "all"), "all", "", ROWS_PRINTED))
     if split is not None:
         print(summary.printed_groups(by_group, by, ".20", ROWS_PRINTED))

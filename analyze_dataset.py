@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamap.analysis.clusters import cluster_name, load_clusters
-from datamap.cartography.maps import load_map
+from datamap.cartography.maps import load_map, means_nothing
 from datamap.core.artifacts import (
     check_not_read,
     check_same_dataset,
@@ -102,6 +102,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = dataset_label(split.name, split.split) if split else args.cartography_dir
     cuts = f"cuts: confidence {thresholds[0]:.3g}, variability {thresholds[1]:.3g}"
     caption = f"{name}, n = {len(frame):,} with metrics and cluster; {cuts}"
+    caption += means_nothing(args.cartography_dir, metrics)
     inputs = {**sources, "predictions": args.predictions}
     identity = split.identity() if split else None
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[identity]) as path:
