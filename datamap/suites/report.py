@@ -114,12 +114,12 @@ def verdict_of(row: Mapping[str, Any]) -> str:
         return row["verdict"] + (f" ({row['note']})" if row["note"] else "")
     if row["p"] <= ALPHA:
         return f"{row['verdict']} (p {row['p']:.2g} alone, {row['p_holm']:.2g} as one of {row['family_size']})"
-    needed = row["seeds_needed"]
-    few, fewest = row["examples"], row["examples_needed"]
-    if few is not None and few < fewest:
-        return f"{row['verdict']} ({few:,} evaluation examples, at least {fewest:,} to find {row['margin']:g})"
-    found = f" (about {needed:,} seeds to find {row['margin']:g})" if needed and needed > row["n"] else ""
-    return row["verdict"] + found
+    needed, fewest = row["seeds_needed"], row["examples_needed"]
+    if needed and needed > row["n"]:
+        return f"{row['verdict']} (about {needed:,} seeds to find {row['margin']:g})"
+    if fewest is not None and row["examples"] < fewest:
+        return f"{row['verdict']} (at least {fewest:,} evaluation examples to find {row['margin']:g})"
+    return row["verdict"]
 
 
 def console(

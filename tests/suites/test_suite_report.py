@@ -482,6 +482,16 @@ def test_identical_runs_on_many_examples(tmp_path):
         assert (row["verdict"], row["note"]) == ("no detectable difference", "no difference at any seed")
         assert row["shown_high"] == pytest.approx(100 * (1 - 0.05 ** (1 / 400))) and row["examples"] == 400
     assert "no detectable difference" in text
+    for seed in SEEDS:  # one example less than the margin needs, and a spread over seeds that would be small enough
+        changed = scores[:298].copy()
+        changed[np.flatnonzero(changed == 0.4)[: seed - 1]] = 0.5
+        place = finish(directory, "other", seed, changed)
+        write_jsonl(place / "eval_predictions.jsonl", qa_rows(changed, [f"v{number}" for number in range(298)]))
+        place = finish(directory, "baseline", seed, scores[:298])
+        write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores[:298], [f"v{number}" for number in range(298)]))
+    text = write_report(directory, 1.0)
+    assert row_of(directory, "f1")["verdict"] == "underpowered" and row_of(directory, "f1")["power"] > 0.8
+    assert "underpowered (at least 299 evaluation examples to find 1)" in text
 
 
 # --- kinds of metrics --------------------------------------------------------------------------------------------
