@@ -36,7 +36,14 @@ from datamap.cartography.maps import (
     written_learning,
 )
 from datamap.cartography.metrics import METRIC_COLUMNS, compute_metrics, load_cartography_metrics
-from datamap.core.artifacts import artifact_file, check_not_read, load_meta, recorded_dataset, stage
+from datamap.core.artifacts import (
+    artifact_file,
+    check_not_read,
+    hand_on_digests,
+    load_meta,
+    recorded_dataset,
+    stage,
+)
 from datamap.core.errors import command_line
 from datamap.core.flags import Parser, number
 from datamap.core.plots import CATEGORY_COLORS, dataset_label
@@ -102,6 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {**vars(args), "recorded_with": meta.get("recorded_with", meta) or None}  # as a suite asks for it
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
     with stage(args.output_dir, settings, owns=CARTOGRAPHY_FILES, inputs=inputs, datasets=[recorded]) as path:
+        hand_on_digests(path, source)
         written = written_learning(source) or {}
         learning = Learning(written.get("guessing"))
         for epoch in learning.follow(read_epochs(args)):

@@ -133,8 +133,9 @@ class JoinedDataset:
         predictions: list[str | None] = [None] * len(self.ids)
         if predictions_path is not None:
             _, known = read_predictions(predictions_path, "predicted_answer")
-            self._rows(predictions_path, list(known))
-            predictions = [known.get(example, {}).get("predicted_answer") for example in self.ids]
+            is_known = self._rows(predictions_path, list(known)) >= 0
+            predictions = [known[example]["predicted_answer"] if is_there else None
+                           for example, is_there in zip(self.ids, is_known, strict=True)]
         texts = [(answer["text"] or [""])[0] for answer in answers]
         table = self.table(flag_errors(questions, contexts, texts, predictions).set_axis(self.index))
         if predictions_path is not None:
@@ -151,7 +152,8 @@ class JoinedDataset:
 
         row_of = pd.Index(ids, dtype=object).get_indexer(self.index)
         if self.split is not None:
-            check_same_dataset(path, ids, self.split)
+            changed = check_same_dataset(path, ids, self.split)
+            row_of[self.index.isin(changed)] = -1
         elif not (row_of >= 0).any():
             raise UserError(f"{path} shares no ids with the dataset (it has {name_a_few(ids[:3])}, the dataset "
                             f"{name_a_few(self.ids[:3])}); give the file made from this dataset")

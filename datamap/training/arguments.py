@@ -21,6 +21,7 @@ from datamap.analysis.filter_config import (
 from datamap.core.artifacts import recorded_dataset, recorded_task
 from datamap.core.configs import with_config
 from datamap.core.flags import (
+    ALLOW_CHANGED,
     DEFAULT_DATASET,
     DEFAULT_MODEL,
     DEFAULT_SEED,
@@ -134,6 +135,7 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_switch("--filter_random", help="size-matched control: as many as the other filters (or --train_ids) "
                      "leave, drawn at random")
     group.add_argument("--filter_config", metavar="FILE", help="JSON of filter blocks instead of the switches above")
+    group.add_switch("--allow_changed", default=argparse.SUPPRESS, help=ALLOW_CHANGED)
     group.add_argument("--missing", choices=MISSING, default=argparse.SUPPRESS, help=MISSING_HELP)
     group.add_argument("--train_ids", metavar="FILE", help="train on the ids of this CSV only")
     group.add_switch("--filter_validation", help="apply the filters to the evaluation data too and report both "

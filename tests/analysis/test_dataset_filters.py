@@ -88,9 +88,11 @@ def test_examples_without_metrics_go_unless_asked_for(tmp_path, questions, refus
     """A map of the first 12 of 30 (29 can be trained on): what is not known to be easy is not kept as easy."""
     file, rows = questions
     write_map(tmp_path / "map", [row["id"] for row in rows[:12]])
-    config = {"category": {"metrics_path": str(tmp_path / "map"), "categories": ["easy", "ambiguous", "hard"]}}
-    for flags, after in ([(), 11], [("--missing", "keep"), 29], [("--missing", "drop"), 11]):
-        output = written(tmp_path, file, config, *flags)
+    config: dict[str, dict] = {
+        "category": {"metrics_path": str(tmp_path / "map"), "categories": ["easy", "ambiguous", "hard"]}
+    }
+    for missing, after in ((None, 11), ("keep", 29), ("drop", 11)):
+        output = written(tmp_path, file, config, *(("--missing", missing) if missing else ()))
         assert read_json(output / "filter_report.json")["after"] == len(read_jsonl(output / "train.jsonl")) == after
     config["confidence"] = {"min_confidence": 1}
     (tmp_path / "filters.json").write_text(json.dumps(config))

@@ -112,7 +112,7 @@ def test_a_map_of_nothing_learned_says_so_everywhere(tmp_path, monkeypatch, capl
     for file in map_dir.glob("training_dynamics_*"):  # metrics alone
         file.unlink()
     dataset_cartography.main(["--cartography_dir", str(map_dir), "--output_dir", str(tmp_path / "third")])
-    assert map_learning(tmp_path / "third", metrics)["guessing"] == guess
+    assert (map_learning(tmp_path / "third", metrics) or {})["guessing"] == guess
 
 
 def test_a_map_that_learned_prints_its_cuts_with_its_counts(tmp_path, monkeypatch, caplog, capsys):
