@@ -162,7 +162,8 @@ def content_fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def example_digests(data: datasets.Dataset, columns: Sequence[str]) -> np.ndarray:
+@functools.lru_cache(maxsize=4)  # several stages of one run ask for the same
+def example_digests(data: datasets.Dataset, columns: tuple[str, ...]) -> np.ndarray:
     """(N,) uint64: 64 bits over the id of each example and its ``columns``, as in ``content_fingerprint``."""
     rows = zip(*(_as_text(data, column) for column in ("id", *columns)), strict=True)
     digests = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).digest() for row in rows]
