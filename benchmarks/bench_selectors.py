@@ -207,7 +207,7 @@ def measure_rare_clusters(seeds: int, device: str) -> dict[str, list[int]]:
         }
         for name, own in labels.items():
             found[name].append(sum(
-                len(here := np.unique(own[planted == one])) == 1 and np.ptp(planted[own == here[0]]) == 0
+                len(here := np.unique(own[planted == one])) == 1 and len(np.unique(planted[own == here[0]])) == 1
                 for one in range(COMMON, COMMON + RARE)
             ))
     return found

@@ -518,8 +518,8 @@ def test_a_difference_of_these_examples_only_is_not_of_the_method():
     few = "50 evaluation examples, at least 149 needed to rule out a difference of 0.02"
     assert (row["verdict"], row["note"]) == (UNDERPOWERED, few)
     assert (row["examples"], row["examples_needed"]) == (50, 149)
-    assert scored(*two_level(5, 200, seed_sd=0.002, example_sd=0.3), margin=0.02)["note"] == (
-        "more evaluation examples needed")
+    many, reference_of_many = two_level(5, 200, seed_sd=0.002, example_sd=0.3)
+    assert scored(many, reference_of_many, margin=0.02)["note"] == "more evaluation examples needed"
     assert one(scores.mean(axis=1), reference.mean(axis=1), 0.02)["verdict"] == BETTER, "without the scores"
     # Nor does it show that there is none, unless the margin is large beside the noise of the examples.
     none, reference = two_level(5, 50, seed_sd=0.002, example_sd=0.3)

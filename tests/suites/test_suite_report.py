@@ -575,7 +575,7 @@ def test_macro_f1_is_compared_over_seeds_and_examples(tmp_path, names, column):
     write_report(directory, 1.0)
     row = row_of(directory, "f1")
     highest = 2 / (3 * (np.bincount(gold) / 120).min())
-    expected = multi_bootstrap(*influences[::-1], highest)
+    expected = multi_bootstrap(influences[1], influences[0], highest)
     for key, value in expected.items():
         assert row[key] == pytest.approx(value, rel=1e-4), key
     assert row["p"] == max(row["p_t"], row["p_bootstrap"]) and row["warnings"] == []

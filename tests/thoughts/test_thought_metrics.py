@@ -1,18 +1,15 @@
 """Metrics of answers that may be missing, against loops over the pairs; comparisons against the libraries."""
 
-import math
 
 import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy import stats
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
 from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
-from datamap.core.intervals import paired_interval
 from datamap.thoughts import metrics as thought_metrics
 from datamap.thoughts.metrics import compare_runs, confusion, length_table, pair_metrics
 
@@ -142,26 +139,6 @@ def test_the_verdict_follows_p_and_direction():
         compare_runs([], [])
     with pytest.raises(ValueError):
         compare_runs([True], [True, False])
-
-
-def test_the_paired_interval_covers_what_it_says():
-    """Of all tables that can come, weighted by how likely they are, about 95 % give an interval around the truth."""
-    n = 30
-    # Where few pairs disagree, no interval can be tight: there it may cover more.
-    for ours, theirs, highest in ((0.2, 0.1, 0.97), (0.4, 0.1, 0.97), (0.05, 0.05, 1.0)):
-        covered = total = 0.0
-        for b in range(n + 1):
-            for c in range(n + 1 - b):
-                p = stats.multinomial.pmf([b, c, n - b - c], n, [ours, theirs, 1 - ours - theirs])
-                low, high = paired_interval(b, c, n)
-                covered += p * (low <= ours - theirs <= high)
-                total += p
-        assert total == pytest.approx(1)
-        assert 0.94 <= covered <= highest, (ours, theirs, covered)
-    # The example's arithmetic done by hand: b = 10, c = 4, n = 50.
-    first, second = 11 / 52, 5 / 52
-    half = 1.959963985 * math.sqrt((first + second - (first - second) ** 2) / 52)
-    assert paired_interval(10, 4, 50) == pytest.approx((first - second - half, first - second + half))
 
 
 # --- tables and pictures -----------------------------------------------------------------------------------------
