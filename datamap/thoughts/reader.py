@@ -63,7 +63,7 @@ _CORRECTS = re.compile(
     r"|therefore|thus|hence|final(?:ly)?|no(?=[,.!:]))\b", re.IGNORECASE,
 )
 _FINAL = re.compile(r"\bfinal\b", re.IGNORECASE)
-_NOT = re.compile(r"n't\b|\b(?:no|not|never|was|were)\b", re.IGNORECASE)
+_NOT = re.compile(r"n't\b|\b(?:no|not|never|was|were|(?:this|that|it) is final)\b", re.IGNORECASE)
 _VERDICTS = (LABEL, "better", *CRITERIA)  # what an answer comes to; the rest are its reasons
 
 

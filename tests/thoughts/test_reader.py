@@ -54,7 +54,7 @@ FORMS = [
 TAKES_BACK = (
     "Wait, actually that is wrong.", "Hmm, no. The dog is asleep!", "Actually, let me reconsider:",
     "I made a mistake above.\n\nCorrected:", "On second thought it does not say so.", "**Correction**",
-    "But looking again at the premise: he may.", "That was not final. Wait:",
+    "But looking again at the premise: he may.", "That was not final. Wait:", "Note that this is final.",
 )
 SETTLES = ("so the final answer is", "So the final answer is:\n\n```json\n", "### Final answer\n",
            "Wait, that is wrong. My final answer:", "Oops. Final JSON: ")
