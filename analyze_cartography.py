@@ -19,7 +19,7 @@ from pathlib import Path
 from datamap.core.artifacts import check_not_read, check_same_dataset, recorded_split, recorded_task, stage
 from datamap.core.errors import command_line
 from datamap.core.files import write_csv, write_json
-from datamap.core.flags import Parser, positive_int
+from datamap.core.flags import ALLOW_CHANGED, Parser, positive_int
 from datamap.tasks.registry import add_task_flags, task_of
 
 OWNS = (
@@ -43,6 +43,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifact)")
     group.add_argument("--split", help="its split (default: the one recorded in the artifact, else train)")
     add_task_flags(group)
+    group.add_switch("--allow_changed", help=ALLOW_CHANGED)
     group = parser.add_argument_group("what is written")
     group.add_argument("--n_examples", type=positive_int, default=20, help="samples per category")
     group.add_argument("--output_dir", default="./cartography_analysis", help="where the files go")
@@ -59,9 +60,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from datamap.analysis import map_summary as summary
-    from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
+    from datamap.cartography.categories import CATEGORIES, category_thresholds, counted, with_categories
     from datamap.cartography.dynamics import read_logged_logits
-    from datamap.cartography.maps import check_no_recording, load_map, write_cartography
+    from datamap.cartography.learning import MEANS_NOTHING, Learning
+    from datamap.cartography.maps import check_no_recording, load_map, map_learning, write_cartography
     from datamap.cartography.metrics import compute_metrics
     from datamap.core.plots import dataset_label
 
@@ -69,26 +71,31 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_not_read(args.output_dir, source)
     check_no_recording(args.output_dir)
     if args.training_dynamics:
-        metrics = compute_metrics(read_logged_logits(source))
-        cuts = category_thresholds(metrics)
+        learning = Learning()
+        metrics = compute_metrics(learning.follow(read_logged_logits(source)))
+        known, cuts = learning.record(metrics), category_thresholds(metrics)
         frame = with_categories(metrics, cuts)
     else:
         frame, cuts = load_map(source)
         metrics = frame.drop(columns="category")
+        known = map_learning(source, metrics)
     split = recorded_split(source, args.dataset, args.split, task_of(args, recorded_task(source)))
     name = dataset_label(split.name, split.split) if split else source.name
     if split is None:
         logger.info(f"{source} records no dataset and --dataset names none: no texts, no question types or labels")
     else:
-        check_same_dataset(source, frame.index, split)
-        frame = frame[frame.index.isin(split.ids)]  # after the cuts, which are those of all metrics
+        split.allow_changed = args.allow_changed
+        changed = check_same_dataset(source, frame.index, split)
+        # After the cuts, which are those of all metrics.
+        frame = frame[frame.index.isin(split.ids) & ~frame.index.isin(changed)]
 
     caption = f"{name}, n = {len(frame):,}; cuts: confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
+    if known and known["warning"]:
+        caption += f"\n{MEANS_NOTHING}"
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
-    datasets = [split.identity()] if split else []
-    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=datasets) as path:
+    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split and split.identity()]) as path:
         if args.training_dynamics or ".jsonl" in source.suffixes:  # made elsewhere: it has no map yet
-            write_cartography(path, metrics, name)
+            write_cartography(path, metrics, name, learning=known)
         for category in CATEGORIES:
             write_json(path / f"{category}_samples.json", summary.samples(frame, category, args.n_examples, split))
         table = summary.distributions(frame)
@@ -102,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_csv(path / f"{by}_analysis.csv", by_group)
             summary.plot_groups(path / f"category_by_{by}.png", by_group, by, caption)
 
-    print(caption)
+    print(f"{caption}\n{counted(frame, cuts)}")
     print(summary.printed_groups(summary.group_table(frame.assign(all="all"), "all"), "all", "", ROWS_PRINTED))
     if split is not None:
         print(summary.printed_groups(by_group, by, ".20", ROWS_PRINTED))

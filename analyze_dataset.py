@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamap.analysis.clusters import cluster_name, load_clusters
-from datamap.cartography.maps import load_map
+from datamap.cartography.maps import load_map, means_nothing
 from datamap.core.artifacts import (
     check_not_read,
     check_same_dataset,
@@ -28,7 +28,7 @@ from datamap.core.artifacts import (
 )
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import write_csv, write_json
-from datamap.core.flags import Parser
+from datamap.core.flags import ALLOW_CHANGED, Parser, positive_int
 from datamap.core.plots import dataset_label
 from datamap.tasks.registry import add_task_flags, task_of
 
@@ -50,9 +50,12 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifacts)")
     group.add_argument("--split", help="its split (default: the one recorded in the artifacts, else train)")
     add_task_flags(group)
+    group.add_argument("--max_samples", type=positive_int, metavar="N",
+                       help="the first N rows of it (default: those that the map was made from)")
     group.add_argument("--predictions", metavar="FILE",
                        help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; with "
                             "--export_unified it feeds rules 4 and 8 (qa), or gives the column predicted_label")
+    group.add_switch("--allow_changed", help=ALLOW_CHANGED)
     group = parser.add_argument_group("what is written")
     group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
     group.add_argument("--output_dir", help="where the files go (default: ./integrated_analysis; with "
@@ -77,11 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = {"cartography": Path(args.cartography_dir), "clusters": Path(args.cluster_dir)}
     recorded = [source for source in sources.values() if recorded_dataset(source)]
     task = task_of(args, recorded_task(*sources.values()))
-    split = recorded_split(recorded[0] if recorded else sources["cartography"], args.dataset, args.split, task)
+    made_from = recorded[0] if recorded else sources["cartography"]
+    split = recorded_split(made_from, args.dataset, args.split, task, args.max_samples)
     predictions = None
     if split is not None:
-        check_same_dataset(sources["cartography"], metrics.index, split)
-        check_same_dataset(sources["clusters"], clusters.index, split)
+        split.allow_changed = args.allow_changed
+        metrics = metrics.drop(list(check_same_dataset(sources["cartography"], metrics.index, split)))
+        clusters = clusters.drop(list(check_same_dataset(sources["clusters"], clusters.index, split)))
         if args.predictions:
             predictions = predictions_of(args.predictions, split)
     elif args.export_unified:
@@ -102,9 +107,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     name = dataset_label(split.name, split.split) if split else args.cartography_dir
     cuts = f"cuts: confidence {thresholds[0]:.3g}, variability {thresholds[1]:.3g}"
     caption = f"{name}, n = {len(frame):,} with metrics and cluster; {cuts}"
+    caption += means_nothing(args.cartography_dir, metrics)
     inputs = {**sources, "predictions": args.predictions}
-    identity = split.identity() if split else None
-    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[identity]) as path:
+    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split and split.identity()]) as path:
         difficulty = integrated.difficulty_table(frame)
         patterns = integrated.find_patterns(frame, thresholds, by)
         points = frame.reset_index()[["id", "dim1", "dim2", "cluster", "category"]]

@@ -20,7 +20,7 @@ import numpy as np
 
 from datamap.analysis import clusters
 from datamap.analysis.cluster_arguments import build_parser, check_sizes
-from datamap.core.artifacts import check_not_read, recorded_dataset, stage
+from datamap.core.artifacts import check_not_read, hand_on_digests, recorded_dataset, stage
 from datamap.core.errors import command_line
 from datamap.core.files import write_csv, write_json
 from datamap.core.tables import console_table
@@ -53,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.output_dir, args, owns=clusters.CLUSTER_FILES, inputs={"embeddings": embeddings.file},
         datasets=[recorded_dataset(embeddings.file)],
     ) as path:
+        hand_on_digests(path, embeddings.file)
         logger.info(f"reducing {rows:,} x {dims} embeddings to {reduction_dim} dimensions ({args.reduction_method})")
         reduced, shares = clusters.reduce_dimensions(scaled, reduction_dim, args.reduction_method, "euclidean",
                                                      args.seed)

@@ -20,10 +20,12 @@ from datamap.cartography.categories import (
     THRESHOLD_METHODS,
     categorize_examples,
     category_thresholds,
+    counted,
     get_examples_by_category,
     with_categories,
 )
 from datamap.cartography.dynamics import MADE_BY, holds_dynamics, read_dynamics, read_logged_logits, write_dynamics
+from datamap.cartography.learning import Learning
 from datamap.cartography.maps import (
     CARTOGRAPHY_FILES,
     check_no_recording,
@@ -31,9 +33,17 @@ from datamap.cartography.maps import (
     map_thresholds,
     plot_data_map,
     write_cartography,
+    written_learning,
 )
 from datamap.cartography.metrics import METRIC_COLUMNS, compute_metrics, load_cartography_metrics
-from datamap.core.artifacts import artifact_file, check_not_read, load_meta, recorded_dataset, stage
+from datamap.core.artifacts import (
+    artifact_file,
+    check_not_read,
+    hand_on_digests,
+    load_meta,
+    recorded_dataset,
+    stage,
+)
 from datamap.core.errors import command_line
 from datamap.core.flags import Parser, number
 from datamap.core.plots import CATEGORY_COLORS, dataset_label
@@ -99,13 +109,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     settings = {**vars(args), "recorded_with": meta.get("recorded_with", meta) or None}  # as a suite asks for it
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
     with stage(args.output_dir, settings, owns=CARTOGRAPHY_FILES, inputs=inputs, datasets=[recorded]) as path:
-        for epoch in read_epochs(args):
-            write_dynamics(path, epoch.pop("epoch"), epoch.pop("id"), epoch)
-        write_cartography(path, metrics, title, *asked)
+        hand_on_digests(path, source)
+        written = written_learning(source) or {}
+        learning = Learning(written.get("guessing"))
+        for epoch in learning.follow(read_epochs(args)):
+            columns = {name: values for name, values in epoch.items() if name not in ("epoch", "id", "gold")}
+            write_dynamics(path, epoch["epoch"], epoch["id"], columns)
+        known = learning.record(metrics) if learning.accuracy else written
+        write_cartography(path, metrics, title, *asked, known)
 
-    categories = with_categories(metrics, cuts)["category"]
-    counts = ", ".join(f"{(categories == category).sum():,} {category}" for category in CATEGORIES)
-    print(f"{title}, n = {len(metrics):,}: {counts}; cuts: confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}")
+    print(f"{title}, n = {len(metrics):,}: {counted(with_categories(metrics, cuts), cuts)}")
     print(f"wrote metrics, thresholds.json and cartography_map.png to {path}")
 
 

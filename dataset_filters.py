@@ -16,7 +16,15 @@ import argparse
 import os
 from collections.abc import Sequence
 
-from datamap.analysis.filter_config import apply_filters, filter_inputs, load_filter_config, validate_config
+from datamap.analysis.filter_config import (
+    MISSING,
+    MISSING_HELP,
+    apply_filters,
+    filter_inputs,
+    load_filter_config,
+    validate_config,
+    with_missing,
+)
 from datamap.analysis.filters import (
     AmbiguousQuestionFilter,
     CategoryFilter,
@@ -27,10 +35,18 @@ from datamap.analysis.filters import (
     RandomFilter,
     RuleFilter,
 )
-from datamap.core.artifacts import check_not_read, recorded_dataset, recorded_task, stage
+from datamap.core.artifacts import check_not_read, recorded_cap, recorded_dataset, recorded_task, stage
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import write_json
-from datamap.core.flags import DEFAULT_DATASET, DEFAULT_SEED, Parser, number, positive_int, seed_number
+from datamap.core.flags import (
+    ALLOW_CHANGED,
+    DEFAULT_DATASET,
+    DEFAULT_SEED,
+    Parser,
+    number,
+    positive_int,
+    seed_number,
+)
 from datamap.tasks.registry import add_task_flags, task_of
 from datamap.training.data import training_split, write_split
 
@@ -53,14 +69,17 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--split", dest="train_split", metavar="SPLIT", default="train",
                        help="split to filter; what is written is called train")
     add_task_flags(group)
-    group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
+    group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter "
+                       "(default: those that what the filters read was made from)")
     group = parser.add_argument_group("filters")
+    group.add_switch("--allow_changed", help=ALLOW_CHANGED)
+    group.add_argument("--missing", choices=MISSING, help=MISSING_HELP)
     group.add_argument("--max_drop_percentage", type=lambda text: number(text, 0, 100), metavar="PERCENT",
                        help="refuse to drop more than this, 0..100 (default: no limit)")
     group.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of the filter random")
     parser.set_defaults(train_ids=None)
     args = parser.parse_args(argv)
-    args.filters = load_filter_config(args.filter_config)
+    args.filters = with_missing(load_filter_config(args.filter_config), args.missing)
     if not validate_config(args.filters):
         raise UserError(f"{args.filter_config} enables no filter; nothing would be filtered")
     return args
@@ -70,13 +89,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     inputs = filter_inputs(args.filters)
-    if args.dataset is None:
-        recorded = next(filter(None, map(recorded_dataset, inputs.values())), {})
-        args.dataset = recorded.get("dataset", DEFAULT_DATASET)
+    recorded = next(filter(None, map(recorded_dataset, inputs.values())), {})
+    args.dataset = args.dataset or recorded.get("dataset", DEFAULT_DATASET)
+    args.max_train_samples = args.max_train_samples or recorded_cap(recorded, args.dataset, args.train_split)
     sources = [*inputs.values(), *([args.dataset] if os.path.exists(args.dataset) else [])]
     check_not_read(args.output_dir, *sources)
     loaded, kept, report = training_split(args, task_of(args, recorded_task(*inputs.values())))
-    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[loaded.identity()]) as path:
+    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[loaded]) as path:
         write_split(path / "train.jsonl", kept)
         write_json(path / "filter_report.json", report)
     print(f"wrote {len(kept.data):,} of {len(loaded.data):,} examples and filter_report.json to {path}; "

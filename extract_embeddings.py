@@ -35,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args.doc_stride = usable_stride(args.doc_stride, args.max_length) if "doc_stride" in task.flags else None
     rows, spans, has_span = embedding_spans(split, tokenizer, args.pooling, args.max_length, args.doc_stride or 0)
     inputs = {"model": args.model_path} if Path(args.model_path).exists() else {}
-    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split.identity()]) as path:
+    with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split]) as path:
         shape = write_embeddings(path / "embeddings.npy", model, tokenizer, rows, spans, args.batch_size)
         description = describe(args, split, shape, has_span)
         write_json(path / "embeddings_metadata.json",

@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "labels": labels,
     }
     flags = {name: value for name, value in vars(args).items() if name not in ("settings", "sources", "read")}
-    with stage(args.output_dir, flags, owns=OWNS, inputs=args.sources, datasets=[split.identity()]) as path:
+    with stage(args.output_dir, flags, owns=OWNS, inputs=args.sources, datasets=[split]) as path:
         write_csv(path / "selected.csv", chosen)
         write_json(path / "selection_meta.json", meta)
     if meta["filled"]:

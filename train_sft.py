@@ -113,7 +113,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         ).attach(trainer)
     logger.info(f"training on {len(trained):,} chains of thought, {len(held_out):,} held out")
 
-    datasets = [split.identity(), evaluated.identity() if evaluated else None]
+    datasets = [split, evaluated]
     about: dict[str, Any] = {"inputs": inputs_of(args), "resume": bool(checkpoint)}
     with ExitStack() as stages:
         stages.enter_context(stage(args.output_dir, args, owns=OWNS, datasets=datasets, **about))

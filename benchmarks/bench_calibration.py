@@ -24,7 +24,17 @@ from datamap.core.files import write_csv
 from datamap.core.flags import DEFAULT_SEED, ListOf, positive_int
 from datamap.core.intervals import wilson_interval
 from datamap.suites import comparison
-from datamap.suites.comparison import ALPHA, BETTER, NO_DIFFERENCE, POWER, UNDERPOWERED, WORSE, Comparison
+from datamap.suites.comparison import (
+    ALPHA,
+    BETTER,
+    NO_DIFFERENCE,
+    POWER,
+    UNDERPOWERED,
+    WORSE,
+    Comparison,
+    examples_needed,
+)
+from datamap.suites.results import influence_on_macro_f1
 
 SEED_COUNTS = (3, 4, 5, 6, 8, 10)
 FAMILY = 6
@@ -32,7 +42,8 @@ TRUE_DIFFERENCES = (0.5, 1.0, 2.0)  # standard deviations of the difference betw
 MARGIN = 2.0  # likewise; the difference that the simulated user cares about
 CHECKED = 4  # repetitions of a cell that compare_family decides again
 EXAMPLES = 200
-TWO_LEVEL_REPETITIONS = 2000  # at most: 2,000 resamples each
+SHARES = (0.6, 0.3, 0.1)  # of the classes
+TWO_LEVEL_REPETITIONS = 2000  # at most
 AT_ONCE = 100  # of those
 COVERAGE = (0.93, 0.97)
 
@@ -74,29 +85,54 @@ SHAPES = {
 
 
 class TwoLevel(NamedTuple):
-    """Scores from logits: of the example, of the method at it (mean 0 over examples), of the seed, and noise."""
+    """Scores from logits: of the example, of the method at it (mean 0 over examples), of the seed, and noise.
+
+    binary: answers are right or wrong. macro: and are of classes of SHARES, a wrong one of either of the others.
+    ease: mean logit of the examples.
+    """
 
     method_sd: float
     seed_sd: float
     noise_sd: float
     binary: bool
+    macro: bool = False
+    ease: float = 1.0
+    examples: int = EXAMPLES
+
+    @property
+    def highest(self) -> float:
+        return 2 / (len(SHARES) * min(SHARES)) if self.macro else 1.0
 
     def draw(self, rng: np.random.Generator, repetitions: int, family: int, n: int, shift: float) -> np.ndarray:
-        """(repetitions, family + 1, n, EXAMPLES) float32 scores, the reference first, on examples drawn anew."""
+        """(repetitions, family + 1, n, examples) float32 scores, the reference first, on examples drawn anew."""
 
         def noise(*size: int) -> np.ndarray:
             return rng.standard_normal(size, dtype=np.float32)
 
-        logits = 1.0 + 1.5 * noise(repetitions, 1, 1, EXAMPLES)
-        logits = logits + self.method_sd * noise(repetitions, family + 1, 1, EXAMPLES)
+        logits = self.ease + 1.5 * noise(repetitions, 1, 1, self.examples)
+        logits = logits + self.method_sd * noise(repetitions, family + 1, 1, self.examples)
         logits = logits + self.seed_sd * noise(repetitions, family + 1, n, 1)
         if self.noise_sd:
-            logits += self.noise_sd * noise(repetitions, family + 1, n, EXAMPLES)
+            logits += self.noise_sd * noise(repetitions, family + 1, n, self.examples)
         logits[:, 1:] += np.float32(shift)
         scores = 1 / (1 + np.exp(-logits))
         if self.binary:
             scores = (rng.random(scores.shape, dtype=np.float32) < scores).astype(np.float32)
-        return scores
+        if not self.macro:
+            return scores
+        gold = rng.choice(len(SHARES), (repetitions, 1, 1, self.examples), p=SHARES)
+        other = (gold + rng.integers(1, len(SHARES), scores.shape)) % len(SHARES)
+        gold, predicted = np.broadcast_arrays(gold, np.where(scores == 1, gold, other))
+        runs = zip(gold.reshape(-1, self.examples), predicted.reshape(-1, self.examples), strict=True)
+        return np.stack([influence_on_macro_f1(*run) for run in runs]).reshape(scores.shape).astype(np.float32)
+
+    def population(self, accuracy: float) -> float:
+        """The mean score where that is the share of right answers, in every class."""
+        if not self.macro:
+            return accuracy
+        shares = np.array(SHARES)
+        predicted = accuracy * shares + (1 - accuracy) * (1 - shares) / (len(SHARES) - 1)
+        return float((2 * accuracy * shares / (shares + predicted)).mean())
 
     def shift_of(self, difference: float) -> float:
         """The shift of the logits that moves the population's mean score by ``difference``."""
@@ -104,11 +140,12 @@ class TwoLevel(NamedTuple):
         from scipy.special import expit
 
         spread = np.sqrt(1.5**2 + self.method_sd**2 + self.seed_sd**2 + self.noise_sd**2)
-        logits = 1.0 + spread * np.random.default_rng(DEFAULT_SEED).normal(size=50_000)
-        return brentq(lambda shift: (expit(logits + shift) - expit(logits)).mean() - difference, 0.0, 10.0)
+        logits = self.ease + spread * np.random.default_rng(DEFAULT_SEED).normal(size=50_000)
+        wanted = self.population(expit(logits).mean()) + difference
+        return brentq(lambda shift: self.population(expit(logits + shift).mean()) - wanted, 0.0, 10.0)
 
     def sd(self) -> float:
-        """Standard deviation of a difference at one seed and ``EXAMPLES`` examples, both drawn anew."""
+        """Standard deviation of a difference at one seed and ``examples`` examples, both drawn anew."""
         scores = self.draw(np.random.default_rng(DEFAULT_SEED), 4000, 1, 1, 0.0).mean(axis=-1)
         return float((scores[:, 1] - scores[:, 0]).std())
 
@@ -117,6 +154,10 @@ TWO_LEVEL = {
     "two-level, exact match": TwoLevel(method_sd=1.5, seed_sd=0.15, noise_sd=0.0, binary=True),
     "two-level, F1, noise of the seeds": TwoLevel(method_sd=1.5, seed_sd=0.4, noise_sd=0.3, binary=False),
     "two-level, F1, noise of the examples": TwoLevel(method_sd=1.5, seed_sd=0.02, noise_sd=0.3, binary=False),
+    "two-level, macro F1 of three classes": TwoLevel(1.5, 0.15, 0.0, binary=True, macro=True),
+    "two-level, exact match, 30 examples": TwoLevel(1.5, 0.15, 0.0, binary=True, examples=30),
+    "two-level, exact match near 0, 30 examples": TwoLevel(1.5, 0.15, 0.0, binary=True, ease=-6.0, examples=30),
+    "two-level, exact match near 0, 6 examples": TwoLevel(1.5, 0.15, 0.0, binary=True, ease=-6.0, examples=6),
 }
 
 
@@ -154,9 +195,9 @@ def t_tests(values: np.ndarray, reference: np.ndarray) -> Tests:
     return Tests(difference, sd, p, p, difference - half, difference + half, sd, none, none)
 
 
-def with_bootstrap(tests: Tests, scores: np.ndarray) -> Tests:
+def with_bootstrap(tests: Tests, scores: np.ndarray, highest: float) -> Tests:
     """The same, with the multi-bootstrap of the (R, family + 1, n, N) scores, the reference first."""
-    found = [[comparison.multi_bootstrap(each, reference) for each in experiments]
+    found = [[comparison.multi_bootstrap(each, reference, highest) for each in experiments]
              for reference, *experiments in scores]
     low, high, se, p = (np.array([[each[name] for each in row] for row in found])
                         for name in ("bootstrap_low", "bootstrap_high", "bootstrap_se", "p_bootstrap"))
@@ -173,15 +214,18 @@ def holm_rows(p: np.ndarray) -> np.ndarray:
     return result
 
 
-def verdicts(tests: Tests, n: int, margin: float) -> np.ndarray:
-    """(R, family) words: the rule of comparison.verdict for n >= 3 seeds."""
+def verdicts(tests: Tests, n: int, margin: float, scored: TwoLevel | None) -> np.ndarray:
+    """(R, family) words: the rule of comparison.verdict for n >= 3 seeds; scored: what drew the scores, if any."""
     from scipy.optimize import brentq
 
     alpha = ALPHA / tests.p.shape[1]
     # Margin over spread at which the power reaches POWER.
     enough = brentq(lambda ratio: (comparison.power_at(n, 1.0, ratio, alpha) or 0.0) - POWER, 1e-6, 1000.0)
     significant = (holm_rows(tests.p) <= ALPHA) & (tests.difference != 0)
-    words = np.where(tests.total * enough <= margin, NO_DIFFERENCE, UNDERPOWERED)
+    can_show = tests.total > 0
+    if scored is not None:
+        can_show = scored.examples >= np.array(examples_needed(margin, scored.highest, alpha))
+    words = np.where((tests.total * enough <= margin) & can_show, NO_DIFFERENCE, UNDERPOWERED)
     words = np.where(significant, np.where(tests.difference > 0, BETTER, WORSE), words)
     return np.where((tests.sd == 0) & (tests.difference != 0), UNDERPOWERED, words)
 
@@ -198,31 +242,32 @@ def simulate(
         values = shape.draw(rng, (repetitions, family, n), difference)
         reference = (shape.draw_reference or shape.draw)(rng, (repetitions, 1, n), 0.0)
         tests = t_tests(values, reference)
-        check(tests, values, reference, None, n, margin)
+        check(tests, values, reference, None, n, margin, None)
         return tests
     parts: list[Tests] = []
     shift = shape.shift_of(difference) if difference else 0.0
     for first in range(0, repetitions, AT_ONCE):
         scores = shape.draw(rng, min(AT_ONCE, repetitions - first), family, n, shift)
         means = scores.mean(axis=-1, dtype=np.float64)
-        tests = with_bootstrap(t_tests(means[:, 1:], means[:, :1]), scores)
+        tests = with_bootstrap(t_tests(means[:, 1:], means[:, :1]), scores, shape.highest)
         if not parts:
-            check(tests, means[:, 1:], means[:, :1], scores, n, margin)
+            check(tests, means[:, 1:], means[:, :1], scores, n, margin, shape)
         parts.append(tests)
     return Tests(*map(np.concatenate, zip(*parts, strict=True)))
 
 
 def check(
     tests: Tests, values: np.ndarray, reference: np.ndarray, scores: np.ndarray | None, n: int, margin: float,
+    scored: TwoLevel | None,
 ) -> None:
     """Raise AssertionError unless datamap.suites.comparison decides the first repetitions as the arrays do."""
-    words = verdicts(tests, n, margin)
+    words = verdicts(tests, n, margin, scored)
     for row in range(min(CHECKED, len(values))):
         family = [
             Comparison(
                 range(n), values[row, place], reference[row, 0], margin,
                 scores=None if scores is None else scores[row, place + 1],
-                reference_scores=None if scores is None else scores[row, 0],
+                reference_scores=None if scores is None else scores[row, 0], highest=scored.highest if scored else 1.0,
             )
             for place in range(values.shape[1])
         ]
@@ -243,9 +288,10 @@ def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int) -> dict[s
         return float(np.mean(hits))
 
     tests = simulate(shape, n, 0.0, repetitions, FAMILY, margin, rng)
-    alone = verdicts(Tests(*(column[:, :1] for column in tests)), n, margin)[:, 0]  # no family
+    scored = None if isinstance(shape, Shape) else shape
+    alone = verdicts(Tests(*(column[:, :1] for column in tests)), n, margin, scored)[:, 0]  # no family
     found = np.isin(alone, (BETTER, WORSE))
-    family = np.isin(verdicts(tests, n, margin), (BETTER, WORSE)).any(axis=1)
+    family = np.isin(verdicts(tests, n, margin, scored), (BETTER, WORSE)).any(axis=1)
     low, high = wilson_interval(int(found.sum()), repetitions)
     family_low, family_high = wilson_interval(int(family.sum()), repetitions)
     # No spread gives no interval: such repetitions count neither way.
@@ -261,7 +307,7 @@ def cell(name: str, shape: Shape | TwoLevel, n: int, repetitions: int) -> dict[s
     }
     for difference in TRUE_DIFFERENCES:
         true = simulate(shape, n, difference * sd, repetitions, 1, margin, rng)
-        words = verdicts(true, n, margin)[:, 0]
+        words = verdicts(true, n, margin, scored)[:, 0]
         row[f"power_{difference:g}"] = rate(words == BETTER)
         if difference == MARGIN:
             row["missed"] = rate(words == NO_DIFFERENCE)

@@ -192,7 +192,7 @@ def compare_heads(args: argparse.Namespace, train: Split, home: Path) -> Any:
         reference = correct.pop(RANDOM)
         family = compare_family([
             Comparison(args.seeds, scores.mean(axis=1), reference.mean(axis=1), MARGIN, binary=True, scores=scores,
-                       reference_scores=reference)
+                       reference_scores=reference, highest=100.0)
             for scores in correct.values()
         ])
         table += [{"selector": arm, "fraction": share, **row} for arm, row in zip(correct, family, strict=True)]

@@ -18,6 +18,9 @@ the picks, and their total found from those:
 - herding, copying: at each step the rows that remain are copied and the means that they would make compared.
 - k-means: scikit-learn's MiniBatchKMeans with its defaults, whole, in turn with ours over seeds.
 
+Rare clusters: of COMMON clusters of 1,000 rows and RARE of 10, in 16 dimensions, the rare ones whose rows k-means (of
+as many clusters) leaves together and by themselves, beside those that scikit-learn's KMeans and MiniBatchKMeans do.
+
 Our k-center and k-means are timed whole; a herding step costs the same whatever was picked, so steps are timed too.
 That our k-center is the plain greedy is checked in float64: at every step the distance of the pick is compared with
 the largest distance of any row, found from all distances. Peak memory: VmHWM of a fresh process less its resident
@@ -45,7 +48,8 @@ DIMS, CLUSTERS, GROUPS, CHUNK = 768, 128, 200, 4096
 # rows and steps of the ratios, rows and picks of k-center of the last point of the plot
 SIZES, QUICK_SIZES = (67_349, 200, 1_000_000, 1000), (3000, 4, 8000, 100)
 BOUNDS = {"one product": 4.0, "pairwise to the newest": 40.0, "pairwise to all": 40.0, "copying": 5.0,
-          "MiniBatchKMeans": 1.0}
+          "MiniBatchKMeans": 0.3}  # which looks for centres in a sample and so loses the rare clusters
+COMMON, RARE, RARE_BOUND = 10, 90, 0.95
 RADIUS_BOUND, MEMORY_BOUND = 1e-5, 1.5
 KINDS = ("random", "clustered")
 COLORS = dict(zip(("k-center", "herding", "k-means"), plots.COLORS, strict=False))
@@ -186,6 +190,29 @@ def measure_kmeans(vectors: np.ndarray, seeds: int, devices: Sequence[str]) -> d
     return {"ours": medians, "their_seconds": {"MiniBatchKMeans": peer["seconds"]}, "rounds": rounds}
 
 
+def measure_rare_clusters(seeds: int, device: str) -> dict[str, list[int]]:
+    """How many of the RARE clusters each k-means keeps, at each seed of the rows and of k-means."""
+    from sklearn.cluster import KMeans, MiniBatchKMeans
+
+    planted = np.repeat(np.arange(COMMON + RARE), [1000] * COMMON + [10] * RARE)
+    found: dict[str, list[int]] = {"ours": [], "KMeans": [], "MiniBatchKMeans": []}
+    for seed in range(seeds):
+        rng = np.random.default_rng([DEFAULT_SEED, seed])
+        centres = 20 * rng.normal(size=(COMMON + RARE, 16))
+        rows = (centres[planted] + rng.normal(size=(len(planted), 16))).astype(np.float32)
+        labels = {
+            "ours": diversity.kmeans(rows, len(centres), np.random.default_rng(seed), device=device)[0],
+            "KMeans": KMeans(len(centres), n_init=1, random_state=seed).fit(rows).labels_,
+            "MiniBatchKMeans": MiniBatchKMeans(len(centres), random_state=seed).fit(rows).labels_,
+        }
+        for name, own in labels.items():
+            found[name].append(sum(
+                len(here := np.unique(own[planted == one])) == 1 and len(np.unique(planted[own == here[0]])) == 1
+                for one in range(COMMON, COMMON + RARE)
+            ))
+    return found
+
+
 def selectors(k: int, device: str) -> dict[str, Callable[[np.ndarray], Any]]:
     """k: picks of k-center; herding takes a fifth of it."""
     return {
@@ -255,6 +282,9 @@ def measures_of(found: dict[str, Any]) -> Iterator[Measure]:
                                       most=RADIUS_BOUND)
                 if "inertia_ratio" in ours:
                     yield Measure(f"{what}, inertia / MiniBatchKMeans's", [ours["inertia_ratio"]], most=1.0)
+    for name, kept in found["rare_clusters_kept"].items():
+        least = RARE_BOUND * float(np.median(found["rare_clusters_kept"]["KMeans"])) if name == "ours" else None
+        yield Measure(f"k-means, rare clusters kept of {RARE}, {name}", kept, least=least)
     for name, ratio in found["peak_memory_ratio"].items():
         yield Measure(f"{name}, peak memory / the features", [ratio], most=MEMORY_BOUND)
     for device, scaling in found["scaling"].items():
@@ -282,7 +312,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     points = 1 + max(2, round(2 * np.log10(most_rows / smallest)))
     sizes = np.geomspace(smallest, most_rows, points).round().astype(int).tolist()
     rng = np.random.default_rng(DEFAULT_SEED)
-    found: dict[str, Any] = {"rows": rows, "dims": DIMS, "k": k, "ratios": {}}
+    found: dict[str, Any] = {"rows": rows, "dims": DIMS, "k": k, "ratios": {},
+                             "rare_clusters_kept": measure_rare_clusters(args.seeds, devices[-1])}
     output = Path(args.output_dir)
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:

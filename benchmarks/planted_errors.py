@@ -114,7 +114,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     check_not_read(args.output_dir, args.cartography_dir)
     metrics = load_cartography_metrics(args.cartography_dir)
     split = load_split(args.dataset, args.split, get_task(args.task))
-    check_same_dataset(args.cartography_dir, metrics.index, split)
+    metrics = metrics.drop(list(check_same_dataset(args.cartography_dir, metrics.index, split)))
     if "planted_error" not in split.data.column_names:
         raise UserError(f"{args.dataset} has no column 'planted_error'; give one that has, such as demo:clinical")
     planted = dict(zip(split.ids, split.data["planted_error"][:], strict=True))

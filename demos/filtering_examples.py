@@ -17,7 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # the modules are one directory up
 
-from datamap.core.artifacts import recorded_dataset, recorded_task
+from datamap.core.artifacts import recorded_split, recorded_task
 from datamap.core.errors import command_line
 from datamap.core.flags import DEFAULT_SEED, Parser, seed_number
 from datamap.core.splits import Split, load_split
@@ -67,7 +67,7 @@ def show(split: Split, cartography_dir: str, cluster_dir: str | None, seed: int)
     shared = len(set(filtered["id"]) & set(control["id"]))
     print(f"size-matched control: {len(control):,} examples at random, {shared:,} of them among the filtered")
 
-    decision = CategoryFilter(metrics_path=cartography_dir, categories=["hard"], missing="drop").decide(split)
+    decision = CategoryFilter(metrics_path=cartography_dir, categories=["hard"]).decide(split)
     cuts = ", ".join(f"{name} {cut:.3f}" for name, cut in decision.thresholds.items() if cut is not None)
     print(f"one filter alone: {decision.keep.sum():,} examples are hard (thresholds: {cuts}), such as")
     chosen = split.data.select(decision.keep.nonzero()[0][:3])
@@ -93,10 +93,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from datamap.tasks.registry import get_task
 
     load_cartography_metrics(args.cartography_dir)  # says how to make them before a dataset is loaded
-    recorded = recorded_dataset(args.cartography_dir) or {}
-    name = args.dataset or recorded.get("dataset", "demo:clinical")
     task = get_task(**(recorded_task(args.cartography_dir) or {"name": "qa"}))
-    split = load_split(name, args.split or recorded.get("split", "train"), task)
+    split = recorded_split(args.cartography_dir, args.dataset, args.split, task)
+    split = split or load_split("demo:clinical", args.split or "train", task)
     show(split, args.cartography_dir, args.cluster_dir, args.seed)
 
 

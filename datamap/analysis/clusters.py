@@ -222,6 +222,9 @@ def load_clusters(path: str | Path, columns: Sequence[str] = CLUSTER_COLUMNS) ->
     if table.empty:
         raise UserError(f"{file} holds no examples; run cluster_analysis.py again")
     numbers = {column: pd.to_numeric(table[column], errors="coerce") for column in columns}
+    for column in columns:
+        if len(bad := table["id"][numbers[column].isna() & table[column].notna()]):
+            raise UserError(f"{file}: {column} of {len(bad):,} examples ({name_a_few(bad)}) is no number")
     bad = table["id"][numbers["cluster"].isna() | (numbers["cluster"] % 1 != 0)]
     if len(bad):
         raise UserError(f"{file}: cluster of {len(bad):,} examples ({name_a_few(bad)}) is no whole number")

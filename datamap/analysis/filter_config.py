@@ -7,9 +7,10 @@
     })
 
 The keys of the config are blocks; their order is the order of the filters. Every block takes ``enabled`` (default
-true) and ``missing``: what becomes of an example that the filter's file does not list, ``keep`` (default) or
-``drop``. A list of settings as a block's value is several filters of one kind. The settings of a block are the fields
-of its class in filters.py.
+true) and ``missing``: what becomes of an example that the filter's file does not list, ``keep`` or ``drop``. By
+default a block that says what to keep (category, confidence, metric with a minimum) drops it, one that says what to
+remove (ambiguous, cluster, rules, metric without) keeps it. A list of settings as a block's value is several filters
+of one kind. The settings of a block are the fields of its class in filters.py.
 """
 
 from __future__ import annotations
@@ -32,6 +33,10 @@ from datamap.core.splits import Split
 
 if TYPE_CHECKING:
     import datasets
+
+MISSING = ("keep", "drop")
+MISSING_HELP = ("what becomes of examples that a filter's file does not list, where its block does not say (default: "
+                "filters that say what to keep drop them, those that say what to remove keep them)")
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +91,18 @@ def validate_config(config: Mapping[str, Any], is_selection: bool = False) -> li
     if randoms and len(filters) == 1 and not is_selection:
         raise UserError("filter random draws as many examples as the other blocks would keep; put them beside it")
     return filters
+
+
+def with_missing(config: Mapping[str, Any], missing: str | None) -> dict[str, Any]:
+    """A valid config with ``missing`` in every block that does not say itself what becomes of unlisted examples."""
+    if missing is None:
+        return dict(config)
+    blocks: dict[str, Any] = {}
+    for name, value in config.items():
+        settings = [{**each, "missing": each.get("missing") or missing}
+                    for each in (value if isinstance(value, list) else [value])]
+        blocks[name] = value if name == "random" else settings if isinstance(value, list) else settings[0]
+    return blocks
 
 
 def filter_inputs(config: Mapping[str, Any], is_selection: bool = False) -> dict[str, str]:
@@ -143,7 +160,8 @@ def apply_filters(
 
     - ``before``, ``after``, ``seed``
     - ``filters``: in order, each with ``filter``, ``settings``, ``before``, ``after``, ``missing_examples`` (how many
-      its file does not list), ``thresholds`` (cuts that came from the data), ``removed`` ({reason: [ids]})
+      its file does not list; kept or dropped as its setting ``missing`` says), ``thresholds`` (cuts that came from
+      the data), ``removed`` ({reason: [ids]})
     - ``size_matched_to``: with ``random``, the same records of the blocks in whose stead it drew; else None
     """
     if max_drop_percentage is not None and not number_in(0, 100)[0](max_drop_percentage):
@@ -158,8 +176,10 @@ def apply_filters(
         keep, records = _apply([RandomFilter(num_examples=int(keep.sum()), seed=seed)], joined)
     before, after = len(joined.ids), int(keep.sum())
     for record in size_matched_to or records:
-        logger.info(f"filter {record['filter']}: {record['before']:,} -> {record['after']:,} examples "
-                    f"({record['missing_examples']:,} not in its file; missing: {record['settings']['missing']})")
+        absent = record["missing_examples"]
+        what = "kept" if record["settings"]["missing"] == "keep" else "dropped"
+        unlisted = f" ({absent:,} that its file does not list are {what})" if absent else ""
+        logger.info(f"filter {record['filter']}: {record['before']:,} -> {record['after']:,} examples{unlisted}")
     if is_control:
         logger.info(f"filter random: instead, {after:,} of {before:,} examples drawn with seed {seed}")
     if max_drop_percentage is not None and 100 * (before - after) > max_drop_percentage * before:
@@ -194,5 +214,10 @@ def _apply(
 
 
 def _drops(records: Iterable[Mapping[str, Any]]) -> str:
-    """``ambiguous drops 3, cluster drops 10``"""
-    return ", ".join(f"{record['filter']} drops {record['before'] - record['after']:,}" for record in records)
+    """``ambiguous drops 3, category drops 10, 4 of which its file does not list``"""
+    return ", ".join(
+        f"{record['filter']} drops {record['before'] - record['after']:,}"
+        + (f", {len(unlisted):,} of which its file does not list" if (unlisted := record["removed"].get("missing"))
+           else "")
+        for record in records
+    )

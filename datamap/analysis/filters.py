@@ -133,8 +133,9 @@ class JoinedDataset:
         predictions: list[str | None] = [None] * len(self.ids)
         if predictions_path is not None:
             _, known = read_predictions(predictions_path, "predicted_answer")
-            self._rows(predictions_path, list(known))
-            predictions = [known.get(example, {}).get("predicted_answer") for example in self.ids]
+            is_known = self._rows(predictions_path, list(known)) >= 0
+            predictions = [known[example]["predicted_answer"] if is_there else None
+                           for example, is_there in zip(self.ids, is_known, strict=True)]
         texts = [(answer["text"] or [""])[0] for answer in answers]
         table = self.table(flag_errors(questions, contexts, texts, predictions).set_axis(self.index))
         if predictions_path is not None:
@@ -151,7 +152,8 @@ class JoinedDataset:
 
         row_of = pd.Index(ids, dtype=object).get_indexer(self.index)
         if self.split is not None:
-            check_same_dataset(path, ids, self.split)
+            changed = check_same_dataset(path, ids, self.split)
+            row_of[self.index.isin(changed)] = -1
         elif not (row_of >= 0).any():
             raise UserError(f"{path} shares no ids with the dataset (it has {name_a_few(ids[:3])}, the dataset "
                             f"{name_a_few(self.ids[:3])}); give the file made from this dataset")
@@ -233,11 +235,12 @@ BLOCKS: dict[str, type[Filter]] = {}  # name in a config -> filter
 class Filter:
     """A filter reads a table (``read``) and names the examples to remove, by reason (``judge``).
 
-    missing: what becomes of an example that the filter's file does not list.
+    missing: what becomes of an example that the filter's file does not list. By default one that says what to keep
+    (``says_what_to_keep``) drops it, for it is not known to be of that kind; one that says what to remove keeps it.
     """
 
     block: ClassVar[str]
-    missing: str = setting(one_of("keep", "drop"), "keep")
+    missing: str | None = setting(one_of("keep", "drop"), None)
 
     def __init_subclass__(cls, block: str = "", **kwargs: Any):
         super().__init_subclass__(**kwargs)
@@ -248,6 +251,12 @@ class Filter:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             check_setting(self.block, field, getattr(self, field.name))
+        if self.missing is None:
+            self.missing = "drop" if self.says_what_to_keep() else "keep"
+
+    def says_what_to_keep(self) -> bool:
+        """Whether its settings describe the examples to keep, rather than those to remove."""
+        return False
 
     def decide(self, dataset: datasets.Dataset | Split | JoinedDataset, among: np.ndarray | None = None) -> Decision:
         """Decide on the examples ``among`` (bool (n,), default all); the others are neither kept nor removed."""
@@ -316,6 +325,9 @@ class CategoryFilter(_MetricsFilter, block="category"):
 
     categories: list[str] = setting(list_of(lambda item: item in CATEGORIES, f"a list of {', '.join(CATEGORIES)}", 1))
 
+    def says_what_to_keep(self) -> bool:
+        return True
+
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
         others = [category for category in CATEGORIES if category not in self.categories]
         return {f"category {other}": table.is_in_category(other) for other in others}, table.thresholds
@@ -332,6 +344,9 @@ class ConfidenceThresholdFilter(_MetricsFilter, block="confidence"):
         super().__post_init__()
         self._needs_one_of("min_confidence", "max_confidence")
         self._needs_order("min_confidence", "max_confidence")
+
+    def says_what_to_keep(self) -> bool:
+        return True
 
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
         return _outside("confidence", table.numbers("confidence"), self.min_confidence, self.max_confidence), {}
@@ -388,6 +403,9 @@ class MetricFilter(_MetricsFilter, block="metric"):
             raise UserError('filter metric: drop_fraction and drop ("lowest" or "highest") go together; give both')
         if self.drop is not None and (self.min is not None or self.max is not None):
             raise UserError("filter metric: drop_fraction and min or max are two filters; give a list of two blocks")
+
+    def says_what_to_keep(self) -> bool:
+        return self.min is not None
 
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
         values = table.numbers(self.metric)

@@ -50,7 +50,8 @@ def predictions_of(path: str | Path, split: Split) -> list[Any]:
     """The prediction for every example of the split, None where the file has none: ``predicted_answer`` for a task
     with error rules, else ``predicted_label``.
 
-    Predictions of another dataset (no shared ids, or another text under a shared id) are a UserError.
+    An example whose text has changed since counts as not predicted, unless ``split.allow_changed``. Predictions of
+    another dataset (no shared ids, or another text under every one) are a UserError.
     """
     column = "predicted_answer" if split.task.has_error_rules else "predicted_label"
     file, rows = read_predictions(path, column)
@@ -59,10 +60,19 @@ def predictions_of(path: str | Path, split: Split) -> list[Any]:
     if not shared:
         raise UserError(f"{file} holds predictions of {name_a_few(rows)} and shares no ids with {this}; "
                         f"run.py --do_eval --eval_split {split.split} predicts that")
+    changed: set[str] = set()
     for name in split.task.text_columns:
         pairs = zip(split.ids, split.data[name][:], strict=True)
-        if other := [example for example, text in pairs if rows.get(example, {}).get(name, text) != text]:
-            raise UserError(f"{file} has another {name} than {this} under the same ids ({name_a_few(other)})")
+        changed |= {example for example, text in pairs if rows.get(example, {}).get(name, text) != text}
+        if len(changed) == len(shared):
+            raise UserError(f"{file} has another {name} than {this} under the same ids ({name_a_few(shared)}); run.py "
+                            f"--do_eval --eval_split {split.split} predicts that")
+    if changed and not split.allow_changed:
+        logger.warning(f"{file}: the texts of {len(changed):,} of {len(shared):,} examples "
+                       f"({name_a_few(sorted(changed))}) have changed since; their predictions are left out "
+                       "(--allow_changed takes them)")
+        rows = {example: row for example, row in rows.items() if example not in changed}
+        shared = [example for example in shared if example not in changed]
     logger.info(f"{file} covers {len(shared):,} of {len(split.ids):,} examples ({len(shared) / len(split.ids):.1%})")
     return [rows[example][column] if example in rows else None for example in split.ids]
 

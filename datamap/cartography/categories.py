@@ -68,6 +68,15 @@ def with_categories(metrics: pd.DataFrame, thresholds: tuple[float, float]) -> p
     return metrics.assign(category=np.where(metrics["variability"] > variability, "ambiguous", settled))
 
 
+def counted(categorized: pd.DataFrame, thresholds: tuple[float, float]) -> str:
+    """How many examples are in each category, and where the cuts (confidence, variability) are that they go by."""
+    confidence, variability = thresholds
+    counts = categorized["category"].value_counts()
+    easy, ambiguous, hard = (int(counts.get(category, 0)) for category in CATEGORIES)
+    return (f"{easy:,} easy (confidence from {confidence:.3g}), {ambiguous:,} ambiguous (variability above "
+            f"{variability:.3g}), {hard:,} hard (confidence below {confidence:.3g})")
+
+
 def get_examples_by_category(df: pd.DataFrame, category: str, n: int | None = None) -> list[str]:
     """Ids of a category, lowest confidence first for hard and ambiguous, highest first for easy; at most ``n``.
 

@@ -55,13 +55,38 @@ def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
         lengths = {name: len(values) for name, values in content.items() if name != "epoch"}
         if len(set(lengths.values())) > 1:
             raise UserError(f"{path}: columns of different lengths {lengths}; is the file whole?")
+        if content.get("epoch", epoch) != epoch:
+            raise UserError(f"{path} says that it is of epoch {content['epoch']!r:.60}, its name says {epoch}; which "
+                            "is right? the files of one training are numbered from 1")
         columns = {name: np.asarray(content[name]) for name in lengths if name != "id"}
-        yield {"epoch": epoch, "id": content["id"], **columns}
+        for name, values in columns.items():
+            # numpy takes the text "False" for true, and so does bool(0.5).
+            is_right = values.dtype.kind in "bif" and (name != "correct" or np.isin(values, (0, 1)).all())
+            if not is_right and len(values):
+                expected = "true or false" if name == "correct" else "a number"
+                example, value = _unfit(content, name)
+                raise UserError(f"{path}: {name} of {example!r} is {value!r:.60}; expected {expected} for every "
+                                "example")
+        yield {"epoch": epoch, "id": [str(example) for example in content["id"]], **columns}
+
+
+def _unfit(content: Mapping[str, Any], name: str) -> tuple[Any, Any]:
+    """The first id, and its value, that is not what a column holds."""
+    pairs = list(zip(content["id"], content[name], strict=True))
+    unfit = (each for each in pairs
+             if not isinstance(each[1], bool | int | float) or name == "correct" and each[1] not in (0, 1))
+    return next(unfit, pairs[0])
 
 
 def read_logged_logits(directory: str | Path) -> Iterator[dict[str, Any]]:
     """Dynamics logged by another trainer, as classification: ``dynamics_epoch_N.jsonl`` (also .gz) with one record
-    ``{"guid": ..., "logits_epoch_N": [...], "gold": class index}`` per example (the form of allenai/cartography)."""
+    ``{"guid": ..., "logits_epoch_N": [...], "gold": class index}`` per example (the form of allenai/cartography).
+
+    ``gold`` is a column too. Numbers may be text ("0.5"). The gold class of a guid and the number of classes are the
+    same in every epoch, or it is a UserError.
+    """
+    gold_of: dict[str, int] = {}
+    classes: int | None = None
     epochs = _numbered_files(directory, "dynamics_epoch_N.jsonl", "another trainer's log")
     for epoch, (number, path) in enumerate(epochs, 1):
         key = f"logits_epoch_{number}"
@@ -69,9 +94,11 @@ def read_logged_logits(directory: str | Path) -> Iterator[dict[str, Any]]:
         for record in read_jsonl(path, ("guid", key, "gold")):
             try:
                 ids.append(str(record["guid"]))
-                gold.append(int(record["gold"]))
+                gold.append(_class_index(record["gold"]))
+                if not isinstance(record[key], list):
+                    raise TypeError(f"{key} is {record[key]!r:.60}")
                 logits.append([float(value) for value in record[key]])
-            except (TypeError, ValueError) as error:
+            except (TypeError, ValueError, OverflowError) as error:
                 raise UserError(
                     f"{path}, guid {record['guid']!r}: expected a list of numbers in {key} and a class index in gold "
                     f"({error})"
@@ -82,7 +109,23 @@ def read_logged_logits(directory: str | Path) -> Iterator[dict[str, Any]]:
             raise UserError(f"{path}: a guid occurs more than once ({name_a_few(twice)})")
         if len({len(row) for row in logits}) > 1:
             raise UserError(f"{path}: {key} has rows of different lengths")
-        yield {"epoch": epoch, "id": ids, **gold_statistics(np.asarray(logits, dtype=np.float64), np.asarray(gold))}
+        if classes is not None and len(logits[0]) != classes:
+            raise UserError(f"{path}: {key} has {len(logits[0])} classes, the epochs before it have {classes}; are "
+                            "the files of one training?")
+        classes = len(logits[0])
+        statistics = gold_statistics(np.asarray(logits, dtype=np.float64), np.asarray(gold))
+        pairs = list(zip(ids, gold, strict=True))
+        if changed := [example for example, value in pairs if gold_of.setdefault(example, value) != value]:
+            raise UserError(f"{path}: gold of {len(changed):,} examples ({name_a_few(changed)}) is another class than "
+                            "in an earlier epoch; are the files of one training, and a guid of one example?")
+        yield {"epoch": epoch, "id": ids, "gold": np.asarray(gold), **statistics}
+
+
+def _class_index(value: Any) -> int:
+    """A whole number, also as text or as 1.0; ValueError for others, which ``int`` would round."""
+    if isinstance(value, bool) or float(value) != int(float(value)):
+        raise ValueError(f"gold is {value!r}")
+    return int(float(value))
 
 
 def gold_statistics(logits: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarray]:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
 from datamap.cartography.dynamics import DYNAMICS_FILES, MADE_BY, holds_dynamics
+from datamap.cartography.learning import MEANS_NOTHING, Learning
 from datamap.cartography.metrics import RANGES, load_cartography_metrics
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
@@ -22,15 +24,22 @@ if TYPE_CHECKING:
 METRICS_FILE, THRESHOLDS_FILE = "cartography_metrics.csv", "thresholds.json"
 CARTOGRAPHY_FILES = (DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, "cartography_map.png")
 
+logger = logging.getLogger(__name__)
+
 
 def write_cartography(
     directory: str | Path, metrics: pd.DataFrame, title: str | None = None, method: str = "median",
     confidence_threshold: float | None = None, variability_threshold: float | None = None,
+    learning: Mapping[str, Any] | None = None,
 ) -> None:
     """Write ``cartography_metrics.csv`` and ``.json`` (records), ``thresholds.json``, ``cartography_map.png``.
 
-    The thresholds are those of ``category_thresholds``; every stage that reads the map goes by them.
+    The thresholds are those of ``category_thresholds``; every stage that reads the map goes by them. learning: of
+    ``Learning.record``, whether the model has learned anything; the default knows only what the metrics say of it.
+    Warns where the categories mean nothing yet.
     """
+    learning = learning or Learning().record(metrics)
+    warning = learning["warning"] if learning else None
     directory = Path(directory)
     cuts = category_thresholds(metrics, confidence_threshold, variability_threshold, method)
     table = metrics.reset_index()
@@ -43,15 +52,42 @@ def write_cartography(
         "method": method,
         "confidence_threshold": confidence_threshold,  # as asked for, in the method's unit
         "variability_threshold": variability_threshold,
+        **({"learning": learning} if learning else {}),
     })
-    plot_data_map(metrics, directory / "cartography_map.png", title, cuts)
+    plot_data_map(metrics, directory / "cartography_map.png", title, cuts, warning)
+    if warning:
+        logger.warning(warning)
 
 
 def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:
     """The metrics of a cartography directory (``load_cartography_metrics``) with ``category``, and the cuts."""
     metrics = load_cartography_metrics(path)
     cuts = map_thresholds(path, metrics)
+    learning = map_learning(path, metrics)
+    if learning and learning["warning"]:
+        logger.warning(f"{path}: {learning['warning']}")
     return with_categories(metrics, cuts), cuts
+
+
+def map_learning(path: str | Path, metrics: pd.DataFrame) -> dict[str, Any] | None:
+    """Whether the model of a map has learned anything (``Learning.record``): as written with it, else what the metrics
+    say of it, None where that is nothing."""
+    return written_learning(path) or Learning().record(metrics)
+
+
+def written_learning(path: str | Path) -> dict[str, Any] | None:
+    """What was written of it with the map; None of a map of somebody else's."""
+    file = Path(path) / METRICS_FILE if Path(path).is_dir() else Path(path)
+    thresholds = file.with_name(THRESHOLDS_FILE)
+    found = read_json(thresholds) if file.match("cartography_metrics.*") and thresholds.exists() else None
+    recorded = found.get("learning") if isinstance(found, Mapping) else None
+    return dict(recorded) if isinstance(recorded, Mapping) and "warning" in recorded else None
+
+
+def means_nothing(path: str | Path, metrics: pd.DataFrame) -> str:
+    """A line for the caption of what is made of a map, "" where its categories may mean something."""
+    learning = map_learning(path, metrics)
+    return f"\n{MEANS_NOTHING}" if learning and learning["warning"] else ""
 
 
 def map_thresholds(path: str | Path, metrics: pd.DataFrame) -> tuple[float, float]:
@@ -93,10 +129,12 @@ def check_no_recording(output_dir: str | Path, of_training: bool = False) -> Non
 
 def plot_data_map(
     df: pd.DataFrame, path: str | Path, title: str | None = None, thresholds: tuple[float, float] | None = None,
+    warning: str | None = None,
 ) -> None:
     """Draw variability against confidence, coloured by category, with the cuts and the category counts.
 
-    Above 25,000 examples a seeded sample is drawn, and the picture says so; counts are always of all.
+    Above 25,000 examples a seeded sample is drawn, and the picture says so; counts are always of all. warning: why the
+    categories mean nothing, in title and caption.
     """
     cuts = thresholds or category_thresholds(df)
     categorized = with_categories(df, cuts)
@@ -123,4 +161,8 @@ def plot_data_map(
     bars.set(ylabel="examples (count)", ylim=(0, max(counts) * 1.15))
     bars.tick_params(axis="x", labelsize=8)
     caption += f"{note}; dashed: the cuts, confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
-    save_figure(figure, path, "Data map", caption)
+    heading = "Data map"
+    if warning:
+        heading += ": the categories mean nothing yet"
+        caption += f"\n{warning}"
+    save_figure(figure, path, heading, caption)

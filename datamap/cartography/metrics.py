@@ -134,7 +134,8 @@ def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
         raise UserError(f"{file}: ids occur more than once ({name_a_few(twice)})")
     for column in [name for name in METRIC_COLUMNS if name in table]:
         low, high = RANGES.get(column, (-np.inf, np.inf))
-        values = pd.to_numeric(table[column], errors="coerce").to_numpy(dtype=float)
+        as_numbers = pd.to_numeric(table[column], errors="coerce")  # of JSON they may come as text
+        values = as_numbers.to_numpy(dtype=float)
         bad = ~(np.isfinite(values) & (values >= low) & (values <= high + 1e-6))
         if bad.any():
             expected = f"not in {low:g}..{high:g}" if column in RANGES else "no finite number"
@@ -142,6 +143,8 @@ def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
                 f"{file}: {column} of {int(bad.sum()):,} examples ({name_a_few(table['id'][bad])}) is missing or "
                 f"{expected}; is the file whole? {MADE_BY} writes it"
             )
+        if table[column].dtype.kind not in "bif":
+            table[column] = as_numbers
     return table.set_index("id")
 
 
@@ -153,12 +156,16 @@ def _published_metrics(file: Path) -> pd.DataFrame:
     import pandas as pd
 
     columns = ("guid", "confidence", "variability", "correctness")
-    table = pd.DataFrame(read_jsonl(file, columns), columns=columns).astype({"guid": str})
+    table = pd.DataFrame(read_jsonl(file, columns), columns=columns, dtype=object)
+    table["guid"] = [str(value) for value in table["guid"]]
     counts = pd.to_numeric(table["correctness"], errors="coerce")
     if table.empty:
         raise UserError(f"{file} holds no examples")
-    if not (counts >= 0).all() or not (counts == counts.round()).all() or counts.max() == 0:
+    if not (counts >= 0).all() or not (counts == counts.round()).all() or not np.isfinite(counts).all():
         raise UserError(f"{file}: expected correctness as a count of epochs, whole numbers from 0")
     epochs = int(counts.max())
+    if epochs == 0:
+        logger.info(f"{file}: correctness is 0 throughout, no example was right in any epoch")
+        return table.assign(correctness=0.0).rename(columns={"guid": "id"})
     logger.info(f"{file}: correctness is a count, of {epochs} epochs going by the largest; divided by that")
     return table.assign(correctness=counts / epochs, num_epochs=epochs).rename(columns={"guid": "id"})

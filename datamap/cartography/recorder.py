@@ -24,7 +24,9 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
+from datamap.cartography.categories import category_thresholds, counted, with_categories
 from datamap.cartography.dynamics import read_dynamics, write_dynamics
+from datamap.cartography.learning import Learning, guessing, progress
 from datamap.cartography.maps import CARTOGRAPHY_FILES, write_cartography
 from datamap.cartography.metrics import compute_metrics
 from datamap.core.artifacts import META, check_writable
@@ -178,6 +180,7 @@ class CartographyCallback(TrainerCallback):
         self._values: torch.Tensor | None = None  # (rows, columns) of this epoch, on the device of the model
         self._seen: torch.Tensor | None = None  # (rows,) bool
         self._columns: tuple[str, ...] = QA_COLUMNS  # names of the columns of _values
+        self._guessing: dict[str, float] | None = None  # of the training rows, where their gold decisions are columns
 
     # --- recording ---
 
@@ -255,6 +258,10 @@ class CartographyCallback(TrainerCallback):
         if args.n_gpu > 1:  # the library would split batches over threads
             raise UserError(ONE_PROCESS_PER_GPU)
         self._history, self._values, self._seen = [], None, None
+        gold = _gold_decisions(getattr(kwargs.get("train_dataloader"), "dataset", None))
+        counts = self.row_to_example >= 0
+        if gold is not None and len(gold) == len(counts) and counts.any():
+            self._guessing = guessing(gold[counts])
         if state.global_step > 0:
             checkpoint = self.checkpoint or Path(args.output_dir) / f"checkpoint-{state.global_step}"
             self._restore(Path(checkpoint), args.device)
@@ -290,8 +297,13 @@ class CartographyCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             began = time.perf_counter()
-            write_cartography(self.output_dir, compute_metrics(read_dynamics(self.output_dir)), self.title)
+            learning = Learning(self._guessing)
+            metrics = compute_metrics(learning.follow(read_dynamics(self.output_dir)))
+            record = learning.record(metrics)
+            write_cartography(self.output_dir, metrics, self.title, learning=record)
             logger.info(f"wrote metrics and data map in {time.perf_counter() - began:.1f} s")
+            cuts = category_thresholds(metrics)
+            logger.info(f"{counted(with_categories(metrics, cuts), cuts)}; {progress(record or {})}")
 
     # --- epochs and checkpoints ---
 
@@ -380,6 +392,17 @@ class _KeepRowIndex:
         batch = self.collator([{key: value for key, value in row.items() if key != "row_index"} for row in rows])
         batch["row_index"] = torch.tensor([row["row_index"] for row in rows])
         return batch
+
+
+def _gold_decisions(data: Any) -> np.ndarray | None:
+    """(rows, H) gold decisions of a training dataset, None where no columns of it hold them."""
+    there = getattr(data, "column_names", None) or ()
+    for names in (("start_positions", "end_positions"), ("labels",), ("label",)):
+        if set(names) <= set(there) and hasattr(data, "with_format"):
+            columns = [np.asarray(data.with_format("numpy")[name][:]) for name in names]
+            if all(column.ndim == 1 and column.dtype.kind in "iub" for column in columns):
+                return np.stack(columns, axis=1)
+    return None
 
 
 def _average_rows(

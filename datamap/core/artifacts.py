@@ -19,8 +19,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from datamap.core.errors import UserError, is_main_process
-from datamap.core.files import plain, read_json, write_json
+import numpy as np
+
+from datamap.core.errors import UserError, first_line, is_main_process, name_a_few
+from datamap.core.files import atomic, plain, read_json, write_json
 from datamap.core.places import CHECKOUT
 from datamap.core.splits import RowFormat, Split, load_split
 
@@ -47,14 +49,15 @@ def check_writable(directory: str | Path) -> None:
 @contextmanager
 def stage(
     output_dir: str | Path, args: argparse.Namespace | Mapping[str, Any], *, owns: Sequence[str],
-    inputs: Mapping[str, str | Path | None] | None = None, datasets: Sequence[Mapping[str, Any] | None] = (),
+    inputs: Mapping[str, str | Path | None] | None = None, datasets: Sequence[Split | Mapping[str, Any] | None] = (),
     resume: bool = False,
 ) -> Iterator[Path]:
     """Run one stage into ``output_dir``: its old artifacts go, ``run_meta.json`` says what happened to it.
 
     ``owns`` are the glob patterns of the files this stage writes there; they are removed first unless ``resume``.
-    ``inputs`` names the artifacts read, ``datasets`` the identities of the splits used (``Split.identity()``); None
-    among them is left out.
+    ``inputs`` names the artifacts read, ``datasets`` the splits used, or their identities (``Split.identity()``); None
+    among them is left out. Of a split that comes first the digests of its examples are kept beside what is written, so
+    that ``check_same_dataset`` can tell which have changed since.
     ``run_meta.json`` is marked ``running`` inside the block, then ``finished`` or ``failed``; earlier runs move to
     its list ``history``. Check the user's input before entering: entering removes. In a distributed run only the
     main process touches files.
@@ -98,12 +101,16 @@ def _now() -> str:
 
 def _start_meta(
     path: Path, args: argparse.Namespace | Mapping[str, Any], inputs: Mapping[str, str | Path | None],
-    datasets: Sequence[Mapping[str, Any] | None],
+    datasets: Sequence[Split | Mapping[str, Any] | None],
 ) -> dict[str, Any]:
     arguments = dict(args) if isinstance(args, Mapping) else vars(args)
     earlier = load_meta(path)
     history = [*earlier.pop("history", []), earlier] if earlier else []
     commit, dirty = _git_state()
+    used = [each for each in datasets if each]
+    if used and isinstance(used[0], Split) and (digests := used[0].digests()) is not None:
+        with atomic(_digests_file(path, used[0].fingerprint)) as temporary, temporary.open("wb") as file:
+            np.save(file, np.sort(digests))
     return {
         "status": "running",
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
@@ -112,13 +119,27 @@ def _start_meta(
         "git_commit": commit,
         "git_dirty": dirty,
         "versions": {"python": sys.version.split()[0], **_versions()},
-        "datasets": [dict(identity) for identity in datasets if identity],
+        "datasets": [each.identity() if isinstance(each, Split) else dict(each) for each in used],
         "inputs": {label: {"path": str(file), "fingerprints": _fingerprints(file)}
                    for label, file in inputs.items() if file},
         "started": _now(),
         "finished": None,
         "history": history,
     }
+
+
+def hand_on_digests(output_dir: str | Path, source: str | Path) -> None:
+    """Keep the digests of an artifact's examples with what is made of it by a stage that does not read the dataset."""
+    recorded = recorded_dataset(source)
+    file = _digests_file(source, recorded["fingerprint"]) if recorded else None
+    if file is not None and file.exists():
+        with atomic(Path(output_dir) / file.name) as temporary:
+            shutil.copyfile(file, temporary)
+
+
+def _digests_file(path: str | Path, fingerprint: str) -> Path:
+    path = Path(path)
+    return (path if path.is_dir() else path.parent) / f".examples-{fingerprint}.npy"
 
 
 def _end_meta(path: Path, meta: dict[str, Any], status: str, owns: Sequence[str], error: str | None = None) -> None:
@@ -234,17 +255,32 @@ def recorded_task(*artifacts: str | Path) -> dict[str, Any] | None:
 def recorded_split(
     artifact: str | Path, dataset: str | None, split: str | None, task: RowFormat, max_samples: int | None = None
 ) -> Split | None:
-    """The split named on the command line, else the one recorded in the artifact; None where neither names one."""
+    """The split named on the command line, else the one recorded in the artifact; None where neither names one.
+
+    Where the artifact was made from its first rows, these are taken, unless ``max_samples`` asks for others.
+    """
     recorded = recorded_dataset(artifact) or {}
     name = dataset or recorded.get("dataset")
     if name is None:
         return None
+    split = split or recorded.get("split", "train")
+    if max_samples is None:
+        max_samples = recorded_cap(recorded, name, split)
     try:
-        return load_split(name, split or recorded.get("split", "train"), task, max_samples)
+        return load_split(name, split, task, max_samples)
     except UserError as error:
         if dataset:
             raise
         raise UserError(f"{error} (recorded in {artifact}; --dataset names another place)") from error
+
+
+def recorded_cap(recorded: Mapping[str, Any], name: str, split: str) -> int | None:
+    """How many of the first rows of this split an artifact was made from (--max_train_samples); None for all."""
+    place = os.path.abspath(name) if os.path.exists(name) else name
+    cap = recorded.get("max_samples") if (place, split) == (recorded.get("dataset"), recorded.get("split")) else None
+    if cap is not None:
+        logger.info(f"the first {cap:,} examples of {name} [{split}] are taken, as in what is read")
+    return cap
 
 
 def check_not_read(output_dir: str | Path, *sources: str | Path) -> None:
@@ -254,28 +290,55 @@ def check_not_read(output_dir: str | Path, *sources: str | Path) -> None:
             raise UserError(f"--output_dir {output_dir} holds {source.name}, which is read; name another directory")
 
 
-def check_same_dataset(path: str | Path, artifact_ids: Iterable[str], split: Split) -> float:
-    """Refuse an artifact that was made from another dataset; return the fraction of the split's ids it covers.
+def check_same_dataset(path: str | Path, artifact_ids: Iterable[str], split: Split) -> set[str]:
+    """Refuse an artifact that was made from another dataset; return the ids whose examples have changed since.
 
-    No shared ids, or shared ids with another fingerprint (other content under the same ids), is a UserError that
+    What the artifact says of these does not count, and a warning counts them; with ``split.allow_changed`` it does,
+    and the set is empty. No shared ids, or none whose example is the same (by id and content), is a UserError that
     names both datasets; partial overlap is reported.
     """
     recorded = recorded_dataset(path)
     other = f"{recorded['dataset']} [{recorded['split']}]" if recorded else "another dataset"
     this = f"{split.name} [{split.split}]"
     known = set(artifact_ids)
-    shared = sum(example_id in known for example_id in split.ids)
+    shared = [example for example in split.ids if example in known]
     if not shared:
         raise UserError(f"{path} was made from {other} and shares no ids with {this}; give the one made from {this}")
+    changed: set[str] = set()
     if recorded and recorded["fingerprint"] != split.fingerprint:
-        raise UserError(
-            f"{path} was made from {other}, which has ids of {this} but other content (fingerprints "
-            f"{recorded['fingerprint']} and {split.fingerprint}); make it again from {this}"
-        )
-    covered = shared / len(split.data)
+        prints = f"fingerprints {recorded['fingerprint']} and {split.fingerprint}"
+        same = _unchanged(path, recorded["fingerprint"], split)
+        if same is None:
+            raise UserError(f"{path} was made from {other}, which has ids of {this} but other content ({prints}), and "
+                            f"an older version did not record which examples differ; make it again from {this}")
+        changed = set(shared) - same
+        if len(changed) == len(shared):
+            raise UserError(f"{path} was made from {other}, which has ids of {this} but other content in every "
+                            f"example ({prints}); give the one made from {this}, or make it with --dataset "
+                            f"{split.name}")
+        if changed:
+            taken = "their old rows are taken" if split.allow_changed else (
+                "they are left out of it (--allow_changed takes their old rows)")
+            names = name_a_few([example for example in shared if example in changed])
+            logger.warning(f"{path} was made from {other}: {len(changed):,} of {len(shared):,} examples of {this} "
+                           f"that it knows have changed since ({names}); {taken}")
+    covered = (len(shared) - len(changed)) / len(split.data)
     if covered < 1:
-        logger.info(f"{path} covers {shared:,} of {len(split.data):,} examples of {this} ({covered:.1%})")
-    return covered
+        logger.info(f"{path} covers {len(shared) - len(changed):,} of {len(split.data):,} examples of {this} "
+                    f"({covered:.1%})")
+    return set() if split.allow_changed else changed
+
+
+def _unchanged(path: str | Path, fingerprint: str, split: Split) -> set[str] | None:
+    """The ids of the whole split whose examples an artifact knows as they are; None where it has not recorded that."""
+    file, digests = _digests_file(path, fingerprint), split.digests()
+    if split.whole is None or digests is None or not file.exists():
+        return None
+    try:
+        is_same = np.isin(digests, np.load(file))
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{file} is damaged ({first_line(error)}); make {path} again") from error
+    return {example for example, same in zip(split.whole["id"][:], is_same.tolist(), strict=True) if same}
 
 
 # --- telling one from another --------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ from typing import Any
 DEFAULT_DATASET = "Eladio/emrqa-msquad"
 DEFAULT_MODEL = "google/electra-small-discriminator"
 DEFAULT_SEED = 42
+ALLOW_CHANGED = ("of examples that have changed since a file about them was made (one label, say), take what it says "
+                 "all the same (default: they are left out of it, and counted)")
 
 
 def boolean(text: str) -> bool:

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+import numpy as np
+
 from datamap.core.errors import UserError, first_line, name_a_few, repeated
 from datamap.core.files import csv_records, read_bytes, read_json, read_rows
 
@@ -43,6 +45,8 @@ class Split:
 
     ``fingerprint`` is 16 hex digits over ids and content of the *whole* split, before any cap, and does not depend
     on the file format. ``rows`` is the size of the whole split. ``task``: what it was loaded for, its columns named.
+    ``max_samples``: how many of the first rows it was capped at, None where it was not. ``whole``: what the
+    fingerprint is of. ``allow_changed``: what artifacts say of examples that have changed since is taken all the same.
     """
 
     data: datasets.Dataset
@@ -51,6 +55,9 @@ class Split:
     fingerprint: str
     rows: int
     task: Any
+    max_samples: int | None = None
+    whole: datasets.Dataset | None = None
+    allow_changed: bool = False
 
     @property
     def ids(self) -> list[str]:
@@ -64,7 +71,12 @@ class Split:
             "fingerprint": self.fingerprint,
             "rows": self.rows,
             "task": self.task.settings(),
+            **({} if self.max_samples is None else {"max_samples": self.max_samples}),
         }
+
+    def digests(self) -> np.ndarray | None:
+        """(rows,) uint64, one of id and content of each example of the whole split; None where that is not known."""
+        return None if self.whole is None else example_digests(self.whole, self.task.content_columns)
 
 
 def load_split(name: str, split: str, task: RowFormat, max_samples: int | None = None) -> Split:
@@ -77,7 +89,7 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
     whole = _load_whole(name, split, task, _stamp(Path(name)))  # type: ignore[arg-type]
     if max_samples is None or max_samples >= whole.rows:
         return dataclasses.replace(whole)
-    return dataclasses.replace(whole, data=whole.data.select(range(max_samples)))
+    return dataclasses.replace(whole, data=whole.data.select(range(max_samples)), max_samples=max_samples)
 
 
 @functools.lru_cache(maxsize=4)
@@ -91,7 +103,7 @@ def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
     if "id" not in data.column_names:
         data = data.add_column("id", generate_hash_ids(data, task.content_columns))
     data = data.select_columns(["id", *(column for column in data.column_names if column != "id")])
-    return Split(data, name, split, content_fingerprint(data, task.content_columns), len(data), task)
+    return Split(data, name, split, content_fingerprint(data, task.content_columns), len(data), task, whole=data)
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
@@ -148,6 +160,14 @@ def content_fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
         digest.update("\x1e".join(_as_text(data, column)).encode())
         digest.update(b"\x1d")
     return digest.hexdigest()
+
+
+@functools.lru_cache(maxsize=4)  # several stages of one run ask for the same
+def example_digests(data: datasets.Dataset, columns: tuple[str, ...]) -> np.ndarray:
+    """(N,) uint64: 64 bits over the id of each example and its ``columns``, as in ``content_fingerprint``."""
+    rows = zip(*(_as_text(data, column) for column in ("id", *columns)), strict=True)
+    digests = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).digest() for row in rows]
+    return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
 def _as_text(data: datasets.Dataset, column: str) -> list[str]:

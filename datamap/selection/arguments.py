@@ -9,10 +9,10 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from datamap.core.artifacts import check_not_read, check_writable, recorded_dataset, recorded_task
+from datamap.core.artifacts import check_not_read, check_writable, recorded_cap, recorded_dataset, recorded_task
 from datamap.core.configs import with_config
 from datamap.core.errors import UserError
-from datamap.core.flags import DEFAULT_SEED, Parser, fraction, positive_int, seed_number
+from datamap.core.flags import ALLOW_CHANGED, DEFAULT_SEED, Parser, fraction, positive_int, seed_number
 from datamap.selection.base import SELECTORS, SETTINGS, Settings, needed, settings_of
 from datamap.selection.features import FEATURES
 from datamap.selection.perturbations import KINDS
@@ -46,7 +46,9 @@ def build_parser() -> Parser:
     group.add_argument("--dataset", help="Hub name, file, directory or demo:... (default: that of what is read, else "
                        f"{DEFAULT_DATASET})")
     group.add_argument("--split", help="split to choose from (default: as recorded, else train)")
-    group.add_argument("--max_samples", type=positive_int, metavar="N", help="choose among the first N rows only")
+    group.add_argument("--max_samples", type=positive_int, metavar="N", help="choose among the first N rows only "
+                       "(default: those that what is read was made from)")
+    group.add_switch("--allow_changed", default=argparse.SUPPRESS, help=ALLOW_CHANGED)
     add_task_flags(group, DEFAULT_TASK)
 
     group = parser.add_argument_group("models and features")
@@ -122,9 +124,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     # What is read records the dataset, and what task it is for.
     sources = {flag: getattr(args, flag) for flag in SOURCES if flag in read}
     args.sources = {flag: path for flag, path in sources.items() if path}
-    recorded = next(filter(None, map(recorded_dataset, args.sources.values())), {}) if not args.dataset else {}
+    recorded = next(filter(None, map(recorded_dataset, args.sources.values())), {})
+    named = {} if args.dataset else recorded
     args.dataset = args.dataset or recorded.get("dataset", DEFAULT_DATASET)
-    args.split = args.split or recorded.get("split", "train")
+    args.split = args.split or named.get("split", "train")
+    args.max_samples = args.max_samples or recorded_cap(recorded, args.dataset, args.split)
     args.task = args.task or (recorded_task(*args.sources.values()) or {}).get("name") or DEFAULT_TASK
     if args.task == "qa" and args.strata == parser.get_default("strata") and "label" in args.features:
         args.strata = [name for name in args.strata if name != "label"]  # which questions have not

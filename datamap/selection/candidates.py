@@ -118,6 +118,7 @@ class Candidates:
 
 def load_candidates(args: argparse.Namespace, task: Task) -> Candidates:
     split = load_split(args.dataset, args.split, task, args.max_samples)
+    split.allow_changed = getattr(args, "allow_changed", False)
     usable = split.task.is_usable(split.data)
     ids = split.ids
     if not usable.all():

@@ -21,9 +21,8 @@ if TYPE_CHECKING:
 
 CPU_ROWS, GPU_ROWS = 2048, 1 << 16  # rows worked on at a time: on the CPU they and their results stay in cache
 POOL_LEAST, POOL_MOST = 32, 1024
-INIT_PER_CLUSTER = 8  # rows among which k-means++ looks for centres; Lloyd's passes make up for its default of 24
+ROUNDS = 5  # in which k-means looks for its first centres, with about n_clusters rows each
 TOLERANCE = 2e-3  # share of the inertia
-LEAST_DRAWN = 10 * 1024  # rows that k-means draws in its batches, again and again where there are fewer
 ROUNDING = 32  # machine epsilons, times the largest squared norm: more than a distance from products is off by
 
 
@@ -38,7 +37,7 @@ class _Matrix:
     parts: list[tuple[slice, torch.Tensor]]
     total: np.ndarray  # (d,) float64, sum of the rows
     centre: torch.Tensor  # (d,), their mean
-    norms: np.ndarray  # (n,) float64, squared norms of the centred rows; (0,) where nobody asked
+    norms: np.ndarray  # (n,) float64, squared norms of the centred rows
 
     def tensor(self, rows: np.ndarray) -> torch.Tensor:
         """Rows (p, d), centred."""
@@ -48,7 +47,7 @@ class _Matrix:
         return torch.from_numpy(centred).to(self.centre)
 
 
-def _matrix(vectors: np.ndarray, device: str | None, with_norms: bool = True) -> _Matrix:
+def _matrix(vectors: np.ndarray, device: str | None) -> _Matrix:
     import torch
 
     if vectors.ndim != 2 or not vectors.size or vectors.dtype not in (np.float32, np.float64):
@@ -60,8 +59,8 @@ def _matrix(vectors: np.ndarray, device: str | None, with_norms: bool = True) ->
         parts = [(piece, torch.from_numpy(np.asarray(vectors[piece])).to(device)) for piece in pieces]
     total = sum(part.sum(dim=0, dtype=torch.float64) for _, part in parts)
     centre = (total / len(vectors)).to(parts[0][1].dtype)
-    norms = np.empty(len(vectors) if with_norms else 0)
-    for piece, part in parts if with_norms else ():
+    norms = np.empty(len(vectors))
+    for piece, part in parts:
         norms[piece] = (part - centre).square_().sum(dim=1).cpu().numpy()
     return _Matrix(vectors, parts, total.cpu().numpy(), centre, norms)
 
@@ -288,27 +287,22 @@ def herding(vectors: np.ndarray, k: int, *, device: str | None = None) -> tuple[
 def kmeans(
     vectors: np.ndarray, n_clusters: int, rng: np.random.Generator, *, device: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """An epoch of scikit-learn's MiniBatchKMeans (Sculley 2010, doi 10.1145/1772690.1772862), then Lloyd's passes.
+    """Lloyd's passes over all rows from the centres of k-means|| (``_first_centres``).
 
-    The passes over all rows go on until the inertia falls by less than the share TOLERANCE, which on many rows is
-    after the second. A cluster that loses all its rows keeps its centre, where rows may come back to it. More
-    clusters than rows count as one for each row. Clusters can be empty at the end, and with more clusters than
-    distinct rows some are: their labels do not occur.
+    They go on until the inertia falls by less than the share TOLERANCE. A cluster that loses all its rows keeps its
+    centre, where rows may come back to it. More clusters than rows count as one for each row. Clusters can be empty
+    at the end, and with more clusters than distinct rows some are: their labels do not occur.
 
     Returns labels (n,) int64 in [0, n_clusters), the Euclidean distance (n,) float64 of each row to its nearest
     centre (smaller: more typical), and the inertia, the sum of the squares of these.
     """
     import torch
-    from sklearn.cluster import MiniBatchKMeans
 
     n = len(vectors)
     if n_clusters < 1:
         raise ValueError(f"n_clusters is {n_clusters}; expected at least 1")
-    matrix = _matrix(vectors, device, with_norms=False)
-    n_clusters, epochs = min(n_clusters, n), max(1, -(-LEAST_DRAWN // n))
-    begun = MiniBatchKMeans(n_clusters, max_iter=epochs, init_size=min(n, INIT_PER_CLUSTER * n_clusters),
-                            compute_labels=False, random_state=int(rng.integers(2**32))).fit(vectors)
-    centres = matrix.tensor(begun.cluster_centers_)
+    matrix = _matrix(vectors, device)
+    centres = _first_centres(matrix, min(n_clusters, n), rng)
     labels, distances, before = np.empty(n, dtype=np.int64), np.empty(n), np.inf
     while True:
         sums, sizes = torch.zeros_like(centres), torch.zeros_like(centres[:, 0])
@@ -328,3 +322,30 @@ def kmeans(
             return labels, distances, inertia
         before = inertia
         centres = torch.where(sizes[:, None] > 0, sums / sizes.clamp(min=1)[:, None], centres)
+
+
+def _first_centres(matrix: _Matrix, n_clusters: int, rng: np.random.Generator) -> torch.Tensor:
+    """(n_clusters, d) centred rows: k-means|| (Bahmani et al. 2012, arXiv 1203.6402), 1 <= n_clusters <= n.
+
+    In each round every row is a candidate with a chance of n_clusters times its share in the squared distances of all
+    rows to the candidates so far, so that also a cluster of few rows, far from the others, has one soon. (k-means++
+    among a sample of the rows never sees a cluster that the sample left out.) Among the candidates, each as heavy as
+    the rows nearest to it, scikit-learn's greedy k-means++ chooses.
+    """
+    from sklearn.cluster import kmeans_plusplus
+
+    n = len(matrix.vectors)
+    near, nearest, exact = np.full(n, np.inf), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
+    new, rounds, count = rng.integers(n, size=1), 0, 0
+    while len(new):
+        _bring_up_to_date(matrix, new, near, nearest, exact, 0.0)
+        rounds, count = rounds + 1, count + len(new)
+        enough = rounds > ROUNDS and count >= n_clusters
+        new = np.flatnonzero(rng.random(n) * near.sum() < n_clusters * near) if not enough and near.any() else new[:0]
+    weights = np.bincount(nearest, minlength=n)
+    weights[np.flatnonzero(weights == 0)[: max(0, n_clusters - np.count_nonzero(weights))]] = 1  # copies of candidates
+    rows = np.flatnonzero(weights)
+    candidates = matrix.tensor(matrix.vectors[rows]).cpu().numpy()
+    chosen, _ = kmeans_plusplus(candidates, n_clusters, sample_weight=weights[rows].astype(candidates.dtype),
+                                random_state=int(rng.integers(2**32)))
+    return matrix.centre.new_tensor(chosen)

@@ -185,8 +185,9 @@ def _read_embeddings(candidates: Candidates) -> np.ndarray:
     """What extract_embeddings.py wrote, its rows in our order."""
     directory = candidates.args.embedding_dir
     embeddings = load_embeddings(directory)
-    check_same_dataset(directory, embeddings.ids, candidates.split)
+    changed = check_same_dataset(directory, embeddings.ids, candidates.split)
     rows = pd.Index(embeddings.ids).get_indexer(candidates.ids)
+    rows[np.isin(candidates.ids, list(changed))] = -1
     if (rows < 0).any():
         absent = np.asarray(candidates.ids)[rows < 0].tolist()
         raise UserError(f"{directory} has no embedding of {len(absent):,} examples ({name_a_few(absent)}); embed the "
@@ -420,7 +421,7 @@ def _cartography(candidates: Candidates, name: str) -> np.ndarray:
     """A column of cartography_metrics.csv, masked where an example has none."""
     path = candidates.args.cartography_dir
     metrics = load_cartography_metrics(path)
-    check_same_dataset(path, metrics.index, candidates.split)
+    metrics = metrics.drop(list(check_same_dataset(path, metrics.index, candidates.split)))
     columns = ("forgetting_events", "never_learned", "num_epochs") if name == "forgetting" else (name,)
     if lacking := [column for column in columns if column not in metrics]:
         raise UserError(f"{path} has no column {name_a_few(lacking)}; it has {name_a_few(metrics.columns, 20)}")
@@ -440,5 +441,6 @@ def _losses(candidates: Candidates) -> np.ndarray:
             raise UserError(f"{path}: epoch {content['epoch']} records no loss; record again with run.py")
         epochs.append(pd.Series(content["loss"], index=content["id"], dtype=float).reindex(ids).to_numpy())
         known.update(content["id"])
-    check_same_dataset(path, known, candidates.split)
-    return np.ma.masked_invalid(np.stack(epochs, axis=1))
+    losses = np.stack(epochs, axis=1)
+    losses[np.isin(ids, list(check_same_dataset(path, known, candidates.split)))] = np.nan
+    return np.ma.masked_invalid(losses)

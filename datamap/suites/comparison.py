@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from datamap.core.flags import DEFAULT_SEED
-from datamap.core.intervals import mcnemar
+from datamap.core.intervals import mcnemar, paired_interval
 
 ALPHA = 0.05
 POWER = 0.8
 MIN_SEEDS = 3  # below it a spread over seeds is hardly an estimate
 MAX_SEEDS_NEEDED = 10_000
-SIGN_FLIPS = 10_000  # all 2**n sign patterns up to 13 seeds, a sample of this size above
-RESAMPLES = 2000
-CACHED_CELLS = 300_000_000  # bytes of resampling counts kept between calls
-BLOCK_CELLS = 2_000_000  # cells of the counts worked on at a time, about 20 bytes each
+SIGN_FLIPS = 10_000  # a sample of sign patterns above 13 seeds, all 2**n up to there
 BETTER, WORSE = "better", "worse"
 NO_DIFFERENCE, UNDERPOWERED = "no detectable difference", "underpowered"
 
@@ -32,8 +28,8 @@ STATISTICS = (
 # A row of compare_family; what does not apply to a comparison is None in it.
 ROW = (
     *STATISTICS, "bootstrap_low", "bootstrap_high", "bootstrap_se", "p_bootstrap", "only_experiment_right",
-    "only_reference_right", "p_mcnemar", "p", "p_holm", "family_size", "margin", "power", "seeds_needed", "scope",
-    "verdict", "note",
+    "only_reference_right", "p_mcnemar", "p", "p_holm", "family_size", "margin", "power", "seeds_needed",
+    "examples", "examples_needed", "scope", "verdict", "note",
 )
 
 
@@ -69,14 +65,10 @@ def paired_statistics(values: np.ndarray, reference: np.ndarray) -> dict[str, An
     from scipy import stats
 
     spread = float(differences.std(ddof=1)) if np.ptp(differences) > 1e-9 * scale else 0.0
-    flips = stats.permutation_test(
-        (differences,), np.mean, permutation_type="samples", vectorized=True, n_resamples=SIGN_FLIPS,
-        rng=np.random.default_rng(DEFAULT_SEED),
-    )
     found |= {
         "sd": float(values.std(ddof=1)), "reference_sd": float(reference.std(ddof=1)), "difference_sd": spread,
         "wins": int((differences > 0).sum()), "ties": int((differences == 0).sum()),
-        "p_sign_flip": float(flips.pvalue), "p_sign_flip_smallest": 2.0 ** (1 - n),
+        "p_sign_flip": _sign_flip(differences, 1e-9 * scale), "p_sign_flip_smallest": 2.0 ** (1 - n),
     }
     if spread > 0:
         test = stats.ttest_1samp(differences, 0.0)
@@ -84,6 +76,21 @@ def paired_statistics(values: np.ndarray, reference: np.ndarray) -> dict[str, An
         found |= {"low": float(interval.low), "high": float(interval.high), "p_t": float(test.pvalue)}
         found["cohens_d"] = float(differences.mean()) / spread
     return found
+
+
+def _sign_flip(differences: np.ndarray, tolerance: float) -> float:
+    """Two-sided p of (n,) differences; sums within the tolerance are ties: 0.6 + 0.9 and 0.5 + 1.0 differ by rounding.
+
+    (scipy's permutation_test compares within 1e-14 of the sum, less than the differences themselves are off.)
+    """
+    n = len(differences)
+    if 2**n <= SIGN_FLIPS:
+        flips, known = (np.arange(2**n)[:, None] >> np.arange(n)) & 1, 0
+    else:
+        flips, known = np.random.default_rng(DEFAULT_SEED).integers(0, 2, (SIGN_FLIPS, n)), 1  # and the one observed
+    sums = (1 - 2 * flips) @ differences
+    extreme = int((np.abs(sums) >= abs(differences.sum()) - n * tolerance).sum())
+    return (known + extreme) / (known + len(flips))
 
 
 def _checked(dimensions: int, **pair: Any) -> list[np.ndarray]:
@@ -104,111 +111,89 @@ def _checked(dimensions: int, **pair: Any) -> list[np.ndarray]:
 # --- per-example scores ------------------------------------------------------------------------------------------
 
 
-def seed_counts(n: int) -> np.ndarray:
-    """(2000, n) float64: how often each of n seeds is drawn in each resample with replacement; each row has sum n."""
-    rng = np.random.default_rng([DEFAULT_SEED, n, 0])
-    return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
-
-
-def example_counts(n: int) -> Iterable[np.ndarray]:
-    """Blocks of rows of such counts of n examples, uint8; all comparisons over as many examples share them.
-
-    Those of the last n are kept, up to 300 MB (n = 150,000); larger ones are drawn anew for every comparison.
-    """
-    return _kept(n, RESAMPLES) if RESAMPLES * n <= CACHED_CELLS else _drawn(n, RESAMPLES)
-
-
-@lru_cache(maxsize=1)
-def _kept(n: int, resamples: int) -> list[np.ndarray]:
-    return list(_drawn(n, resamples))
-
-
-def _drawn(n: int, resamples: int) -> Iterator[np.ndarray]:
-    rng = np.random.default_rng([DEFAULT_SEED, n, 1])
-    at_once = max(1, BLOCK_CELLS // n)
-    for first in range(0, resamples, at_once):
-        rows = min(at_once, resamples - first)
-        drawn = rng.integers(0, n, size=(rows, n)) + n * np.arange(rows)[:, None]
-        # No example is drawn 256 times: the expected number is 1, the chance of 60 below 1e-80.
-        yield np.bincount(drawn.reshape(-1), minlength=rows * n).reshape(rows, n).astype(np.uint8)
-
-
-def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray) -> dict[str, float]:
+def multi_bootstrap(scores: np.ndarray, reference_scores: np.ndarray, highest: float = 1.0) -> dict[str, float]:
     """The mean difference over seeds and examples together: does it hold for other seeds and other examples?
 
     ``scores`` and ``reference_scores`` are (S, N) per-example scores in the metric's unit, the same S >= 2 seeds and
-    N examples in the same order. Seeds and examples are resampled with replacement, both arms alike (the
-    Multi-Bootstrap, Sellam et al. 2021, arXiv 2106.16163). Keys:
+    N examples in the same order; ``highest`` is as in ``Comparison``. What the Multi-Bootstrap (Sellam et al. 2021,
+    arXiv 2106.16163) estimates by resampling seeds and examples, both arms alike, in closed form. Keys:
 
-    ``bootstrap_se``: standard error of the mean difference. A resample of S seeds has (S - 1) / S of their variance;
-    what is missing is added back here. And it counts the noise of single answers almost three times (Owen 2007,
-    The pigeonhole bootstrap, arXiv 0712.1111): the residual mean square of seeds x examples takes it off again.
+    ``bootstrap_se``: standard error of the mean difference. The differences are a table of seeds x examples, whose
+    mean varies with the seeds, the examples and the noise of single answers; the variances of the means of the rows
+    and of the columns hold that noise once each, the residual mean square takes it off once (random effects, two-way
+    crossed; the variance of the resamples themselves is that of Owen 2007, The pigeonhole bootstrap, arXiv 0712.1111,
+    which counts the noise almost three times and has (S - 1) / S of the seeds' variance). Never below what the
+    seeds or the examples alone give.
     ``bootstrap_low``, ``bootstrap_high``, ``p_bootstrap``: 95% interval of the mean difference and two-sided p, of t
-    with that standard error and (S - 1) / w degrees of freedom, w the share of the seeds in the variance.
-    Satterthwaite's (S - 1) / w**2 is liberal for an estimated w: with 5 seeds and a quarter of the variance from the
-    examples 5.7% false findings, this one 4.5%. Percentiles of the resamples would be too narrow with few seeds, as
-    every bootstrap of few values is: 84% coverage at 3 seeds.
+    with that standard error; one over its degrees of freedom is w / (S - 1) + (1 - w) / (N - 1), w the share of the
+    seeds in the variance. Satterthwaite's squares of the shares are liberal for an estimated w: with 5 seeds and a
+    quarter of the variance from the examples 5.7% false findings, this one 4.5%. Without any spread they are those
+    of ``_without_spread``.
 
     Raises ValueError for other shapes, NaN or infinity.
     """
+    differences = np.subtract(*_checked(2, scores=scores, reference_scores=reference_scores))
+    seeds, examples = differences.shape
+    if seeds < 2:
+        raise ValueError("expected the scores of at least 2 seeds; single_seed_statistics compares one")
+    by_seed, by_example, mean = differences.mean(axis=1), differences.mean(axis=0), float(differences.mean())
+    if examples == 1 or np.ptp(differences) <= 1e-9 * np.abs(differences).max():
+        return {"bootstrap_se": 0.0} | _without_spread(mean, examples, highest)
+    of_seeds, of_examples = float(by_seed.var(ddof=1)) / seeds, float(by_example.var(ddof=1)) / examples
+    residuals = differences - by_seed[:, None] - by_example + mean
+    noise = float((residuals**2).sum()) / ((seeds - 1) * (examples - 1)) / (seeds * examples)
+    variance = max(of_seeds + of_examples - noise, of_seeds, of_examples)
+    share = of_seeds / variance
+    degrees = 1 / (share / (seeds - 1) + (1 - share) / (examples - 1))
+    return {"bootstrap_se": math.sqrt(variance)} | _with_t(mean, math.sqrt(variance), degrees)
+
+
+def _with_t(mean: float, se: float, degrees: float) -> dict[str, float]:
     from scipy import stats
 
-    differences = np.subtract(*_checked(2, scores=scores, reference_scores=reference_scores))
-    n = len(differences)
-    if n < 2:
-        raise ValueError("expected the scores of at least 2 seeds; single_seed_statistics compares one")
-    means = _bootstrap_means(differences)
-    by_seed = differences.mean(axis=1)
-    seed_variance = float(by_seed.var(ddof=1)) / n
-    residuals = differences - by_seed[:, None] - differences.mean(axis=0) + by_seed.mean()
-    examples = differences.shape[1]
-    noise = float((residuals**2).sum()) / max(1, (n - 1) * (examples - 1)) / (n * examples)
-    variance = float(means.var()) + seed_variance / n - (2 - 1 / n) * noise
-    variance = max(variance, seed_variance)
-    mean, se = float(by_seed.mean()), math.sqrt(variance)
-    if se <= 1e-9 * np.abs(differences).max(initial=0.0):
-        p = 1.0 if mean == 0 else 0.0  # no spread at all; verdict() does not rest on it
-        se = half = 0.0
-    else:
-        degrees = (n - 1) * max(variance / seed_variance, 1.0) if seed_variance > 0 else math.inf
-        p = float(2 * stats.t.sf(abs(mean) / se, degrees))
-        half = float(stats.t.isf(ALPHA / 2, degrees)) * se
-    return {"bootstrap_low": mean - half, "bootstrap_high": mean + half, "bootstrap_se": se, "p_bootstrap": p}
+    half = float(stats.t.isf(ALPHA / 2, degrees)) * se
+    return {"bootstrap_low": mean - half, "bootstrap_high": mean + half,
+            "p_bootstrap": float(2 * stats.t.sf(abs(mean) / se, degrees))}
 
 
-def single_seed_statistics(scores: np.ndarray, reference_scores: np.ndarray, binary: bool) -> dict[str, Any]:
+def _without_spread(mean: float, examples: int, highest: float) -> dict[str, float]:
+    """Where every example has the same difference, there is no spread to go by, but other examples may differ.
+
+    Of n examples without an exception, at most 1 - 0.05**(1 / n) of all are exceptions (95% bound of a proportion,
+    Clopper and Pearson 1934; about 3 / n), each by ``highest`` at most. p is that of the signs: 2 / 2**n, or 1.
+    """
+    share = 1 - ALPHA ** (1 / examples)
+    return {"bootstrap_low": mean - share * (highest + mean), "bootstrap_high": mean + share * (highest - mean),
+            "p_bootstrap": 2.0 ** (1 - examples) if mean else 1.0}
+
+
+def single_seed_statistics(
+    scores: np.ndarray, reference_scores: np.ndarray, binary: bool, highest: float = 1.0
+) -> dict[str, Any]:
     """One trained model against another on the same N examples: this checkpoint, not the method.
 
-    ``scores`` and ``reference_scores`` are (N,) in the metric's unit; ``binary`` ones are 0 or one other number (1,
-    or 100 for percentages). Keys: ``difference`` (mean of scores - reference_scores), ``bootstrap_low`` and
-    ``bootstrap_high`` (95% percentile interval over resampled examples), ``p``. ``p`` is that of McNemar's exact
-    test (1947) for binary scores, with the discordant pairs in ``only_experiment_right`` and
-    ``only_reference_right``; else the two-sided bootstrap p (1 + more extreme resamples) / (1 + resamples), the
-    resamples centred on no difference (Efron and Tibshirani 1993, chapter 16), never 0. Raises ValueError for
-    unequal lengths, NaN, infinity, or binary scores that are not.
+    ``scores`` and ``reference_scores`` are (N,) in the metric's unit; ``binary`` ones are 0 or ``highest`` (1, or 100
+    for percentages). Keys: ``difference`` (mean of scores - reference_scores), ``bootstrap_low`` and
+    ``bootstrap_high`` (its 95% interval over examples), ``p``. Binary scores: ``paired_interval``, and McNemar's
+    exact test (1947) with the discordant pairs in ``only_experiment_right`` and ``only_reference_right``; others:
+    paired t over the examples, or ``_without_spread``. Raises ValueError for unequal lengths, NaN, infinity, or
+    binary scores that are not.
     """
     differences = np.subtract(*_checked(1, scores=scores, reference_scores=reference_scores))
-    means = _bootstrap_means(differences[None, :])
-    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2]).tolist()
-    difference = float(differences.mean())
-    found: dict[str, Any] = {"difference": difference, "bootstrap_low": low, "bootstrap_high": high}
+    n, difference = len(differences), float(differences.mean())
     if binary:
         known = np.unique(np.concatenate([scores, reference_scores]))
-        if len(known[known != 0]) > 1:
-            raise ValueError(f"expected binary scores, 0 or one other number, got {known[:4].tolist()}")
+        if not np.isin(known, (0, highest)).all():
+            raise ValueError(f"expected binary scores, 0 or {highest:g}, got {known[:4].tolist()}")
         ours, theirs = int((differences > 0).sum()), int((differences < 0).sum())
-        return found | {"only_experiment_right": ours, "only_reference_right": theirs, "p": mcnemar(ours, theirs)}
-    # The counts go through float32, so a resample as extreme as the data may fall short by its rounding.
-    extreme = np.abs(means - difference) >= abs(difference) - 1e-6 * np.abs(differences).max()
-    return found | {"p": float((1 + extreme.sum()) / (1 + len(means)))}
-
-
-def _bootstrap_means(differences: np.ndarray) -> np.ndarray:
-    """(B,) float64 means of (S, N) differences, seeds and examples resampled; one seed is always drawn once."""
-    seeds, n = differences.shape
-    columns = differences.T.astype(np.float32)
-    by_seed = np.concatenate([counts.astype(np.float32) @ columns for counts in example_counts(n)])
-    return (by_seed * seed_counts(seeds)).sum(axis=1) / (seeds * n)
+        low, high = paired_interval(ours, theirs, n)
+        return {"difference": difference, "bootstrap_low": highest * low, "bootstrap_high": highest * high,
+                "only_experiment_right": ours, "only_reference_right": theirs, "p": mcnemar(ours, theirs)}
+    if n == 1 or np.ptp(differences) <= 1e-9 * np.abs(differences).max():
+        found = _without_spread(difference, n, highest)
+    else:
+        found = _with_t(difference, float(differences.std(ddof=1)) / math.sqrt(n), n - 1)
+    return {"difference": difference, **found, "p": found.pop("p_bootstrap")}
 
 
 # --- families and power ------------------------------------------------------------------------------------------
@@ -265,6 +250,19 @@ def seeds_needed(difference_sd: float | None, margin: float, alpha: float = ALPH
     return found if found <= MAX_SEEDS_NEEDED else None
 
 
+def examples_needed(margin: float, highest: float = 1.0, alpha: float = ALPHA) -> int:
+    """The fewest examples that can show that there is no difference of ``margin``.
+
+    Were there one, at least the share margin / highest of all examples would be scored otherwise, ``highest`` being
+    the most that one can differ by; as many as these hold none of them with a chance of ``alpha`` at most (the rule
+    of three: 299 for 1 of 100). Fewer may be scored all alike, or hardly differ, whatever is true. Raises ValueError
+    unless margin > 0.
+    """
+    if not margin > 0:
+        raise ValueError(f"expected a margin above 0, got {margin}")
+    return 1 if margin >= highest else math.ceil(math.log(alpha) / math.log1p(-margin / highest))
+
+
 # --- verdicts ----------------------------------------------------------------------------------------------------
 
 
@@ -278,10 +276,12 @@ def verdict(
     that matters, in the metric's unit, above 0.
 
     From 3 seeds on: better or worse where p_holm <= 0.05; else no detectable difference where a true difference of
-    ``margin`` would be found with a power of at least 0.8; else underpowered. The power is that at the spread observed
+    ``margin`` would be found with a power of at least 0.8, and, if there are per-example scores, there are as many
+    examples as can show it (``examples_needed``); else underpowered. The power is that at the spread observed
     (of the seeds, or of seeds and examples where that is larger) and at 0.05 / family_size, so that
-    |difference| < margin wherever no difference is detected.
-    Two seeds are always underpowered. One seed gives better, worse or underpowered, of this checkpoint only.
+    |difference| < margin wherever no difference is detected. The same metric at every seed, without scores, is
+    underpowered: nothing tells the spread. Two seeds are always underpowered. One seed gives better, worse or
+    underpowered, of this checkpoint only.
     """
     n, difference, spread = statistics["n"], statistics["difference"], statistics["difference_sd"]
     if n == 0:
@@ -298,19 +298,30 @@ def verdict(
         return UNDERPOWERED, "the same difference at every seed: the metric is too coarse to estimate the spread"
     if significant:
         return found, None
-    total = _spread(statistics)
-    if total == 0:
-        return NO_DIFFERENCE, "no difference at any seed"
-    alpha = ALPHA / family_size
+    if (limits := _limits(statistics, margin, ALPHA / family_size)):
+        return UNDERPOWERED, "; ".join(limits)
+    return NO_DIFFERENCE, None if spread else "no difference at any seed"
+
+
+def _limits(statistics: Mapping[str, Any], margin: float, alpha: float) -> list[str]:
+    """Why a difference of ``margin`` may be there unseen; empty where it would have been found."""
+    n, spread, total = statistics["n"], statistics["difference_sd"], _spread(statistics)
+    examples, fewest = statistics.get("examples"), statistics.get("examples_needed")
+    if examples is None and total == 0:
+        return ["the same value at every seed, and no scores of the examples: nothing tells the spread"]
+    few = []
+    if examples is not None and fewest is not None and examples < fewest:
+        few = [f"{examples:,} evaluation example{'s' * (examples != 1)}, at least {fewest:,} needed to rule out a "
+               f"difference of {margin:g}"]
     power = power_at(n, total, margin, alpha)
-    if power is not None and power >= POWER:
-        return NO_DIFFERENCE, None
+    if total == 0 or (power is not None and power >= POWER):
+        return few
     needed = seeds_needed(spread, margin, alpha)
     if spread == 0 or (needed is not None and needed <= n):
-        return UNDERPOWERED, "more evaluation examples needed"
-    examples = "; more evaluation examples help too" if total**2 > 2 * spread**2 else ""
+        return few or ["more evaluation examples needed"]
+    helped = ["more evaluation examples help too"] if total**2 > 2 * spread**2 else []
     count = f"more than {MAX_SEEDS_NEEDED:,}" if needed is None else f"about {max(needed, MIN_SEEDS):,}"
-    return UNDERPOWERED, f"{count} seeds needed to find a difference of {margin:g}, {n} there{examples}"
+    return [f"{count} seeds needed to find a difference of {margin:g}, {n} there", *(few or helped)]
 
 
 def _spread(statistics: Mapping[str, Any]) -> float:
@@ -328,8 +339,9 @@ class Comparison:
     reference: Sequence[float] | np.ndarray
     margin: float  # the smallest difference that matters, in the metric's unit
     binary: bool = False  # per-example scores are right or wrong
-    scores: np.ndarray | None = None  # (S, N) in the metric's unit, or None where it is no mean over examples
+    scores: np.ndarray | None = None  # (S, N) in the metric's unit, their means the values; or None
     reference_scores: np.ndarray | None = None
+    highest: float = 1.0  # the most that two scores of an example differ by: that of a right answer
 
 
 def compare_family(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
@@ -337,10 +349,10 @@ def compare_family(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
 
     The comparisons are one family: those planned together, of which any would be reported. ``p`` is, from 2 seeds on,
     the t test's, or the larger of that and ``p_bootstrap`` where there are per-example scores (a difference must hold
-    for other seeds and for other examples); at one seed McNemar's or the bootstrap's; ``p_holm`` is adjusted for the
-    ``family_size`` of them. ``power`` and ``seeds_needed`` are for a true difference of ``margin`` at
-    0.05 / family_size; ``seeds_needed`` takes the examples as given. ``scope`` is ``method``, or
-    ``this checkpoint, not the method`` at one seed.
+    for other seeds and for other examples); at one seed McNemar's or the t test's over examples; ``p_holm`` is
+    adjusted for the ``family_size`` of them. ``power``, ``seeds_needed`` and ``examples_needed`` are for a true
+    difference of ``margin`` at 0.05 / family_size; ``seeds_needed`` takes the examples as given. ``scope`` is
+    ``method``, or ``this checkpoint, not the method`` at one seed.
 
     Raises ValueError for lengths that do not match, repeated seeds, or scores whose mean over the examples is not the
     value of the seed (within 1%: fractions beside percentages, seeds in another order).
@@ -352,6 +364,8 @@ def compare_family(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
             alpha = ALPHA / len(rows)
             row["power"] = power_at(row["n"], _spread(row), comparison.margin, alpha)
             row["seeds_needed"] = seeds_needed(row["difference_sd"], comparison.margin, alpha)
+            if row["examples"] is not None:
+                row["examples_needed"] = examples_needed(comparison.margin, comparison.highest, alpha)
         row["verdict"], row["note"] = verdict(row, p_holm, comparison.margin, len(rows))
     return rows
 
@@ -374,11 +388,15 @@ def _test(comparison: Comparison) -> dict[str, Any]:
     scores, reference_scores = np.asarray(comparison.scores), np.asarray(comparison.reference_scores)
     _check_scores("scores", scores, comparison.values)
     _check_scores("reference_scores", reference_scores, comparison.reference)
+    row["examples"] = scores.shape[1]
+    if (most := max(map(abs, (*comparison.values, *comparison.reference)))) > comparison.highest:
+        raise ValueError(f"a value is {most:g}, the score of a right answer {comparison.highest:g}; give both in one "
+                         "unit")
     if row["n"] > 1:
-        row |= multi_bootstrap(scores, reference_scores)
+        row |= multi_bootstrap(scores, reference_scores, comparison.highest)
         row["p"] = None if row["p_t"] is None else max(row["p_t"], row["p_bootstrap"])
         return row
-    single = single_seed_statistics(scores[0], reference_scores[0], comparison.binary)
+    single = single_seed_statistics(scores[0], reference_scores[0], comparison.binary, comparison.highest)
     row |= single | {"difference": row["difference"]}
     row["p_mcnemar" if comparison.binary else "p_bootstrap"] = single["p"]
     return row

@@ -21,7 +21,7 @@ from datamap.training.prerequisites import Prerequisite, is_made
 LEFT_OUT = (
     "filter_random", "filter_cartography", "ambiguous_top_fraction", "filter_categories", "filter_clusters",
     "exclude_clusters", "min_cluster_probability", "cluster_assignments_path", "filter_config", "filter_validation",
-    "train_ids", "max_drop_percentage", "use_label_smoothing", "smoothing_factor", "use_soft_weighting",
+    "train_ids", "max_drop_percentage", "missing", "allow_changed", "use_label_smoothing", "smoothing_factor", "use_soft_weighting",
     "weight_clip_min", "weight_clip_max",
     # Nor does it evaluate: suites that differ in how they do share a map.
     "do_eval", "eval_split", "eval_strategy", "eval_steps", "eval_ablations", "max_eval_samples", "slice_by",

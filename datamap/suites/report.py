@@ -35,11 +35,12 @@ HEADINGS = ("experiment", "against", "training examples", "n", "mean ± SD", "di
             "p (Holm) of family", "p (sign flip; smallest possible)", "d", "verdict")
 METHODS = (
     "Differences are paired by seed. The interval is that of the mean difference over seeds and evaluation examples "
-    "resampled together (Sellam et al. 2021), or the paired t interval over seeds where that is wider; with one seed, "
-    "a paired bootstrap over examples. A difference counts as better or worse when the p that belongs to the interval "
+    "together (as the multi-bootstrap of Sellam et al. 2021, in closed form; macro F1 by the influence of each "
+    "example), or the paired t interval over seeds where that is wider or there are no predictions; with one seed, "
+    "over examples. A difference counts as better or worse when the p that belongs to the interval "
     "is at most 0.05 after Holm's correction over the comparisons of a metric with the same kind of reference. No "
-    "detectable difference: one of {margin:g} percentage point(s) would have been found with a power of 0.8; "
-    "underpowered: it would not."
+    "detectable difference: one of {margin:g} percentage point(s) would have been found with a power of 0.8, "
+    "and there are examples enough that one of them would show it; underpowered: not so."
 )
 
 
@@ -113,9 +114,12 @@ def verdict_of(row: Mapping[str, Any]) -> str:
         return row["verdict"] + (f" ({row['note']})" if row["note"] else "")
     if row["p"] <= ALPHA:
         return f"{row['verdict']} (p {row['p']:.2g} alone, {row['p_holm']:.2g} as one of {row['family_size']})"
-    needed = row["seeds_needed"]
-    found = f" (about {needed:,} seeds to find {row['margin']:g})" if needed and needed > row["n"] else ""
-    return row["verdict"] + found
+    needed, fewest = row["seeds_needed"], row["examples_needed"]
+    if needed and needed > row["n"]:
+        return f"{row['verdict']} (about {needed:,} seeds to find {row['margin']:g})"
+    if fewest is not None and row["examples"] < fewest:
+        return f"{row['verdict']} (at least {fewest:,} evaluation examples to find {row['margin']:g})"
+    return row["verdict"]
 
 
 def console(

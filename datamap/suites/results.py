@@ -22,6 +22,7 @@ from datamap.tasks.qa_features import ABLATIONS
 
 if TYPE_CHECKING:
     import pandas as pd
+    import pyarrow as pa
 
 SCORES = ("exact_match", "accuracy", "f1")  # what is compared
 BINARY = ("exact_match", "accuracy")
@@ -31,7 +32,7 @@ COUNTS = ("planned", "finished", "failed", "missing", "reference_failed", "refer
 # The columns of comparison.csv that say what is compared; ROW of comparison.py follows.
 SUBJECT = ("experiment", "reference", "against", "metric", "train_examples", *COUNTS, *LISTS)
 CONTROLS = "baseline (controls)"  # a control against the baseline: what the size alone does
-NO_SCORES = "no scores of the examples (eval_predictions): the interval is over seeds only"
+NO_SCORES = "no scores of the examples (eval_predictions): interval and verdict are over seeds only"
 
 logger = logging.getLogger(__name__)
 
@@ -50,8 +51,8 @@ class Metric:
     scale: float
 
     @property
-    def is_mean_of_scores(self) -> bool:
-        return self.score != "f1" or self.scale == 100  # F1 over classes is no mean over examples
+    def is_macro(self) -> bool:
+        return self.score == "f1" and self.scale == 1  # F1 over classes, of which influence_on_macro_f1 makes scores
 
 
 @dataclass
@@ -71,6 +72,12 @@ class RunResult:
     def stages(self) -> list[dict[str, Any]]:
         """run_meta.json of the evaluation, and of what was done in the directory before it."""
         return [self.meta, *self.meta.get("history", [])]
+
+    @property
+    def label_column(self) -> str | None:
+        """Of a task with classes, the column of the gold label in eval_predictions."""
+        tasks = [read.get("task", {}) for stage in self.stages for read in stage.get("datasets", [])]
+        return next((task["label_column"] for task in tasks if task.get("label_column")), None)
 
 
 # --- collecting ---------------------------------------------------------------------------------------------------
@@ -211,18 +218,20 @@ def _comparison(
         "warnings": _differences(ours, theirs),
     }
     pair: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-    if seeds and metric.is_mean_of_scores:
-        places = [each.directory for each in (*ours, *theirs)]
-        if (found := scores.of(metric, places)) is None:
+    highest = metric.scale
+    if seeds:
+        if (read := scores.of(metric, [*ours, *theirs])) is None:
             subject["warnings"].append(NO_SCORES)
         else:
+            found, highest = read
             measured = [*values, *reference_values]
             if (worst := seed_of_other_scores(found, measured)) is not None:
-                raise UserError(f"{places[worst] / f'eval_predictions{metric.ending}.jsonl'}: the mean {metric.score} "
+                place = (*ours, *theirs)[worst].directory
+                raise UserError(f"{place / f'eval_predictions{metric.ending}.jsonl'}: the mean {metric.score} "
                                 f"is {found[worst].mean():g}, eval_metrics says {measured[worst]:g}; evaluate that "
                                 "run again")
             pair = found[: len(seeds)], found[len(seeds) :]
-    return subject, Comparison(seeds, values, reference_values, margin, metric.score in BINARY, *pair)
+    return subject, Comparison(seeds, values, reference_values, margin, metric.score in BINARY, *pair, highest)
 
 
 def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> list[str]:
@@ -244,6 +253,21 @@ def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> list
     return warnings
 
 
+def influence_on_macro_f1(gold: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """(N,) float64 scores whose mean is the macro F1 (0..1) and whose spread over examples is its own.
+
+    ``gold`` and ``predicted`` are (N,) class numbers from 0. F1 of a class is 2 t / (p + g), of the shares of the
+    examples where it is right, predicted and gold; an example's score is macro F1 plus what a little more weight of
+    that example would add to it (its influence, the delta method; Efron and Tibshirani 1993, chapter 22). Classes
+    that neither occur nor are predicted do not count, as in eval_metrics.
+    """
+    classes = np.union1d(gold, predicted)
+    is_gold, is_predicted = gold[:, None] == classes, predicted[:, None] == classes
+    both, either = 2.0 * (is_gold & is_predicted), is_gold.astype(float) + is_predicted
+    f1 = both.mean(axis=0) / either.mean(axis=0)
+    return f1.mean() + ((both - f1 * either) / either.mean(axis=0)).mean(axis=1)
+
+
 class _Scores:
     """Per-example scores from the eval_predictions files of a suite, each file read once.
 
@@ -254,50 +278,81 @@ class _Scores:
         self._ids: dict[str, list[np.ndarray]] = {}  # name of the file -> (N,) ids of each set of examples
         self._read: dict[Path, tuple[int, dict[str, np.ndarray]] | None] = {}
 
-    def of(self, metric: Metric, places: Sequence[Path]) -> np.ndarray | None:
-        """(runs, N) scores in one order of the examples; None where they are not there, or not the same."""
-        column = {"accuracy": "correct"}.get(metric.score, metric.score)
+    def of(self, metric: Metric, runs: Sequence[RunResult]) -> tuple[np.ndarray, float] | None:
+        """(runs, N) scores in one order of the examples, and the most that two scores of an example differ by.
+
+        None where they are not there, or not of the same examples.
+        """
         name = f"eval_predictions{metric.ending}.jsonl"
-        for place in places:
-            if place / name not in self._read:
-                columns = [column] if metric.scale == 1 else ["exact_match", "f1"]
-                self._read[place / name] = self._aligned(place / name, columns)
-        found = [read for place in places if (read := self._read[place / name]) is not None]
-        if len(found) < len(places) or len({number for number, _ in found}) > 1:
+        column = {"accuracy": "correct"}.get(metric.score, metric.score)
+        found = []
+        for run in runs:
+            file = run.directory / name
+            if file not in self._read:
+                self._read[file] = self._aligned(file, run.label_column if metric.scale == 1 else None, metric.scale)
+            read = self._read[file]
+            if read is None or column not in read[1]:
+                return None
+            found.append(read)
+        if len({number for number, _ in found}) > 1:
             return None
-        return metric.scale * np.stack([each[column] for _, each in found])
+        scores = metric.scale * np.stack([each[column] for _, each in found])
+        return scores, max(float(each["highest"]) for _, each in found) if metric.is_macro else metric.scale
 
-    def _aligned(self, file: Path, columns: Sequence[str]) -> tuple[int, dict[str, np.ndarray]] | None:
-        """Which set of examples it is, and (N,) float32 of each column; only these and the ids are parsed."""
-        import pyarrow as pa
-        import pyarrow.json
+    def _aligned(self, file: Path, label: str | None, scale: float) -> tuple[int, dict[str, np.ndarray]] | None:
+        """Which set of examples it is, and (N,) float32 of each score; only these and the ids are parsed.
 
+        With a label column also the scores of macro F1, ``f1``, and ``highest``, a number: an example of the rarest
+        class changes macro F1 by 2 / (classes x examples of that class) at most.
+        """
         if not file.exists():
             return None
-        schema = pa.schema([("id", pa.string()), *((column, pa.float64()) for column in columns)])
-        try:
-            table = pa.json.read_json(
-                file,
-                parse_options=pa.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
-                read_options=pa.json.ReadOptions(block_size=max(1 << 20, min(file.stat().st_size, 1 << 30))),
-            )
-        except pa.ArrowInvalid as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"{file} cannot be read ({reason}); evaluate that run again, or remove the file to "
-                            "compare without scores of the examples") from error
-        if any(table[name].null_count for name in table.column_names):
+        columns = ["correct"] if scale == 1 else ["exact_match", "f1"]
+        table = _read_columns(file, columns, [label, "predicted_label"] if label else [])
+        if table is None:
             return None  # written before scores stood there, or elsewhere
         own = table["id"].to_numpy().astype(str)
         scores = {column: table[column].to_numpy().astype(np.float32) for column in columns}
+        if label in table.column_names:
+            gold, predicted = (table[name].to_numpy().astype(str) for name in (label, "predicted_label"))
+            classes, numbers = np.unique(np.concatenate([gold, predicted]), return_inverse=True)
+            counts = np.unique(gold, return_counts=True)[1]
+            scores["f1"] = influence_on_macro_f1(*np.split(numbers, 2)).astype(np.float32)
+            scores["highest"] = np.float32(2 * len(gold) / (len(counts) * counts.min()))
         known = self._ids.setdefault(file.name, [])
         for number, ids in enumerate(known):
             if np.array_equal(own, ids):
                 return number, scores
             if np.array_equal(np.sort(own), np.sort(ids)):
                 places = np.argsort(own)[np.argsort(np.argsort(ids))]
-                return number, {column: values[places] for column, values in scores.items()}
+                return number, {name: values[places] if values.ndim else values for name, values in scores.items()}
         known.append(own)
         return len(known) - 1, scores
+
+
+def _read_columns(file: Path, numbers: Sequence[str], labels: Sequence[str]) -> pa.Table | None:
+    """The ids and these columns; None where numbers are missing, and without the labels where some of those are."""
+    import pyarrow as pa
+    import pyarrow.json
+
+    types = [("id", pa.string()), *((column, pa.float64()) for column in numbers)]
+    try:
+        with open(file, encoding="utf-8") as lines:
+            first = json.loads(next(lines, "{}"))
+        # Labels are whole numbers in all rows, or names in all.
+        types += [(name, pa.int64() if isinstance(first.get(name), int) else pa.string()) for name in labels]
+        table = pa.json.read_json(
+            file,
+            parse_options=pa.json.ParseOptions(explicit_schema=pa.schema(types), unexpected_field_behavior="ignore"),
+            read_options=pa.json.ReadOptions(block_size=max(1 << 20, min(file.stat().st_size, 1 << 30))),
+        )
+    except (pa.ArrowInvalid, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{file} cannot be read ({reason}); evaluate that run again, or remove the file to compare "
+                        "without scores of the examples") from error
+    if any(table[name].null_count for name in ("id", *numbers)):
+        return None
+    return table.drop_columns(list(labels)) if any(table[name].null_count for name in labels) else table
 
 
 def _shown_interval(row: Mapping[str, Any]) -> dict[str, float | None]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamap.core.artifacts import model_meta
-from datamap.core.errors import UserError, first_line
+from datamap.core.errors import UserError, first_line, name_a_few
 from datamap.core.files import read_json
 from datamap.training import models
 
@@ -141,10 +141,18 @@ def _with_adapter(model: PreTrainedModel, adapter: str, name: str, trainable: bo
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    settings: dict[str, Any] = {"is_trainable": trainable, "autocast_adapter_dtype": not in_bfloat16}
     try:
-        return PeftModel.from_pretrained(
-            model, adapter, is_trainable=trainable, autocast_adapter_dtype=not in_bfloat16
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
+            adapted = PeftModel.from_pretrained(model, adapter, **settings)
+        found = adapted.load_adapter(adapter, "default", **settings)  # once more: this one tells what did not match
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise UserError(f"cannot put adapter {adapter!r} on {name!r} ({first_line(error):.200}); give the base model "
                         "that it was trained on") from error
+    # Where either has layers that the other has not, the library leaves them out, and half an adapter answers.
+    for keys, where in ((found.missing_keys, "the adapter"), (found.unexpected_keys, "the model")):
+        if lacking := sorted(key for key in keys if "lora_" in key):
+            raise UserError(f"adapter {adapter!r} does not fit {name!r}: {len(lacking):,} of its weights are not in "
+                            f"{where} ({name_a_few(lacking, 1)}); give the base model that it was trained on")
+    return adapted

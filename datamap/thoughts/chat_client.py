@@ -37,6 +37,7 @@ SECRET_LENGTH = 8  # characters from which on a key is a secret, not a stand-in 
 TOKENS = ("prompt_tokens", "completion_tokens")
 STATUS_SECONDS = 30.0  # between two status lines where there is no bar
 FIRST_ANSWERS = 5  # of a call, which ``verify`` looks at
+TEXT_PARTS = ("text", "output_text")  # of an answer in parts
 # What servers call a refusal that lies in this one question: too long for the model, or its contents.
 OF_THE_QUESTION = ("context_length_exceeded", "exceed_context_size_error", "content_filter")
 TOO_LONG = "maximum context length"  # vLLM has no name for it
@@ -499,8 +500,9 @@ def contents(completion: Any) -> tuple[str | None, str | None, dict[str, int]]:
     try:
         choice, usage = completion["choices"][0], completion.get("usage") or {}
         text, finish = choice["message"].get("content"), choice.get("finish_reason")
-        if isinstance(text, list):  # of parts, some of which may be text
-            text = "".join(part["text"] for part in text if isinstance(part.get("text"), str))
+        if isinstance(text, list):  # of parts, some of which may be text; others may be reasoning, with a text too
+            text = "".join(part["text"] for part in text
+                           if part.get("type", "text") in TEXT_PARTS and isinstance(part.get("text"), str))
         counts = {name: usage[name] for name in TOKENS if isinstance(usage.get(name), int)}
     except (AttributeError, LookupError, TypeError):
         raise ValueError("no completion") from None

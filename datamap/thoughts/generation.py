@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from datamap.core.errors import UserError, first_line
-from datamap.thoughts.reader import LABELS
+from datamap.thoughts.reader import LABELS, tells_reasoning
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -37,8 +37,9 @@ SCHEMA = {
 
 @dataclass(frozen=True)
 class Generated:
-    """``text``: of the new tokens alone, special tokens left out. ``num_tokens``: how many the model wrote, the one
-    that ends the text included. ``finished``: it ended by itself, and was not cut off at ``max_new_tokens``."""
+    """``text``: of the new tokens alone, special tokens left out unless some of them mark reasoning. ``num_tokens``:
+    how many the model wrote, the one that ends the text included. ``finished``: it ended by itself, and was not cut
+    off at ``max_new_tokens``."""
 
     text: str
     num_tokens: int
@@ -121,7 +122,10 @@ def _check_room(model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: 
 def _generated(tokens: list[int], stop: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> Generated:
     end = next((place for place, token in enumerate(tokens) if token in stop), None)
     own = tokens if end is None else tokens[:end]
-    text = tokenizer.decode(own, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    text, whole = (tokenizer.decode(own, skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+                   for skip in (True, False))
+    if tells_reasoning(whole):  # with special tokens such as [THINK]: else its drafts would pass for answers
+        text = whole
     return Generated(text, len(own) + (end is not None), end is not None)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import numpy as np
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_jsonl, write_csv, write_json
-from datamap.core.intervals import Z, mcnemar, wilson_interval
+from datamap.core.intervals import mcnemar, paired_interval, wilson_interval
 from datamap.core.plots import COLORS, GREY, LIGHT_GREY, new_figure, save_figure
 from datamap.core.tables import console_table
 from datamap.tasks.evaluation import plot_confusion
@@ -24,9 +23,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NO_ANSWER = "no answer"
-NO_DIFFERENCE = "no detectable difference"
+NO_DIFFERENCE, UNDERPOWERED = "no detectable difference", "underpowered"
 LABEL_NAMES = {0: "does not follow", 1: "follows"}
 ALPHA = 0.05
+MARGIN = 0.01  # of accuracy: a difference that matters, as suites take it
 MAX_BINS, MIN_IN_BIN = 8, 10  # of the table by length
 
 
@@ -99,9 +99,9 @@ def compare_runs(right: Sequence[bool], other_right: Sequence[bool]) -> dict[str
 
     ``n``, ``accuracy``, ``other_accuracy``, ``both_right``, ``both_wrong``, ``only_this_right``, ``only_other_right``;
     ``difference`` = accuracy - other_accuracy, above 0 where this run is better, with ``difference_low`` and
-    ``difference_high`` (``paired_interval``); ``p_mcnemar``, two-sided and exact. ``verdict``: "better", "worse", or
-    from p = 0.05 on "no detectable difference", which is not "no difference". Raises ValueError for unequal lengths
-    and for none.
+    ``difference_high`` (``paired_interval``); ``p_mcnemar``, two-sided and exact. ``verdict``: "better" or "worse"
+    below p = 0.05; else "no detectable difference" where the interval lies within MARGIN of 0, and "underpowered"
+    where it does not: the pairs are too few to tell. Raises ValueError for unequal lengths and for none.
     """
     if len(right) != len(other_right) or not len(right):
         raise ValueError(f"expected two answers to every pair, got {len(right)} and {len(other_right)}")
@@ -121,19 +121,9 @@ def compare_runs(right: Sequence[bool], other_right: Sequence[bool]) -> dict[str
         "difference_low": low,
         "difference_high": high,
         "p_mcnemar": p,
-        "verdict": NO_DIFFERENCE if p >= ALPHA else "better" if ours > theirs else "worse",
+        "verdict": ("better" if ours > theirs else "worse") if p < ALPHA
+        else NO_DIFFERENCE if max(-low, high) <= MARGIN else UNDERPOWERED,
     }
-
-
-def paired_interval(only_first: int, only_second: int, n: int) -> tuple[float, float]:
-    """95 % interval, within -1..1, of the difference of two proportions over the same n pairs.
-
-    Wald's with one added to either kind of discordant pair (Bonett and Price 2012, recommended in Fagerland, Lydersen
-    and Laake 2014): unlike Wald's own it has a width where the runs never disagree. Around (b - c) / (n + 2).
-    """
-    first, second = (only_first + 1) / (n + 2), (only_second + 1) / (n + 2)
-    half = Z * math.sqrt((first + second - (first - second) ** 2) / (n + 2))
-    return max(first - second - half, -1.0), min(first - second + half, 1.0)
 
 
 # --- tables ------------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import logging
 import os
 import string
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -151,10 +152,15 @@ def sft_config(args: argparse.Namespace, on_gpu: bool, watches: bool) -> SFTConf
 
 
 def add_adapter(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
-    """The model with a new, untrained LoRA adapter on the layers that ``--lora_target_modules`` names."""
+    """The model with a new, untrained LoRA adapter on the layers that ``--lora_target_modules`` names.
+
+    UserError for a name that no layer has: the library would leave it out without a word beside one that matches.
+    """
     from peft import LoraConfig, get_peft_model
 
     names = args.lora_target_modules
+    if names != ["all-linear"]:
+        _check_layers(model, names)
     config = LoraConfig(
         r=args.lora_r, lora_alpha=args.lora_alpha, lora_dropout=args.lora_dropout, bias="none", task_type="CAUSAL_LM",
         target_modules=names[0] if names == ["all-linear"] else names,
@@ -163,6 +169,24 @@ def add_adapter(model: PreTrainedModel, args: argparse.Namespace) -> PeftModel:
         return get_peft_model(model, config)
     except ValueError as error:
         raise UserError(f"--lora_target_modules {','.join(names)}: {first_line(error):.200}") from error
+
+
+def _check_layers(model: PreTrainedModel, names: Sequence[str]) -> None:
+    """As PEFT matches them: whole paths, or their last parts (q_proj, 0.self_attn.q_proj)."""
+    from transformers.pytorch_utils import Conv1D
+
+    layers = dict(model.named_modules())
+    unknown = [name for name in names if not any(path == name or path.endswith(f".{name}") for path in layers)]
+    if unknown:
+        linear = {path.rpartition(".")[2]: None for path, layer in layers.items()
+                  if isinstance(layer, torch.nn.Linear | Conv1D)}
+        raise UserError(f"--lora_target_modules {','.join(names)}: no layer is called {' or '.join(unknown)}; the "
+                        f"linear ones are {', '.join(linear)} (all-linear, alone, takes all but the last)")
+
+
+def adapted_layers(model: PeftModel) -> dict[str, int]:
+    """How many layers of each name have an adapter, by the last part of their paths."""
+    return dict(Counter(path.rpartition(".")[2] for path in model.base_model.targeted_module_names))
 
 
 # --- the trainer --------------------------------------------------------------------------------------------------
@@ -326,7 +350,8 @@ def train(
         "train_loss": mean_loss(trainer.state.log_history), "steps": trainer.state.global_step,
         **{name: evaluated[name] for name in ("eval_loss", "eval_mean_token_accuracy") if name in evaluated},
         "eval_generate": answers.metrics if answers is not None else None,
-        "parameters": everything, "trainable_parameters": trained, "peak_memory_gb": peak_memory(on_gpu),
+        "parameters": everything, "trainable_parameters": trained,
+        "adapted_layers": adapted_layers(model), "peak_memory_gb": peak_memory(on_gpu),
         "num_tokens": trainer._total_train_tokens,
     }
 

@@ -6,6 +6,7 @@ A judge is an LLM (Zheng et al. 2023, arXiv 2306.05685). It is asked without the
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ import numpy as np
 
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
-from datamap.core.intervals import wilson_interval
+from datamap.core.intervals import Z
 from datamap.core.plots import COLORS, GREY, new_figure, save_figure
 from datamap.thoughts.data import TRUE_LABEL, is_right
 from datamap.thoughts.metrics import draw_accuracy, length_table
@@ -161,7 +162,8 @@ def position_report(preferences: Mapping[tuple[str, str], str]) -> dict[str, Any
     """Whether a judge likes what it is shown first: (id, order) -> "A" (the first shown), "B" or "tie".
 
     Every pair of chains is shown in both orders (FIRST, SECOND). Of the answers that are not a tie ``first_share``,
-    0..1, prefer the chain shown first, with its 95 % Wilson interval (``low``, ``high``); an unbiased judge's is 0.5.
+    0..1, prefer the chain shown first, with its 95 % interval (``low``, ``high``: ``_interval_over_pairs``); an
+    unbiased judge's is 0.5.
     ``consistent_share``: of the pairs that were answered in both orders those where the same chain, or neither, wins.
     ``reflection_share``: of the pairs with a consistent winner those where the reflection wins. None where unknown.
     """
@@ -172,10 +174,31 @@ def position_report(preferences: Mapping[tuple[str, str], str]) -> dict[str, Any
     swapped = {"A": "B", "B": "A", "tie": "tie"}
     same = [one for one, other in both if one == swapped[other]]
     winners = [one for one in same if one != "tie"]
-    low, high = wilson_interval(first, decided) if decided else (None, None)
+    wins: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+    for (name, _), answer in preferences.items():
+        if answer != "tie":
+            wins[name]["AB".index(answer)] += 1
+    low, high = _interval_over_pairs(list(wins.values())) if wins else (None, None)
     return {
         "n_answers": len(answers), "n_ties": answers.count("tie"),
         "first_share": first / decided if decided else None, "low": low, "high": high,
         "n_pairs": len(both), "consistent_share": len(same) / len(both) if both else None,
         "reflection_share": winners.count("B") / len(winners) if winners else None,
     }
+
+
+def _interval_over_pairs(wins: Sequence[Sequence[int]]) -> tuple[float, float]:
+    """95 % interval, within 0..1, of the share of wins of the first shown; per pair of chains (its wins, the other's).
+
+    What is drawn is a pair, not an answer: its two answers may go together (a judge takes the first shown twice) or
+    against each other (the better chain wins twice). The ratio's standard error over pairs is the limit of a bootstrap
+    of pairs (Cochran 1977, chapter 6). One pair is added where the first shown wins twice, and one where the second
+    does: without ties this is the interval of Bonett and Price (``intervals.paired_interval``) of how many more pairs
+    are of the one kind than of the other, halved, around 0.5. Unlike a bootstrap's it has a width where all pairs are
+    alike.
+    """
+    first, second = np.array([*wins, (2, 0), (0, 2)], dtype=np.float64).T
+    lead, answers = first - second, first + second
+    share = lead.sum() / answers.sum()
+    half = Z * np.sqrt(((lead - share * answers) ** 2).sum()) / answers.sum()
+    return 0.5 + float(max(share - half, -1)) / 2, 0.5 + float(min(share + half, 1)) / 2

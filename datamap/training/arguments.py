@@ -9,10 +9,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from datamap.analysis.filter_config import filter_inputs, load_filter_config, reads_metrics, validate_config
+from datamap.analysis.filter_config import (
+    MISSING,
+    MISSING_HELP,
+    filter_inputs,
+    load_filter_config,
+    reads_metrics,
+    validate_config,
+    with_missing,
+)
 from datamap.core.artifacts import recorded_dataset, recorded_task
 from datamap.core.configs import with_config
 from datamap.core.flags import (
+    ALLOW_CHANGED,
     DEFAULT_DATASET,
     DEFAULT_MODEL,
     DEFAULT_SEED,
@@ -40,7 +49,7 @@ NEEDS = {
     "ambiguous_top_fraction": "filter_cartography",
     "smoothing_factor": "use_label_smoothing", "weight_clip_min": "use_soft_weighting",
     "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
-    "max_drop_percentage": "filters",
+    "max_drop_percentage": "filters", "missing": "filters",
 }
 # What a training, and what an evaluation writes into --output_dir beside the model.
 EVALUATION_FILES = (
@@ -126,6 +135,8 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_switch("--filter_random", help="size-matched control: as many as the other filters (or --train_ids) "
                      "leave, drawn at random")
     group.add_argument("--filter_config", metavar="FILE", help="JSON of filter blocks instead of the switches above")
+    group.add_switch("--allow_changed", default=argparse.SUPPRESS, help=ALLOW_CHANGED)
+    group.add_argument("--missing", choices=MISSING, default=argparse.SUPPRESS, help=MISSING_HELP)
     group.add_argument("--train_ids", metavar="FILE", help="train on the ids of this CSV only")
     group.add_switch("--filter_validation", help="apply the filters to the evaluation data too and report both "
                      "(files that filters read must then hold the evaluation ids)")
@@ -165,7 +176,8 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
     switched = _switched_filters(args)
     if args.filter_config and set(switched) - {"random"}:
         parser.error("--filter_config and the filter switches exclude each other; put all blocks into the file")
-    args.filters = (load_filter_config(args.filter_config) if args.filter_config else {}) | switched
+    filters = (load_filter_config(args.filter_config) if args.filter_config else {}) | switched
+    args.filters = with_missing(filters, getattr(args, "missing", None))
     for refused, why in _refusals(parser, args):
         if refused:
             parser.error(why)

@@ -82,6 +82,7 @@ def watches(args: argparse.Namespace) -> bool:
 def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, dict[str, Any] | None]:
     """The training split as loaded, the same after dropping and filtering, and the report of what went and why."""
     loaded = load_split(args.dataset, args.train_split, task, args.max_train_samples)
+    loaded.allow_changed = getattr(args, "allow_changed", False)
     task, data, report = loaded.task, loaded.data, []
     task.check_training_data(data, args.dataset)
     usable = task.is_usable(data)
@@ -143,8 +144,8 @@ def write_split(file: Path, split: Split) -> None:
 def _is_selected(data: Any, path: str, split: Split) -> np.ndarray:
     """(n,) bool: the examples whose ids the CSV lists."""
     wanted = read_table(artifact_file(path, "selected.csv", "select_subset.py"), columns=("id",))["id"].tolist()
-    check_same_dataset(path, wanted, split)
-    selected = np.isin(data["id"][:], wanted)
+    changed = check_same_dataset(path, wanted, split)
+    selected = np.isin(data["id"][:], [example for example in wanted if example not in changed])
     if not selected.any():
         raise UserError(f"{path}: none of its {len(wanted):,} ids are among the examples to train on")
     if selected.sum() < len(wanted):
@@ -176,6 +177,7 @@ def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:
     splits = []
     for name in args.eval_split or [default_eval_split(args.dataset)]:
         loaded = load_split(args.dataset, name, task, args.max_eval_samples)
+        loaded.allow_changed = getattr(args, "allow_changed", False)
         if trained_fingerprint(args.model) == loaded.fingerprint or (args.do_train and name == args.train_split):
             if not args.eval_split:
                 raise UserError(
@@ -195,8 +197,8 @@ def known_variability(args: argparse.Namespace, split: Split) -> np.ndarray | No
     if not (args.use_label_smoothing or args.use_soft_weighting):
         return None
     metrics = load_cartography_metrics(args.cartography_output_dir)
-    check_same_dataset(args.cartography_output_dir, metrics.index, split)
-    variability = metrics["variability"].reindex(split.ids).to_numpy(dtype=float)
+    changed = check_same_dataset(args.cartography_output_dir, metrics.index, split)
+    variability = metrics["variability"].drop(list(changed)).reindex(split.ids).to_numpy(dtype=float)
     unknown = int(np.isnan(variability).sum())
     if unknown:
         logger.warning(f"{unknown:,} of {len(variability):,} examples have no metrics: weight 1, no smoothing")

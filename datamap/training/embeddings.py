@@ -113,7 +113,8 @@ def build_parser() -> Parser:
         "--dataset", help="Hub name, file, directory or demo:... (default: the one the model was trained on)"
     )
     parser.add_argument("--split", help="split to embed (default: the one the model was trained on, else train)")
-    parser.add_argument("--max_samples", type=positive_int, help="embed only the first N examples (default: all)")
+    parser.add_argument("--max_samples", type=positive_int, help="embed only the first N examples "
+                        "(default: as many as the model was trained on with --max_train_samples, else all)")
     add_task_flags(parser)
     parser.add_argument(
         "--pooling", choices=tuple(dict.fromkeys(pooling for task in TASKS.values() for pooling in task.pooling)),

@@ -15,6 +15,7 @@ from datamap.cartography.maps import CARTOGRAPHY_FILES
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError, is_main_process
 from datamap.core.files import write_csv, write_json
+from datamap.core.splits import Split
 from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of
 from datamap.training.data import RunData, features_of, watches
@@ -128,8 +129,8 @@ def _check_bfloat16(model: PreTrainedModel, arguments: TrainingArguments) -> Non
 def training_stages(args: argparse.Namespace, data: RunData, resumes: bool) -> Iterator[None]:
     """The stages of a training: of the model in --output_dir, and of the dynamics where they are recorded."""
     assert data.train is not None
-    read = [data.train.identity(), *(split.identity() for split in data.evaluated)]
-    stages: list[tuple[str, Sequence[str], list[dict[str, Any]]]] = [(args.output_dir, TRAINING_FILES, read)]
+    read = [data.train, *data.evaluated]
+    stages: list[tuple[str, Sequence[str], list[Split]]] = [(args.output_dir, TRAINING_FILES, read)]
     if args.enable_cartography:
         stages.append((args.cartography_output_dir, CARTOGRAPHY_FILES, read[:1]))
     with ExitStack() as stack:

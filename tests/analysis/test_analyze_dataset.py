@@ -436,6 +436,11 @@ def test_nan_and_missing_columns(house, capsys):
         house / "clusters/cluster_assignments.csv", index=False
     )
     assert "cluster of 1 examples ('010') is no whole number" in refused(capsys, house)
+    for column, value in (("cluster", "x"), ("cluster_probability", "0,9")):
+        table = clusters().astype(object)
+        table.loc[table["id"] == "010", column] = value
+        table.to_csv(house / "clusters" / "cluster_assignments.csv", index=False)
+        assert f"{column} of 1 examples ('010') is no number" in refused(capsys, house)
     clusters().drop(columns="dim2").to_csv(house / "clusters/cluster_assignments.csv", index=False)
     assert "no column 'dim2'" in refused(capsys, house)
 

@@ -84,6 +84,23 @@ def test_questions_there_and_back(tmp_path, questions, capsys):
     assert said.startswith(f"wrote 24 of 30 examples and filter_report.json to {output}")
 
 
+def test_examples_without_metrics_go_unless_asked_for(tmp_path, questions, refused):
+    """A map of the first 12 of 30 (29 can be trained on): what is not known to be easy is not kept as easy."""
+    file, rows = questions
+    write_map(tmp_path / "map", [row["id"] for row in rows[:12]])
+    config: dict[str, dict] = {
+        "category": {"metrics_path": str(tmp_path / "map"), "categories": ["easy", "ambiguous", "hard"]}
+    }
+    for missing, after in ((None, 11), ("keep", 29), ("drop", 11)):
+        output = written(tmp_path, file, config, *(("--missing", missing) if missing else ()))
+        assert read_json(output / "filter_report.json")["after"] == len(read_jsonl(output / "train.jsonl")) == after
+    config["confidence"] = {"min_confidence": 1}
+    (tmp_path / "filters.json").write_text(json.dumps(config))
+    said = refused(dataset_filters.main, "--dataset", file, "--filter_config", tmp_path / "filters.json",
+                   "--output_dir", tmp_path / "none")
+    assert "category drops 18, 18 of which its file does not list, confidence drops 11)" in said
+
+
 def test_run_trains_on_what_is_written_as_with_the_config(tmp_path, questions):
     file, rows = questions
     write_map(tmp_path / "map", [row["id"] for row in rows])

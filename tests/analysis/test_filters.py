@@ -17,7 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamap.analysis.error_rules import flag_errors
-from datamap.analysis.filter_config import apply_filters, filter_inputs, load_filter_config, validate_config
+from datamap.analysis.filter_config import (
+    apply_filters,
+    filter_inputs,
+    load_filter_config,
+    validate_config,
+    with_missing,
+)
 from datamap.analysis.filters import (
     BLOCKS,
     AmbiguousQuestionFilter,
@@ -146,7 +152,7 @@ one_block = st.one_of(
     ids=st.lists(some_ids, min_size=4, unique=True),
     metrics=st.dictionaries(some_ids, metric_rows, min_size=6),  # so that most draws share ids
     clusters=st.dictionaries(some_ids, cluster_rows, min_size=6),
-    blocks=st.lists(st.tuples(one_block, st.sampled_from(["keep", "drop"])), min_size=1, max_size=4),
+    blocks=st.lists(st.tuples(one_block, st.sampled_from(["keep", "drop", None])), min_size=1, max_size=4),
 )
 def test_equals_the_slow_version(ids, metrics, clusters, blocks):
     with tempfile.TemporaryDirectory() as directory:
@@ -163,7 +169,7 @@ def test_equals_the_slow_version(ids, metrics, clusters, blocks):
             listed = clusters if block == "cluster" else metrics
             before, absent = len(expected), sum(key not in listed for key in expected)
             expected = slow_keep(block, setting, expected, metrics, clusters)
-            if missing == "drop":
+            if missing == "drop" or missing is None and (block in ("category", "confidence") or "min" in setting):
                 expected = [key for key in expected if key in listed]
             records.append((block, before, len(expected), absent))
             if not expected:
@@ -326,6 +332,36 @@ def test_examples_that_the_file_does_not_list(cartography, clusters, block):
         assert report["filters"][0]["removed"] == removed
 
 
+@pytest.mark.parametrize(("block", "drops"), [
+    ({"ambiguous": {"top_fraction": 1.0}}, False),
+    ({"category": {"categories": ["easy", "hard", "ambiguous"]}}, True),
+    ({"confidence": {"min_confidence": 0}}, True),
+    ({"confidence": {"max_confidence": 1}}, True),
+    ({"metric": {"metric": "aum", "min": 0}}, True),
+    ({"metric": {"metric": "aum", "min": 0, "max": 99}}, True),
+    ({"metric": {"metric": "aum", "max": 99}}, False),
+    ({"metric": {"metric": "aum", "drop_fraction": 0, "drop": "lowest"}}, False),
+    ({"cluster": {"exclude_clusters": [7]}}, False),
+])
+def test_what_says_what_to_keep_drops_what_its_file_does_not_list(cartography, clusters, block, drops, caplog):
+    """A map of 3 of 8 examples: "keep only easy" must not keep five of which nothing is known."""
+    ((name, setting),) = block.items()
+    path = {"cluster_path": clusters} if name == "cluster" else {"metrics_path": cartography}
+    data = dataset_of([*LETTERS[:3], *"VWXYZ"])
+    caplog.set_level("INFO")
+    filtered, report = apply_filters(data, {name: {**setting, **path}}, return_report=True)
+    assert filtered["id"][:] == LETTERS[:3] + list("VWXYZ" * (not drops))
+    (record,) = report["filters"]
+    assert record["missing_examples"] == 5 and record["settings"]["missing"] == ("drop" if drops else "keep")
+    assert record["removed"] == ({"missing": list("VWXYZ")} if drops else {})
+    assert f"5 that its file does not list are {'dropped' if drops else 'kept'}" in caplog.text
+    for missing in ("keep", "drop"):
+        other = apply_filters(data, with_missing({name: {**setting, **path}}, missing))
+        assert len(other) == {"keep": 8, "drop": 3}[missing]
+        asked = apply_filters(data, with_missing({name: [{**setting, **path, "missing": "keep"}]}, missing))
+        assert len(asked) == 8  # the block says it itself
+
+
 def test_each_removed_example_has_one_reason(clusters):
     decision = ClusterFilter(cluster_path=clusters, exclude_clusters=[2, -1], min_probability=0.5).decide(
         dataset_of(LETTERS)
@@ -353,6 +389,7 @@ def test_ids_stay_strings(tmp_path):
     config = {"confidence": {"metrics_path": path, "max_confidence": 0.5}}
     assert apply_filters(dataset_of(list(rows)), config)["id"][:] == ["001", "12e5", "NA"]
     numbers = datasets.Dataset.from_dict({"id": [1, 1200000, 7]})
+    config["confidence"]["missing"] = "keep"  # the file lists no 7
     assert apply_filters(numbers, config)["id"][:] == [7]
 
 

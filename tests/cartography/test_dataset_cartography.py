@@ -12,6 +12,7 @@ import dataset_cartography
 from datamap.analysis import map_summary
 from datamap.analysis.filter_config import apply_filters
 from datamap.cartography.categories import CATEGORIES, category_thresholds
+from datamap.cartography.learning import Learning
 from datamap.cartography.maps import CARTOGRAPHY_FILES, load_map, write_cartography
 from datamap.cartography.metrics import compute_metrics, load_cartography_metrics
 from datamap.core.artifacts import recorded_dataset, stage
@@ -34,7 +35,9 @@ def recorded(tmp_path, split):
     args = {"do_train": True, "output_dir": "model"}
     with stage(tmp_path / "map", args, owns=CARTOGRAPHY_FILES, datasets=[split.identity()]) as path:
         write_epochs(path, make_epochs(ids=split.ids, epochs=5))
-        write_cartography(path, compute_metrics(dataset_cartography.read_dynamics(path)), "stories")
+        learning = Learning()
+        metrics = compute_metrics(learning.follow(dataset_cartography.read_dynamics(path)))
+        write_cartography(path, metrics, "stories", learning=learning.record(metrics))
     return path
 
 

@@ -168,6 +168,11 @@ def test_gold_outside_the_classes_is_refused(gold, classes):
         ('{"guid": "b", "logits_epoch_0": 1, "gold": 0}', "logits_epoch_0"),
         ('{"guid": "b", "logits_epoch_0": ["x", "y"], "gold": 0}', "logits_epoch_0"),
         ('{"guid": "a", "logits_epoch_0": [1, 2], "gold": 0}', "a guid occurs more than once"),
+        ('{"guid": "b", "logits_epoch_0": [1, 2], "gold": 0.9}', "guid 'b': .* \\(gold is 0.9\\)"),
+        ('{"guid": "b", "logits_epoch_0": [1, 2], "gold": "0.9"}', "guid 'b': .* \\(gold is '0.9'\\)"),
+        ('{"guid": "b", "logits_epoch_0": [1, 2], "gold": true}', "\\(gold is True\\)"),
+        ('{"guid": "b", "logits_epoch_0": [1, 2], "gold": Infinity}', "guid 'b'"),
+        ('{"guid": "b", "logits_epoch_0": "12", "gold": 0}', "logits_epoch_0 is '12'"),
         ('{"guid": "b", "logits_epoch_0": [1, NaN], "gold": 0}', "confidence of 'b'"),
     ],
 )
@@ -176,6 +181,54 @@ def test_malformed_logs_are_refused(tmp_path, second, message):
     (tmp_path / "dynamics_epoch_0.jsonl").write_text(first + second + "\n")
     with pytest.raises(UserError, match=message):
         compute_metrics(read_logged_logits(tmp_path))
+
+
+def test_numbers_of_a_log_may_be_text(tmp_path):
+    for name, records in (
+        ("text", [{"guid": "a", "logits_epoch_0": ["0.5", "-2e0"], "gold": "1"}]),
+        ("numbers", [{"guid": "a", "logits_epoch_0": [0.5, -2], "gold": 1.0}]),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "dynamics_epoch_0.jsonl").write_text("".join(json.dumps(each) + "\n" for each in records))
+    one, other = (next(iter(read_logged_logits(tmp_path / name))) for name in ("text", "numbers"))
+    assert one["gold"].tolist() == [1] and one["confidence"][0] == pytest.approx(1 / (1 + math.exp(2.5)))
+    assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(("gold", "logits", "message"), [
+    (1, [1, 2], None),
+    (0, [1, 2], r"dynamics_epoch_1.jsonl: gold of 1 examples \('b'\) is another class than in an earlier epoch"),
+    (1, [1, 2, 3], "logits_epoch_1 has 3 classes, the epochs before it have 2"),
+])
+def test_epochs_of_a_log_agree(tmp_path, gold, logits, message):
+    """Another gold class for one guid: what is averaged over epochs would be of two examples."""
+    (tmp_path / "dynamics_epoch_0.jsonl").write_text('{"guid": "b", "logits_epoch_0": [1, 2], "gold": 1}\n')
+    record = {"guid": "b", "logits_epoch_1": logits, "gold": gold}
+    (tmp_path / "dynamics_epoch_1.jsonl").write_text(json.dumps(record) + "\n")
+    if message is None:
+        assert len(list(read_logged_logits(tmp_path))) == 2
+        return
+    with pytest.raises(UserError, match=message):
+        list(read_logged_logits(tmp_path))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"confidence": ["0.9", "0.1"]}, "confidence of 7 is '0.9'; expected a number for every example"),
+    ({"confidence": [0.9, None]}, "confidence of 'b' is None; expected a number"),
+    ({"correct": ["True", "False"]}, "correct of 7 is 'True'; expected true or false"),
+    ({"correct": [1, 0.5]}, "correct of 'b' is 0.5; expected true or false"),
+    ({"loss": ["x", 1]}, "loss of 7 is 'x'; expected a number"),
+    ({"epoch": 2}, "says that it is of epoch 2, its name says 1"),
+])
+def test_dynamics_that_are_no_numbers_are_refused(tmp_path, change, message):
+    content = {"epoch": 1, "id": [7, "b"], "confidence": [0.9, 0.1], "correct": [1, 0], **change}
+    (tmp_path / "training_dynamics_epoch_1.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=message):
+        list(read_dynamics(tmp_path))
+    (tmp_path / "training_dynamics_epoch_1.json").write_text(json.dumps({**content, **{
+        "epoch": 1, "confidence": [0.9, 0.1], "correct": [1, 0], "loss": [0.1, 2]}}))
+    (found,) = read_dynamics(tmp_path)
+    assert found["id"] == ["7", "b"]
 
 
 def test_logs_that_are_empty_or_missing_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from made_dynamics import AWKWARD_IDS, MEANS, make_epochs, slow_metrics
 
 from datamap.cartography.categories import categorize_examples
-from datamap.cartography.maps import write_cartography
+from datamap.cartography.maps import load_map, write_cartography
 from datamap.cartography.metrics import METRIC_COLUMNS, compute_metrics, load_cartography_metrics
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
@@ -250,6 +250,42 @@ def test_published_metrics_can_be_read(tmp_path):
     metrics = categorize_examples(load_cartography_metrics(tmp_path))
     assert len(metrics) == len(published)
     assert (metrics["category"] == "ambiguous").mean() == pytest.approx(0.5, abs=0.01)
+
+
+def published(path, rows):
+    names = ("guid", "confidence", "variability", "correctness")
+    path.write_text("".join(json.dumps(dict(zip(names, row, strict=True))) + "\n" for row in rows))
+    return path
+
+
+def test_published_metrics_may_be_text(tmp_path):
+    rows = [["a", 0.9, 0.1, 5], ["1", 0.2, 0.3, 0], ["b", 0.5, 0.2, 2]]
+    texts = [[str(value) for value in row] for row in rows]
+    one = load_cartography_metrics(published(tmp_path / "one.jsonl", rows))
+    other = load_cartography_metrics(published(tmp_path / "other.jsonl", texts))
+    pd.testing.assert_frame_equal(one, other, check_dtype=False)
+    assert other["confidence"].dtype == float and one["correctness"].tolist() == [1, 0, 0.4]
+    assert categorize_examples(other)["category"].tolist() == ["easy", "ambiguous", "easy"]
+    records = [{"id": row[0], "confidence": row[1], "variability": row[2]} for row in texts]
+    (tmp_path / "cartography_metrics.json").write_text(json.dumps(records))
+    assert load_cartography_metrics(tmp_path / "cartography_metrics.json")["variability"].tolist() == [0.1, 0.3, 0.2]
+    for column, value in ((1, "0,9"), (3, "half"), (3, 1.5), (3, None), (2, True)):
+        wrong = [list(row) for row in rows]
+        wrong[1][column] = value
+        with pytest.raises(UserError, match="'1'|count of epochs"):
+            load_cartography_metrics(published(tmp_path / "wrong.jsonl", wrong))
+
+
+def test_a_map_of_which_nothing_was_right_is_whole(tmp_path, caplog):
+    rows = [[row, 0.1 + row / 100, 0.05, 0] for row in range(8)]
+    metrics = load_cartography_metrics(published(tmp_path / "early.jsonl", rows))
+    assert metrics["correctness"].tolist() == [0.0] * 8 and metrics.index.tolist() == [str(row) for row in range(8)]
+    assert "num_epochs" not in metrics  # nobody knows
+    load_map(tmp_path / "early.jsonl")
+    assert "0 of 8 examples were ever right" in caplog.text
+    epochs = [{**epoch, "correct": np.zeros(6, bool)} for epoch in make_epochs()]
+    write_cartography(tmp_path, compute_metrics(epochs))
+    assert load_cartography_metrics(tmp_path)["correctness"].tolist() == [0.0] * 6
 
 
 def test_reading_leaves_the_directory_as_it_was(map_dir, tmp_path):

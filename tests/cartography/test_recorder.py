@@ -15,6 +15,7 @@ from conftest import REPOSITORY, write_rows
 import run
 from datamap.cartography.dynamics import read_dynamics
 from datamap.cartography.metrics import load_cartography_metrics
+from datamap.core.files import read_json
 from datamap.training import trainer as trainers
 
 WINDOWS = ["--max_length", "48", "--doc_stride", "20"]  # several windows per example
@@ -207,7 +208,7 @@ def test_killed_in_mid_epoch_and_resumed(qa_dir, tiny_model, tmp_path, processes
     assert dynamics_bytes(tmp_path / "whole/map") == dynamics_bytes(tmp_path / "cut/map")
 
 
-def test_any_trainer_records_in_two_lines(tmp_path):
+def test_any_trainer_records_in_two_lines(tmp_path, caplog):
     """A plain Trainer for classification, with gradient accumulation and an evaluation in between."""
     import datasets
     from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
@@ -238,6 +239,13 @@ def test_any_trainer_records_in_two_lines(tmp_path):
     np.testing.assert_allclose(metrics["confidence"], p[np.arange(22), labels], atol=1e-5)
     np.testing.assert_allclose(metrics["correctness"], p.argmax(1) == labels)
     assert (metrics["num_epochs"] == 2).all()
+    learning = read_json(tmp_path / "map" / "thresholds.json")["learning"]
+    shares = np.bincount(labels) / 22
+    assert learning["guessing"] == {"accuracy": pytest.approx(shares.max()),
+                                    "loss": pytest.approx(-(shares * np.log(shares)).sum())}
+    assert learning["accuracy"] == pytest.approx([(p.argmax(1) == labels).mean()] * 2)
+    assert learning["ever_right"] == (p.argmax(1) == labels).sum()
+    assert learning["has_learned"] is False and "the categories mean nothing yet" in caplog.text
 
 
 def test_dynamics_files_are_small(qa_dir, tiny_model, tmp_path):

@@ -16,6 +16,7 @@ from datamap.core.artifacts import (
     check_not_read,
     check_same_dataset,
     check_writable,
+    hand_on_digests,
     load_meta,
     model_meta,
     recorded_dataset,
@@ -202,11 +203,13 @@ def test_a_killed_run_is_refused(tmp_path):
 def test_the_same_dataset_is_accepted(tmp_path, split, caplog):
     run_stage(tmp_path / "map", [], datasets=[split.identity()])
     with caplog.at_level(logging.INFO):
-        assert check_same_dataset(tmp_path / "map", split.ids, split) == 1
+        assert check_same_dataset(tmp_path / "map", split.ids, split) == set()
         assert caplog.text == ""
-        assert check_same_dataset(tmp_path / "map", [*split.ids[:4], "other"], split) == 0.4
+        assert check_same_dataset(tmp_path / "map", [*split.ids[:4], "other"], split) == set()
     assert "covers 4 of 10 examples" in caplog.text and "(40.0%)" in caplog.text
-    assert check_same_dataset(tmp_path / "elsewhere.csv", split.ids[:1], split) == 0.1  # without run_meta.json
+    with caplog.at_level(logging.INFO):  # without run_meta.json
+        assert check_same_dataset(tmp_path / "elsewhere.csv", split.ids[:1], split) == set()
+    assert "covers 1 of 10 examples" in caplog.text
 
 
 def test_another_dataset_is_refused_with_both_names(tmp_path, split):
@@ -221,17 +224,96 @@ def test_another_dataset_is_refused_with_both_names(tmp_path, split):
 def test_other_content_under_the_same_ids_is_refused(tmp_path, split):
     other = load_split(str(write_rows(tmp_path / "changed.jsonl", qa_rows(10, seed=9))), "train", TASK)
     assert other.ids == split.ids
-    run_stage(tmp_path / "map", [], datasets=[other.identity()])
-    with pytest.raises(UserError, match=r"changed\.jsonl \[train\], which has ids of .*stories.*other content") as no:
-        check_same_dataset(tmp_path / "map", other.ids, split)
-    assert split.fingerprint in str(no.value) and other.fingerprint in str(no.value)
+    run_stage(tmp_path / "old", [], datasets=[other.identity()])  # as written before examples were told apart
+    run_stage(tmp_path / "map", [], datasets=[other])
+    for name, why in (("old", r"other content \(.*older version.* make it again from"), ("map", "in every example")):
+        with pytest.raises(UserError, match=rf"changed\.jsonl \[train\], which has ids of .*stories.*{why}") as no:
+            check_same_dataset(tmp_path / name, other.ids, split)
+        assert split.fingerprint in str(no.value) and other.fingerprint in str(no.value)
+
+
+def changed_split(tmp_path, change, name="changed.jsonl"):
+    rows = qa_rows(10)
+    change(rows)
+    return load_split(str(write_rows(tmp_path / name, rows)), "train", TASK)
+
+
+def test_one_label_changed_leaves_the_others_as_they_are(tmp_path, split, caplog):
+    """What is unchanged joins, what changed is named, counted, and left out or taken."""
+    run_stage(tmp_path / "map", ["t.csv"], datasets=[split])
+    run_stage(tmp_path / "next", ["t.csv"], datasets=[recorded_dataset(tmp_path / "map")])
+    hand_on_digests(tmp_path / "next", tmp_path / "map" / "t.csv")
+
+    def change(rows):
+        rows[3]["answers"] = {"text": [], "answer_start": []}
+        rows[7]["question"] += "?"
+
+    now = changed_split(tmp_path, change)
+    expected = {now.ids[3], now.ids[7]}
+    for path in (tmp_path / "map", tmp_path / "map" / "t.csv", tmp_path / "next"):
+        caplog.clear()
+        with caplog.at_level(logging.INFO):
+            assert check_same_dataset(path, split.ids, now) == expected
+        assert "2 of 10 examples" in caplog.text and repr(now.ids[3]) in caplog.text and "left out" in caplog.text
+        assert "covers 8 of 10" in caplog.text
+        assert check_same_dataset(path, split.ids[:5], now) == {now.ids[3]}
+    now.allow_changed = True
+    assert check_same_dataset(tmp_path / "map", split.ids, now) == set()
+    assert "their old rows are taken" in caplog.text
+    with pytest.raises(UserError, match="other content in every example"):
+        check_same_dataset(tmp_path / "map", expected, now)
+
+
+def test_other_rows_and_another_format_change_no_example(tmp_path, split):
+    """Rows that went, came or moved, a column that is no content, another file format."""
+    run_stage(tmp_path / "map", [], datasets=[load_split(split.name, "train", TASK, max_samples=6)])
+
+    def change(rows):
+        rows[:] = [*reversed(rows[2:]), *qa_rows(3, prefix="new")]
+        for row in rows:
+            row["note"] = "x"
+
+    now = changed_split(tmp_path, change)
+    assert now.fingerprint != split.fingerprint
+    assert check_same_dataset(tmp_path / "map", split.ids, now) == set()
+    assert check_same_dataset(tmp_path / "map", split.ids, load_split(now.name, "train", TASK, max_samples=2)) == set()
+
+
+def test_damaged_digests_are_a_line(tmp_path, split):
+    run_stage(tmp_path / "map", [], datasets=[split])
+    (file,) = (tmp_path / "map").glob(".examples-*")
+    file.write_bytes(file.read_bytes()[:-9])
+    now = changed_split(tmp_path, lambda rows: rows.pop())
+    with pytest.raises(UserError, match="is damaged .*make .*map again"):
+        check_same_dataset(tmp_path / "map", split.ids, now)
 
 
 def test_a_capped_split_is_the_same_dataset(tmp_path, split):
     capped = load_split(split.name, "train", TASK, max_samples=3)
     run_stage(tmp_path / "map", [], datasets=[capped.identity()])
-    assert check_same_dataset(tmp_path / "map", capped.ids, split) == 0.3
-    assert check_same_dataset(tmp_path / "map", split.ids, capped) == 1
+    assert check_same_dataset(tmp_path / "map", capped.ids, split) == set()
+    assert check_same_dataset(tmp_path / "map", split.ids, capped) == set()
+
+
+def test_the_first_rows_are_found_again(tmp_path, split, caplog):
+    """A model of the first 3 of 10: the next stages take these, unless asked for others."""
+    capped = load_split(split.name, "train", TASK, max_samples=3)
+    assert capped.identity() == {**split.identity(), "max_samples": 3}
+    run_stage(tmp_path / "map", [], datasets=[capped])
+
+    def found(dataset, name, max_samples=None):
+        again = recorded_split(tmp_path / "map", dataset, name, TASK, max_samples)
+        assert again is not None
+        return again.ids
+
+    with caplog.at_level(logging.INFO):
+        assert found(None, None) == split.ids[:3]
+    assert "the first 3 examples of" in caplog.text
+    assert found(split.name, None) == found(None, "train") == split.ids[:3]
+    assert found(None, None, max_samples=5) == split.ids[:5]
+    assert found(None, None, max_samples=99) == split.ids
+    other = str(write_rows(tmp_path / "other.jsonl", qa_rows(8)))
+    assert len(found(other, None)) == 8
 
 
 def test_the_recorded_split_is_found_again(tmp_path, split):

@@ -1,4 +1,4 @@
-"""Wilson's interval against its paper, its equation and statsmodels; McNemar's test against statsmodels."""
+"""Wilson's and the paired interval against their papers and all tables; McNemar's test against statsmodels."""
 
 import math
 from statistics import NormalDist
@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy import stats
 
-from datamap.core.intervals import mcnemar, wilson_interval
+from datamap.core.intervals import mcnemar, paired_interval, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,23 @@ def test_mcnemar_is_that_of_statsmodels(only_first, only_second):
     found = mcnemar(only_first, only_second)
     assert found == pytest.approx(reference([[3, only_first], [only_second, 2]], exact=True).pvalue, rel=1e-12)
     assert 0 <= found <= 1 and found == mcnemar(only_second, only_first)
+
+
+def test_the_paired_interval_covers_what_it_says():
+    """Of all tables that can come, weighted by how likely they are, about 95 % give an interval around the truth."""
+    n = 30
+    # Where few pairs disagree, no interval can be tight: there it may cover more.
+    for ours, theirs, highest in ((0.2, 0.1, 0.97), (0.4, 0.1, 0.97), (0.05, 0.05, 1.0)):
+        covered = total = 0.0
+        for b in range(n + 1):
+            for c in range(n + 1 - b):
+                p = stats.multinomial.pmf([b, c, n - b - c], n, [ours, theirs, 1 - ours - theirs])
+                low, high = paired_interval(b, c, n)
+                covered += p * (low <= ours - theirs <= high)
+                total += p
+        assert total == pytest.approx(1)
+        assert 0.94 <= covered <= highest, (ours, theirs, covered)
+    # The example's arithmetic done by hand: b = 10, c = 4, n = 50.
+    first, second = 11 / 52, 5 / 52
+    half = 1.959963985 * math.sqrt((first + second - (first - second) ** 2) / 52)
+    assert paired_interval(10, 4, 50) == pytest.approx((first - second - half, first - second + half))

@@ -131,7 +131,7 @@ def test_the_built_in_dataset():
     assert set(split.data["planted_error"][:]) <= {"", None}
     assert split.identity() == {
         "dataset": "demo:clinical", "split": "validation", "fingerprint": split.fingerprint, "rows": split.rows,
-        "task": {"name": "qa"},
+        "task": {"name": "qa"}, "max_samples": 5,
     }
     with pytest.raises(UserError, match="'demo:poems' is not built in; there is demo:clinical, "):
         load("demo:poems")

@@ -251,6 +251,33 @@ def test_kmeans_finds_planted_clusters_as_well_as_scikit_learn():
     assert inertia == pytest.approx(KMeans(12, n_init=3, random_state=0).fit(vectors).inertia_, rel=1e-6)
 
 
+@pytest.mark.parametrize("seed", [0, 1])
+def test_kmeans_keeps_clusters_of_few_rows(seed):
+    """Ten clusters of 600 rows and 90 of ten, far apart: the rows of each of the 90 stay together, by themselves."""
+    from sklearn.cluster import KMeans
+
+    rng = np.random.default_rng(seed)
+    planted = np.repeat(np.arange(100), [600] * 10 + [10] * 90)
+    vectors = (20 * rng.normal(size=(100, 16))[planted] + rng.normal(size=(len(planted), 16))).astype(np.float32)
+
+    def kept(labels):
+        return sum(len(set(labels[planted == one])) == 1 == len(set(planted[labels == labels[planted == one][0]]))
+                   for one in range(10, 100))
+
+    labels, _, inertia = kmeans(vectors, 100, np.random.default_rng(seed), device="cpu")
+    peer = KMeans(100, n_init=1, random_state=seed).fit(vectors)
+    assert kept(labels) >= max(80, kept(peer.labels_) - 3)
+    assert inertia <= 1.1 * peer.inertia_
+
+
+def test_kmeans_of_rows_on_very_different_scales():
+    """One row far beyond all others takes every chance of the first rounds; there are centres for the others still."""
+    vectors = np.random.default_rng(5).normal(size=(300, 3))
+    vectors[:5] *= 10.0 ** np.arange(2, 7)[:, None]
+    labels, _, _ = kmeans(vectors, 40, np.random.default_rng(0), device="cpu")
+    assert len(set(labels)) >= 30 and len(set(labels[:5])) == 5 and not set(labels[:5]) & set(labels[5:])
+
+
 def test_kmeans_of_noise_is_as_good_as_minibatch():
     from sklearn.cluster import MiniBatchKMeans
 

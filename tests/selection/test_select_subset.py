@@ -448,10 +448,11 @@ def test_embeddings_of_the_extractor(home, choose, tmp_path, refuse):
     few = tmp_path / "few"
     extract_embeddings.main(["--model_path", str(home.encoder), "--dataset", str(home.reviews), "--task",
                              "classification", "--max_samples", "9", "--output_dir", str(few), "--no_cuda"])
-    line = refuse("--selector", "herding", "--embedding_dir", few, "--k", 3)
+    line = refuse("--selector", "herding", "--embedding_dir", few, "--k", 3, "--max_samples", 48)
     assert "39" in line and "--max_samples" in line
     assert "no such" in refuse("--selector", "herding", "--embedding_dir", tmp_path / "nowhere", "--k", 3)
-    assert len(choose("--selector", "herding", "--embedding_dir", few, "--k", 3, "--max_samples", 9).table) == 3
+    found = choose("--selector", "herding", "--embedding_dir", few, "--k", 9)  # among those that were embedded
+    assert sorted(found.table["id"]) == sorted(reviews_split(home.reviews).ids[:9])
 
 
 def test_defaults_are_taken_from_what_is_read(home, choose):

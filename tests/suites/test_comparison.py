@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamap.suites import comparison
+from datamap.core.intervals import paired_interval
 from datamap.suites.comparison import (
     BETTER,
     NO_DIFFERENCE,
@@ -25,12 +25,11 @@ from datamap.suites.comparison import (
     WORSE,
     Comparison,
     compare_family,
-    example_counts,
+    examples_needed,
     holm,
     multi_bootstrap,
     paired_statistics,
     power_at,
-    seed_counts,
     seeds_needed,
     single_seed_statistics,
     verdict,
@@ -42,10 +41,9 @@ METRIC = st.integers(0, 10_000).map(lambda count: count / 100)
 
 
 @pytest.fixture(scope="module", autouse=True)
-def few():
-    """400 resamples are enough for most tests, and garbage, which Holm of statsmodels collects each time, can wait."""
+def later():
+    """Garbage, which Holm of statsmodels collects each time, can wait."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(comparison, "RESAMPLES", 400)
         patch.setattr(gc, "collect", lambda *_: 0)
         yield
 
@@ -108,6 +106,30 @@ def test_sign_flip_counts_every_pattern(pair):
     found = paired_statistics(values, reference)
     assert found["p_sign_flip"] == pytest.approx(expected)
     assert found["p_sign_flip"] >= found["p_sign_flip_smallest"] == 2 / 2 ** len(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "reference", "expected"),
+    [
+        # 0.5, -1.6, 0.8 and 0.8: a pattern whose sum is 0.5 is as extreme as what was seen, whatever rounding says.
+        ([68.3, 65.9, 70.4, 72.6], [67.8, 67.5, 69.6, 71.8], 1.0),
+        ([0.3, 0.6, 0.9], [0.2, 0.4, 0.6], 0.25),
+        ([80.1, 80.2, 80.4], [80.0, 80.1, 80.6], 1.0),
+    ],
+)
+def test_sign_flip_of_tied_sums(values, reference, expected):
+    for shift in (0.0, 0.1, 7.7):
+        found = paired_statistics(np.array(values) + shift, np.array(reference) + shift)
+        assert found["p_sign_flip"] == expected
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 999), st.integers(0, 999)), min_size=2, max_size=7))
+def test_sign_flip_of_decimals_is_that_of_whole_numbers(pairs):
+    tenths = np.array(pairs).T
+    sums = [abs(np.dot(signs, tenths[0] - tenths[1])) for signs in itertools.product((-1, 1), repeat=len(pairs))]
+    found = paired_statistics(tenths[0] / 10, tenths[1] / 10)
+    assert found["p_sign_flip"] == np.mean(np.array(sums) >= abs((tenths[0] - tenths[1]).sum()))
 
 
 def test_sign_flip_of_twelve_is_exact_and_of_many_is_seeded():
@@ -196,70 +218,96 @@ def test_shapes_are_refused():
 # --- per-example scores ------------------------------------------------------------------------------------------
 
 
-def test_resamples_are_draws_with_replacement(monkeypatch):
-    monkeypatch.setattr(comparison, "RESAMPLES", 4000)
-    counts = np.concatenate(list(example_counts(7))).astype(float)
-    for drawn, n in ((counts, 7), (seed_counts(3), 3)):
-        assert drawn.shape == (4000, n) and (drawn.sum(axis=1) == n).all()
-        assert np.abs(drawn.mean(axis=0) - 1).max() < 0.06
-        assert np.abs(drawn.var(axis=0) - (1 - 1 / n)).max() < 0.1  # of a binomial of n draws, chance 1 / n
-    assert (seed_counts(1) == 1).all()
-
-
-def test_resamples_are_kept_and_the_same_when_drawn_anew(monkeypatch):
-    def drawn(n):
-        return np.concatenate(list(example_counts(n)))
-
-    monkeypatch.setattr(comparison, "RESAMPLES", 50)
-    first = drawn(300)
-    assert example_counts(300) is example_counts(300)
-    monkeypatch.setattr(comparison, "CACHED_CELLS", 50 * 299)
-    assert example_counts(300) is not example_counts(300) and (drawn(300) == first).all()
-    monkeypatch.setattr(comparison, "BLOCK_CELLS", 900)
-    blocks = list(example_counts(401))
-    assert [len(block) for block in blocks] == [2] * 25 and (np.concatenate(blocks).sum(axis=1) == 401).all()
-
-
 def test_multi_bootstrap_against_loops():
     rng = np.random.default_rng(0)
     scores, reference = rng.random((2, 4, 30))
-    scores += 0.05
+    scores += 0.05 + 0.5 * rng.random(30) + 0.5 * rng.random((4, 1))
     found = multi_bootstrap(scores, reference)
-    of_examples, of_seeds = np.concatenate(list(example_counts(30))), seed_counts(4)
-    means = []
-    for counts, seeds in zip(of_examples, of_seeds, strict=True):
-        rows = [row for row in range(4) for _ in range(int(seeds[row]))]
-        columns = [column for column in range(30) for _ in range(int(counts[column]))]
-        means.append(np.mean([scores[row, column] - reference[row, column] for row in rows for column in columns]))
-    by_seed = (scores - reference).mean(axis=1)
-    seeds_part = by_seed.var(ddof=1) / 4
     differences = scores - reference
     rows, columns = differences.mean(axis=1), differences.mean(axis=0)
     residuals = [differences[i, j] - rows[i] - columns[j] + rows.mean() for i in range(4) for j in range(30)]
     noise = sum(each**2 for each in residuals) / (3 * 29) / (4 * 30)
-    variance = max(np.var(means) + seeds_part / 4 - 1.75 * noise, seeds_part)
-    assert found["bootstrap_se"] == pytest.approx(math.sqrt(variance), rel=1e-4)
+    of_seeds = sum((each - rows.mean()) ** 2 for each in rows) / 3 / 4
+    of_examples = sum((each - columns.mean()) ** 2 for each in columns) / 29 / 30
+    variance = of_seeds + of_examples - noise
+    assert variance > max(of_seeds, of_examples)
+    assert found["bootstrap_se"] == pytest.approx(math.sqrt(variance))
     from scipy import stats
 
-    degrees = 3 / (seeds_part / variance)
-    assert found["p_bootstrap"] == pytest.approx(2 * stats.t.sf(by_seed.mean() / math.sqrt(variance), degrees))
-    low, high = by_seed.mean() + np.array([-1, 1]) * stats.t.isf(0.025, degrees) * math.sqrt(variance)
-    assert (found["bootstrap_low"], found["bootstrap_high"]) == pytest.approx((low, high), rel=1e-4)
+    share = of_seeds / variance
+    degrees = 1 / (share / 3 + (1 - share) / 29)
+    assert found["p_bootstrap"] == pytest.approx(2 * stats.t.sf(rows.mean() / math.sqrt(variance), degrees))
+    low, high = rows.mean() + np.array([-1, 1]) * stats.t.isf(0.025, degrees) * math.sqrt(variance)
+    assert (found["bootstrap_low"], found["bootstrap_high"]) == pytest.approx((low, high))
 
 
-def test_multi_bootstrap_has_the_variance_of_seeds_and_examples(monkeypatch):
-    monkeypatch.setattr(comparison, "RESAMPLES", 4000)
+def test_the_closed_form_is_what_all_resamples_say():
+    """Every draw of 3 seeds and 4 examples with replacement, each once: the variance of the pigeonhole bootstrap."""
+    differences = np.random.default_rng(1).normal(size=(3, 4)) + [[0.0], [1.0], [3.0]] + np.array([0, 2, 4, 9.0])
+    means = [differences[np.ix_(seeds, examples)].mean() for seeds in itertools.product(range(3), repeat=3)
+             for examples in itertools.product(range(4), repeat=4)]
+    by_seed, by_example = differences.mean(axis=1), differences.mean(axis=0)
+    residuals = differences - by_seed[:, None] - by_example + differences.mean()
+    assert np.var(means) == pytest.approx(by_seed.var() / 3 + by_example.var() / 4 + (residuals**2).sum() / 12**2)
+    # Without its bias: seeds and examples with one degree of freedom less, the noise of single answers once.
+    corrected = (by_seed.var() / 2 + by_example.var() / 3) - (residuals**2).sum() / (2 * 3) / 12
+    assert multi_bootstrap(differences, np.zeros((3, 4)))["bootstrap_se"] == pytest.approx(math.sqrt(corrected))
+
+
+def test_the_standard_error_is_without_bias():
+    """Over many tables of 4 seeds x 12 examples with known variances the squared standard errors have their mean."""
+    rng = np.random.default_rng(0)
+    squared = [
+        multi_bootstrap(0.5 * rng.normal(size=(4, 1)) + rng.normal(size=12) + rng.normal(size=(4, 12)),
+                        np.zeros((4, 12)))["bootstrap_se"] ** 2
+        for _ in range(2000)
+    ]
+    # Never below one part alone: hence a bit more.
+    assert np.mean(squared) == pytest.approx(0.25 / 4 + 1 / 12 + 1 / 48, rel=0.06)
+
+
+def test_multi_bootstrap_has_the_variance_of_seeds_and_examples():
     rng = np.random.default_rng(0)
     seeds, examples = rng.normal(0, 0.5, (12, 1)), rng.normal(0, 3.0, (1, 200))
     found = multi_bootstrap(seeds + examples, np.zeros((12, 200)))
-    assert found["bootstrap_se"] == pytest.approx(math.sqrt(seeds.var(ddof=1) / 12 + examples.var() / 200), rel=0.04)
-    # Nothing but seeds: the t test's own standard error and p.
+    assert found["bootstrap_se"] == pytest.approx(math.sqrt(seeds.var(ddof=1) / 12 + examples.var(ddof=1) / 200))
+    # Nothing but seeds: the t test's own standard error, interval and p.
     alone = multi_bootstrap(seeds + np.zeros((1, 200)), np.zeros((12, 200)))
     statistics = paired_statistics(seeds[:, 0], np.zeros(12))
-    assert alone["bootstrap_se"] == pytest.approx(seeds.std(ddof=1) / math.sqrt(12), rel=0.03)
-    assert alone["p_bootstrap"] == pytest.approx(statistics["p_t"], abs=0.02)
-    nothing = multi_bootstrap(np.ones((3, 5)), np.ones((3, 5)))
-    assert nothing == {"bootstrap_low": 0.0, "bootstrap_high": 0.0, "bootstrap_se": 0.0, "p_bootstrap": 1.0}
+    assert alone["bootstrap_se"] == pytest.approx(seeds.std(ddof=1) / math.sqrt(12))
+    for name in ("p", "low", "high"):
+        assert alone["p_bootstrap" if name == "p" else f"bootstrap_{name}"] == pytest.approx(
+            statistics["p_t" if name == "p" else name])
+    # Nothing but examples: a t test over them.
+    single = single_seed_statistics(examples[0], np.zeros(200), False, 100.0)
+    both = multi_bootstrap(np.tile(examples, (3, 1)), np.zeros((3, 200)))
+    for name, key in (("p_bootstrap", "p"), ("bootstrap_low", "bootstrap_low"), ("bootstrap_high", "bootstrap_high")):
+        assert both[name] == pytest.approx(single[key])
+
+
+@pytest.mark.parametrize("n", [1, 2, 6, 30])
+@pytest.mark.parametrize(("difference", "highest"), [(0.0, 1.0), (0.0, 100.0), (1.0, 1.0), (-25.0, 100.0)])
+def test_without_spread_other_examples_may_differ(n, difference, highest):
+    """Of n alike, up to the share u of all may be otherwise, (1 - u)**n = 0.05; each then by what is possible."""
+    scores, reference = np.full((3, n), 50.0 + difference), np.full((3, n), 50.0)
+    found = multi_bootstrap(scores, reference, highest)
+    share = 1 - 0.05 ** (1 / n)
+    assert (1 - share) ** n == pytest.approx(0.05)
+    assert found["bootstrap_low"] == pytest.approx((1 - share) * difference - share * highest)
+    assert found["bootstrap_high"] == pytest.approx((1 - share) * difference + share * highest)
+    assert found["p_bootstrap"] == (2 / 2**n if difference else 1.0) and found["bootstrap_se"] == 0
+    single = single_seed_statistics(scores[0], reference[0], False, highest)
+    assert [single[key] for key in ("bootstrap_low", "bootstrap_high", "p")] == [
+        found[key] for key in ("bootstrap_low", "bootstrap_high", "p_bootstrap")
+    ]
+
+
+def test_one_example_says_nothing_of_others():
+    scores = np.array([[0.9], [0.8], [0.85]])
+    row = scored(scores, scores - 0.5, 0.01, highest=1.0)
+    assert row["p_t"] is None or row["p"] == 1.0
+    noisy = scored(scores, np.array([[0.4], [0.31], [0.36]]), 0.01)
+    assert noisy["p_t"] < 0.001 and noisy["p"] == noisy["p_bootstrap"] == 1.0 and noisy["verdict"] == UNDERPOWERED
 
 
 @settings(max_examples=25, deadline=None)
@@ -281,34 +329,31 @@ def test_bootstrap_symmetries(seeds, n, seed):
 def test_mcnemar_is_the_binomial():
     ours = np.array([1] * 9 + [0] * 2 + [1] * 30 + [0] * 9, dtype=float)
     theirs = np.array([0] * 9 + [1] * 2 + [1] * 30 + [0] * 9, dtype=float)
-    found = single_seed_statistics(100 * ours, 100 * theirs, True)
+    found = single_seed_statistics(100 * ours, 100 * theirs, True, 100.0)
     assert found["p"] == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
     assert (found["only_experiment_right"], found["only_reference_right"]) == (9, 2)
     assert found["difference"] == pytest.approx(14.0)
-    assert found["bootstrap_low"] < 14 < found["bootstrap_high"] < 30
-    assert single_seed_statistics(ours, ours, True)["p"] == 1.0
+    low, high = paired_interval(9, 2, 50)
+    assert (found["bootstrap_low"], found["bootstrap_high"]) == (100 * low, 100 * high) and 0 < low < 0.14 < high < 0.3
+    same = single_seed_statistics(ours, ours, True)
+    assert same["p"] == 1.0 and same["bootstrap_low"] == -same["bootstrap_high"] < -0.05, "of 50 examples"
     with pytest.raises(ValueError, match="expected binary scores"):
         single_seed_statistics(ours, ours / 2, True)
 
 
-def test_bootstrap_of_one_seed(monkeypatch):
-    monkeypatch.setattr(comparison, "RESAMPLES", 1000)
+def test_one_seed_is_a_paired_t_test_over_examples():
+    from scipy import stats
+
     rng = np.random.default_rng(0)
     reference = rng.random(300)
-    shifted = reference + rng.normal(0.2, 0.5, 300)
-    found = single_seed_statistics(shifted, reference, False)
-    assert found["p"] == 1 / 1001, "never 0"
-    se = (shifted - reference).std() / math.sqrt(300)
-    assert found["bootstrap_high"] - found["bootstrap_low"] == pytest.approx(2 * 1.96 * se, rel=0.1)
-    near = single_seed_statistics(shifted - 0.16, reference, False)
-    z = near["difference"] / se
-    assert near["p"] == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.04) and 0.02 < near["p"] < 0.98
+    for shift in (0.2, 0.04):
+        shifted = reference + rng.normal(shift, 0.5, 300)
+        found = single_seed_statistics(shifted, reference, False)
+        expected = stats.ttest_rel(shifted, reference)
+        interval = expected.confidence_interval(0.95)
+        assert found["p"] == pytest.approx(expected.pvalue)
+        assert (found["bootstrap_low"], found["bootstrap_high"]) == pytest.approx((interval.low, interval.high))
     assert single_seed_statistics(reference, reference, False)["p"] == 1.0
-    # Two examples: a resample of one of them twice is exactly as far from the mean as no difference is.
-    counts = np.concatenate(list(example_counts(2)))
-    for score in (0.7, 0.3):
-        two = single_seed_statistics(np.array([0.0, score]), np.zeros(2), False)
-        assert two["p"] == (1 + (counts[:, 0] != 1).sum()) / 1001
 
 
 # --- families and power ------------------------------------------------------------------------------------------
@@ -361,6 +406,16 @@ def test_seeds_needed():
         power_at(5, 1.0, 0.0)
 
 
+def test_examples_needed():
+    """As many as hold none of a share of margin / highest with a chance of 0.05: 0.99**299 < 0.05 < 0.99**298."""
+    assert examples_needed(0.01) == examples_needed(1.0, 100.0) == 299
+    assert 0.99**299 < 0.05 < 0.99**298
+    assert examples_needed(0.01, alpha=0.05 / 6) == 477 and 0.99**477 < 0.05 / 6 < 0.99**476
+    assert examples_needed(0.02) == 149 and examples_needed(1.0) == examples_needed(7.0) == 1
+    with pytest.raises(ValueError, match="margin above 0"):
+        examples_needed(0.0)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0.1, 5), st.floats(0.05, 5), st.sampled_from([0.05, 0.005]))
 def test_seeds_needed_is_the_smallest(spread, margin, alpha):
@@ -389,7 +444,7 @@ REFERENCE = [80.0, 81.0, 79.5, 80.5, 82.0]
         ([0.1, -0.1, 0.2, 0.0, -0.1], 0.05, UNDERPOWERED, "seeds needed to find a difference of 0.05, 5 there"),
         ([9.0, -3.0, 8.0, 1.0, 7.0], 1.0, UNDERPOWERED, "seeds needed to find a difference of 1, 5 there"),
         ([900.0, -300.0, 800.0, 100.0, 700.0], 1.0, UNDERPOWERED, "more than 10,000 seeds"),
-        ([0.0, 0.0, 0.0, 0.0, 0.0], 1.0, NO_DIFFERENCE, "no difference at any seed"),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], 1.0, UNDERPOWERED, "nothing tells the spread"),
         ([2.0, 2.0, 2.0, 2.0, 2.0], 1.0, UNDERPOWERED, "too coarse"),
         ([5.0, 5.1, 4.9], 1.0, BETTER, None),
         ([5.0, 5.1], 1.0, UNDERPOWERED, "2 seeds; train at least 3"),
@@ -460,7 +515,11 @@ def test_a_difference_of_these_examples_only_is_not_of_the_method():
     row = scored(scores, reference, margin=0.02)
     assert row["p_t"] < 0.001, "the seeds agree"
     assert row["bootstrap_low"] < 0 < row["bootstrap_high"] and row["p"] == row["p_bootstrap"] > 0.05
-    assert (row["verdict"], row["note"]) == (UNDERPOWERED, "more evaluation examples needed")
+    few = "50 evaluation examples, at least 149 needed to rule out a difference of 0.02"
+    assert (row["verdict"], row["note"]) == (UNDERPOWERED, few)
+    assert (row["examples"], row["examples_needed"]) == (50, 149)
+    many, reference_of_many = two_level(5, 200, seed_sd=0.002, example_sd=0.3)
+    assert scored(many, reference_of_many, margin=0.02)["note"] == "more evaluation examples needed"
     assert one(scores.mean(axis=1), reference.mean(axis=1), 0.02)["verdict"] == BETTER, "without the scores"
     # Nor does it show that there is none, unless the margin is large beside the noise of the examples.
     none, reference = two_level(5, 50, seed_sd=0.002, example_sd=0.3)
@@ -473,7 +532,7 @@ def test_a_difference_beyond_seeds_and_examples():
     scores, reference = two_level(5, 400, seed_sd=0.01, example_sd=0.3, difference=0.2)
     row = scored(scores, reference, margin=0.02)
     assert row["verdict"] == BETTER and row["bootstrap_low"] > 0 and row["p"] == max(row["p_t"], row["p_bootstrap"])
-    both, reference = two_level(4, 40, seed_sd=0.05, example_sd=0.6)
+    both, reference = two_level(4, 160, seed_sd=0.05, example_sd=1.2)
     note = scored(both, reference, margin=0.02)["note"]
     assert "seeds needed" in note and note.endswith("more evaluation examples help too")
 
@@ -493,10 +552,37 @@ def test_nothing_finished_is_underpowered_and_counts_in_the_family():
 
 
 def test_equal_means_on_different_examples():
-    scores, reference = np.tile([1.0, 0, 1, 0], (3, 1)), np.tile([0.0, 1, 0, 1], (3, 1))
+    scores, reference = np.tile([1.0, 0, 1, 0], (3, 100)), np.tile([0.0, 1, 0, 1], (3, 100))
     row = scored(scores, reference, margin=0.1, binary=True)
     assert row["p"] is None and (row["verdict"], row["note"]) == (UNDERPOWERED, "more evaluation examples needed")
-    assert scored(scores, scores, margin=0.1)["verdict"] == NO_DIFFERENCE
+
+
+@pytest.mark.parametrize(("n", "expected"), [(1, UNDERPOWERED), (2, UNDERPOWERED), (6, UNDERPOWERED),
+                                             (30, UNDERPOWERED), (298, UNDERPOWERED), (299, NO_DIFFERENCE)])
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_a_few_examples_alike_do_not_show_that_there_is_no_difference(n, expected, scale):
+    """A difference of a percentage point is one example in a hundred; 298 without any are seen once in 20 times."""
+    scores = scale * np.tile(np.arange(n) % 2.0, (5, 1))
+    row = scored(scores, scores, margin=scale / 100, binary=True, highest=scale)
+    assert row["verdict"] == expected and (row["examples"], row["examples_needed"]) == (n, 299)
+    assert row["bootstrap_high"] == -row["bootstrap_low"] == pytest.approx(scale * (1 - 0.05 ** (1 / n)))
+    assert (row["bootstrap_high"] <= row["margin"]) == (expected == NO_DIFFERENCE)
+    if expected == UNDERPOWERED:
+        s = "s" * (n != 1)
+        assert row["note"] == (f"{n} evaluation example{s}, at least 299 needed to rule out a difference of "
+                               f"{scale / 100:g}")
+    # One answer in 5 n that differs makes a spread, a tiny one: it shows no more.
+    other = scores.copy()
+    other[0, 0] = scale
+    if n > 1:
+        assert scored(other, scores, margin=scale / 100, binary=True, highest=scale)["verdict"] == (
+            expected if n > 200 else UNDERPOWERED)
+
+
+def test_a_margin_in_another_unit_is_refused():
+    scores = 100 * np.tile(np.arange(4) % 2.0, (3, 1))
+    with pytest.raises(ValueError, match="a value is 50, the score of a right answer 1"):
+        scored(scores, scores, margin=1.0)
 
 
 @pytest.mark.parametrize("binary", [True, False])
@@ -556,7 +642,7 @@ def test_benchmark_runs(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "bench_calibration.csv").exists()
     assert "| two-level, exact match | 3 |" in capsys.readouterr().out
     # The agreement with comparison.py is checked, not assumed.
-    monkeypatch.setattr(bench, "verdicts", lambda tests, n, margin: np.full(tests.p.shape, "other"))
+    monkeypatch.setattr(bench, "verdicts", lambda tests, *_: np.full(tests.p.shape, "other"))
     with pytest.raises(AssertionError):
         bench.main(["--repetitions", "40", "--seed_counts", "3", "--output_dir", str(tmp_path)])
     with pytest.raises(SystemExit, match="2"):

@@ -13,17 +13,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from matplotlib.cbook import is_math_text
+from scipy.stats import ttest_rel
+from sklearn.metrics import f1_score
 
 from datamap.core import plots as plotting
 from datamap.core.artifacts import META, digest
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json, write_jsonl
 from datamap.suites import plots as suite_plots
-from datamap.suites.comparison import ROW, multi_bootstrap
+from datamap.suites.comparison import ROW, examples_needed, multi_bootstrap, paired_statistics
 from datamap.suites.definition import Experiment, Suite
 from datamap.suites.planning import write_plan
 from datamap.suites.report import HEADINGS, LISTS, SUBJECT, write_report
+from datamap.suites.results import NO_SCORES, influence_on_macro_f1
 from datamap.suites.runs import identity_of, run_name
 
 SEEDS = (1, 2, 3)
@@ -456,8 +461,37 @@ def test_identical_runs(tmp_path, seeds, predictions):
     write_report(directory, 1.0)
     for row in rows_of(directory):
         assert row["difference"] == 0 and row["verdict"] not in ("better", "worse")
-        assert row["shown_low"] in (None, 0) and row["wins"] in (None, 0)
-        assert row["verdict"] == ("underpowered" if len(seeds) < 3 else "no detectable difference")
+        assert row["verdict"] == "underpowered" and row["wins"] in (None, 0)
+        if predictions:  # 40 examples, none of them told apart: of others one in 14 may be
+            assert row["shown_high"] == -row["shown_low"] > 5
+            assert len(seeds) < 3 or "40 evaluation examples, at least 299 needed" in row["note"]
+        else:
+            assert row["shown_low"] is None
+            assert len(seeds) < 3 or "no scores of the examples: nothing tells the spread" in row["note"]
+
+
+def test_identical_runs_on_many_examples(tmp_path):
+    directory = planned(tmp_path, FEW)
+    scores = scores_of("same", 1, n=400)
+    for experiment in FEW:
+        for seed in SEEDS:
+            place = finish(directory, experiment, seed, scores)
+            write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores, [f"v{number}" for number in range(400)]))
+    text = write_report(directory, 1.0)
+    for row in rows_of(directory):
+        assert (row["verdict"], row["note"]) == ("no detectable difference", "no difference at any seed")
+        assert row["shown_high"] == pytest.approx(100 * (1 - 0.05 ** (1 / 400))) and row["examples"] == 400
+    assert "no detectable difference" in text
+    for seed in SEEDS:  # one example less than the margin needs, and a spread over seeds that would be small enough
+        changed = scores[:298].copy()
+        changed[np.flatnonzero(changed == 0.4)[: seed - 1]] = 0.5
+        place = finish(directory, "other", seed, changed)
+        write_jsonl(place / "eval_predictions.jsonl", qa_rows(changed, [f"v{number}" for number in range(298)]))
+        place = finish(directory, "baseline", seed, scores[:298])
+        write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores[:298], [f"v{number}" for number in range(298)]))
+    text = write_report(directory, 1.0)
+    assert row_of(directory, "f1")["verdict"] == "underpowered" and row_of(directory, "f1")["power"] > 0.8
+    assert "underpowered (at least 299 evaluation examples to find 1)" in text
 
 
 # --- kinds of metrics --------------------------------------------------------------------------------------------
@@ -479,6 +513,118 @@ def test_metrics_of_classification(tmp_path):
     assert f1["p_bootstrap"] is None and f1["p"] == f1["p_t"]
     assert "accuracy (0..1), baseline: 0." in text
     assert f"{accuracy['difference']:+.4f}" in text
+
+
+# --- macro F1 ----------------------------------------------------------------------------------------------------
+
+ANSWERS = st.integers(1, 30).flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 3), min_size=n, max_size=n)] * 2))
+
+
+@settings(max_examples=25, deadline=None)
+@given(ANSWERS)
+def test_influences_are_the_change_of_macro_f1_with_an_examples_weight(answers):
+    gold, predicted = np.array(answers)
+    found = influence_on_macro_f1(gold, predicted)
+    macro = f1_score(gold, predicted, average="macro", zero_division=0)
+    assert found.mean() == pytest.approx(macro, abs=1e-12)
+    for place in {0, len(gold) // 2, len(gold) - 1}:
+        heavier = [np.ones(len(gold)) for _ in range(2)]
+        heavier[0][place], heavier[1][place] = 1 + 1e-4, 1 - 1e-4
+        up, down = (f1_score(gold, predicted, average="macro", zero_division=0, sample_weight=weights)
+                    for weights in heavier)
+        assert len(gold) * (up - down) / 2e-4 == pytest.approx(found[place] - macro, abs=1e-4)
+
+
+def answered(directory, experiment, seed, gold, predicted, names=("no", "maybe", "yes"), column="label", known=True):
+    """A finished run of classification with its predictions; known: run_meta.json names the column of the label."""
+    place = bare(directory, experiment, seed)
+    if known:
+        meta = metas()
+        for stage in (meta, *meta["history"]):
+            for read in stage["datasets"]:
+                read["task"] = {"name": "classification", "text_columns": ["text"], "label_column": column}
+        write_json(place / META, meta)
+    write_json(place / "eval_metrics.json", {
+        "eval_accuracy": float((gold == predicted).mean()),
+        "eval_f1": f1_score(gold, predicted, average="macro", zero_division=0),
+    })
+    write_jsonl(place / "eval_predictions.jsonl", [
+        {"id": f"v{number:03d}", "text": "t", column: names[ours], "predicted_label": names[theirs],
+         "correct": int(ours == theirs)} for number, (ours, theirs) in enumerate(zip(gold, predicted, strict=True))
+    ])
+    return place
+
+
+def drawn_answers(rng, n: int, arms: int, seeds: int, method_sd: float = 1.5, seed_sd: float = 0.05):
+    """Gold labels (n,) of three classes and answers (arms, seeds, n) of methods that are as good as each other, but
+    not at the same examples."""
+    gold = rng.choice(3, n, p=(0.6, 0.3, 0.1))
+    logits = rng.normal(1, 1, n) + rng.normal(0, method_sd, (arms, 1, n)) + rng.normal(0, seed_sd, (arms, seeds, n))
+    return gold, np.where(logits > 0, gold, (gold + 1) % 3)
+
+
+@pytest.mark.parametrize(("names", "column"), [(("no", "maybe", "yes"), "label"), ((0, 1, 2), "stance")])
+def test_macro_f1_is_compared_over_seeds_and_examples(tmp_path, names, column):
+    directory = planned(tmp_path, FEW)
+    gold, answers = drawn_answers(np.random.default_rng(0), 120, 2, 3)
+    influences = []
+    for name, arm in zip(FEW, answers, strict=True):
+        for seed, predicted in zip(SEEDS, arm, strict=True):
+            answered(directory, name, seed, gold, predicted, names, column)
+        influences.append(np.stack([influence_on_macro_f1(gold, predicted) for predicted in arm]))
+    write_report(directory, 1.0)
+    row = row_of(directory, "f1")
+    highest = 2 / (3 * (np.bincount(gold) / 120).min())
+    expected = multi_bootstrap(influences[1], influences[0], highest)
+    for key, value in expected.items():
+        assert row[key] == pytest.approx(value, rel=1e-4), key
+    assert row["p"] == max(row["p_t"], row["p_bootstrap"]) and row["warnings"] == []
+    assert row["examples"] == 120 and row["examples_needed"] == examples_needed(0.01, highest)
+    # Seeds that agree say nothing of other examples.
+    assert row["p_t"] < 0.05 < row["p_bootstrap"] and row["verdict"] == "underpowered"
+    # In another order.
+    lines = (file := place_of(directory, "other", 2) / "eval_predictions.jsonl").read_text().splitlines()
+    file.write_text("\n".join(lines[::-1]) + "\n")
+    write_report(directory, 1.0)
+    assert row_of(directory, "f1") == row
+
+
+def test_macro_f1_without_the_labels_is_over_seeds_and_says_so(tmp_path):
+    directory = planned(tmp_path, FEW)
+    gold, answers = drawn_answers(np.random.default_rng(0), 120, 2, 3)
+    for name, arm in zip(FEW, answers, strict=True):
+        for seed, predicted in zip(SEEDS, arm, strict=True):
+            answered(directory, name, seed, gold, predicted, known=False)
+    text = write_report(directory, 1.0)
+    row = row_of(directory, "f1")
+    assert row["p_bootstrap"] is None and row["p"] == row["p_t"] and row["examples"] is None
+    assert row["warnings"] == [NO_SCORES] and f"warning: {NO_SCORES}" in text
+    assert row_of(directory, "accuracy")["p_bootstrap"] is not None
+
+
+def test_macro_f1_has_few_false_findings_where_the_examples_vary():
+    """150 times two methods that are as good as each other: a t test over their seeds finds a difference in half."""
+    rng = np.random.default_rng(0)
+    found = {"p_bootstrap": 0, "p_t": 0}
+    for _ in range(150):
+        gold, answers = drawn_answers(rng, 150, 2, 4)
+        ours, theirs = (np.stack([influence_on_macro_f1(gold, predicted) for predicted in arm]) for arm in answers)
+        row = paired_statistics(ours.mean(axis=1), theirs.mean(axis=1)) | multi_bootstrap(ours, theirs)
+        for name in found:
+            found[name] += row[name] is not None and row[name] <= 0.05
+    assert found["p_t"] > 45 and 1 <= found["p_bootstrap"] <= 17, found  # 7.5 expected at 5%
+
+
+def test_a_single_seed_of_macro_f1(tmp_path):
+    directory = planned(tmp_path, FEW, [1])
+    gold, answers = drawn_answers(np.random.default_rng(0), 120, 2, 1)
+    for name, arm in zip(FEW, answers, strict=True):
+        answered(directory, name, 1, gold, arm[0])
+    write_report(directory, 1.0)
+    row = row_of(directory, "f1")
+    influences = [influence_on_macro_f1(gold, arm[0]) for arm in answers]
+    assert row["p"] == pytest.approx(ttest_rel(*influences).pvalue, rel=1e-4)
+    assert row["shown_low"] < row["difference"] < row["shown_high"]
 
 
 def test_a_single_seed_of_classification(tmp_path):

@@ -177,3 +177,24 @@ def test_an_adapter_that_does_not_fit_is_refused(adapter_dir, tmp_path):
     tokenizer.save_pretrained(tmp_path)
     told = refusal(lambda: load_causal_lm(str(tmp_path), tokenizer, adapter=str(adapter_dir), no_cuda=True))
     assert "cannot put adapter" in told
+
+
+def test_an_adapter_of_more_or_fewer_layers_is_refused(model_dir, tmp_path):
+    """Each has layers that the other has not: the rest would fit, and half an adapter would answer."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import MistralConfig, MistralForCausalLM
+
+    tokenizer = load_tokenizer(str(model_dir))
+    model = load_causal_lm(str(model_dir), tokenizer, no_cuda=True, trainable=True)
+    adapter = str(tmp_path / "adapter")
+    get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "v_proj"])).save_pretrained(adapter)
+    load_causal_lm(str(model_dir), tokenizer, adapter=adapter, no_cuda=True)
+    config = MistralConfig.from_pretrained(model_dir)
+    for layers, where in ((1, "the model"), (3, "the adapter")):
+        config.num_hidden_layers = layers
+        config.layer_types = None
+        base = tmp_path / str(layers)
+        MistralForCausalLM(config).save_pretrained(base)
+        tokenizer.save_pretrained(base)
+        told = refusal(lambda base=base: load_causal_lm(str(base), tokenizer, adapter=adapter, no_cuda=True))
+        assert f"4 of its weights are not in {where} (" in told, told

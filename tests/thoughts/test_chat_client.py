@@ -192,6 +192,16 @@ JSON = st.recursive(
 )
 
 
+@pytest.mark.parametrize("thinking", [
+    {"type": "thinking", "thinking": [{"type": "text", "text": "draft"}]}, {"type": "reasoning", "text": "draft"},
+    {"type": "reasoning", "summary": [{"type": "summary_text", "text": "draft"}]},
+])
+def test_parts_that_are_reasoning_are_no_text(thinking):
+    parts = [thinking, {"type": "text", "text": "ans"}, {"type": "output_text", "text": "w"}, {"text": "er"}]
+    text, *_ = contents({"choices": [{"message": {"content": parts}, "finish_reason": "stop"}]})
+    assert text == "answer"
+
+
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(JSON | JSON.map(lambda value: {"choices": [{"message": {"content": value}}], "usage": value}))
 def test_whatever_a_server_sends_is_read_or_is_no_completion(value):

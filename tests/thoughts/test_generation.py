@@ -97,6 +97,28 @@ def test_every_eos_of_the_generation_config_ends_a_text(model, tokenizer):
     assert answers(model, tokenizer, PROMPTS)[long] == stopped
 
 
+@pytest.mark.parametrize("marks", [
+    ("[THINK]", "[/THINK]"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+])
+def test_special_tokens_that_mark_reasoning_stay(saved, marks):
+    tokenizer = AutoTokenizer.from_pretrained(saved)
+    special = ["[THINK]", "[/THINK]", "<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|other|>"]
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    draft, known = (json.dumps({"thought_process": "a", "predicted_label": label}) for label in (0, 1))
+    opening, closing = marks
+
+    def read(text):
+        tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return generation._generated(tokens, [tokenizer.eos_token_id], tokenizer).text
+
+    text = read(f"{opening}Draft {draft} no.{closing}{known}")
+    assert (opening in text, closing in text, parse_thought(text).label) == (True, True, 1)
+    assert parse_thought(read(f"{opening}Draft {draft} no.")).label is None
+    assert parse_thought(read(f"Draft {draft} no.{closing}{known}")).label == 1  # begun by the prompt
+    assert "<|other|>" not in read(f"So: {known}<|other|>")
+
+
 def test_the_models_own_ideas_of_decoding_do_not_count(model, tokenizer):
     expected = answers(model, tokenizer)
     for name, value in {"do_sample": True, "temperature": 2.0, "top_k": 3, "top_p": 0.5, "num_beams": 3,

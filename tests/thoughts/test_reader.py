@@ -35,8 +35,29 @@ NASTY = (
     "a\\b \\\" \\n \\u0041 C:\\new",
     "```json\n{}\n```", "é ß 漢字 \U0001f600 \u2028 \u200b", "[INST] again [/INST]", "no </think> of mine", "</s><s>",
     "\t\x00",
+    "[THINK] and <reasoning>, then [/THINK] <|channel|>final", "<|end|> assistantfinal", "Wait, no. Final answer:",
     "ends in a backslash\\", '"', "{", "}", "\\", "'single'", "$premise and $$", "[1, 2, {3}]", "null",
 )
+
+
+# What opens and closes reasoning: of most models, Magistral, Seed-OSS, prompts of old, Sky-T1, Command A, Kimi, and
+# Harmony with its special tokens and without them.
+FORMS = [
+    ("<think>", "</think>"), ("<THINK>", "</THINK>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"),
+    ("<reasoning>", "</reasoning>"), ("<seed:think>", "</seed:think>"), ('<thought step="1">', "</thought>"),
+    ("<scratchpad>", "</scratchpad>"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<|START_THINKING|>", "<|END_THINKING|>"), ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
+    ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+    ("<|channel|>commentary to=functions.x <|message|>", "<|call|><|start|>assistant<|channel|>final<|message|>"),
+    ("analysis", "assistantfinal"),
+]
+TAKES_BACK = (
+    "Wait, actually that is wrong.", "Hmm, no. The dog is asleep!", "Actually, let me reconsider:",
+    "I made a mistake above.\n\nCorrected:", "On second thought it does not say so.", "**Correction**",
+    "But looking again at the premise: he may.", "That was not final. Wait:", "Note that this is final.",
+)
+SETTLES = ("so the final answer is", "So the final answer is:\n\n```json\n", "### Final answer\n",
+           "Wait, that is wrong. My final answer:", "Oops. Final JSON: ")
 
 
 def template(name="generate"):
@@ -101,6 +122,31 @@ class Case:
         self.prompt = fill_tagged(template(), {"premise": premise, "hypothesis": "It moves."})
         return self.prompt
 
+    def form(self):
+        """What opens and what closes reasoning."""
+        return self.draw(st.sampled_from(FORMS))
+
+    def aloud(self, *drafts):
+        opening, closing = self.form()
+        said = " or ".join(self.draw(st.permutations(drafts)))
+        return f"{opening}Either {said}, hm.{self.remark()}{closing}"
+
+    def begun(self, form):
+        """Reasoning that the prompt begins, as the chat templates of some models have it."""
+        self.prompt = f"{self.echo()}\n{form[0]}" + "\n" * form[0].endswith("think>")
+
+    def taken_back(self, how=TAKES_BACK):
+        return self.draw(st.sampled_from(["\n", " ", "}\n"])) + self.draw(st.sampled_from(how))
+
+    def begun_and_cut(self):
+        self.begun(self.draw(st.sampled_from(FORMS[:-1])))
+        return self.cut(f"Either {self.known} or {self.other()}", 1)
+
+    def begun_and_closed(self):
+        form = self.draw(st.sampled_from(FORMS[:-1]))
+        self.begun(form)
+        return f"Either {self.other()} or not.{form[1]}{self.known}"
+
     def part_of_echo(self):
         text = self.echo()
         start = self.draw(st.integers(0, len(text) - 1))
@@ -143,8 +189,6 @@ RECOVERABLE = {
     "echo behind": lambda case: f"{case.known}\n{case.echo()}",
     "instruction": lambda case: f"{case.instruction()} {case.known}</s>",
     "instruction, doubled": lambda case: f"{case.instruction()} {case.known} </s>{case.instruction()} {case.other()}",
-    "aloud": lambda case: f"<think>Either {case.other()} or not.{case.remark()}</think>\n{case.known}",
-    "aloud, begun in the prompt": lambda case: f"Hm, {broken('so', 1 - case.label)}.</think>{case.known}",
     "byte order mark": lambda case: f"\ufeff{case.known}",
     "Windows": lambda case: f"Yes:\r\n{json.dumps(json.loads(case.known), indent=1)}\r\n".replace("\n", "\r\n"),
     "line breaks in the text": lambda case: f'{{"{THOUGHT}": "Step 1:\nso\t.", "{LABEL}": {case.label}}}',
@@ -174,28 +218,70 @@ WITHOUT = {
     "broken by an object": lambda case: f'{{"{THOUGHT}": "He wrote {case.other()} once.", "{LABEL}": {case.label}}}',
     "broken, the label first": lambda case:
         f'{{"{LABEL}": {case.label}, "{THOUGHT}": "He said "so" and"}} {case.other()}',
-    "said aloud": lambda case: f"<think>{case.known}{case.draw(st.sampled_from(['', '</think>', '</think> So.']))}",
     "in single quotes": lambda case: f"{{'{THOUGHT}': 'so', '{LABEL}': {case.label}}}",
     "in words": lambda case: f'{LABEL}: {case.label}. "{LABEL}": {case.label}',
     "a string": lambda case: json.dumps(case.known),
 }
+REASONED = {
+    "aloud": lambda case: f"{case.aloud(case.other())}\n{case.known}",
+    "aloud, drafts of both": lambda case: f"{case.aloud(case.other(), case.known)} {case.known}{case.remark()}",
+    "aloud, a broken draft": lambda case:
+        f"{case.aloud(broken('so', 1 - case.label), case.cut(case.other()))}{case.known}",
+    "aloud twice": lambda case: f"{case.aloud(case.other())}Hm.{case.aloud(case.other())}\n{case.known}",
+    "aloud between two": lambda case: f"{case.other()}{case.aloud('so')}{case.known}",
+    "aloud, doubled": lambda case: f"{case.aloud(case.other())}{case.known}{case.other()}",
+    "aloud of the next question": lambda case:
+        f"{case.aloud(case.other())}{case.known}</s>[INST] And now? [/INST]{case.aloud('a')}{case.other()}",
+    "aloud, begun in the prompt": lambda case:
+        f"Hm, {broken('so', 1 - case.label)} or {case.other()}.{case.form()[1]}{case.known}",
+    "aloud, begun in the known prompt": lambda case: case.begun_and_closed(),
+    "no reasoning, though begun in the prompt": lambda case:
+        (case.begun(case.draw(st.sampled_from(FORMS[:-1]))), f"{case.known} {case.other()}")[1],
+    "taken back for the final one": lambda case: f"{case.other()}{case.taken_back(SETTLES)}{case.known}",
+    "taken back twice": lambda case:
+        f"{case.known}{case.taken_back()}{case.other()}{case.taken_back(SETTLES)}{case.known}",
+    "taken back and confirmed": lambda case:
+        f"{case.known}{case.taken_back()}{case.draw(written('so', case.label))}",
+    "the next question has such words": lambda case:
+        f"{case.known}\n\nPremise: But wait, a final mistake.\nHypothesis: No, actually.\n{case.other()}",
+    "words of the next turn": lambda case: f"{case.known}<|im_end|>\nWait, actually: {case.other()}",
+}
+REASONED_WITHOUT = {
+    "said aloud": lambda case: f"{case.aloud(case.known)}{case.draw(st.sampled_from(['', ' So.']))}",
+    "said aloud, in the prompt": lambda case: f"Hm, {case.known} or so.{case.form()[1]}",
+    "aloud, cut off": lambda case: f"{case.form()[0]}Either {case.known} or {case.cut(case.other())}",
+    "aloud, cut off behind another mark": lambda case:
+        f"{case.draw(st.sampled_from(FORMS[11:]))[0]}I shall close with </think>, so {case.known} or",
+    "aloud, begun in the known prompt, cut off": lambda case: case.begun_and_cut(),
+    "an answer, then aloud, cut off": lambda case: f"{case.known}\n{case.draw(st.sampled_from(FORMS[:-1]))[0]}No",
+    "taken back": lambda case: f"{case.known}{case.taken_back()}\n{case.other()}",
+    "taken back for the final one, and again": lambda case:
+        f"{case.known}{case.taken_back(SETTLES)}{case.other()}{case.taken_back()}{case.known}",
+    "taken back, cut off": lambda case: f"{case.known}{case.taken_back()} {case.cut(case.other(), 1)}",
+    "taken back by a broken one": lambda case:
+        f"{case.known}{case.taken_back((*TAKES_BACK, *SETTLES))} {broken('so', 1 - case.label)}",
+    "taken back by another label": lambda case:
+        f"{case.known}{case.taken_back((*TAKES_BACK, *SETTLES))} {case.other(WRONG_LABELS)}",
+}
 
 
 @st.composite
-def cases(draw):
-    kind = draw(st.sampled_from([*RECOVERABLE, *WITHOUT]))
+def cases(draw, recoverable, without):
+    kind = draw(st.sampled_from([*recoverable, *without]))
     case = Case(draw)
-    text = {**RECOVERABLE, **WITHOUT}[kind](case)
-    return kind, text, case, case.label if kind in RECOVERABLE else None
+    text = {**recoverable, **without}[kind](case)
+    return kind, text, case, case.label if kind in recoverable else None
 
 
-def test_a_thousand_wrappings_of_known_objects():
+@pytest.mark.parametrize(("readable", "without"), [(RECOVERABLE, WITHOUT), (REASONED, REASONED_WITHOUT)],
+                         ids=["wrappings", "reasoning"])
+def test_a_thousand_known_objects(readable, without):
     seen: Counter[str] = Counter()
     wrong, lost = [], []
 
     @settings(max_examples=1000, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
               suppress_health_check=list(HealthCheck))
-    @given(cases())
+    @given(cases(readable, without))
     def look(drawn):
         kind, text, case, label = drawn
         found = parse_thought(text, case.prompt)
@@ -212,8 +298,8 @@ def test_a_thousand_wrappings_of_known_objects():
 
     look()
     assert seen.total() == 1000
-    assert set(seen) == {*RECOVERABLE, *WITHOUT}
-    recoverable = sum(seen[kind] for kind in RECOVERABLE)
+    assert set(seen) == {*readable, *without}
+    recoverable = sum(seen[kind] for kind in readable)
     assert 500 < recoverable < 800
     assert wrong == []
     assert len(lost) <= 0.01 * recoverable, lost[:3]
@@ -359,6 +445,60 @@ def test_a_broken_object_before_an_answer():
         half = f'{{"{THOUGHT}": "a", "{LABEL}": {first}'
         for begun in (half, half + ",", half[:-1], half[:20]):
             assert parse_thought(f"{begun}\n{answer('b', second)}") == Parsed(second, "b", "object")
+
+
+# --- reasoning, and what is taken back ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS, ids=lambda form: form[0])
+def test_a_draft_in_reasoning_is_no_answer(form):
+    opening, closing = form
+    draft, known = answer("a", 0), answer("a", 1)
+    text = f"{opening}Draft {draft} no.{closing}{known}"
+    assert parse_thought(text) == Parsed(1, "a", "object")
+    for end in range(len(text)):  # cut off anywhere, also in the middle of a mark
+        assert parse_thought(text[:end]).label is None or end < len(opening), text[:end]
+    assert parse_thought(f"Hm. {text}" if opening != "analysis" else text).label == 1
+    assert parse_thought(f"{known} {draft}").label == 1
+    # The same of the other readers.
+    scores = json.dumps({**SCORES, "brevity": {"reason": "a", "score": 1}})
+    found = parse_scores(f"{opening}So: {scores}{closing}{json.dumps(SCORES)}")
+    assert found is not None and found["brevity"] == 5
+    assert parse_preference(f"{opening}So: {json.dumps(PREFERENCE)} or") is None
+
+
+@pytest.mark.parametrize("form", FORMS[:-1], ids=lambda form: form[0])
+def test_reasoning_that_the_prompt_begins(form):
+    draft, known = answer("a", 0), answer("a", 1)
+    for prompt in (f"Question? {form[0]}\n", f"<think>{draft}</think> Question?<|im_end|>{form[0]}"):
+        assert parse_thought(f"Draft {draft} no.", prompt) == Parsed(None, None, "none")
+        assert parse_thought(f"Draft {draft} no.{form[1]}{known}", prompt) == Parsed(1, "a", "object")
+        # A model that was taught to answer at once.
+        assert parse_thought(known, prompt) == Parsed(1, "a", "strict")
+        assert parse_thought(f"{known} {draft}", prompt) == Parsed(1, "a", "object")
+    for prompt in (f"Question? {form[0]}\n{form[1]}\n", f"Think in {form[0]}, then answer."):
+        assert parse_thought(f"Draft {draft} no.", prompt) == Parsed(0, "a", "object")
+
+
+@pytest.mark.parametrize("words", TAKES_BACK)
+def test_what_is_taken_back_is_no_answer(words):
+    assert parse_thought(f"{answer('a', 0)}\n{words}\n{answer('b', 1)}") == Parsed(None, None, "none")
+    assert parse_thought(f"{answer('a', 1)}\n{words}\n{answer('b', 1)}") == Parsed(1, "a", "object")
+    assert parse_thought(f"{answer('a', 1)}\n{words}") == Parsed(1, "a", "object")  # by nothing
+
+
+@pytest.mark.parametrize("words", SETTLES)
+def test_the_last_that_is_called_final_is_the_answer(words):
+    first, second = answer("a", 0), answer("b", 1)
+    assert parse_thought(f"{first} {words} {second}") == Parsed(1, "b", "object")
+    assert parse_thought(f"{first} Wait. {second} {words} {first}") == Parsed(0, "a", "object")
+    assert parse_thought(f"{first} {words} {second} No, wait: {first}") == Parsed(None, None, "none")
+    scores = {**SCORES, "brevity": {"reason": "of brevity", "score": 1}}
+    found = parse_scores(f"{json.dumps(SCORES)} {words} {json.dumps(scores)}")
+    assert found is not None and found["brevity"] == 1
+    assert parse_preference(f'{{"reason": "x", "better": "A"}} Wait. {json.dumps(PREFERENCE)}') is None
+    other = {"reason": "Put otherwise.", "better": "B"}
+    assert parse_preference(f"{json.dumps(PREFERENCE)} Wait. {json.dumps(other)}") == READ["preference"][2]
 
 
 # --- texts without end -------------------------------------------------------------------------------------------

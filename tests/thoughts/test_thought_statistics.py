@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_mistral import save_tokenizer
 
 from datamap.core.errors import UserError
-from datamap.core.intervals import wilson_interval
+from datamap.core.intervals import paired_interval, wilson_interval
 from datamap.thoughts.reader import CRITERIA
 from datamap.thoughts.statistics import (
     FIRST,
@@ -242,11 +242,48 @@ def asked(**answers):
     ],
 )
 def test_what_a_judge_is_shown_first(answers, first, decided, ties, pairs, consistent, reflection):
-    low, high = wilson_interval(first, decided) if decided else (None, None)
-    assert position_report(asked(**answers)) == {
+    found = position_report(asked(**answers))
+    low, high = found.pop("low"), found.pop("high")
+    assert found == {
         "n_answers": decided + ties, "n_ties": ties, "first_share": first / decided if decided else None,
-        "low": low, "high": high, "n_pairs": pairs, "consistent_share": consistent, "reflection_share": reflection,
+        "n_pairs": pairs, "consistent_share": consistent, "reflection_share": reflection,
     }
+    if decided:
+        assert 0 <= low <= first / decided <= high <= 1 and low < high
+    else:
+        assert low is high is None
+
+
+@given(st.lists(st.sampled_from(["AA", "AB", "BA", "BB"]), min_size=1, max_size=60))
+def test_the_interval_of_a_judges_leaning_is_over_pairs(both):
+    """Without ties only pairs where the same place wins twice tell: the interval of a paired difference."""
+    found = position_report(asked(**{str(number): answers for number, answers in enumerate(both)}))
+    low, high = paired_interval(both.count("AA"), both.count("BB"), len(both))
+    assert (found["low"], found["high"]) == pytest.approx((0.5 + low / 2, 0.5 + high / 2), abs=1e-12)
+
+
+def test_the_interval_of_a_judges_leaning_is_that_of_a_bootstrap_of_pairs():
+    """With ties and answers to one order alone, on enough pairs that one more or less does not matter."""
+    rng = np.random.default_rng(0)
+    kinds = ["AA", "AA", "BB", "BB", "BB", "BB", "AB", "tA", "tt", "A-"]
+    both = rng.choice(kinds, size=900)
+    wins = np.array([(answers.count("A"), answers.count("B")) for answers in both])
+    drawn = rng.multinomial(len(both), np.full(len(both), 1 / len(both)), 4000) @ wins
+    low, high = np.quantile(drawn[:, 0] / drawn.sum(axis=1), [0.025, 0.975])
+    found = position_report(asked(**{str(number): answers for number, answers in enumerate(both)}))
+    assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.004)
+    assert wilson_interval(*wins.sum(axis=0).cumsum()) != pytest.approx((low, high), abs=0.004)  # over answers
+
+
+def test_an_unbiased_judge_is_outside_as_often_as_is_said():
+    """One that takes the first shown twice, or the second shown twice, at random: its answers to a pair are one."""
+    rng = np.random.default_rng(0)
+    outside = 0
+    for _ in range(1000):
+        both = rng.choice(["AA", "BB"], size=30)
+        found = position_report(asked(**{str(number): answers for number, answers in enumerate(both)}))
+        outside += not found["low"] <= 0.5 <= found["high"]
+    assert outside <= 70
 
 
 def test_without_answers_nothing_is_told():

@@ -140,6 +140,10 @@ def test_the_model_card_tells_what_was_measured(whole_run):
     assert f"| training loss | {told['train_loss']:.3f} |" in card.text
     assert f"| parse rate | {told['eval_generate']['parse_rate']:.3f} | 2 pairs |" in card.text
     assert f"{told['rows']['originals']:,} as they were first written" in card.text
+    layers = json.loads((whole_run / "adapter_config.json").read_text())["target_modules"]
+    assert len(layers) == 14  # seven in each of two blocks, by their paths
+    assert told["adapted_layers"] == {path.rpartition(".")[2]: 2 for path in layers}
+    assert all(f"{layer} (2)" in card.text for layer in told["adapted_layers"])
     assert "biased sample" in card.text and "r 32, alpha 64, dropout 0.05" in card.text
     assert str(whole_run.parent) not in card.content
 
@@ -152,6 +156,7 @@ def test_the_model_card_of_a_hub_model_names_it():
     args = sft_arguments.parse_args(["--thoughts", "t", "--config", str(CONFIGS / "mistral_7b_qlora.json")])
     training = dict.fromkeys(("eval_generate", "train_loss", "eval_loss")) | {
         "train_rows": 1000, "held_out_rows": 50, "epoch": 2.0, "steps": 32, "train_runtime": 7200.0,
+        "adapted_layers": {"q_proj": 32, "up_proj": 32},
         "peak_memory_gb": 14.2, "trainable_parameters": 84, "parameters": 7000, "truncated_percentage": 1.2,
     }
     counts = dict.fromkeys(("held_out", "filtered", "too_long", "not_used", "originals", "reflections", "label_0",
@@ -163,6 +168,7 @@ def test_the_model_card_of_a_hub_model_names_it():
     }))
     assert card.data.to_dict()["base_model"] == "mistralai/Mistral-7B-v0.3"
     assert "No pairs were answered" in card.text and "| training loss | not measured |" in card.text
+    assert "on q_proj (32), up_proj (32) |" in card.text
     assert "12 of 1,000 rows trained on (1.2 %) were cut" in card.text and "resumed at step 40" in card.text
 
 
@@ -409,7 +415,13 @@ def test_accumulation_follows_from_the_effective_batch_size(monkeypatch, refused
         (["--eval_fraction", "0", "--eval_strategy", "epoch"], "--eval_fraction is 0"),
         (["--chat_template_path", "x"], "is not taken"),
         (["--no_such_flag", "1"], "unknown argument"),
-        (["--lora_target_modules", "nothing_so_called"], "--lora_target_modules nothing_so_called"),
+        (["--lora_target_modules", "nothing_so_called"], "no layer is called nothing_so_called; the linear ones are "
+         "q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj, lm_head"),
+        (["--lora_target_modules", "q_proj,qkv_proj,v_proj"], "no layer is called qkv_proj;"),  # one of three
+        (["--lora_target_modules", "proj"], "no layer is called proj;"),  # no layer's name, though the end of some
+        (["--lora_target_modules", "all-linear,embed_tokens"], "no layer is called all-linear;"),
+        (["--lora_target_modules", "layers.7.self_attn.q_proj,q_proj"], "no layer is called layers.7.self_attn"),
+        (["--lora_target_modules", "q_proj,input_layernorm"], "--lora_target_modules q_proj,input_layernorm: Target"),
         (["--lr_scheduler_type", "zigzag"], "training arguments"),
         (["--eval_fraction", "1"], "leaves none to train on"),
         (["--max_length", "5"], "no row is left to train on"),
@@ -422,6 +434,20 @@ def test_what_cannot_be_is_refused_in_one_line_before_anything_is_written(
     out = tmp_path / "out"
     assert told in refused(train_sft.main, *arguments(thoughts, model_dir, out, *flags))
     assert not out.exists()
+
+
+def test_the_layers_that_are_named_are_adapted(model_dir):
+    from datamap.thoughts.causal_lm import load_causal_lm, load_tokenizer
+    from datamap.thoughts.sft_training import adapted_layers, add_adapter
+
+    for names, expected in (("q_proj,v_proj", {"q_proj": 2, "v_proj": 2}), ("lm_head", {"lm_head": 1}),
+                            ("layers.1.self_attn.q_proj,down_proj", {"q_proj": 1, "down_proj": 2})):
+        args = sft_arguments.parse_args(["--thoughts", "t", "--lora_target_modules", names])
+        model = load_causal_lm(str(model_dir), load_tokenizer(str(model_dir)), no_cuda=True, trainable=True)
+        adapted = add_adapter(model, args)
+        assert adapted_layers(adapted) == expected
+        with_adapter = {name.partition(".lora_")[0] for name, _ in adapted.named_parameters() if "lora_" in name}
+        assert len(with_adapter) == sum(expected.values())
 
 
 def test_missing_inputs_are_named(thoughts, model_dir, tmp_path, refused):

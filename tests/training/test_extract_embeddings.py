@@ -185,6 +185,11 @@ def test_dataset_recorded_in_the_model(models, dataset, tmp_path, capsys, caplog
     vectors, metadata = extract(trained, None, tmp_path / "out")
     assert metadata["dataset"] == str(dataset) and len(vectors) == 8
     assert str(dataset) in caplog.text
+    # A model of the first rows (--max_train_samples) embeds these, unless asked for others.
+    (trained / "run_meta.json").write_text(json.dumps({**meta, "datasets": [{**recorded, "max_samples": 3}]}))
+    assert extract(trained, None, tmp_path / "first")[1]["ids"] == metadata["ids"][:3]
+    assert read_json(tmp_path / "first" / "run_meta.json")["datasets"][0]["max_samples"] == 3
+    assert len(extract(trained, None, tmp_path / "all", "--max_samples", "99")[0]) == 8
     (trained / "run_meta.json").write_text(json.dumps({**meta, "status": "running"}))
     with pytest.raises(SystemExit):
         extract(trained, None, tmp_path / "other")
@@ -277,7 +282,7 @@ def test_a_diverged_model_leaves_no_whole_artifact(models, dataset, tmp_path, ca
     model.save_pretrained(tmp_path / "nan")
     transformers.AutoTokenizer.from_pretrained(models["electra"]).save_pretrained(tmp_path / "nan")
     assert "its training diverged" in refused(capsys, tmp_path / "nan", dataset, tmp_path / "out")
-    assert [file.name for file in (tmp_path / "out").iterdir()] == ["run_meta.json"]
+    assert [file.name for file in (tmp_path / "out").glob("[!.]*")] == ["run_meta.json"]
     assert read_json(tmp_path / "out" / "run_meta.json")["status"] == "failed"
 
 

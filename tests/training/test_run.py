@@ -257,6 +257,7 @@ def file_of(tmp_path, *rows, name="data.jsonl"):
         (["--do_train", "--exclude_clusters", "-1,3"], "--exclude_clusters does nothing without --filter_clusters"),
         (["--do_train", "--smoothing_factor", "0.2"], "does nothing without --use_label_smoothing"),
         (["--do_train", "--max_drop_percentage", "5"], "does nothing without a filter"),
+        (["--do_train", "--missing", "drop"], "--missing does nothing without a filter"),
         (["--do_eval", "--filter_categories", "easy"], "add --do_train"),
         (["--do_eval", "--model", "tiny"], "trained from scratch"),
         (["--do_train", "--use_soft_weighting", "--weight_clip_min", "0", "--weight_clip_max", "0"], "above 0"),
@@ -427,6 +428,15 @@ def test_refuses_what_a_diverged_training_leaves(refused, qa_dir, tiny_model, tm
                       "--dataset", qa_dir, "--output_dir", tmp_path / "m", *SMALL)
     assert "training diverged" in message
     assert read(tmp_path / "m/run_meta.json")["status"] == "failed"
+
+
+def test_missing_decides_for_every_filter_that_does_not_say(tmp_path):
+    def filters(*flags):
+        return run.parse_args(["--do_train", "--filter_categories", "easy", *flags]).filters
+
+    assert "missing" not in filters()["category"]
+    found = filters("--filter_cartography", "--filter_random", "--missing", "keep")
+    assert [found[name].get("missing") for name in ("ambiguous", "category", "random")] == ["keep", "keep", None]
 
 
 def test_filters_of_the_validation_data_are_checked_before_training(refused, trained, qa_dir, tiny_model, tmp_path):
