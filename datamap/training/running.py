@@ -107,7 +107,8 @@ def _what_it_trains_on(
     if variability is not None and args.use_label_smoothing:
         parts["smoothing"] = smoothing_of(variability, args.smoothing_factor)[rows]
     if variability is not None and args.use_soft_weighting:
-        parts["weights"] = weights_of(variability, args.weight_clip_min, args.weight_clip_max)[rows]
+        windows = np.bincount(rows, minlength=len(train.data))
+        parts["weights"] = weights_of(variability, args.weight_clip_min, args.weight_clip_max, windows)[rows]
     if args.enable_cartography:
         parts["dynamics"] = CartographyCallback(
             train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
