@@ -1,8 +1,8 @@
 """By how much soft weights move the learning rate where long documents vary more, or less, than short ones.
 
 Reads nothing; draws the variability of examples of one and of several windows. Writes bench_weights.json and prints a
-Markdown table: the mean weight over the windows of an epoch, which multiplies the learning rate, with weights that are 1
-on average over examples and with ours, which are over windows (DESIGN 7: 1).
+Markdown table: the mean weight over the windows of an epoch, which multiplies the learning rate, with weights that are
+1 on average over examples and with ours, which are so over windows.
 
     python benchmarks/bench_weights.py
     python benchmarks/bench_weights.py --examples 200 --windows 3
@@ -25,7 +25,7 @@ VARIABILITY = {"much less": (0.3, 0.05), "less": (0.3, 0.15), "as much": (0.2, 0
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = bench_parser(__doc__, __file__)
-    parser.add_argument("--examples", type=positive_int, default=2000, help="half of them long, unless --long says other")
+    parser.add_argument("--examples", type=positive_int, default=2000, help="short and long ones")
     parser.add_argument("--long", type=fraction, default=0.5, help="share of long examples, 0..1")
     parser.add_argument("--windows", type=ListOf(positive_int), default=[3, 12], help="of a long example")
     return parser.parse_args(argv)
@@ -46,7 +46,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             scales = [float(np.repeat(weights_of(variability, 0.1, 10.0, over), windows).mean())
                       for over in (None, windows)]
             found.append({"windows": many, "long_vary": word, "over_examples": scales[0], "over_windows": scales[1]})
-    head = ("windows of a short and a long text", "the long vary", "learning rate times, over examples", "over windows")
+    head = ("windows of a short and a long text", "the long vary", "learning rate times, over examples",
+            "over windows")
     rows = [(f"1 and {each['windows']}", each["long_vary"], shown(each["over_examples"]), shown(each["over_windows"]))
             for each in found]
     print(markdown([head, *rows]))

@@ -158,9 +158,10 @@ def weights_of(
     """Soft weights per example: variability over its mean, clipped to clip_min..clip_max, then divided by their mean
     over what the loss is a mean of.
 
-    variability: (N,), 0..0.5; NaN for an example without metrics, which gets weight 1. windows: (N,), how many training
-    rows each example has (default: one). Returns (N,) whose mean over those rows is 1, so that the learning rate keeps
-    its meaning, also where long texts vary more, or less, than short ones. When no example varies, all weights are 1.
+    variability: (N,), 0..0.5; NaN for an example without metrics, which gets weight 1. windows: (N,), how many
+    training rows each example has (default: one). Returns (N,) whose mean over those rows is 1, so that the learning
+    rate keeps its meaning, also where long texts vary more, or less, than short ones. When no example varies, all
+    weights are 1.
     """
     variability = np.asarray(variability, dtype=np.float64)
     weights = np.ones(len(variability))
