@@ -12,9 +12,10 @@ and predictions to --output_dir, and with --enable_cartography the training dyna
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
-from datamap.core.artifacts import check_writable, stage
+from datamap.core.artifacts import sole_writer, stage
 from datamap.core.errors import command_line, is_main_process
 from datamap.training.arguments import EVALUATION_FILES, SIZES, inputs_of, parse_args
 from datamap.training.checkpoints import checkpoint_to_resume
@@ -27,9 +28,11 @@ from datamap.training.running import build_trainer, train_model, training_argume
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_writable(args.output_dir)
-    if args.enable_cartography:
-        check_writable(args.cartography_output_dir)
+    with sole_writer(args.output_dir, *[args.cartography_output_dir] * args.enable_cartography):
+        train_and_evaluate(args)
+
+
+def train_and_evaluate(args: argparse.Namespace) -> None:
     data = load_data(args)
     checkpoint = checkpoint_to_resume(args, data.train) if data.train is not None else None
 

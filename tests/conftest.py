@@ -4,6 +4,9 @@ import json
 import os
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # A shell lets what it runs in the background ignore Ctrl-C, and so would the programs that tests start and interrupt.
@@ -138,6 +141,18 @@ def slurm(tmp_path_factory):
             yield
     finally:
         subprocess.run([cluster, "stop", folder], check=True)
+
+
+@contextmanager
+def held_elsewhere(file: Path) -> Iterator[subprocess.Popen]:
+    """Another process holds a lock file, until the block ends or it is killed."""
+    code = ("import sys; from datamap.core.locks import lock\n"
+            "with lock(sys.argv[1]): print('held', flush=True); sys.stdin.read()")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen([sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True, env=environment) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
 
 
 @pytest.fixture

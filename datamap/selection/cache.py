@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json
+from datamap.core.locks import LOCK, is_locked, lock
 
 Compute = Callable[[np.ndarray], np.ndarray]
 
-VALUES, META, LOCK = "values.npy", "meta.json", ".lock"
+VALUES, META = "values.npy", "meta.json"
 SHARD_ROWS = 2048
 
 logger = logging.getLogger(__name__)
@@ -61,16 +61,10 @@ def _digest(content: bytes) -> str:
 
 @contextmanager
 def _lock(place: Path, name: str) -> Iterator[None]:
-    lock = FileLock(place / LOCK)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
+    if is_locked(place / LOCK):
         logger.info(f"another process computes {name}: waiting for {place}")
-        lock.acquire()
-    try:
+    with lock(place / LOCK, wait=True):
         yield
-    finally:
-        lock.release()
 
 
 def _is_finished(meta: Mapping[str, Any] | None) -> bool:

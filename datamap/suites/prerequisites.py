@@ -28,7 +28,7 @@ LEFT_OUT = (
     "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "max_answer_length",
 )
 # What a map depends on, beside the data and the number of rows.
-MADE_WITH = ("model", "ablations", "confidence_type", "hidden_size", "num_layers", "dropout", "vocab_size")
+MADE_WITH = ("model", "spans", "ablations", "confidence_type", "hidden_size", "num_layers", "dropout", "vocab_size")
 
 logger = logging.getLogger(__name__)
 

@@ -45,10 +45,11 @@ NEEDS = {
 # What a training, and what an evaluation writes into --output_dir beside the model.
 EVALUATION_FILES = (
     "eval_metrics*.json", "eval_predictions*.jsonl", "slice_metrics*", "generalization.*", "confusion_matrix*",
-    "misclassified*.csv",
+    "misclassified*.csv", "eval_moved_answers*.csv",
 )
 TRAINING_FILES = (
     *EVALUATION_FILES, "filter_report.json", "train_metrics.json", "training_log.csv", "top_epochs.json",
+    "moved_answers.csv",
     "checkpoint-[0-9]*",
 )
 MIN_EPOCHS = 3  # below that the variability of an example says little

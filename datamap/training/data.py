@@ -117,6 +117,31 @@ def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, 
     return loaded, used, {**(filter_report or {}), **whole, "filters": [*report, *filters]}
 
 
+def leave_out_unlearnable(args: argparse.Namespace, data: RunData, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take examples out of the training data whose labels, in the tokens of this model, are not what they say."""
+    if data.train is None:
+        return
+    train, task = data.train, data.train.task
+    features = features_of(train, tokenizer, args.max_length, args.doc_stride, args.ablations)
+    rows = np.asarray(features["example_index"][:])
+    learnable = np.ones(len(train.data), dtype=bool)
+    learnable[rows[~task.is_learnable(features)]] = False
+    if learnable.all():
+        return
+    kept, bad = np.flatnonzero(learnable), np.asarray(train.ids)[~learnable].tolist()
+    if not len(kept):
+        raise UserError(f"{args.dataset} [{args.train_split}]: {task.unlearnable}, in every example "
+                        f"({name_a_few(bad)}); check answers and answer_start")
+    logger.warning(f"{len(bad):,} of {len(train.data):,} examples ({name_a_few(bad)}) are not trained on: "
+                   f"{task.unlearnable} (it begins or ends within one)")
+    report = {"filter": "unlearnable", "before": len(train.data), "after": len(kept),
+              "removed": {task.unlearnable: bad}}
+    earlier = data.filter_report or {"before": len(train.data), "filters": []}
+    data.filter_report = {**earlier, "after": len(kept), "filters": [*earlier["filters"], report]}
+    data.train = dataclasses.replace(train, data=train.data.select(kept))
+    data.variability = None if data.variability is None else data.variability[kept]
+
+
 def write_split(file: Path, split: Split) -> None:
     """The examples as JSON Lines that ``load_split`` reads as the same examples: classes by their names.
 

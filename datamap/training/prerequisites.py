@@ -10,9 +10,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from datamap.core.artifacts import load_meta, model_meta
+from datamap.core.locks import LOCK, lock
 from datamap.core.places import script_file
 from datamap.training.checkpoints import whole_checkpoints
 
@@ -50,8 +49,7 @@ def make(needed: Sequence[Prerequisite]) -> None:
         if is_made(each):
             continue
         home = each.directory.parent
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / ".lock") as lock:
+        with lock(home / LOCK, wait=True) as descriptor:
             if is_made(each):
                 continue
             script, *argv = each.command
@@ -60,8 +58,6 @@ def make(needed: Sequence[Prerequisite]) -> None:
                 argv.append("--resume_from_checkpoint" if whole else "--overwrite")
             logger.info(f"making {each.directory}: {shlex.join(['python', script, *argv])}")
             log = home / "log.txt"
-            descriptor = lock._context.lock_file_fd
-            assert descriptor is not None
             with log.open("a", encoding="utf-8") as file:
                 # The child holds the lock too: when this process is killed, the next one waits for it.
                 done = subprocess.run([sys.executable, str(script_file(script)), *argv], stdout=file, stderr=file,

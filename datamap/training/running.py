@@ -17,7 +17,7 @@ from datamap.core.errors import UserError, is_main_process
 from datamap.core.files import write_csv, write_json
 from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of
-from datamap.training.data import RunData, features_of, watches
+from datamap.training.data import RunData, features_of, leave_out_unlearnable, watches
 from datamap.training.evaluation import title_of
 from datamap.training.library_flags import given_training_flags, library_arguments
 from datamap.training.models import learning_rate_of
@@ -64,6 +64,7 @@ def build_trainer(
     from datamap.training.trainer import CartographyTrainer, PadToLongest
 
     _check_bfloat16(model, arguments)
+    leave_out_unlearnable(args, data, tokenizer)
     asked = (args.max_length, args.doc_stride, args.ablations)
     watched, evaluation = data.evaluated[0] if watches(args) else None, None
     if watched is not None:
@@ -143,11 +144,15 @@ def training_stages(args: argparse.Namespace, data: RunData, resumes: bool) -> I
 
 def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | None) -> None:
     """Train, and write the model, its metrics and its log."""
+    import pandas as pd
+
     from datamap.training.callbacks import training_log
 
     output = Path(trainer.args.output_dir)
     if data.filter_report is not None and is_main_process():
         write_json(output / "filter_report.json", data.filter_report)
+    if data.loaded is not None and data.loaded.mended and is_main_process():
+        write_csv(output / "moved_answers.csv", pd.DataFrame(data.loaded.mended))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = dict(result.metrics)
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.

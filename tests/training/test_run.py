@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import qa_rows, write_rows
+from conftest import held_elsewhere, qa_rows, write_rows
 
 import run
 from datamap.cartography.categories import categorize_examples
@@ -225,6 +225,20 @@ def test_a_shorter_rerun_leaves_no_epoch_of_the_longer(trained, qa_dir, tiny_mod
         call("--do_train", "--enable_cartography", "--num_train_epochs", epochs, "--model", tiny_model, "--dataset",
              qa_dir, "--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c", *SMALL)
     assert len(list((tmp_path / "c").glob("training_dynamics_epoch_*.json"))) == 3
+
+
+@pytest.mark.parametrize("held", ["m", "c"])
+def test_a_second_run_in_the_same_directory_destroys_nothing(refused, qa_dir, tiny_model, tmp_path, held):
+    command = ("--do_train", "--enable_cartography", "--overwrite", "--model", tiny_model, "--dataset", qa_dir,
+               "--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c", *SMALL)
+    for directory, file in (("m", "checkpoint-2/model.safetensors"), ("c", "training_dynamics_epoch_1.json")):
+        (tmp_path / directory / file).parent.mkdir(parents=True)
+        (tmp_path / directory / file).write_text("of the first")
+    with held_elsewhere(tmp_path / held / ".lock"):
+        assert f"{tmp_path / held}: another process is writing since 20" in refused(run.main, *command)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "model.safetensors", "training_dynamics_epoch_1.json"
+    ]
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------
