@@ -156,6 +156,38 @@ def held_elsewhere(file: Path) -> Iterator[subprocess.Popen]:
 
 
 @pytest.fixture
+def pictures(monkeypatch):
+    """Every picture that ``save_figure`` writes: file name -> the figure, to be read back (read_pictures.py).
+
+    They are written small, and a warning while they are drawn is an error.
+    """
+    import warnings
+
+    from matplotlib.figure import Figure
+
+    from datamap.core import plots
+
+    names, found, begin, save = [], {}, plots.atomic, Figure.savefig
+
+    def atomic(path):
+        names.append(Path(path).name)
+        return begin(path)
+
+    def savefig(figure, *args, **kwargs):
+        save(figure, *args, **kwargs)
+        found[names[-1]] = figure
+
+    monkeypatch.setattr(plots, "DOTS_PER_INCH", 40)
+    monkeypatch.setattr(plots, "atomic", atomic)
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        yield found
+
+
+@pytest.fixture
 def refused(capsys):
     """Call a script's main with arguments it must refuse: exit status 2 and one line, which is returned."""
 
