@@ -40,8 +40,8 @@ def scatters(axis) -> list[tuple]:
 
 
 def segments(axis) -> list[list]:
-    """[[x, y], [x, y]] of the lines of every collection: error bars, hlines; none where an end is not known."""
-    return [[segment.tolist() for segment in lines.get_segments() if np.isfinite(segment).all()]
+    """[[x, y], [x, y]] of the lines of every collection: error bars, hlines; without those of an unknown end."""
+    return [[segment.tolist() for segment in lines.get_segments() if len(segment) and np.isfinite(segment).all()]
             for lines in axis.collections if isinstance(lines, LineCollection)]
 
 
