@@ -36,6 +36,8 @@ class RowFormat(Protocol):
 
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset: ...
 
+    def mend(self, data: datasets.Dataset, source: str) -> tuple[datasets.Dataset, list[dict[str, Any]]]: ...
+
 
 @dataclass
 class Split:
@@ -43,6 +45,7 @@ class Split:
 
     ``fingerprint`` is 16 hex digits over ids and content of the *whole* split, before any cap, and does not depend
     on the file format. ``rows`` is the size of the whole split. ``task``: what it was loaded for, its columns named.
+    ``mended``: what was put right in it (``Task.mend``), a record per change; the fingerprint is from before.
     """
 
     data: datasets.Dataset
@@ -51,6 +54,7 @@ class Split:
     fingerprint: str
     rows: int
     task: Any
+    mended: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
@@ -77,7 +81,9 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
     whole = _load_whole(name, split, task, _stamp(Path(name)))  # type: ignore[arg-type]
     if max_samples is None or max_samples >= whole.rows:
         return dataclasses.replace(whole)
-    return dataclasses.replace(whole, data=whole.data.select(range(max_samples)))
+    data = whole.data.select(range(max_samples))
+    there = set(data["id"][:]) if whole.mended else ()
+    return dataclasses.replace(whole, data=data, mended=[each for each in whole.mended if each["id"] in there])
 
 
 @functools.lru_cache(maxsize=4)
@@ -91,7 +97,9 @@ def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
     if "id" not in data.column_names:
         data = data.add_column("id", generate_hash_ids(data, task.content_columns))
     data = data.select_columns(["id", *(column for column in data.column_names if column != "id")])
-    return Split(data, name, split, content_fingerprint(data, task.content_columns), len(data), task)
+    fingerprint = content_fingerprint(data, task.content_columns)
+    data, mended = task.mend(data, f"{name} [{split}]")
+    return Split(data, name, split, fingerprint, len(data), task, mended)
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:

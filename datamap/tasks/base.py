@@ -34,6 +34,7 @@ class Task:
     flags: ClassVar[tuple[str, ...]] = ()  # of run.py: those that no other kind of task understands
     targets: ClassVar[tuple[str, ...]] = ("labels",)  # feature columns with one number a row
     unusable: ClassVar[str] = ""  # why ``is_usable`` leaves an example out
+    unlearnable: ClassVar[str] = ""  # why ``is_learnable`` does
     has_error_rules: ClassVar[bool] = False
     pooling: ClassVar[tuple[str, ...]] = ("cls", "mean")  # ways to one vector per example, the default first
 
@@ -68,6 +69,11 @@ class Task:
         if absent:
             raise UserError(f"{source} has no column {name_a_few(absent)}; there is {', '.join(data.column_names)}")
         return data
+
+    def mend(self, data: datasets.Dataset, source: str) -> tuple[datasets.Dataset, list[dict[str, Any]]]:
+        """Normalized ``data`` with what its file has a little wrong put right, and what was changed: one record with
+        ``id`` per change. Ids and fingerprints are those of the data as they were."""
+        return data, []
 
     def is_usable(self, data: datasets.Dataset) -> np.ndarray:
         """Which examples can be trained on, (N,) bool."""
@@ -153,6 +159,10 @@ class Task:
                 {**schema, **dict.fromkeys(numbers, datasets.Value("int64")), "counts": datasets.Value("bool")}
             ),
         )
+
+    def is_learnable(self, features: datasets.Dataset) -> np.ndarray:
+        """Whether a row's labels say what the example says, (rows,) bool; the example of another is not trained on."""
+        return np.ones(len(features), dtype=bool)
 
     def row_predictions(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What evaluation keeps of a batch, (B, K): its size must not depend on the sequence length.

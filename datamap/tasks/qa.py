@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,15 @@ from datamap.tasks.qa_features import (
     flat,
     qa_features,
 )
+from datamap.tasks.spans import place_of, stands_at
 
 if TYPE_CHECKING:
     import datasets
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +41,27 @@ class QuestionAnswering(Task):
 
     ``answers`` is ``{"text": [...], "answer_start": [...]}``; empty lists mean unanswerable. Training uses the first
     gold answer, scoring all of them. A long context becomes several windows that overlap by ``doc_stride`` tokens.
-    max_answer_length: longest predicted answer in tokens, None for no limit.
+    max_answer_length: longest predicted answer in tokens, None for no limit. spans: an answer that does not stand at
+    its answer_start is looked for around it (``nearest``), or left as it is, not to be trained on (``strict``).
     """
 
     max_answer_length: int | None = None
+    spans: str = "nearest"
 
     name = "qa"
-    flags = ("doc_stride", "max_answer_length", "ablations", "eval_ablations", "confidence_type")
+    flags = ("doc_stride", "max_answer_length", "spans", "ablations", "eval_ablations", "confidence_type")
     content_columns = ("question", "context", "answers")
     text_columns = ("question", "context")
     perturbed_columns = ("question",)  # the answers stand in the context
     metric = "f1"
     targets = ("start_positions", "end_positions")
     unusable = "answer not at its answer_start"
+    unlearnable = "answer of which no tokens are the text"
     has_error_rules = True
     pooling = ("cls_and_answer_mean",)
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, **({"spans": self.spans} if self.spans != "nearest" else {})}
 
     @property
     def model_class(self) -> Any:
@@ -91,11 +102,34 @@ class QuestionAnswering(Task):
             [*(["id"] if "id" in columns else []), "question", "context", "answers", *rest]
         )
 
+    def mend(self, data: datasets.Dataset, source: str) -> tuple[datasets.Dataset, list[dict[str, Any]]]:
+        """Answers that do not stand at their answer_start where they do, as ``spans.place_of`` finds them, with the
+        text that stands there; the changes have ``id, answer_start, moved_start, answer, moved_answer``."""
+        if self.spans == "strict":
+            return data, []
+        answers, changes = data["answers"][:], []
+        for example, context, answer in zip(data["id"][:], data["context"][:], answers, strict=True):
+            for number, (text, start) in enumerate(zip(answer["text"], answer["answer_start"], strict=True)):
+                first, end = place_of(context, text, start) or (start, start + len(text))
+                if (first, end) != (start, start + len(text)):
+                    answer["text"][number], answer["answer_start"][number] = context[first:end], first
+                    changes.append({"id": example, "answer_start": start, "moved_start": first, "answer": text,
+                                    "moved_answer": context[first:end]})
+        if not changes:
+            return data, []
+        moved = list(dict.fromkeys(change["id"] for change in changes))
+        logger.warning(f"{source}: answers of {len(moved):,} of {len(data):,} examples ({name_a_few(moved)}) do not "
+                       "stand at their answer_start, or have characters at their ends that are not to be seen; they "
+                       "are taken where they stand nearest (--spans strict leaves them as they are)")
+        columns = data.column_names
+        mended = data.remove_columns("answers").add_column("answers", answers, feature=data.features["answers"])
+        return mended.select_columns(columns), changes
+
     def is_usable(self, data: datasets.Dataset) -> np.ndarray:
         """Whether the first gold answer of each example stands at its offset (true where there is no answer)."""
         return np.array(
             [
-                not answer["text"] or context.startswith(answer["text"][0], answer["answer_start"][0])
+                not answer["text"] or stands_at(context, answer["text"][0], answer["answer_start"][0])
                 for context, answer in zip(data["context"][:], data["answers"][:], strict=True)
             ],
             dtype=bool,
@@ -125,12 +159,16 @@ class QuestionAnswering(Task):
     ) -> datasets.Dataset:
         """Windows. Beside the columns of ``Task.features``: ``start_positions``, ``end_positions`` of the first gold
         answer, the [CLS] position where the window does not hold it; ``token_roles``; ``offset_start``, ``offset_end``
-        (characters of the context). ``counts``: the window holds the answer or the example is unanswerable.
+        (characters of the context). ``counts``: the window holds the answer or the example is unanswerable;
+        ``cut_answer``: the tokens that overlap the answer are another text, as where it ends within a token.
 
         ``doc_stride`` is the overlap of consecutive windows in tokens, at most ``max_length // 2``. ``q_only`` hides
         the context from attention, its tokens stay candidates; ``p_only`` asks the same question of every passage.
         """
         return qa_features(data, tokenizer, max_length, doc_stride, ablation)
+
+    def is_learnable(self, features: datasets.Dataset) -> np.ndarray:
+        return ~np.asarray(features["cut_answer"][:], dtype=bool)
 
     def row_predictions(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B, 4) float64: best span score, its start and end token, and the no-answer score."""

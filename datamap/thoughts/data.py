@@ -73,6 +73,9 @@ class PairFormat:
         features = datasets.Features({name: datasets.Value(kind) for name, kind in kinds.items()})
         return datasets.Dataset.from_dict({**ids, **columns}, features=features)
 
+    def mend(self, data: datasets.Dataset, source: str) -> tuple[datasets.Dataset, list[dict[str, Any]]]:
+        return data, []
+
     def _labels(self, data: datasets.Dataset, source: str) -> list[int | None]:
         if not self.label_column:
             return [None] * len(data)
