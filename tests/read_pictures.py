@@ -35,7 +35,8 @@ def lying(axis) -> list[tuple]:
 
 def scatters(axis) -> list[tuple]:
     """(label, points as [x, y], the colours of the points) of every scatter."""
-    return [(points.get_label(), points.get_offsets().tolist(), [to_hex(color) for color in points.get_facecolors()])
+    return [(points.get_label(), np.asarray(points.get_offsets()).tolist(),
+             [to_hex(color) for color in np.atleast_2d(points.get_facecolor())])
             for points in axis.collections if isinstance(points, PathCollection)]
 
 
@@ -54,7 +55,7 @@ def lines(axis) -> list[tuple]:
 def heat_map(axis) -> tuple[np.ndarray, np.ndarray, QuadMesh]:
     """The values behind the colours and the texts on them, both (rows, columns) as seen from the top; the mesh."""
     (mesh,) = [each for each in axis.collections if isinstance(each, QuadMesh)]
-    values = np.ma.filled(mesh.get_array().astype(float), np.nan)
+    values = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
     texts = np.full(values.shape, "", dtype=object)
     for text in axis.texts:
         column, row = text.get_position()
@@ -72,8 +73,6 @@ def legend(holder) -> dict:
 
 
 def _color(handle) -> str:
-    for name in ("get_facecolor", "get_color"):  # a patch or points; a line
-        if hasattr(handle, name):
-            return to_hex(np.atleast_2d(getattr(handle, name)())[0] if name == "get_facecolor"
-                          else getattr(handle, name)())
-    raise AssertionError(f"no colour: {handle!r}")
+    """Of a line, error bars, points or a patch."""
+    found = handle.get_color() if hasattr(handle, "get_color") else handle.get_facecolor()
+    return to_hex(found if isinstance(found, str) else np.atleast_2d(found)[0])

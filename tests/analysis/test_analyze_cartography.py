@@ -421,7 +421,7 @@ def check_correlations(figure, output, frame):
     assert list(seen(axis, "x").values()) == shown[:-1]
     assert sorted(seen(axis, "y")) == [0.5, 1.5, 2.5, 3.5] and seen(axis, "y")[0.5] == shown[1]
     # Red is positive, blue negative.
-    red, _, blue, _ = mesh.cmap(mesh.norm(1.0))
+    ((red, _, blue, _),) = mesh.cmap(mesh.norm(np.array([1.0])))
     assert red > blue
 
 
