@@ -56,7 +56,7 @@ class QuestionAnswering(Task):
     metric = "f1"
     targets = ("start_positions", "end_positions")
     unusable = "answer not at its answer_start"
-    unlearnable = "answer of which no tokens are the text"
+    unlearnable = "answer is not made of whole tokens"
     has_error_rules = True
     pooling = ("cls_and_answer_mean",)
 

@@ -48,6 +48,11 @@ class RunData:
     slices: dict[str, dict[str, list]]
     kept: dict[str, set[str]] | None
 
+    def rows_digest(self) -> str:
+        """16 hex digits over the ids that are trained on and their variability."""
+        assert self.train is not None
+        return digest([self.train.ids, None if self.variability is None else self.variability.tolist()])
+
     def match_labels(self, config: PreTrainedConfig) -> None:
         """Number the labels as the model numbers them."""
         for split in [*([self.train] if self.train else []), *self.evaluated]:
@@ -133,7 +138,7 @@ def leave_out_unlearnable(args: argparse.Namespace, data: RunData, tokenizer: Pr
         raise UserError(f"{args.dataset} [{args.train_split}]: {task.unlearnable}, in every example "
                         f"({name_a_few(bad)}); check answers and answer_start")
     logger.warning(f"{len(bad):,} of {len(train.data):,} examples ({name_a_few(bad)}) are not trained on: "
-                   f"{task.unlearnable} (it begins or ends within one)")
+                   f"{task.unlearnable}")
     report = {"filter": "unlearnable", "before": len(train.data), "after": len(kept),
               "removed": {task.unlearnable: bad}}
     earlier = data.filter_report or {"before": len(train.data), "filters": []}

@@ -11,6 +11,7 @@ from conftest import held_elsewhere, qa_rows, write_rows
 import run
 from datamap.cartography.categories import categorize_examples
 from datamap.cartography.metrics import load_cartography_metrics
+from datamap.core.files import read_table
 
 SMALL = ["--no_cuda", "--max_length", "64", "--doc_stride", "20", "--per_device_train_batch_size", "8"]
 
@@ -327,12 +328,41 @@ def test_refuses_bad_data(refused, tmp_path, text, name, words):
 
 def test_drops_answers_that_are_not_at_their_offsets_and_says_so(tiny_model, tmp_path, caplog):
     rows = qa_rows(6)
-    rows[2]["answers"]["answer_start"] = [1]
+    rows[2]["answers"]["answer_start"] = [1000]
     call("--do_train", "--max_steps", "1", "--dataset", file_of(tmp_path, *rows), "--model", tiny_model,
          "--output_dir", tmp_path / "m", *SMALL)
     assert "1 of 6 examples ('ex-002') are not trained on: answer not at its answer_start" in caplog.text
     report = read(tmp_path / "m/filter_report.json")
     assert report["after"] == 5 and report["filters"][0]["removed"] == {"answer not at its answer_start": ["ex-002"]}
+
+
+def test_answers_off_by_a_little_are_moved_and_those_within_a_token_left_out(tiny_model, tmp_path, caplog):
+    rows = qa_rows(6)
+    right = rows[2]["answers"]["answer_start"][0]
+    rows[2]["answers"]["answer_start"] = [right + 2]
+    text, start = rows[3]["answers"]["text"][0], rows[3]["answers"]["answer_start"][0]
+    rows[3]["answers"]["text"] = [text[:-1]]  # within a word, as the tokens of this model are
+    file = file_of(tmp_path, *rows)
+    shared = ["--max_steps", "1", "--dataset", file, "--model", tiny_model, "--eval_split", "train", *SMALL]
+    call("--do_train", "--do_eval", "--enable_cartography", "--output_dir", tmp_path / "m",
+         "--cartography_output_dir", tmp_path / "c", *shared)
+    for name in ("moved_answers.csv", "eval_moved_answers.csv"):
+        table = read_table(tmp_path / "m" / name)
+        assert table.to_dict("records") == [{"id": "ex-002", "answer_start": right + 2, "moved_start": right,
+                                             "answer": rows[2]["answers"]["text"][0],
+                                             "moved_answer": rows[2]["answers"]["text"][0]}]
+    assert "1 of 6 examples ('ex-003') are not trained on: answer is not made of whole tokens" in caplog.text
+    report = read(tmp_path / "m/filter_report.json")
+    assert (report["before"], report["after"]) == (6, 5)
+    assert report["filters"] == [{"filter": "unlearnable", "before": 6, "after": 5,
+                                  "removed": {"answer is not made of whole tokens": ["ex-003"]}}]
+    ids = read(tmp_path / "c/training_dynamics_epoch_1.json")["id"]
+    assert "ex-002" in ids and "ex-003" not in ids and rows[3]["context"].startswith(text, start)
+    call("--do_train", "--spans", "strict", "--output_dir", tmp_path / "strict", *shared)
+    removed = [each["removed"] for each in read(tmp_path / "strict/filter_report.json")["filters"]]
+    assert removed == [{"answer not at its answer_start": ["ex-002"]},
+                       {"answer is not made of whole tokens": ["ex-003"]}]
+    assert not (tmp_path / "strict/moved_answers.csv").exists()
 
 
 def test_refuses_cartography_it_cannot_use(refused, trained, qa_dir, tiny_model, tmp_path):
