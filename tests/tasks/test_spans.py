@@ -17,7 +17,8 @@ from datamap.training.tiny_model import train_tokenizer
 
 datasets.disable_progress_bars()
 WORDS = ("He", "went", "to", "Paris", "today.", "(London)", '"Rome",', "5", "mg", "aspirin's", "the", "x-ray;",
-         "cafe\u0301", "caf\u00e9", "\u0645\u062f\u0631\u0633\u0629\u064c", "\u2603\ufe0f", "\U0001f600", "\u6f22\u5b57")
+         "cafe\u0301", "caf\u00e9", "\u0645\u062f\u0631\u0633\u0629\u064c", "\u2603\ufe0f", "\U0001f600",
+         "\u6f22\u5b57")
 STRAY = {
     "nothing": "", "blank": " ", "blanks": "  ", "newline": "\n", "CRLF": "\r\n", "NBSP": "\u00a0", "tab": "\t",
     "zero-width": "\u200b", "soft hyphen": "\u00ad", "control": "\x07", "mark of direction": "\u200f", "BOM": "\ufeff",
@@ -123,7 +124,8 @@ def test_every_word_of_a_long_context_in_windows(tokenizer):
         context += word + (" ", "\n", "  ")[number % 3]
     cases = [(context, word, start) for word, start in cases]
     learnable, right, predictions = read_back(cases, tokenizer, max_length=64, doc_stride=20)
-    wrong = [(case[1:], found) for case, ok, found in zip(cases, learnable & right, predictions, strict=True) if not ok]
+    wrong = [(case[1:], found)
+             for case, ok, found in zip(cases, learnable & right, predictions, strict=True) if not ok]
     assert not wrong, wrong[:5]
 
 
@@ -151,9 +153,30 @@ def test_an_answer_within_a_token_is_left_out():
     assert read_back(cases, make_tokenizer("characters"))[0].all()
 
 
+def test_blanks_around_the_answers_of_the_demo_change_nothing_that_is_trained_on():
+    """The rows are those of the demo as it is, and so is every number that comes of them."""
+    split = load_split("demo:clinical", "train", get_task("qa"), 300)
+    answers, widened = split.data["answers"][:], 0
+    for context, answer in zip(split.data["context"][:], answers, strict=True):
+        if answer["text"]:
+            first, end = answer["answer_start"][0], answer["answer_start"][0] + len(answer["text"][0])
+            before, behind = context[first - 1 : first].isspace(), context[end : end + 1].isspace()
+            answer["text"][0], answer["answer_start"][0] = context[first - before : end + behind], first - before
+            widened += before or behind
+    assert widened > 200
+    columns = split.data.column_names
+    kind = split.data.features["answers"]
+    other = split.data.remove_columns("answers").add_column("answers", answers, feature=kind).select_columns(columns)
+    tokenizer = train_tokenizer([text for name in ("question", "context") for text in split.data[name][:]], 512)
+    one, two = (split.task.features(data, tokenizer, 96, 32) for data in (split.data, other))
+    assert all(one[name][:] == two[name][:] for name in one.column_names)
+    assert np.asarray(one["counts"][:]).sum() > 250
+
+
 # --- off by a little ---------------------------------------------------------------------------------------------
 
-CONTEXT = "The dose was 5 mg of caf\u00e9ine, then 50 mg; the \ufb01nal\nresult, a party of art, was  good. 5 mg helped."
+CONTEXT = ("The dose was 5 mg of caf\u00e9ine, then 50 mg; the \ufb01nal\nresult, a party of art, was  good. "
+           "5 mg helped.")
 
 
 @pytest.mark.parametrize(
