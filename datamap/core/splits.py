@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 NO_SPLITS = ("run_meta.json", "filter_report.json")  # what dataset_filters.py writes beside its split
 
 
+logger = logging.getLogger(__name__)
+
+
 class RowFormat(Protocol):
     """What loading needs to know of a task (``tasks.base.Task``): its columns and how to bring raw rows into them."""
 
@@ -31,6 +35,8 @@ class RowFormat(Protocol):
     def content_columns(self) -> tuple[str, ...]: ...
 
     def settings(self) -> dict[str, Any]: ...
+
+    def sought(self, columns: Sequence[str]) -> Sequence[str]: ...
 
     def for_columns(self, columns: Sequence[str], source: str) -> Any: ...
 
@@ -92,6 +98,7 @@ def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
     data = _read(name, split)
     if len(data) == 0:
         raise UserError(f"{name}: split {split!r} holds no examples")
+    data = _respelled(data, ("id", *task.sought(data.column_names)), name)
     task = task.for_columns(data.column_names, name)
     data = task.normalize(_string_ids(data, name), f"{name} [{split}]")
     if "id" not in data.column_names:
@@ -123,6 +130,19 @@ def default_eval_split(name: str) -> str:
     elif path.suffix not in FILE_SUFFIXES:
         known = _hub_splits(name)
     return next((split for split in EVAL_SPLITS if split in known), EVAL_SPLITS[0])
+
+
+def _respelled(data: datasets.Dataset, sought: Sequence[str], name: str) -> datasets.Dataset:
+    """``data`` with each column that is sought under that name, where one other differs in case or blanks around."""
+    there, renamed = data.column_names, {}
+    for wanted in sought:
+        alike = [column for column in there if column.strip().casefold() == wanted.casefold()]
+        if wanted not in there and len(alike) == 1:
+            renamed[alike[0]] = wanted
+    if not renamed:
+        return data
+    logger.info(f"{name}: {', '.join(f'column {old!r} is taken as {new!r}' for old, new in renamed.items())}")
+    return data.rename_columns(renamed)
 
 
 def _string_ids(data: datasets.Dataset, name: str) -> datasets.Dataset:

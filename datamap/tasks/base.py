@@ -59,6 +59,10 @@ class Task:
         """What ``get_task`` needs to make this very task again; recorded with every artifact."""
         return {"name": self.name}
 
+    def sought(self, columns: Sequence[str]) -> Sequence[str]:
+        """Names that a column may have in another case too, where none of ``columns`` has them as they are."""
+        return self.content_columns
+
     def for_columns(self, columns: Sequence[str], source: str) -> Task:
         """This task with its columns named, where they were to be guessed from those that there are."""
         return self
@@ -81,6 +85,10 @@ class Task:
 
     def check_training_data(self, data: datasets.Dataset, source: str) -> None:
         """Raise UserError where nothing could be learnt from ``data``."""
+
+    def composition(self, data: datasets.Dataset) -> str:
+        """What the examples are, in a few words for the start of a training; "" where there is nothing to say."""
+        return ""
 
     def readable(self, data: datasets.Dataset) -> dict[str, list]:
         """The examples as a person reads them: column -> one text (or label) per example."""

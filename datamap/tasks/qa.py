@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedTokenizerBase
 
 
+ANSWER_COLUMNS = ("answers", "answer", "answer_text")  # the first that there is
+
 logger = logging.getLogger(__name__)
 
 
@@ -69,12 +71,16 @@ class QuestionAnswering(Task):
 
         return AutoModelForQuestionAnswering
 
+    def sought(self, columns: Sequence[str]) -> Sequence[str]:
+        answers = () if set(ANSWER_COLUMNS) & set(columns) else ANSWER_COLUMNS
+        return "question", "context", *answers, "answer_start"
+
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
         import datasets
 
         columns = set(data.column_names)
         missing = {"question", "context"} - columns
-        answer_column = next((name for name in ("answers", "answer", "answer_text") if name in columns), None)
+        answer_column = next((name for name in ANSWER_COLUMNS if name in columns), None)
         if missing or answer_column is None:
             wanted = sorted(missing) + ([] if answer_column else ["answers"])
             raise UserError(

@@ -51,6 +51,10 @@ class PairFormat:
     def settings(self) -> dict[str, Any]:
         return {"name": "nli", "text_columns": list(self.text_columns), "label_column": self.label_column}
 
+    def sought(self, columns: Sequence[str]) -> Sequence[str]:
+        pair = NaturalLanguageInference(self.text_columns, self.label_column)
+        return *pair.sought(columns), *([] if self.label_column else [TRUE_LABEL])
+
     def for_columns(self, columns: Sequence[str], source: str) -> PairFormat:
         pair = NaturalLanguageInference(self.text_columns, self.label_column)
         texts, label = pair.named_columns(columns, source, (TRUE_LABEL,), needs_label=False)

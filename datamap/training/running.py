@@ -98,7 +98,8 @@ def _what_it_trains_on(
     features = features_of(train, tokenizer, args.max_length, args.doc_stride, args.ablations)
     rows = np.asarray(features["example_index"][:])
     in_rows = f" in {len(features):,} windows" if len(features) > len(train.data) else ""
-    logger.info(f"training on {len(train.data):,} examples{in_rows}")
+    composition = train.task.composition(train.data)
+    logger.info(f"training on {len(train.data):,} examples{in_rows}{'; ' * bool(composition)}{composition}")
     counts = np.asarray(features["counts"][:], dtype=bool)
     uncounted = len(train.data) - len(np.unique(rows[counts]))
     if uncounted:
