@@ -288,7 +288,7 @@ def test_unified_columns_and_rows(unified):
     assert table["data_category"].tolist() == [row["category"] for row in source]
     assert [json.loads(text) for text in table["tags"]] == [row["tags"] for row in source]
     assert json.loads(table["answers"][0]) == source[0]["answers"]
-    assert table["answer"][0] == source[0]["answers"]["text"][0] and pd.isna(table["answer"][59])
+    assert table["answer"][0] == source[0]["answers"]["text"][0] and table["answer"][59] == ""
     assert pd.isna(table["visits"][2]) and table["visits"][7] == 7 and table["nothing"].isna().all()
     assert table["checked"][0] is True and table["checked"][3] is False and pd.isna(table["checked"][1])
 

@@ -155,6 +155,17 @@ def test_table_as_csv(tmp_path):
     ]
 
 
+def test_the_text_missing_is_another_slice_than_an_empty_cell():
+    values = {"kind": ["missing", "", None, "old", "missing", "missing"], "k": [1, 1, None, 2, 2, 2]}
+    table = slice_table({"kind": values["kind"]}, count)
+    assert table["slice"].tolist() == ["overall", "missing", "old", "(missing)"]
+    assert table["kind"].tolist()[1:] == ["missing", "old", "(missing)"] and table["n"].tolist() == [6, 3, 1, 2]
+    both = slice_table(values, count)
+    assert both["slice"].is_unique and {"missing/k_1", "(missing)/k_1", "(missing)/k_missing"} <= set(both["slice"])
+    assert len(logged(table, ["kind"])) == 3
+    assert slice_table({"kind": ["missing", "old"]}, count)["slice"].tolist() == ["overall", "missing", "old"]
+
+
 def test_missing_is_last_and_a_slice_of_numbers_too():
     values = {"num_actors": [None, 10, 9, float("nan"), 9]}
     table = slice_table(values, count)
