@@ -55,7 +55,7 @@ def lines(axis) -> list[tuple]:
 def heat_map(axis) -> tuple[np.ndarray, np.ndarray, QuadMesh]:
     """The values behind the colours and the texts on them, both (rows, columns) as seen from the top; the mesh."""
     (mesh,) = [each for each in axis.collections if isinstance(each, QuadMesh)]
-    values = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
+    values: np.ndarray = np.ma.filled(np.ma.asarray(mesh.get_array(), dtype=float), np.nan)
     texts = np.full(values.shape, "", dtype=object)
     for text in axis.texts:
         column, row = text.get_position()

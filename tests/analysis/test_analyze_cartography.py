@@ -394,6 +394,7 @@ def check_distributions(figure, output, frame):
         for found, wanted in zip(sorted(shown), sorted(expected), strict=True):
             assert found[:3] == pytest.approx(wanted[:3]) and found[3] == wanted[3]
         assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] >= max(top for _, _, top, _ in shown)
+        assert all(tick % 1 == 0 for tick in axis.get_yticks()), "counts"
         if single:  # one does not touch the next
             assert all(0 < bar.get_width() < np.diff(values).min() for bar in axis.patches)
         cut = dict(zip(("confidence", "variability"), cuts, strict=True)).get(metric)
@@ -415,13 +416,13 @@ def check_correlations(figure, output, frame):
                 continue
             rho = spearmanr(frame[below], frame[left]).statistic
             assert values[row, column] == table[below, left] == pytest.approx(rho)
-            assert texts[row, column] == f"{rho:.2f}"
+            assert texts[row, column] == f"{rho:z.2f}"
     assert mesh.get_clim() == (-1, 1) and "Spearman" in bar.get_ylabel()
     shown = [name.replace("_", " ") for name in names]
     assert list(seen(axis, "x").values()) == shown[:-1]
     assert sorted(seen(axis, "y")) == [0.5, 1.5, 2.5, 3.5] and seen(axis, "y")[0.5] == shown[1]
     # Red is positive, blue negative.
-    ((red, _, blue, _),) = mesh.cmap(mesh.norm(np.array([1.0])))
+    red, _, blue, _ = np.asarray(mesh.cmap(mesh.norm(np.array([1.0]))))[0]
     assert red > blue
 
 
@@ -465,6 +466,12 @@ def test_many_values_are_drawn_in_their_bins(tmp_path, pictures):
             counts, _ = np.histogram(frame[metric][frame["category"] == category], edges)
             assert heights[color] == pytest.approx(counts)
     assert [x for x, _, _ in lines(pictures["metric_distributions.png"].axes[0])] == [[0.4, 0.4]]
+
+
+def test_a_correlation_of_nearly_0_has_no_sign(tmp_path, pictures):
+    table = pd.DataFrame({"metric_a": ["loss"], "metric_b": ["confidence"], "spearman": [-0.004], "n": [9]})
+    map_summary.plot_correlations(tmp_path / "metric_correlations.png", table, ["confidence", "loss"], "n = 9")
+    assert heat_map(pictures["metric_correlations.png"].axes[0])[1].tolist() == [["0.00"]]
 
 
 def test_a_correlation_that_is_not_known_says_so(tmp_path, pictures):
