@@ -50,7 +50,7 @@ from datamap.suites.runs import (
     state_unlocked,
 )
 from datamap.training.arguments import TRAINING_FILES
-from datamap.training.checkpoints import whole_checkpoints
+from datamap.training.checkpoints import has_whole_checkpoint
 
 POLL_SECONDS = 1.0  # between two looks at a run that another process carries out
 STOP_SECONDS = 10.0  # that a worker has to go after it was terminated
@@ -126,7 +126,7 @@ def _train_and_evaluate(run: Run, state: str) -> None:
     write_json(run.directory / CONFIG, run.config)
     if run.selection:
         _choose(run)
-    goes_on = state == INTERRUPTED and ours and whole_checkpoints(run.directory, run.records)
+    goes_on = state == INTERRUPTED and ours and has_whole_checkpoint(run.directory, run.records)
     carry_out("run.py", [*run.argv, "--resume_from_checkpoint" if goes_on else "--overwrite"], run.directory / LOG)
 
 

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from datamap.core.errors import UserError
 from datamap.tasks import slices
 from datamap.tasks.evaluation import SPEED, Evaluation
-from datamap.training.checkpoints import TopEpochs
+from datamap.training.checkpoints import TopEpochs, write_manifest
 from datamap.training.evaluation import quality, tracked, write_slices
 
 if TYPE_CHECKING:
@@ -59,6 +60,17 @@ class StatusCallback(TrainerCallback):
         if logs and "loss" in logs and state.is_world_process_zero:
             step = f"{state.global_step}/{state.max_steps}"
             logger.info(f"epoch {state.epoch:.2f}  step {step}  loss {logs['loss']:.4f}")
+
+
+class Manifests(TrainerCallback):
+    """Tells whole checkpoints from others: comes behind all that write into one, before what deletes older ones."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        group = torch.distributed
+        if group.is_available() and group.is_initialized():
+            group.barrier()  # each process writes its random state
+        if state.is_world_process_zero:
+            write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class EvaluationCallback(TrainerCallback):

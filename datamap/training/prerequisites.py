@@ -13,7 +13,7 @@ from pathlib import Path
 from datamap.core.artifacts import load_meta, model_meta
 from datamap.core.locks import LOCK, lock
 from datamap.core.places import script_file
-from datamap.training.checkpoints import whole_checkpoints
+from datamap.training.checkpoints import has_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ def make(needed: Sequence[Prerequisite]) -> None:
                 continue
             script, *argv = each.command
             if script == "run.py":
-                whole = whole_checkpoints(home / "trainer_output", with_dynamics=True)
+                whole = has_whole_checkpoint(home / "trainer_output", with_dynamics=True)
                 argv.append("--resume_from_checkpoint" if whole else "--overwrite")
             logger.info(f"making {each.directory}: {shlex.join(['python', script, *argv])}")
             log = home / "log.txt"

@@ -224,7 +224,7 @@ def test_squad_2_style_data(tiny_model, tmp_path):
 def test_a_shorter_rerun_leaves_no_epoch_of_the_longer(trained, qa_dir, tiny_model, tmp_path):
     for epochs in (4, 3):
         call("--do_train", "--enable_cartography", "--num_train_epochs", epochs, "--model", tiny_model, "--dataset",
-             qa_dir, "--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c", *SMALL)
+             qa_dir, "--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c", "--overwrite", *SMALL)
     assert len(list((tmp_path / "c").glob("training_dynamics_epoch_*.json"))) == 3
 
 
