@@ -40,9 +40,11 @@ def answer_lists(answer: Any, start: Any, where: str) -> dict[str, list]:
     if isinstance(answer, str | int | float):
         answer = {"text": answer, "answer_start": start}
     if isinstance(answer, list):
-        if not all(isinstance(item, Mapping) for item in answer):
+        if not all(isinstance(item, Mapping) and "text" in item for item in answer):
             raise UserError(f"{where}: expected answers as objects with text and answer_start, found {answer!r:.60}")
         answer = {key: [item.get(key) for item in answer] for key in ("text", "answer_start")}
+    if answer and "text" not in answer:
+        raise UserError(f"{where}: answers has {', '.join(map(str, answer))}; expected text and answer_start")
     texts, starts = answer.get("text"), answer.get("answer_start")
     texts = [texts] if isinstance(texts, str | int | float) else list(texts if texts is not None else [])
     texts = [str(text) if isinstance(text, int | float) else text for text in texts]  # a file may hold 42 for "42"
