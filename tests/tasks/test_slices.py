@@ -156,7 +156,7 @@ def test_table_as_csv(tmp_path):
 
 
 def test_the_text_missing_is_another_slice_than_an_empty_cell():
-    values = {"kind": ["missing", "", None, "old", "missing", "missing"], "k": [1, 1, None, 2, 2, 2]}
+    values: dict[str, list] = {"kind": ["missing", "", None, "old", "missing", "missing"], "k": [1, 1, None, 2, 2, 2]}
     table = slice_table({"kind": values["kind"]}, count)
     assert table["slice"].tolist() == ["overall", "missing", "old", "(missing)"]
     assert table["kind"].tolist()[1:] == ["missing", "old", "(missing)"] and table["n"].tolist() == [6, 3, 1, 2]
