@@ -54,7 +54,16 @@ def tell_in_lines(trainer: Trainer) -> None:
 
 
 class StatusCallback(TrainerCallback):
-    """One status line per logged step, through logging."""
+    """One status line per logged step, through logging, and a warning of rows that no epoch trains on."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        if not args.dataloader_drop_last or train_dataloader is None:
+            return
+        rows = len(train_dataloader.dataset)
+        left_out = rows - len(train_dataloader) * args.train_batch_size * args.world_size
+        if left_out:
+            logger.warning(f"--dataloader_drop_last: each epoch leaves {left_out:,} of {rows:,} rows out, others each "
+                           "time; without it the last batch is a smaller one")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs and state.is_world_process_zero:

@@ -1,6 +1,7 @@
 """run.py through its command line: training, evaluating, filtering, weighting, and every mistake in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -240,6 +241,22 @@ def test_a_second_run_in_the_same_directory_destroys_nothing(refused, qa_dir, ti
     assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
         "model.safetensors", "training_dynamics_epoch_1.json"
     ]
+
+
+def test_what_epochs_leave_out_is_said(qa_dir, tiny_model, tmp_path, caplog):
+    """48 windows in batches of 10, of which the last is dropped."""
+    command = ("--do_train", "--enable_cartography", "--num_train_epochs", "3", "--model", tiny_model, "--dataset",
+               qa_dir, "--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c", *SMALL,
+               "--per_device_train_batch_size", "10", "--overwrite")
+    call(*command)
+    assert "rows out" not in caplog.text and "not whole" not in caplog.text
+    call(*command, "--dataloader_drop_last")
+    assert "--dataloader_drop_last: each epoch leaves 8 of 48 rows out" in caplog.text
+    unseen = re.findall(r"epoch (\d) of the training dynamics is not whole: (\d) of 24 examples were not", caplog.text)
+    assert [epoch for epoch, _ in unseen] == ["1", "2", "3"] and all(1 <= int(count) <= 8 for _, count in unseen)
+    caplog.clear()
+    call(*command, "--max_steps", "7")
+    assert "epoch 2 of the training dynamics is not whole" in caplog.text and "epoch 1 of" not in caplog.text
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------
