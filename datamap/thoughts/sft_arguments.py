@@ -73,7 +73,7 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--output_dir", default="./sft_output", help="adapter, tokenizer, curves, model card go here")
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
                        metavar="true|false",
-                       help="delete the checkpoints of an unfinished run in --output_dir and start again")
+                       help="replace what another run left in --output_dir (checkpoints, adapter) and its data map")
     group.add_argument("--resume_from_checkpoint", nargs="?", const="last", metavar="DIR",
                        help="go on from a checkpoint; without a value from the last whole one in --output_dir")
     group.add_argument("--effective_batch_size", type=positive_int, metavar="N",
