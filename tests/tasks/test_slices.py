@@ -490,11 +490,15 @@ def test_value_without_any_number_has_an_empty_panel(drawn):
     assert titles == ["all examples (n = 2)", r"\$a (n = 2)", r"\$b (n = 0)"]
 
 
-def test_three_columns_have_no_panels(drawn):
+@pytest.mark.parametrize("names", [("category", "num_actors", "half"), ("category", "num_actors", "size"),
+                                   ("num_actors", "size")])
+def test_three_columns_or_two_of_numbers_have_no_panels(drawn, names):
     _, values, right = stories()
-    values = {**values, "half": ["a", "b"] * 105}
-    figure, _ = drawn(plot_slices, slice_table(values, statistics_of(right)), list(values), "accuracy")
-    assert len(shown_axes(figure)) == 1
+    values = {**values, "half": ["a", "b"] * 105, "size": [1, 2] * 105}
+    table = slice_table({name: values[name] for name in names}, statistics_of(right))
+    (axis,) = shown_axes(drawn(plot_slices, table, names, "accuracy")[0])
+    ((x, _, _),) = points(axis)
+    assert x == list(range(2, 9)) and axis.get_xlabel() == "num actors"
 
 
 def test_true_and_false_get_panels(drawn):
