@@ -24,7 +24,7 @@ from datamap.tasks.qa_features import (
     flat,
     qa_features,
 )
-from datamap.tasks.spans import place_of, stands_at
+from datamap.tasks.spans import place_of, seen, stands_at
 
 if TYPE_CHECKING:
     import datasets
@@ -203,7 +203,7 @@ class QAEvaluation(Evaluation):
     """Exact match and F1 in percent, as the official SQuAD scripts have them.
 
     The rules of SQuAD 2.0 apply exactly when some example of the set is unanswerable (``version_2``). After a call
-    ``predictions`` holds the answers.
+    ``predictions`` holds the answers, without blanks and what is not to be seen at their ends.
     """
 
     rate = "exact_match"
@@ -226,8 +226,8 @@ class QAEvaluation(Evaluation):
         answers = qa_metrics.choose_answers(
             self._contexts, self._example_index, score, char_start, char_end, null_score, version_2=self.version_2
         )
-        self.predictions = answers.text
-        self.scores = qa_metrics.score_predictions(answers.text, self._golds, self.version_2)
+        self.predictions = [seen(text) for text in answers.text]
+        self.scores = qa_metrics.score_predictions(self.predictions, self._golds, self.version_2)
         return qa_metrics.squad_summary(self.scores)
 
     def summary(self, among: np.ndarray) -> dict[str, float]:

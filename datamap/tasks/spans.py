@@ -31,6 +31,12 @@ def visible(text: str) -> tuple[int, int]:
     return (first, end) if first < end else (0, 0)
 
 
+def seen(text: str) -> str:
+    """``text`` without what is not to be seen at its ends; as it is where nothing is."""
+    first, end = visible(text)
+    return text[first:end] or text
+
+
 def _is_unseen(char: str) -> bool:
     return char.isspace() or (unicodedata.category(char) in ("Cc", "Cf") and ord(char) not in _TAGS)
 
@@ -155,8 +161,7 @@ def answer_tokens(context: str, offsets: np.ndarray, text: str, start: int) -> t
     if not len(overlap) or first == end:
         return -1, -1, False
     begin, last = int(overlap[0]), int(overlap[-1])
-    labelled = context[offsets[begin, 0] : offsets[last, 1]]
-    core = text[first:end]
+    labelled, core = seen(context[offsets[begin, 0] : offsets[last, 1]]), text[first:end]
     return begin, last, labelled == core or _reads_as(labelled, core)
 
 
