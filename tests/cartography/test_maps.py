@@ -7,6 +7,7 @@ import pytest
 from made_dynamics import metrics_frame
 from read_pictures import caption, legend, lines, scatters, seen, upright
 
+from datamap.cartography import maps
 from datamap.cartography.categories import (
     CATEGORIES,
     categorize_examples,
@@ -138,8 +139,9 @@ def test_thresholds_that_were_written_and_are_gone_are_refused(tmp_path):
         load_map(tmp_path)
 
 
-def test_metrics_as_json_are_cut_as_those_of_the_csv(tmp_path):
+def test_metrics_as_json_are_cut_as_those_of_the_csv(tmp_path, monkeypatch):
     """Of an odd number of examples the median is one example's own value, and JSON keeps 15 decimals of it."""
+    monkeypatch.setattr(maps, "plot_data_map", lambda *_: None)
     rng = np.random.default_rng(5)
     for number in range(20):
         size = 2 * number + 5

@@ -91,7 +91,7 @@ def check_lengths(figure, table, known, majority):
     assert legend(axis) == {"accuracy": BLUE, "parse rate": GREY, "majority baseline": GREY}
     assert to_hex(axis.collections[0].get_color()[0]) == LIGHT_GREY
     assert axis.get_xlabel() == "length of the answer (words)"
-    assert axis.get_ylim()[0] < 0 and axis.get_ylim()[1] > 1
+    assert axis.get_ylim() == pytest.approx((-0.03, 1.03)) and axis.get_yticks().tolist() == [0, 0.25, 0.5, 0.75, 1]
     assert caption(figure).startswith(f"a-model on pairs, n = {len(known)} (from left to right {str(n)[1:-1]}) ")
 
 
@@ -139,11 +139,21 @@ def test_chains_are_drawn_as_their_tables_have_them(tmp_path, pictures, count):
     assert caption(figure).startswith(f"a-model, {counted}; ")
 
 
+def test_chains_of_one_length_have_whole_ticks_up_to_all_of_them(tmp_path, pictures):
+    made = [{"id": str(row), "true_label": 1, "predicted_label": 1} for row in range(9)]
+    chains.write_lengths(tmp_path, made, [7] * 9, "words", "a-model")
+    left, right = pictures["thought_lengths.png"].axes
+    assert left.get_yticks().tolist() == [0, 20, 40, 60, 80, 100]
+    for axis in (left, right):
+        assert len(axis.get_xticks()) and all(tick % 1 == 0 for tick in axis.get_xticks())
+
+
 def test_chains_without_true_labels_say_so(tmp_path, pictures):
     made = [{"id": str(row), "true_label": None, "predicted_label": 1} for row in range(9)]
     chains.write_lengths(tmp_path, made, list(range(9)), "words", "a-model")
     left, right = pictures["thought_lengths.png"].axes
-    assert [text.get_text() for text in right.texts] == ["no true labels"] and not lines(right)
+    (told,) = right.texts
+    assert (told.get_text(), told.get_position()) == ("no true labels", (0.5, 0.5)) and not lines(right)
     assert list(legend(left)) == ["unlabelled (n = 9, median 4)"]
 
 
