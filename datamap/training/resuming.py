@@ -7,7 +7,7 @@ import ast
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Mapping, Set
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from datamap.core.artifacts import META, model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import plain
 from datamap.core.splits import Split
-from datamap.training.checkpoints import checkpoints_in, damage_of, processes_of
+from datamap.training.checkpoints import checkpoints_in, damage_of, has_whole_checkpoint, processes_of
 from datamap.training.library_flags import TRAINING_ARGUMENTS, training_fields
 from datamap.training.models import learning_rate_of
 
@@ -30,7 +30,7 @@ MAY_CHANGE = {
     "dataset", "train_split", "filter_config", "filter_cartography", "filter_categories",
     "filter_clusters", "filter_random", "ambiguous_top_fraction", "cluster_assignments_path", "exclude_clusters",
     "min_cluster_probability", "rows_digest",
-    # Longer is allowed, see _longer.
+    # Longer is allowed, see _length.
     "num_train_epochs", "max_steps",
     # What is logged and saved.
     "logging_strategy", "logging_steps", "logging_first_step", "logging_nan_inf_filter", "log_level",
@@ -66,68 +66,61 @@ def checkpoint_to_resume(
     MAY_CHANGE. digests: attributes of ``args`` that tell what is trained on from others -> what to call it.
     UserError where the training would not go on as it began, with both values of each flag.
     """
-    found = checkpoints_in(args.output_dir)
+    output, found = Path(args.output_dir), checkpoints_in(args.output_dir)
     if not args.resume_from_checkpoint:
-        if not args.overwrite:
-            _check_nothing_is_lost(args, found)
+        if not args.overwrite and (loss := _loss(args, found)):
+            raise UserError(loss)
         return None
-    if args.resume_from_checkpoint == "last":
-        home = Path(args.output_dir)
-        if not found:
-            raise UserError(f"{home} holds no whole checkpoint to go on from, nor any other: start "
-                            + ("again with --overwrite" if _holds_model(home) else "without the flag"))
-    else:
-        home = Path(args.resume_from_checkpoint).absolute().parent
-        if home != Path(args.output_dir).absolute():
-            _check_nothing_is_lost(args, found)
+    named = None if args.resume_from_checkpoint == "last" else Path(args.resume_from_checkpoint).absolute()
+    if named is None and not found:
+        raise UserError(f"{output} holds no whole checkpoint to go on from, nor any other: start "
+                        + ("again with --overwrite" if _loss(args, found) else "without the flag"))
+    home = output if named is None else named.parent
+    if home.absolute() != output.absolute() and (loss := _loss(args, found)):
+        raise UserError(loss)
+    if named is not None and not named.is_dir():
+        raise UserError(f"--resume_from_checkpoint {named}: there is no such directory")
     meta = model_meta(home)
-    if meta is None and any(home.glob("*")):
+    if meta is None:
         raise UserError(f"{home} holds no {META} of its training: whether it would go on as it began cannot be told; "
                         "start anew from its weights with --model")
-    before = (meta or {}).get("arguments", {})
-    if meta is not None:
-        _check_same_training(args, meta, train, arguments, may_change, digests)
-    if args.resume_from_checkpoint == "last":
-        checkpoint = _last_whole(home, found, args.enable_cartography)
-    else:
-        checkpoint = Path(args.resume_from_checkpoint)
-        if damage := damage_of(checkpoint, args.enable_cartography):
-            raise UserError(f"{checkpoint} is not a whole checkpoint of such a run: {damage}; name another "
-                            "checkpoint-N")
+    _check_same_training(args, home, meta, train, arguments, may_change, digests)
+    checkpoint = named or _last_whole(home, found, args.enable_cartography)
+    if damage := damage_of(checkpoint, args.enable_cartography):
+        raise UserError(f"{checkpoint} is not a whole checkpoint of such a run: {damage}; name another checkpoint-N")
     _check_processes(checkpoint)
-    if Path(before.get("cartography_output_dir", "")).absolute() != Path(args.cartography_output_dir).absolute():
-        _check_no_map_is_lost(args)
+    own_map = Path(meta["arguments"].get("cartography_output_dir", "")).absolute()
+    if own_map != Path(args.cartography_output_dir).absolute() and (loss := _loss_of_map(args)):
+        raise UserError(loss)
     return str(checkpoint)
 
 
 # --- anew ---------------------------------------------------------------------------------------------------------
 
 
-def _check_nothing_is_lost(args: argparse.Namespace, found: list[Path]) -> None:
-    meta = model_meta(args.output_dir)
-    status = meta.get("status") if meta else None
-    if found and status != "finished":
-        damage, holds = damage_of(found[-1], args.enable_cartography), f"{args.output_dir} holds {found[-1].name}"
-        if any(damage_of(path, args.enable_cartography) is None for path in reversed(found)):
-            raise UserError(f"{holds} of an unfinished run: go on from it with --resume_from_checkpoint, or start "
-                            "again with --overwrite")
-        raise UserError(f"{holds} of an unfinished run, and no whole checkpoint to go on from ({damage}): start again "
-                        "with --overwrite")
-    if status == "finished" or _holds_model(Path(args.output_dir)):
-        when = f" (finished {meta['finished']})" if meta and status == "finished" and meta.get("finished") else ""
-        raise UserError(f"{args.output_dir} holds a trained model{when}: name another --output_dir, or replace it "
-                        "with --overwrite")
-    _check_no_map_is_lost(args)
+def _loss(args: argparse.Namespace, found: list[Path]) -> str | None:
+    """What a fresh start would destroy, and how to go on; None where there is nothing."""
+    output, records = Path(args.output_dir), args.enable_cartography
+    meta = model_meta(output) or {}
+    finished = f" (finished {meta.get('finished')})" if meta.get("status") == "finished" else ""
+    if found and not finished:
+        holds = f"{output} holds {found[-1].name} of an unfinished run"
+        if has_whole_checkpoint(output, records):
+            return f"{holds}: go on from it with --resume_from_checkpoint, or start again with --overwrite"
+        return (f"{holds}, and no whole checkpoint to go on from ({damage_of(found[-1], records)}): start again with "
+                "--overwrite")
+    model = any(next(output.glob(pattern), None) for pattern in WEIGHTS)
+    if finished or model:
+        what = "a trained model" if model else "the results of a training"
+        return f"{output} holds {what}{finished}: name another --output_dir, or replace it with --overwrite"
+    return _loss_of_map(args)
 
 
-def _holds_model(directory: Path) -> bool:
-    return any(next(directory.glob(pattern), None) for pattern in WEIGHTS)
-
-
-def _check_no_map_is_lost(args: argparse.Namespace) -> None:
-    if args.enable_cartography and (Path(args.cartography_output_dir) / MAP).exists():
-        raise UserError(f"{args.cartography_output_dir} holds a data map: name another --cartography_output_dir, or "
-                        "replace it with --overwrite")
+def _loss_of_map(args: argparse.Namespace) -> str | None:
+    if not args.enable_cartography or not (Path(args.cartography_output_dir) / MAP).exists():
+        return None
+    return (f"{args.cartography_output_dir} holds a data map: name another --cartography_output_dir, or replace it "
+            "with --overwrite")
 
 
 # --- from a checkpoint --------------------------------------------------------------------------------------------
@@ -147,12 +140,26 @@ def _last_whole(home: Path, found: list[Path], with_dynamics: bool) -> Path:
 
 
 def _check_same_training(
-    args: argparse.Namespace, meta: Mapping[str, Any], train: Split, arguments: str, may_change: Set[str],
+    args: argparse.Namespace, home: Path, meta: Mapping[str, Any], train: Split, arguments: str, may_change: Set[str],
     digests: Mapping[str, str],
 ) -> None:
-    home, before = args.output_dir, meta.get("arguments", {})
+    before = meta["arguments"]
     now = json.loads(json.dumps(vars(args), default=plain))  # as it was written
-    differences = [*_changed(before, now, arguments, may_change), *_shorter(before, now, arguments)]
+    defaults = _defaults(before, now, arguments)
+    one, other = {**defaults, **before}, {**defaults, **now}
+    chooses = any(each.get("load_best_model_at_end") or each.get("keep_top_epochs")
+                  or each.get("lr_scheduler_type") == "reduce_lr_on_plateau" for each in (one, other))
+    free = MAY_CHANGE | may_change | (set() if chooses else WATCHING)
+    if "windows" in now:  # they as they were asked for, which the model may have lowered
+        free |= {"max_length", "doc_stride"}
+    names = sorted((one.keys() & other.keys()) - free, key=lambda name: (name != "model", name))
+    differences = [
+        f"{name} {one[name]}{' (the default)' * (name not in before)}, not {other[name]}"
+        f"{' (the default)' * (name not in now)}" for name in names if one[name] != other[name]
+    ]
+    (count, was), (its_count, asked) = _length(one), _length(other)
+    if count != its_count or asked < was:
+        differences.append(f"{count} {was:g}, not {f'{its_count} ' * (count != its_count)}{asked:g}")
     if differences:
         raise UserError(f"{home} was trained with {'; '.join(differences)}: {ADVICE}")
     [recorded, *_] = meta.get("datasets") or [{"fingerprint": train.fingerprint}]  # the others are evaluated on
@@ -162,31 +169,18 @@ def _check_same_training(
     for name, what in digests.items():
         if before.get(name) is not None and before[name] != now.get(name):
             raise UserError(f"{home} was trained with {what}: {ADVICE}")
+    if asked > was:
+        logger.info(f"{count} {asked:g}, before {was:g}: from here on the learning rate takes the course of the "
+                    "longer training")
 
 
-def _changed(
-    before: Mapping[str, Any], now: Mapping[str, Any], arguments: str, may_change: Set[str]
-) -> Iterator[str]:
-    """Name and both values of every flag that must be as it was and is not."""
-    defaults = _defaults(before, arguments)
-    if ("optim" in before) != ("optim" in now):  # the one default that the library works out
-        from transformers import TrainingArguments
-
-        defaults["optim"] = str(TrainingArguments.__dataclass_fields__["optim"].default)
-    values = [{**defaults, **each} for each in (before, now)]
-    chooses = any(each.get("load_best_model_at_end") or each.get("keep_top_epochs")
-                  or each.get("lr_scheduler_type") == "reduce_lr_on_plateau" for each in values)
-    free = MAY_CHANGE | may_change | (set() if chooses else WATCHING)
-    if "windows" in now:  # they as they were asked for, which the model may have lowered
-        free |= {"max_length", "doc_stride"}
-    for name in sorted((values[0].keys() & values[1].keys()) - free, key=lambda name: (name != "model", name)):
-        if values[0][name] != values[1][name]:
-            one, other = (f"{each[name]}" + " (the default)" * (name not in given)
-                          for each, given in zip(values, (before, now), strict=True))
-            yield f"{name} {one}, not {other}"
+def _length(values: Mapping[str, Any]) -> tuple[str, float]:
+    """A training may become longer, never shorter: what counts, and how much of it."""
+    count = "max_steps" if values["max_steps"] > 0 else "num_train_epochs"
+    return count, values[count]
 
 
-def _defaults(before: Mapping[str, Any], arguments: str) -> dict[str, Any]:
+def _defaults(before: Mapping[str, Any], now: Mapping[str, Any], arguments: str) -> dict[str, Any]:
     """What the library takes where a flag is not given."""
     defaults: dict[str, Any] = {}
     for name, (_, written, _) in training_fields(arguments).items():
@@ -196,19 +190,11 @@ def _defaults(before: Mapping[str, Any], arguments: str) -> dict[str, Any]:
             defaults[name] = written
     if rate := learning_rate_of(before.get("model", "")):
         defaults["learning_rate"] = rate
+    if ("optim" in before) != ("optim" in now):  # the one default that the library works out
+        from transformers import TrainingArguments
+
+        defaults["optim"] = str(TrainingArguments.__dataclass_fields__["optim"].default)
     return defaults
-
-
-def _shorter(before: Mapping[str, Any], now: Mapping[str, Any], arguments: str) -> Iterator[str]:
-    """A training may become longer, and that is said: the learning rate follows its length. It never gets shorter."""
-    values = [{**_defaults(before, arguments), **each} for each in (before, now)]
-    counts = ["max_steps" if each["max_steps"] > 0 else "num_train_epochs" for each in values]
-    (was, one), (name, other) = ((count, each[count]) for count, each in zip(counts, values, strict=True))
-    if was != name or other < one:
-        yield f"{was} {one:g}, not {other:g}" if was == name else f"{was} {one:g}, not {name} {other:g}"
-    elif other > one:
-        logger.info(f"{name} {other:g}, before {one:g}: from here on the learning rate takes the course of the longer "
-                    "training")
 
 
 def _check_processes(checkpoint: Path) -> None:

@@ -60,7 +60,7 @@ def build_trainer(
     args: argparse.Namespace, arguments: TrainingArguments, data: RunData, model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase, checkpoint: str | None,
 ) -> CartographyTrainer:
-    from datamap.training.callbacks import EvaluationCallback, tell_in_lines
+    from datamap.training.callbacks import EvaluationCallback, Manifests, tell_in_lines
     from datamap.training.trainer import CartographyTrainer, PadToLongest
 
     _check_bfloat16(model, arguments)
@@ -76,6 +76,7 @@ def build_trainer(
         **_what_it_trains_on(args, data, tokenizer, checkpoint),
     )
     tell_in_lines(trainer)
+    trainer.add_callback(Manifests)  # behind the recorder
     if watched is not None:
         metric = (arguments.metric_for_best_model or data.task.metric).removeprefix("eval_")
         trainer.add_callback(

@@ -19,7 +19,6 @@ from datamap.cartography import recorder
 from datamap.cartography.recorder import CartographyCallback, Heads, heads_of
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import PADDING
-from datamap.training.callbacks import Manifests
 
 MAX_SMOOTHING = 0.3
 
@@ -50,7 +49,6 @@ class CartographyTrainer(Trainer):
         )
         if dynamics is not None:
             self.add_callback(dynamics)
-        self.add_callback(Manifests)
 
     def row_losses(self, heads: Heads, smoothing: torch.Tensor | None) -> torch.Tensor:
         """The loss of each row of the batch, (B,)."""

@@ -264,5 +264,6 @@ def test_a_resume_of_a_directory_without_checkpoints(refused, again, qa_dir, tmp
         shutil.rmtree(checkpoint)
     told = refused(run.main, *again, "--resume_from_checkpoint")
     assert "no whole checkpoint" in told and "start again with --overwrite" in told
-    told = refused(run.main, *again, "--output_dir", tmp_path / "empty", "--resume_from_checkpoint")
+    told = refused(run.main, *again, "--output_dir", tmp_path / "empty", "--cartography_output_dir", tmp_path / "c2",
+                   "--resume_from_checkpoint")
     assert "start without the flag" in told and not (tmp_path / "empty").exists()
