@@ -371,7 +371,7 @@ def test_the_pictures_show_the_tables_beside_them(tmp_path, dataset, pictures):
 def check_distributions(figure, output, frame):
     table = read_table(output / "metric_distributions.csv")
     axes = [axis for axis in figure.axes if axis.get_visible()]
-    assert len(axes) == 5 and legend(figure) == COLOR_OF
+    assert len(axes) == 5 and legend(figure) == COLOR_OF and not any(axis.get_legend() for axis in axes)
     cuts = category_thresholds(frame)
     for axis, metric in zip(axes, ("confidence", "variability", "correctness", "forgetting_events", "loss"),
                             strict=True):
@@ -507,6 +507,7 @@ def test_a_picture_of_many_groups_shows_the_largest_and_says_so(tmp_path, pictur
     names = list(seen(figure.axes[0], "y").values())  # two dollar signs are no formula
     assert len(names) == 25 and names[0].endswith(", 0  (n = 60)")
     assert names[-1].endswith("xxx\N{HORIZONTAL ELLIPSIS} (n = 36)")
+    assert len(names[-1].replace("\\", "").removesuffix(" (n = 36)")) == 40
     few = table.head(25)
     map_summary.plot_groups(tmp_path / "category_by_label.png", few, "label", "n = 1,200")
     assert caption(pictures["category_by_label.png"]) == "n = 1,200"

@@ -16,7 +16,7 @@ from datamap.analysis import integrated, unified_table
 from datamap.analysis.error_rules import RULES, flag_errors
 from datamap.cartography.categories import CATEGORIES, categorize_examples
 from datamap.core.files import read_json, read_table
-from datamap.core.plots import CATEGORY_COLORS, LIGHT_GREY
+from datamap.core.plots import CATEGORY_COLORS, COLORS, LIGHT_GREY
 from datamap.core.splits import load_split
 from datamap.tasks.registry import get_task
 
@@ -532,11 +532,11 @@ def check_shares(figure, table, names, frame):
 def check_difficulty(figure, table, names, patterns):
     axes = figure.axes
     assert [axis.get_xlabel().split()[0] for axis in axes] == ["confidence", "variability"]
-    assert seen(axes[0], "y") == dict(enumerate(names)) and axes[0].get_ylim()[0] > axes[0].get_ylim()[1]
+    assert seen(axes[0], "y") == dict(enumerate(names)) and axes[0].get_ylim() == (3.5, -0.5)
     for axis, metric in zip(axes, ("confidence", "variability"), strict=True):
         dashed, dots = lines(axis)
         assert dashed[0] == [patterns["overall"][f"{metric}_mean"]] * 2
-        assert dots[:2] == (table[f"{metric}_mean"].tolist(), [0, 1, 2, 3])
+        assert dots == (table[f"{metric}_mean"].tolist(), [0, 1, 2, 3], COLORS[0].lower())
         assert segments(axis) == [[
             [[row[f"{metric}_low"], place], [row[f"{metric}_high"], place]]
             for place, row in table.iterrows() if row["n"] >= 10]]

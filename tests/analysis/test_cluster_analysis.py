@@ -276,7 +276,7 @@ def test_the_pictures_show_the_tables_beside_them(tmp_path, pictures, count):
         assert x == np.median(members[:, 0])
         # Of a spot the number stands at its upper end, and a little above.
         assert y == (np.quantile(members[:, 1], 0.98) if label % 2 else np.median(members[:, 1]))
-        assert text.get_va() == ("bottom" if label % 2 else "center") and (text.xyann == (0, 2)) == bool(label % 2)
+        assert (text.get_va(), text.xyann) == (("bottom", (0, 2)) if label % 2 else ("center", (0, 0)))
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("UMAP dimension 1", "2")
     told = caption(pictures["cluster_map.png"])
     assert told.startswith(n) and ("colours repeat" in told) == (count > 6)
