@@ -13,7 +13,7 @@ from typing import Any
 
 from datamap.core.artifacts import META, model_meta
 from datamap.core.errors import UserError
-from datamap.core.files import plain
+from datamap.core.files import plain, read_json
 from datamap.core.splits import Split
 from datamap.training.checkpoints import checkpoints_in, damage_of, has_whole_checkpoint, processes_of
 from datamap.training.library_flags import TRAINING_ARGUMENTS, training_fields
@@ -89,6 +89,8 @@ def checkpoint_to_resume(
     if damage := damage_of(checkpoint, args.enable_cartography):
         raise UserError(f"{checkpoint} is not a whole checkpoint of such a run: {damage}; name another checkpoint-N")
     _check_processes(checkpoint)
+    if getattr(args, "load_best_model_at_end", False):
+        _check_best(checkpoint)
     own_map = Path(meta["arguments"].get("cartography_output_dir", "")).absolute()
     if own_map != Path(args.cartography_output_dir).absolute() and (loss := _loss_of_map(args)):
         raise UserError(loss)
@@ -195,6 +197,14 @@ def _defaults(before: Mapping[str, Any], now: Mapping[str, Any], arguments: str)
 
         defaults["optim"] = str(TrainingArguments.__dataclass_fields__["optim"].default)
     return defaults
+
+
+def _check_best(checkpoint: Path) -> None:
+    """The library would only say in passing that the best is gone, and end with the last."""
+    best = read_json(checkpoint / "trainer_state.json")["best_model_checkpoint"]
+    if best and (damage := damage_of(best, with_dynamics=False)):
+        raise UserError(f"{best}, the best of this training so far, is not whole: {damage}; resume where it was, or "
+                        "start again with --overwrite")
 
 
 def _check_processes(checkpoint: Path) -> None:

@@ -217,6 +217,19 @@ def test_killed_while_the_first_checkpoint_is_written_the_advice_leads_on(refuse
     assert read(tmp_path / "new/run_meta.json")["status"] == "finished"
 
 
+def test_the_best_so_far_must_be_there(refused, again, tmp_path):
+    command = [*again, "--output_dir", tmp_path / "best", "--cartography_output_dir", tmp_path / "c2",
+               "--eval_strategy", "steps", "--eval_steps", "2", "--max_steps", "4", "--load_best_model_at_end"]
+    call(*command)
+    state, best = tmp_path / "best/checkpoint-4/trainer_state.json", tmp_path / "best/checkpoint-2"
+    assert read(state)["best_model_checkpoint"]
+    state.write_text(json.dumps({**read(state), "best_model_checkpoint": str(best)}))  # whichever it was
+    write_manifest(state.parent)
+    shutil.rmtree(best)
+    told = refused(run.main, *command, "--resume_from_checkpoint")
+    assert f"{best}, the best of this training so far, is not whole: there is no such directory" in told
+
+
 def test_a_model_without_its_optimizer_is_named(refused, again, tmp_path):
     command = [*again, "--output_dir", tmp_path / "new", "--cartography_output_dir", tmp_path / "c2",
                "--save_only_model", "--max_steps", "2"]
