@@ -923,7 +923,7 @@ def check_differences(figure, compared, seeds, unit="percentage points"):
         assert row["difference"] == pytest.approx(np.mean(differences))
         (word,) = [text for text in axis.texts if text.xy[1] == place]
         assert word.get_text() == row["verdict"] + ("\n(this checkpoint)" if n == 1 else "")
-        assert to_hex(word.get_color()) == color
+        assert to_hex(word.get_color()) == color and 1 < word.xy[0] < 1.1, "beside the axes"
     (band,) = axis.patches
     margin = compared[0]["margin"]
     assert (band.get_x(), band.get_width()) == (-margin, 2 * margin)
@@ -998,6 +998,15 @@ def test_every_verdict_has_its_word_and_its_colour(tmp_path, pictures, seeds):
     rows[0] = {**rows[0], "margin": 0.25}
     suite_plots.plot_differences(tmp_path / "fraction.png", "A study", fraction, rows[:1])
     check_differences(pictures["fraction.png"], rows[:1], "", unit="0..1")
+
+
+def test_what_has_no_run_is_not_drawn(tmp_path, pictures):
+    skip = [("other", seed) for seed in SEEDS]
+    directory = one_metric(everything(planned(tmp_path, {"baseline": {}, "other": {}, "third": {}}), skip=skip))
+    write_report(directory, 1.0)
+    compared = rows_of(directory, metric="exact_match")
+    assert [(row["experiment"], row["n"]) for row in compared] == [("other", 0), ("third", 3)]
+    check_differences(pictures["comparison_exact_match.png"], compared[1:], " over 3 seeds, ")
 
 
 @pytest.mark.parametrize("count", [7, 8])
