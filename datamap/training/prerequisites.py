@@ -49,7 +49,7 @@ def make(needed: Sequence[Prerequisite]) -> None:
         if is_made(each):
             continue
         home = each.directory.parent
-        with lock(home / LOCK, wait=True) as descriptor:
+        with lock(home / LOCK, wait=True) as descriptors:
             if is_made(each):
                 continue
             script, *argv = each.command
@@ -61,7 +61,7 @@ def make(needed: Sequence[Prerequisite]) -> None:
             with log.open("a", encoding="utf-8") as file:
                 # The child holds the lock too: when this process is killed, the next one waits for it.
                 done = subprocess.run([sys.executable, str(script_file(script)), *argv], stdout=file, stderr=file,
-                                      pass_fds=[descriptor])
+                                      pass_fds=descriptors)
             if done.returncode:
                 last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
                 raise PrerequisiteFailed("\n".join([f"{each.name} could not be made ({log}):", *last]))

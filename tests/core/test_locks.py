@@ -48,6 +48,22 @@ def test_a_killed_process_blocks_nobody(tmp_path):
     assert files(tmp_path) == []
 
 
+def test_a_child_that_was_given_the_lock_holds_it_when_its_parent_is_killed(tmp_path):
+    code = ("import subprocess, sys; from datamap.core.locks import lock\n"
+            "with lock(sys.argv[1]) as descriptors:\n"
+            "    subprocess.run(['sh', '-c', 'echo begun; cat'], pass_fds=descriptors)")
+    with subprocess.Popen([sys.executable, "-c", code, tmp_path / ".lock"], stdin=subprocess.PIPE, text=True,
+                          stdout=subprocess.PIPE, env={**os.environ, "PYTHONPATH": str(REPOSITORY)}) as parent:
+        assert parent.stdin is not None and parent.stdout is not None and parent.stdout.readline() == "begun\n"
+        parent.kill()
+        parent.wait()
+        assert is_locked(tmp_path / ".lock")
+        parent.stdin.close()
+        assert parent.stdout.read() == "", "the child has ended"
+    with lock(tmp_path / ".lock", wait=True):
+        pass
+
+
 def test_one_process_may_hold_it_several_times(tmp_path):
     with lock(tmp_path / "a" / ".lock") as one:
         with lock(tmp_path / "b" / ".." / "a" / ".lock") as two:
