@@ -649,6 +649,7 @@ def test_the_pictures_of_the_demo_show_the_tables_beside_them(demo, house, unifi
     rules = read_table(house / "example/rule_distribution.csv")
     assert list(seen(axis, "y").values()) == [rule.replace("_", " ") for rule in RULES]
     assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first on top"
+    assert axis.get_xticks().tolist() == [0, 20, 40, 60, 80, 100] and axis.get_xlim()[0] == 0
     shown = lying(axis)
     for place, rule in enumerate(RULES):
         known = table[rule].dropna()
