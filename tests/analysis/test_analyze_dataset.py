@@ -643,7 +643,8 @@ def test_the_pictures_of_the_demo_show_the_tables_beside_them(demo, house, unifi
             assert values[row, column] == pytest.approx(100 * inside.mean())
             assert values[row, column] == pytest.approx(100 * cells.loc[(category, cluster), "error_rate"])
             assert texts[row, column] == f"{100 * inside.mean():.0f}% of {len(inside)}"
-    assert mesh.get_clim() == (0, np.nanmax(values)) and "n = 56 with category" in caption(pictures["error_rates.png"])
+    assert mesh.get_clim() == (0, np.nanmax(values))
+    assert caption(pictures["error_rates.png"]) == "notes.jsonl [train], n = 56 with category and cluster; blank: none"
 
     (axis,) = pictures["rule_distribution.png"].axes
     rules = read_table(house / "example/rule_distribution.csv")
