@@ -1,7 +1,7 @@
 # make demo                       install, then the whole pipeline on the built-in notes, into demo_output/
 # make demo-thoughts              chains of thought: a chat server, fine-tuning and evaluation, into thoughts_demo/
 # make map DATASET=my.jsonl       the same chain on your own data, into map_output/; for fewer than 15 examples
-#                                 CLUSTERING="--min_cluster_size 5"
+#                                 CLUSTERING="--min_cluster_size 5"; OVERWRITE=--overwrite replaces what is there
 # make test, make test-slow       lint, types and tests; what needs several processes, kills or minutes
 
 SHELL := /bin/bash
@@ -22,6 +22,7 @@ DATASET ?=
 MODEL ?= tiny
 TASK ?= qa
 EPOCHS ?= 5
+OVERWRITE ?=
 
 .PHONY: demo demo-thoughts map test test-slow check-python check-dataset
 .PHONY: train predictions samples embeddings clusters integrated unified retrained planted
@@ -47,7 +48,7 @@ map: check-dataset $(VENV)/installed
 
 # The demo runs on the CPU everywhere, so that it shows the same everywhere. PCA draws its clusters, because UMAP
 # compiles itself for half a minute.
-DEMO := OUT=demo_output DATASET=demo:clinical MODEL=tiny TASK=qa EPOCHS=4 \
+DEMO := OUT=demo_output DATASET=demo:clinical MODEL=tiny TASK=qa EPOCHS=4 OVERWRITE=--overwrite \
 	SIZES="--max_length 128 --doc_stride 32 --no_cuda" \
 	CLUSTERING="--visualization_method pca --reduction_dim 10 --min_samples 5" \
 	TRAINING="--per_device_train_batch_size 16 --learning_rate 2e-3 --warmup_steps 0.1 --logging_steps 100"
@@ -64,7 +65,7 @@ check-dataset:
 train:
 	$(PY) run.py --task $(TASK) --model "$(MODEL)" --dataset "$(DATASET)" --do_train --num_train_epochs $(EPOCHS) \
 		$(SIZES) $(TRAINING) $(EVALUATE) --enable_cartography --cartography_output_dir $(OUT)/cartography_output \
-		--output_dir $(OUT)/trainer_output --save_strategy no
+		--output_dir $(OUT)/trainer_output --save_strategy no $(OVERWRITE)
 
 # The model on the examples it was trained on: rules 4 and 8 compare these predictions with the annotated answers.
 predictions:
@@ -97,7 +98,7 @@ retrained:
 	$(PY) run.py --task $(TASK) --model $(OUT)/trainer_output --dataset "$(DATASET)" --do_train --do_eval \
 		--num_train_epochs 1 $(SIZES) $(TRAINING) --filter_categories easy ambiguous --use_label_smoothing \
 		--use_soft_weighting --cartography_output_dir $(OUT)/cartography_output --output_dir $(OUT)/retrained \
-		--save_strategy no
+		--save_strategy no $(OVERWRITE)
 
 planted:
 	$(PY) benchmarks/planted_errors.py --dataset "$(DATASET)" --cartography_dir $(OUT)/cartography_output \

@@ -12,26 +12,32 @@ and predictions to --output_dir, and with --enable_cartography the training dyna
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 
-from datamap.core.artifacts import check_writable, stage
+from datamap.core.artifacts import sole_writer, stage
 from datamap.core.errors import command_line, is_main_process
 from datamap.training.arguments import EVALUATION_FILES, SIZES, inputs_of, parse_args
-from datamap.training.checkpoints import checkpoint_to_resume
 from datamap.training.data import load_data
 from datamap.training.evaluation import evaluate_splits
 from datamap.training.models import load_model, usable_length, usable_stride
+from datamap.training.resuming import checkpoint_to_resume
 from datamap.training.running import build_trainer, train_model, training_arguments, training_stages
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_writable(args.output_dir)
-    if args.enable_cartography:
-        check_writable(args.cartography_output_dir)
+    with sole_writer(args.output_dir, *[args.cartography_output_dir] * args.enable_cartography):
+        train_and_evaluate(args)
+
+
+def train_and_evaluate(args: argparse.Namespace) -> None:
     data = load_data(args)
-    checkpoint = checkpoint_to_resume(args, data.train) if data.train is not None else None
+    checkpoint = None
+    if data.train is not None:
+        args.rows_digest = data.rows_digest()  # tells a resumed run that nothing has changed
+        checkpoint = checkpoint_to_resume(args, data.train)
 
     from transformers import set_seed
 

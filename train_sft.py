@@ -13,7 +13,9 @@ dynamics of every chain.
 
 from __future__ import annotations
 
+import argparse
 import logging
+import string
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from datamap.cartography.maps import CARTOGRAPHY_FILES
-from datamap.core.artifacts import check_not_read, check_writable, digest, stage
+from datamap.core.artifacts import check_not_read, digest, sole_writer, stage
 from datamap.core.errors import command_line, is_main_process
 from datamap.core.files import read_json
 from datamap.thoughts.prompts import PAIR, PROMPT_FILE, load_prompt
@@ -51,11 +53,13 @@ logger = logging.getLogger(__name__)
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     template = load_prompt(args.prompt_file, PAIR)
-    check_writable(args.output_dir)
     sources = [args.thoughts, *([args.reflections] if args.reflections else []), args.prompt_file]
     check_not_read(args.output_dir, *sources, *([args.model] if Path(args.model).is_dir() else []))
-    if args.enable_cartography:
-        check_writable(args.cartography_output_dir)
+    with sole_writer(args.output_dir, *[args.cartography_output_dir] * args.enable_cartography):
+        fine_tune(args, template)
+
+
+def fine_tune(args: argparse.Namespace, template: string.Template) -> None:
     rows = load_rows(args)
     split = as_split(rows, str(Path(args.output_dir) / DATA_FILE))
 

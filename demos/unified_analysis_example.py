@@ -1,8 +1,8 @@
 """Where do annotation errors gather? Pictures and a list of problem examples from the unified table.
 
 Reads unified_analysis.csv (analyze_dataset.py --export_unified). Writes error_rates, rule_distribution and
-flagged_examples as pictures, the first two with their data as CSV, and problem_examples.csv. The error rules are for
-question answering; of another task's table it makes problem_examples.csv only: hard examples, least confident first.
+flagged_examples as pictures with their data as CSV, and problem_examples.csv. The error rules are for question
+answering; of another task's table it makes problem_examples.csv only: hard examples, least confident first.
 
     python demos/unified_analysis_example.py --unified_dir ./unified_export --output_dir ./unified_example
 """
@@ -28,7 +28,7 @@ from datamap.core.tables import console_table
 if TYPE_CHECKING:
     import pandas as pd
 
-OWNS = ("error_rates.*", "rule_distribution.*", "flagged_examples.png", "problem_examples.csv")
+OWNS = ("error_rates.*", "rule_distribution.*", "flagged_examples.*", "problem_examples.csv")
 NEEDED = ("id", "category", "cluster", "confidence", "variability")
 SHOWN = ("id", "question", "answer", *NEEDED[1:], "dataset_error_score")  # of a problem example, where rules apply
 MAX_CLUSTERS_DRAWN = 40
@@ -156,11 +156,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             name = dataset_label(recorded["dataset"], recorded["split"]) if recorded else args.unified_dir
             write_csv(path / "error_rates.csv", rates)
             write_csv(path / "rule_distribution.csv", fired)
+            points = df[df["confidence"].notna()]
+            write_csv(path / "flagged_examples.csv", points[[*NEEDED, "dataset_error_score", "is_dataset_error"]])
             plot_error_rates(path / "error_rates.png", rates,
                              f"{name}, n = {rates['n'].sum():,} with category and cluster; blank: none")
             plot_rules(path / "rule_distribution.png", fired, f"{name}, n = {len(df):,}")
-            plot_flagged(path / "flagged_examples.png", df,
-                         f"{name}, n = {df['confidence'].notna().sum():,} with metrics")
+            plot_flagged(path / "flagged_examples.png", points, f"{name}, n = {len(points):,} with metrics")
     if rules:
         print(console_table(fired, {"applied": ",d", "flagged": ",d", "rate": ".1%"}))
         print(f"{len(problems):,} hard or ambiguous examples break at least 3 rules")

@@ -4,6 +4,9 @@ import json
 import os
 import signal
 import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 # A shell lets what it runs in the background ignore Ctrl-C, and so would the programs that tests start and interrupt.
@@ -138,6 +141,50 @@ def slurm(tmp_path_factory):
             yield
     finally:
         subprocess.run([cluster, "stop", folder], check=True)
+
+
+@contextmanager
+def held_elsewhere(file: Path) -> Iterator[subprocess.Popen]:
+    """Another process holds a lock file, until the block ends or it is killed."""
+    code = ("import sys; from datamap.core.locks import lock\n"
+            "with lock(sys.argv[1]): print('held', flush=True); sys.stdin.read()")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    with subprocess.Popen([sys.executable, "-c", code, str(file)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                          text=True, env=environment) as process:
+        assert process.stdout is not None and process.stdout.readline() == "held\n"
+        yield process
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """Every picture that ``save_figure`` writes: file name -> the figure, to be read back (read_pictures.py).
+
+    They are written small, and a warning while they are drawn is an error.
+    """
+    import warnings
+
+    from matplotlib.figure import Figure
+
+    from datamap.core import plots
+
+    names, found, begin, save = [], {}, plots.atomic, Figure.savefig
+
+    def atomic(path):
+        names.append(Path(path).name)
+        return begin(path)
+
+    def savefig(figure, *args, **kwargs):
+        save(figure, *args, **kwargs)
+        found[names[-1]] = figure
+
+    monkeypatch.setattr(plots, "DOTS_PER_INCH", 40)
+    monkeypatch.setattr(plots, "atomic", atomic)
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for category in (DeprecationWarning, PendingDeprecationWarning, FutureWarning):
+            warnings.simplefilter("ignore", category)
+        yield found
 
 
 @pytest.fixture

@@ -131,6 +131,7 @@ def plot_distributions(path: Path, table: pd.DataFrame, cuts: tuple[float, float
     """table: of ``distributions``; the categories are stacked."""
     import seaborn
     from matplotlib.patches import Patch
+    from matplotlib.ticker import MaxNLocator
 
     metrics = table["metric"].unique()
     columns = 5 if len(metrics) > 8 else min(len(metrics), 4)
@@ -152,6 +153,7 @@ def plot_distributions(path: Path, table: pd.DataFrame, cuts: tuple[float, float
         cut = {"confidence": cuts[0], "variability": cuts[1]}.get(metric)
         if cut is not None:
             axis.axvline(cut, color="black", linewidth=1, linestyle="--")
+        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
         axis.set_xlabel(METRIC_LABELS[metric], fontsize=8)
         axis.set_ylabel("")
         axis.tick_params(labelsize=7)
@@ -173,7 +175,7 @@ def plot_correlations(path: Path, table: pd.DataFrame, metrics: list[str], capti
     names = [metric.replace("_", " ") for metric in metrics]
     size = 2.4 + 0.55 * len(metrics)
     figure, axis = new_figure(size + 0.8, size)
-    seaborn.heatmap(matrix, vmin=-1, vmax=1, cmap="RdBu_r", annot=True, fmt=".2f", annot_kws={"fontsize": 8},
+    seaborn.heatmap(matrix, vmin=-1, vmax=1, cmap="RdBu_r", annot=True, fmt="z.2f", annot_kws={"fontsize": 8},
                     square=True, xticklabels=names[:-1], yticklabels=names[1:], ax=axis,
                     cbar_kws={"label": "Spearman rank correlation", "shrink": 0.7})
     for row, column in zip(*np.nonzero(np.tril(matrix.isna())), strict=True):

@@ -329,6 +329,12 @@ class CartographyCallback(TrainerCallback):
             return
         self._history.append(_average_rows(*merged, self._columns, self.row_to_example, len(self.ids)))
         if state.is_world_process_zero:
+            rows = self.row_to_example >= 0
+            unseen = len(np.unique(self.row_to_example[rows & ~merged[1]]))
+            if unseen:
+                logger.warning(f"epoch {len(self._history)} of the training dynamics is not whole: {unseen:,} of "
+                               f"{len(np.unique(self.row_to_example[rows])):,} examples were not trained on in it, or "
+                               "not in all of their windows (--max_steps, part of an epoch, --dataloader_drop_last)")
             self._write_epoch(len(self._history))
 
     def _write_epoch(self, epoch: int) -> None:

@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from importlib import metadata
@@ -23,6 +23,7 @@ import numpy as np
 
 from datamap.core.errors import UserError, first_line, is_main_process, name_a_few
 from datamap.core.files import atomic, plain, read_json, write_json
+from datamap.core.locks import LOCK, check_unlocked, lock
 from datamap.core.places import CHECKOUT
 from datamap.core.splits import RowFormat, Split, load_split
 
@@ -37,13 +38,36 @@ logger = logging.getLogger(__name__)
 
 
 def check_writable(directory: str | Path) -> None:
-    """Raise UserError unless files can be made in ``directory``, which need not exist yet; creates nothing."""
+    """Raise UserError unless files can be made in ``directory``, which need not exist yet, and no other process is
+    writing there; creates nothing."""
     path = Path(directory).absolute()
     if path.exists() and not path.is_dir():
         raise UserError(f"output directory {directory} is a file; name a directory")
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"output directory {directory} is not writable ({existing} refuses); name another")
+    check_unlocked(path / LOCK)
+
+
+@contextmanager
+def sole_writer(*directories: str | Path) -> Iterator[None]:
+    """No other process runs a stage into these directories meanwhile; UserError where one does.
+
+    A stage is that by itself. Whoever looks at what is there before its first stage begins, or runs several, holds the
+    directories from the beginning. In a distributed run the main process does.
+    """
+    with ExitStack() as held:
+        for directory in directories if is_main_process() else ():
+            check_writable(directory)
+            try:
+                held.enter_context(lock(Path(directory) / LOCK))
+            except OSError as error:
+                raise _not_writable(directory, error) from error
+        yield
+
+
+def _not_writable(directory: str | Path, error: OSError) -> UserError:
+    return UserError(f"output directory {directory} is not writable ({error.strerror}); name another")
 
 
 @contextmanager
@@ -60,27 +84,27 @@ def stage(
     that ``check_same_dataset`` can tell which have changed since.
     ``run_meta.json`` is marked ``running`` inside the block, then ``finished`` or ``failed``; earlier runs move to
     its list ``history``. Check the user's input before entering: entering removes. In a distributed run only the
-    main process touches files.
+    main process touches files. No other process can run a stage there meanwhile (``sole_writer``).
     """
     path = Path(output_dir)
     if not is_main_process():
         yield path
         return
-    check_writable(path)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        meta = {**_start_meta(path, args, inputs or {}, datasets), "owns": list(owns)}
-        write_json(path / META, meta)
-    except OSError as error:
-        raise UserError(f"output directory {output_dir} is not writable ({error.strerror}); name another") from error
-    if not resume:
-        _remove(path, [*owns, ".*.tmp-*"])
-    try:
-        yield path
-    except BaseException as error:
-        _end_meta(path, meta, "failed", owns, error=f"{type(error).__name__}: {error}"[:500])
-        raise
-    _end_meta(path, meta, "finished", owns)
+    with sole_writer(path):
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            meta = {**_start_meta(path, args, inputs or {}, datasets), "owns": list(owns)}
+            write_json(path / META, meta)
+        except OSError as error:
+            raise _not_writable(output_dir, error) from error
+        if not resume:
+            _remove(path, [*owns, ".*.tmp-*"])
+        try:
+            yield path
+        except BaseException as error:
+            _end_meta(path, meta, "failed", owns, error=f"{type(error).__name__}: {error}"[:500])
+            raise
+        _end_meta(path, meta, "finished", owns)
 
 
 def mark_failed(directory: str | Path, error: str) -> None:

@@ -9,6 +9,7 @@ import json
 import logging
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
+EMPTY_TEXT = re.compile(rb'(^|[,\n])""(?=[,\r\n]|$)')  # in a CSV, or in one of its texts
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +216,8 @@ def csv_records(path: str | Path) -> Iterator[list[str]]:
 def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str] = ()) -> pd.DataFrame:
     """A CSV with its ids, and the columns ``text``, as strings ("001" stays "001"); only an empty cell is missing.
 
-    ``columns`` must be there.
+    ``columns`` must be there. In columns of text a cell ``""`` is the empty text, which ``write_csv`` tells from a
+    missing one; a reader other than this one may take both for missing.
     """
     import pandas as pd
 
@@ -232,4 +235,28 @@ def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str
             raise UserError(f"{path}, line {row + 2}: no id")
         if twice := repeated(frame["id"]):
             raise UserError(f"{path}: {len(twice):,} ids occur more than once ({name_a_few(twice)})")
+    return _with_empty_texts(path, frame, text)
+
+
+def _with_empty_texts(path: str | Path, frame: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
+    """``frame`` with "" for the cells of its columns of text that are quoted in the CSV: pandas does not tell them."""
+    import pyarrow as pa
+    import pyarrow.csv
+
+    missing = frame.columns[frame.isna().any()]
+    gaps = [column for column in missing
+            if column in text or isinstance(next(iter(frame[column].dropna()), None), str)]
+    raw = read_bytes(path).removeprefix(b"\xef\xbb\xbf") if gaps else b""
+    if not EMPTY_TEXT.search(raw):
+        return frame
+    cells = pyarrow.csv.read_csv(
+        io.BytesIO(raw), read_options=pyarrow.csv.ReadOptions(block_size=len(raw)),
+        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        convert_options=pyarrow.csv.ConvertOptions(
+            include_columns=gaps, column_types=dict.fromkeys(gaps, pa.string()), null_values=[""],
+            strings_can_be_null=True, quoted_strings_can_be_null=False,
+        ),
+    )
+    for column in gaps:
+        frame[column] = frame[column].mask([cell == "" for cell in cells[column].to_pylist()], "")
     return frame

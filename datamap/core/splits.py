@@ -7,6 +7,7 @@ import functools
 import hashlib
 import io
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
 NO_SPLITS = ("run_meta.json", "filter_report.json")  # what dataset_filters.py writes beside its split
 
 
+logger = logging.getLogger(__name__)
+
+
 class RowFormat(Protocol):
     """What loading needs to know of a task (``tasks.base.Task``): its columns and how to bring raw rows into them."""
 
@@ -34,9 +38,13 @@ class RowFormat(Protocol):
 
     def settings(self) -> dict[str, Any]: ...
 
+    def sought(self, columns: Sequence[str]) -> Sequence[str]: ...
+
     def for_columns(self, columns: Sequence[str], source: str) -> Any: ...
 
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset: ...
+
+    def mend(self, data: datasets.Dataset, source: str) -> tuple[datasets.Dataset, list[dict[str, Any]]]: ...
 
 
 @dataclass
@@ -47,6 +55,7 @@ class Split:
     on the file format. ``rows`` is the size of the whole split. ``task``: what it was loaded for, its columns named.
     ``max_samples``: how many of the first rows it was capped at, None where it was not. ``whole``: what the
     fingerprint is of. ``allow_changed``: what artifacts say of examples that have changed since is taken all the same.
+    ``mended``: what was put right in it (``Task.mend``), a record per change; the fingerprint is from before.
     """
 
     data: datasets.Dataset
@@ -58,6 +67,7 @@ class Split:
     max_samples: int | None = None
     whole: datasets.Dataset | None = None
     allow_changed: bool = False
+    mended: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
@@ -89,7 +99,10 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
     whole = _load_whole(name, split, task, _stamp(Path(name)))  # type: ignore[arg-type]
     if max_samples is None or max_samples >= whole.rows:
         return dataclasses.replace(whole)
-    return dataclasses.replace(whole, data=whole.data.select(range(max_samples)), max_samples=max_samples)
+    data = whole.data.select(range(max_samples))
+    there = set(data["id"][:]) if whole.mended else ()
+    mended = [each for each in whole.mended if each["id"] in there]
+    return dataclasses.replace(whole, data=data, max_samples=max_samples, mended=mended)
 
 
 @functools.lru_cache(maxsize=4)
@@ -98,12 +111,15 @@ def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
     data = _read(name, split)
     if len(data) == 0:
         raise UserError(f"{name}: split {split!r} holds no examples")
+    data = _respelled(data, ("id", *task.sought(data.column_names)), name)
     task = task.for_columns(data.column_names, name)
     data = task.normalize(_string_ids(data, name), f"{name} [{split}]")
     if "id" not in data.column_names:
         data = data.add_column("id", generate_hash_ids(data, task.content_columns))
     data = data.select_columns(["id", *(column for column in data.column_names if column != "id")])
-    return Split(data, name, split, content_fingerprint(data, task.content_columns), len(data), task, whole=data)
+    fingerprint = content_fingerprint(data, task.content_columns)
+    mended, changes = task.mend(data, f"{name} [{split}]")
+    return Split(mended, name, split, fingerprint, len(data), task, whole=data, mended=changes)
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
@@ -127,6 +143,19 @@ def default_eval_split(name: str) -> str:
     elif path.suffix not in FILE_SUFFIXES:
         known = _hub_splits(name)
     return next((split for split in EVAL_SPLITS if split in known), EVAL_SPLITS[0])
+
+
+def _respelled(data: datasets.Dataset, sought: Sequence[str], name: str) -> datasets.Dataset:
+    """``data`` with each column that is sought under that name, where one other differs in case or blanks around."""
+    there, renamed = data.column_names, {}
+    for wanted in sought:
+        alike = [column for column in there if column.strip().casefold() == wanted.casefold()]
+        if wanted not in there and len(alike) == 1:
+            renamed[alike[0]] = wanted
+    if not renamed:
+        return data
+    logger.info(f"{name}: {', '.join(f'column {old!r} is taken as {new!r}' for old, new in renamed.items())}")
+    return data.rename_columns(renamed)
 
 
 def _string_ids(data: datasets.Dataset, name: str) -> datasets.Dataset:

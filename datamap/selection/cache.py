@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from datamap.core.artifacts import digest
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json
+from datamap.core.locks import LOCK, is_locked, lock
 
 Compute = Callable[[np.ndarray], np.ndarray]
 
-VALUES, META, LOCK = "values.npy", "meta.json", ".lock"
+VALUES, META = "values.npy", "meta.json"
 SHARD_ROWS = 2048
 
 logger = logging.getLogger(__name__)
@@ -44,13 +44,9 @@ def cached(
     place = directory / f"{name}-{digest(key)}"
     if not _is_finished(_found(place, identity)[0]):
         place.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(place / LOCK)
-        try:
-            held = lock.acquire(timeout=0)
-        except Timeout:
+        if is_locked(place / LOCK):
             logger.info(f"another process computes {name}: waiting for {place}")
-            held = lock.acquire()
-        with held:
+        with lock(place / LOCK, wait=True):
             meta, damage = _found(place, identity)
             if damage:
                 logger.warning(f"{place} is damaged ({damage}): computed again")

@@ -96,7 +96,8 @@ class Candidates:
         return dataclasses.replace(self.split, data=self.split.data.select(rows))
 
     def strata(self, column: str) -> np.ndarray:
-        """(n,) values of a column as text; ``label`` is the class label where there is one."""
+        """(n,) values of a column as text, "" where one is missing; ``label`` is the class label where there is one.
+        """
         data = self.split.data
         name = getattr(self.split.task, "label_column", "") or column if column == "label" else column
         if name not in data.column_names:
@@ -105,7 +106,7 @@ class Candidates:
         values = data[name][:]
         if any(isinstance(value, list | dict) for value in values):
             raise UserError(f"--stratify {column}: expected a value per example, found {values[0]!r:.60}")
-        return np.array([str(value) for value in values])
+        return np.array(["" if value is None else f"={value}" for value in values])  # "None" is a text like another
 
     def label_counts(self, ids: Sequence[str]) -> dict[str, int] | None:
         """How many of the chosen have each label, the commonest first; None where there are no labels."""

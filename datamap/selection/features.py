@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from filelock import FileLock
 
 from datamap.analysis.clusters import load_embeddings
 from datamap.cartography.dynamics import read_dynamics
@@ -31,6 +30,7 @@ from datamap.core.artifacts import check_same_dataset, content_key, digest
 from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import write_csv
+from datamap.core.locks import lock
 from datamap.selection.cache import Compute
 from datamap.selection.candidates import Candidates
 from datamap.selection.diversity import check_finite
@@ -325,8 +325,7 @@ def _judge_flags(candidates: Candidates) -> np.ndarray:
         raise UserError("--selector llm_judge needs --judge_model, the name of a chat model as the server of "
                         "--base_url calls it")
     home = candidates.cache / f"judge-{digest([split.fingerprint, split.task.settings(), args.base_url])}"
-    home.mkdir(parents=True, exist_ok=True)
-    with FileLock(home / ".waiting"):  # another seed of a suite asks the same
+    with lock(home / ".waiting", wait=True):  # another seed of a suite asks the same
         return flags(judge(
             split.ids, *texts_and_labels(split), directory=home, model=args.judge_model, base_url=args.base_url,
             prompt_file=args.judge_prompt or DEFAULT_PROMPT, workers=args.workers,

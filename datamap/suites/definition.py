@@ -54,10 +54,10 @@ MAX_NAME = 100  # letters
 # Flags of run.py that the suite decides, run by run; of select_subset.py, that it or the run that trains decides.
 DECIDED = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "overwrite_output_dir", "config", "help_all")
 DECIDED_OF_SELECTION = ("output_dir", "seed", "config", "list", "dataset", "split", "max_samples", "task",
-                        "text_columns", "label_column")
+                        "text_columns", "label_column", "spans")
 # Flag of select_subset.py -> that of run.py whose value it takes, unless the suite gives one.
 FROM_THE_RUN = {"model": "model", "dataset": "dataset", "split": "train_split", "max_samples": "max_train_samples",
-                "task": "task", "text_columns": "text_columns", "label_column": "label_column",
+                "task": "task", "text_columns": "text_columns", "label_column": "label_column", "spans": "spans",
                 "max_length": "max_length", "doc_stride": "doc_stride", "no_cuda": "no_cuda"}
 SELECTED = "selected.csv"
 # Of select_subset.py: where and how fast.
@@ -266,6 +266,8 @@ def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> st
         arguments = parse_quietly(selection_arguments.parse_args, each.select, f"{where}, select")
     settings = {name: value for name, value in vars(arguments).items()
                 if name not in ("settings", "sources", "read", *SELECTION_PLACES)}
+    if arguments.spans != "strict":
+        del settings["spans"]
     try:
         sources = {flag: made.get(path) or content_key(path) for flag, path in arguments.sources.items()
                    if flag != "model_path" or Path(path).exists()}
@@ -291,6 +293,8 @@ def settings_hash(
 ) -> str:
     """16 hex digits over the arguments (without the seed and without places), what is read, and the data."""
     settings = {name: value for name, value in vars(arguments).items() if name not in PLACES}
+    if arguments.spans != "strict":  # its default may be given or not
+        del settings["spans"]
     if arguments.filter_config:
         settings["filters"] = list(_without_paths(arguments.filters).items())  # their order counts
     read = {label: made.get(str(path)) or content_key(path) for label, path in inputs.items() if path is not None}

@@ -21,14 +21,14 @@ from datamap.training.prerequisites import Prerequisite, is_made
 LEFT_OUT = (
     "filter_random", "filter_cartography", "ambiguous_top_fraction", "filter_categories", "filter_clusters",
     "exclude_clusters", "min_cluster_probability", "cluster_assignments_path", "filter_config", "filter_validation",
-    "train_ids", "max_drop_percentage", "missing", "allow_changed", "use_label_smoothing", "smoothing_factor", "use_soft_weighting",
-    "weight_clip_min", "weight_clip_max",
+    "train_ids", "max_drop_percentage", "missing", "allow_changed", "use_label_smoothing", "smoothing_factor",
+    "use_soft_weighting", "weight_clip_min", "weight_clip_max",
     # Nor does it evaluate: suites that differ in how they do share a map.
     "do_eval", "eval_split", "eval_strategy", "eval_steps", "eval_ablations", "max_eval_samples", "slice_by",
     "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "max_answer_length",
 )
 # What a map depends on, beside the data and the number of rows.
-MADE_WITH = ("model", "ablations", "confidence_type", "hidden_size", "num_layers", "dropout", "vocab_size")
+MADE_WITH = ("model", "spans", "ablations", "confidence_type", "hidden_size", "num_layers", "dropout", "vocab_size")
 
 logger = logging.getLogger(__name__)
 

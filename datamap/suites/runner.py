@@ -27,11 +27,10 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
 from datamap.core.artifacts import META, mark_failed
 from datamap.core.errors import setup_logging
 from datamap.core.files import write_json
+from datamap.core.locks import LOCK, Locked, lock
 from datamap.core.places import script_file
 from datamap.suites.runs import (
     CONFIG,
@@ -39,7 +38,6 @@ from datamap.suites.runs import (
     FAILED,
     FINISHED,
     INTERRUPTED,
-    LOCK,
     LOG,
     RUNNING,
     Run,
@@ -52,9 +50,8 @@ from datamap.suites.runs import (
     state_unlocked,
 )
 from datamap.training.arguments import TRAINING_FILES
-from datamap.training.checkpoints import whole_checkpoints
+from datamap.training.checkpoints import has_whole_checkpoint
 
-LOCK_SECONDS = 2.0  # longer than state_of holds a lock to see whether it is free
 POLL_SECONDS = 1.0  # between two looks at a run that another process carries out
 STOP_SECONDS = 10.0  # that a worker has to go after it was terminated
 
@@ -76,11 +73,10 @@ def execute(run: Run, retry: bool, keep_model: bool) -> Outcome:
     A finished run is left as it is, and so is a failed one unless ``retry``, which begins it anew; a run that another
     process is at comes back as running. Failures are marked in its run_meta.json and written to log.txt, not raised.
     """
-    lock = FileLock(run.directory / LOCK, timeout=LOCK_SECONDS)
+    held = ExitStack()
     try:
-        run.directory.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except Timeout:
+        held.enter_context(lock(run.directory / LOCK))
+    except Locked:
         return Outcome(RUNNING)
     except OSError as error:
         return Outcome(FAILED, error=f"{run.directory} is not writable ({error.strerror})")
@@ -103,7 +99,7 @@ def execute(run: Run, retry: bool, keep_model: bool) -> Outcome:
         reason = f"{type(error).__name__}: {error}"
         return Outcome(FAILED, time.monotonic() - began, _mark_failed(run, reason))
     finally:
-        lock.release()
+        held.close()
         _free_memory()
 
 
@@ -130,15 +126,14 @@ def _train_and_evaluate(run: Run, state: str) -> None:
     write_json(run.directory / CONFIG, run.config)
     if run.selection:
         _choose(run)
-    goes_on = state == INTERRUPTED and ours and whole_checkpoints(run.directory, run.records)
+    goes_on = state == INTERRUPTED and ours and has_whole_checkpoint(run.directory, run.records)
     carry_out("run.py", [*run.argv, "--resume_from_checkpoint" if goes_on else "--overwrite"], run.directory / LOG)
 
 
 def _choose(run: Run) -> None:
     """Choose what the run trains on, unless another run has; one that is at it is waited for."""
     directory = Path(run.selection[-1].partition("=")[2])
-    directory.mkdir(parents=True, exist_ok=True)
-    with FileLock(directory / LOCK):
+    with lock(directory / LOCK, wait=True):
         meta = meta_of(directory)
         if meta is None or meta["status"] != "finished":
             carry_out("select_subset.py", run.selection, run.directory / LOG)

@@ -7,7 +7,6 @@ ended, and a lock on ``.lock`` that some process is at it. The lock goes with th
 from __future__ import annotations
 
 import logging
-import os
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,16 +14,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from datamap.core.artifacts import META, digest, load_meta
 from datamap.core.errors import UserError
 from datamap.core.files import read_json
+from datamap.core.locks import LOCK, is_locked
 
 PENDING, RUNNING, FINISHED, FAILED, INTERRUPTED = "pending", "running", "finished", "failed", "interrupted"
 DAMAGED = "damaged"  # status of a run_meta.json that cannot be read
 PLAN = "suite.json"  # in the directory of a suite: what there is to run and to compare
-CONFIG, LOG, LOCK = "config.json", "log.txt", ".lock"
+CONFIG, LOG = "config.json", "log.txt"
 STOPPED = ("KeyboardInterrupt", "SystemExit: -1")  # Ctrl-C; Slurm's time limit, by way of submitit
 PLACE_FLAGS = ("--output_dir", "--cartography_output_dir", "--cluster_assignments_path")
 ATTEMPT_FLAGS = ("--overwrite", "--resume_from_checkpoint")
@@ -78,13 +76,7 @@ def planned_runs(directory: Path, plan: Mapping[str, Any]) -> Iterator[tuple[str
 def state_of(directory: Path) -> str:
     """The state of a run, from its directory alone."""
     state = state_unlocked(directory)
-    if state != FINISHED and (directory / LOCK).exists() and os.access(directory / LOCK, os.W_OK):
-        try:
-            with FileLock(directory / LOCK, timeout=0):
-                pass
-        except Timeout:
-            return RUNNING
-    return state
+    return RUNNING if state != FINISHED and is_locked(directory / LOCK) else state
 
 
 def state_unlocked(directory: Path) -> str:

@@ -34,6 +34,7 @@ class Task:
     flags: ClassVar[tuple[str, ...]] = ()  # of run.py: those that no other kind of task understands
     targets: ClassVar[tuple[str, ...]] = ("labels",)  # feature columns with one number a row
     unusable: ClassVar[str] = ""  # why ``is_usable`` leaves an example out
+    unlearnable: ClassVar[str] = ""  # why ``is_learnable`` does
     has_error_rules: ClassVar[bool] = False
     pooling: ClassVar[tuple[str, ...]] = ("cls", "mean")  # ways to one vector per example, the default first
 
@@ -58,6 +59,10 @@ class Task:
         """What ``get_task`` needs to make this very task again; recorded with every artifact."""
         return {"name": self.name}
 
+    def sought(self, columns: Sequence[str]) -> Sequence[str]:
+        """Names that a column may have in another case too, where none of ``columns`` has them as they are."""
+        return self.content_columns
+
     def for_columns(self, columns: Sequence[str], source: str) -> Task:
         """This task with its columns named, where they were to be guessed from those that there are."""
         return self
@@ -69,12 +74,21 @@ class Task:
             raise UserError(f"{source} has no column {name_a_few(absent)}; there is {', '.join(data.column_names)}")
         return data
 
+    def mend(self, data: datasets.Dataset, source: str) -> tuple[datasets.Dataset, list[dict[str, Any]]]:
+        """Normalized ``data`` with what its file has a little wrong put right, and what was changed: one record with
+        ``id`` per change. Ids and fingerprints are those of the data as they were."""
+        return data, []
+
     def is_usable(self, data: datasets.Dataset) -> np.ndarray:
         """Which examples can be trained on, (N,) bool."""
         return np.ones(len(data), dtype=bool)
 
     def check_training_data(self, data: datasets.Dataset, source: str) -> None:
         """Raise UserError where nothing could be learnt from ``data``."""
+
+    def composition(self, data: datasets.Dataset) -> str:
+        """What the examples are, in a few words for the start of a training; "" where there is nothing to say."""
+        return ""
 
     def readable(self, data: datasets.Dataset) -> dict[str, list]:
         """The examples as a person reads them: column -> one text (or label) per example."""
@@ -153,6 +167,10 @@ class Task:
                 {**schema, **dict.fromkeys(numbers, datasets.Value("int64")), "counts": datasets.Value("bool")}
             ),
         )
+
+    def is_learnable(self, features: datasets.Dataset) -> np.ndarray:
+        """Whether a row's labels say what the example says, (rows,) bool; the example of another is not trained on."""
+        return np.ones(len(features), dtype=bool)
 
     def row_predictions(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """What evaluation keeps of a batch, (B, K): its size must not depend on the sequence length.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import re
+import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,6 +24,8 @@ if TYPE_CHECKING:
     from transformers import EvalPrediction, PreTrainedConfig
 
 MAX_CLASSES = 1000
+WHOLE_NUMBER = re.compile(r"[+-]?\d+")
+MEASUREMENT = re.compile(r"[+-]?(\d+([.,]\d*)?|[.,]\d+)(e[+-]?\d+)?\s?%?", re.IGNORECASE)  # a number, whole or not
 NO_GOLD_LABEL = (None, -1, "-1", "-", "")  # SNLI writes -1, in its own files "-"
 
 logger = logging.getLogger(__name__)
@@ -75,6 +80,15 @@ class SequenceClassification(Task):
         return {"name": self.name, "text_columns": list(self.text_columns), "label_column": self.label_column}
 
     # --- columns and rows ---
+
+    def sought(self, columns: Sequence[str]) -> Sequence[str]:
+        names = [*self.text_columns, *([self.label_column] if self.label_column else [])]
+        if self.remembered or not self.text_columns:
+            usual = any(set(guess) <= set(columns) - {self.label_column, "id"} for guess in self.text_guesses)
+            names += [] if usual else [name for guess in self.text_guesses for name in guess]
+        if self.remembered or not self.label_column:
+            names += [] if set(self.label_guesses) & set(columns) else self.label_guesses
+        return list(dict.fromkeys(names))
 
     def for_columns(self, columns: Sequence[str], source: str) -> SequenceClassification:
         known = self
@@ -154,6 +168,15 @@ class SequenceClassification(Task):
             raise UserError(f"{source}: every example to train on has the label {name!r}; at least two classes are "
                             "needed (-1 means no gold label)")
 
+    def composition(self, data: datasets.Dataset) -> str:
+        """``3 classes: positive 1,203, negative 1,190, neutral 40``, the commonest first, at most 20 of them."""
+        names = data.features[self.label_column].names
+        counts = np.bincount(data[self.label_column][:], minlength=len(names))
+        order = np.argsort(-counts, kind="stable")
+        shown = ", ".join(f"{names[place]} {counts[place]:,}" for place in order[:MAX_CLASSES_REPORTED])
+        more = len(names) - MAX_CLASSES_REPORTED
+        return f"{len(names):,} classes: {shown}{f' and {more:,} more' if more > 0 else ''}"
+
     def readable(self, data: datasets.Dataset) -> dict[str, list]:
         """The text columns, and the labels as they stood in the data."""
         values = label_values(data.features[self.label_column].names)
@@ -218,11 +241,12 @@ class SequenceClassification(Task):
 
 
 def gold_labels(data: datasets.Dataset, column: str) -> list[Any]:
-    """Each row's label, the name or the whole number of a class; None without gold label."""
+    """Each row's label, the name (without blanks around it) or the whole number of a class; None without gold label.
+    """
     raw, names = data[column][:], getattr(data.features[column], "names", None)
     if names is not None:
         return [None if value is None or value < 0 else names[value] for value in raw]
-    values = [_whole(value) for value in raw]
+    values = [_whole(value.strip() if isinstance(value, str) else value) for value in raw]
     return [None if value in NO_GOLD_LABEL or value != value else value for value in values]
 
 
@@ -230,11 +254,23 @@ def _class_numbers(data: datasets.Dataset, column: str, source: str) -> tuple[np
     """Each row's class number, (N,), -1 without gold label, and the names of the classes in order."""
     names = getattr(data.features[column], "names", None)
     if names is not None:
-        return np.array([-1 if value is None else value for value in data[column][:]], dtype=np.int64), list(names)
+        numbers = np.array([-1 if value is None else value for value in data[column][:]], dtype=np.int64)
+        _warn_of_near_duplicates([names[number] for number in numbers if number >= 0], column, source)
+        return numbers, list(names)
     values = gold_labels(data, column)
     labelled = [value for value in values if value is not None]
     if not labelled:
         raise UserError(f"{source}: no row has a label in column {column}")
+    padded = [value for value in data[column][:] if isinstance(value, str) and value != value.strip() != ""]
+    if padded:
+        logger.warning(f"{source}: {len(padded):,} labels of column {column} have blanks around them "
+                       f"({name_a_few(dict.fromkeys(padded))}), which are not taken as part of the name")
+    texts = [str(value) for value in labelled]
+    measured = [text for text in texts if not WHOLE_NUMBER.fullmatch(text)]
+    if measured and all(MEASUREMENT.fullmatch(text) for text in texts):
+        raise UserError(f"{source}: column {column} holds numbers such as {measured[0]} ({len(set(texts)):,} "
+                        f"different values in {len(texts):,} rows); labels are whole numbers or names: --label_column "
+                        "names another column, or give the classes names")
     wrong = next((value for value in labelled if not isinstance(value, str | int)), None)
     if wrong is not None:
         raise UserError(f"{source}: column {column} holds {wrong!r:.40}; labels are whole numbers or names")
@@ -248,8 +284,23 @@ def _class_numbers(data: datasets.Dataset, column: str, source: str) -> tuple[np
     if len(classes) > MAX_CLASSES or (len(classes) == len(labelled) > 10):
         raise UserError(f"{source}: column {column} has {len(classes):,} different values in {len(labelled):,} rows; "
                         "is it the label? --label_column names another")
+    _warn_of_near_duplicates(texts, column, source)
     place = {value: number for number, value in enumerate(classes)}
     return np.array([-1 if value is None else place[value] for value in values]), [str(value) for value in classes]
+
+
+def _warn_of_near_duplicates(labels: Sequence[str], column: str, source: str) -> None:
+    """Name the classes that differ only in case, blanks, hyphens and Unicode form: they may be meant as one."""
+    alike: dict[str, list[str]] = {}
+    counts = Counter(labels)
+    for name in sorted(counts):
+        form = unicodedata.normalize("NFKC", name).casefold()
+        alike.setdefault(re.sub(r"[\s_-]", "", form) or form, []).append(name)
+    for names in alike.values():
+        if len(names) > 1:
+            shown = ", ".join(f"{name!r} ({counts[name]:,})" for name in names)
+            logger.warning(f"{source}: column {column} has classes that may be meant as one: {shown}; they are taken "
+                           f"as {len(names)}")
 
 
 def _whole(value: Any) -> Any:

@@ -64,14 +64,16 @@ class Evaluation:
 def plot_confusion(
     path: Path, counts: np.ndarray, names: Sequence[str], caption: str, answers: Sequence[str] | None = None
 ) -> None:
-    """counts: (C, A), rows the gold labels, columns the predicted ones, then what is none. Colour is the row's share.
+    """counts: (C, A), rows the gold labels, columns the predicted ones, then what is none. Colour is the row's share;
+    the row of a label without examples, which has no shares, is blank.
 
     names: of the C labels. answers: of the A columns, the same as ``names`` unless given.
     """
     import seaborn
 
     names, answers = ([text.replace("$", r"\$") for text in texts] for texts in (names, answers or names))
-    shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    sizes = counts.sum(axis=1, keepdims=True)
+    shares = 100 * counts / np.where(sizes, sizes, np.nan)
     cells = np.array([f"{n:,}\n{share:.0f} %" for n, share in zip(counts.flat, shares.flat, strict=True)])
     width, height = np.clip(1.6 + 0.6 * np.array([len(answers), len(names)]), 3.2, 12)
     figure, axis = new_figure(float(width) + 1.4, float(height) + 0.3)
@@ -88,4 +90,5 @@ def plot_confusion(
     axis.set_xlabel("predicted label")
     axis.set_ylabel("gold label")
     accuracy = np.trace(counts) / counts.sum()
-    save_figure(figure, path, "Confusion matrix", f"{caption}, n = {counts.sum():,}; accuracy {accuracy:.3f}")
+    blank = "" if sizes.all() else "; blank: no examples"
+    save_figure(figure, path, "Confusion matrix", f"{caption}, n = {counts.sum():,}; accuracy {accuracy:.3f}{blank}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -23,11 +24,17 @@ from datamap.tasks.qa_features import (
     flat,
     qa_features,
 )
+from datamap.tasks.spans import place_of, seen, stands_at
 
 if TYPE_CHECKING:
     import datasets
     import torch
     from transformers import EvalPrediction, PreTrainedTokenizerBase
+
+
+ANSWER_COLUMNS = ("answers", "answer", "answer_text")  # the first that there is
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,21 +43,27 @@ class QuestionAnswering(Task):
 
     ``answers`` is ``{"text": [...], "answer_start": [...]}``; empty lists mean unanswerable. Training uses the first
     gold answer, scoring all of them. A long context becomes several windows that overlap by ``doc_stride`` tokens.
-    max_answer_length: longest predicted answer in tokens, None for no limit.
+    max_answer_length: longest predicted answer in tokens, None for no limit. spans: an answer that does not stand at
+    its answer_start is looked for around it (``nearest``), or left as it is, not to be trained on (``strict``).
     """
 
     max_answer_length: int | None = None
+    spans: str = "nearest"
 
     name = "qa"
-    flags = ("doc_stride", "max_answer_length", "ablations", "eval_ablations", "confidence_type")
+    flags = ("doc_stride", "max_answer_length", "spans", "ablations", "eval_ablations", "confidence_type")
     content_columns = ("question", "context", "answers")
     text_columns = ("question", "context")
     perturbed_columns = ("question",)  # the answers stand in the context
     metric = "f1"
     targets = ("start_positions", "end_positions")
     unusable = "answer not at its answer_start"
+    unlearnable = "answer is not made of whole tokens"
     has_error_rules = True
     pooling = ("cls_and_answer_mean",)
+
+    def settings(self) -> dict[str, Any]:
+        return {"name": self.name, **({"spans": self.spans} if self.spans != "nearest" else {})}
 
     @property
     def model_class(self) -> Any:
@@ -58,12 +71,16 @@ class QuestionAnswering(Task):
 
         return AutoModelForQuestionAnswering
 
+    def sought(self, columns: Sequence[str]) -> Sequence[str]:
+        answers = () if set(ANSWER_COLUMNS) & set(columns) else ANSWER_COLUMNS
+        return "question", "context", *answers, "answer_start"
+
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
         import datasets
 
         columns = set(data.column_names)
         missing = {"question", "context"} - columns
-        answer_column = next((name for name in ("answers", "answer", "answer_text") if name in columns), None)
+        answer_column = next((name for name in ANSWER_COLUMNS if name in columns), None)
         if missing or answer_column is None:
             wanted = sorted(missing) + ([] if answer_column else ["answers"])
             raise UserError(
@@ -91,11 +108,34 @@ class QuestionAnswering(Task):
             [*(["id"] if "id" in columns else []), "question", "context", "answers", *rest]
         )
 
+    def mend(self, data: datasets.Dataset, source: str) -> tuple[datasets.Dataset, list[dict[str, Any]]]:
+        """Answers that do not stand at their answer_start where they do, as ``spans.place_of`` finds them, with the
+        text that stands there; the changes have ``id, answer_start, moved_start, answer, moved_answer``."""
+        if self.spans == "strict":
+            return data, []
+        answers, changes = data["answers"][:], []
+        for example, context, answer in zip(data["id"][:], data["context"][:], answers, strict=True):
+            for number, (text, start) in enumerate(zip(answer["text"], answer["answer_start"], strict=True)):
+                first, end = place_of(context, text, start) or (start, start + len(text))
+                if (first, end) != (start, start + len(text)):
+                    answer["text"][number], answer["answer_start"][number] = context[first:end], first
+                    changes.append({"id": example, "answer_start": start, "moved_start": first, "answer": text,
+                                    "moved_answer": context[first:end]})
+        if not changes:
+            return data, []
+        moved = list(dict.fromkeys(change["id"] for change in changes))
+        logger.warning(f"{source}: answers of {len(moved):,} of {len(data):,} examples ({name_a_few(moved)}) do not "
+                       "stand at their answer_start, or have characters at their ends that are not to be seen; they "
+                       "are taken where they stand nearest (--spans strict leaves them as they are)")
+        columns = data.column_names
+        mended = data.remove_columns("answers").add_column("answers", answers, feature=data.features["answers"])
+        return mended.select_columns(columns), changes
+
     def is_usable(self, data: datasets.Dataset) -> np.ndarray:
         """Whether the first gold answer of each example stands at its offset (true where there is no answer)."""
         return np.array(
             [
-                not answer["text"] or context.startswith(answer["text"][0], answer["answer_start"][0])
+                not answer["text"] or stands_at(context, answer["text"][0], answer["answer_start"][0])
                 for context, answer in zip(data["context"][:], data["answers"][:], strict=True)
             ],
             dtype=bool,
@@ -125,12 +165,16 @@ class QuestionAnswering(Task):
     ) -> datasets.Dataset:
         """Windows. Beside the columns of ``Task.features``: ``start_positions``, ``end_positions`` of the first gold
         answer, the [CLS] position where the window does not hold it; ``token_roles``; ``offset_start``, ``offset_end``
-        (characters of the context). ``counts``: the window holds the answer or the example is unanswerable.
+        (characters of the context). ``counts``: the window holds the answer or the example is unanswerable;
+        ``cut_answer``: the tokens that overlap the answer are another text, as where it ends within a token.
 
         ``doc_stride`` is the overlap of consecutive windows in tokens, at most ``max_length // 2``. ``q_only`` hides
         the context from attention, its tokens stay candidates; ``p_only`` asks the same question of every passage.
         """
         return qa_features(data, tokenizer, max_length, doc_stride, ablation)
+
+    def is_learnable(self, features: datasets.Dataset) -> np.ndarray:
+        return ~np.asarray(features["cut_answer"][:], dtype=bool)
 
     def row_predictions(self, outputs: Any, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """(B, 4) float64: best span score, its start and end token, and the no-answer score."""
@@ -159,7 +203,7 @@ class QAEvaluation(Evaluation):
     """Exact match and F1 in percent, as the official SQuAD scripts have them.
 
     The rules of SQuAD 2.0 apply exactly when some example of the set is unanswerable (``version_2``). After a call
-    ``predictions`` holds the answers.
+    ``predictions`` holds the answers, without blanks and what is not to be seen at their ends.
     """
 
     rate = "exact_match"
@@ -182,8 +226,8 @@ class QAEvaluation(Evaluation):
         answers = qa_metrics.choose_answers(
             self._contexts, self._example_index, score, char_start, char_end, null_score, version_2=self.version_2
         )
-        self.predictions = answers.text
-        self.scores = qa_metrics.score_predictions(answers.text, self._golds, self.version_2)
+        self.predictions = [seen(text) for text in answers.text]
+        self.scores = qa_metrics.score_predictions(self.predictions, self._golds, self.version_2)
         return qa_metrics.squad_summary(self.scores)
 
     def summary(self, among: np.ndarray) -> dict[str, float]:

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.errors import UserError
+from datamap.tasks.spans import answer_tokens, whole_offsets
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import PreTrainedTokenizerBase
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +40,11 @@ def answer_lists(answer: Any, start: Any, where: str) -> dict[str, list]:
     if isinstance(answer, str | int | float):
         answer = {"text": answer, "answer_start": start}
     if isinstance(answer, list):
-        if not all(isinstance(item, Mapping) for item in answer):
+        if not all(isinstance(item, Mapping) and "text" in item for item in answer):
             raise UserError(f"{where}: expected answers as objects with text and answer_start, found {answer!r:.60}")
         answer = {key: [item.get(key) for item in answer] for key in ("text", "answer_start")}
+    if answer and "text" not in answer:
+        raise UserError(f"{where}: answers has {', '.join(map(str, answer))}; expected text and answer_start")
     texts, starts = answer.get("text"), answer.get("answer_start")
     texts = [texts] if isinstance(texts, str | int | float) else list(texts if texts is not None else [])
     texts = [str(text) if isinstance(text, int | float) else text for text in texts]  # a file may hold 42 for "42"
@@ -60,7 +63,7 @@ def qa_features(
 
     if not tokenizer.is_fast:
         raise UserError(f"{type(tokenizer).__name__} gives no character offsets; question answering needs them")
-    tokenizer.padding_side = "right"
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
     if doc_stride > max_length // 2:
         logger.warning(f"--doc_stride {doc_stride} is more than half of --max_length; {max_length // 2} is used")
         doc_stride = max_length // 2
@@ -70,7 +73,7 @@ def qa_features(
     lists = dict.fromkeys([*tokenizer.model_input_names, "offset_start", "offset_end"], "int32")
     lists |= dict.fromkeys(["attention_mask", "token_roles"], "int8")
     numbers = dict.fromkeys(["example_index", "start_positions", "end_positions", "length"], "int64")
-    numbers |= dict.fromkeys(["counts", "question_cut"], "bool")
+    numbers |= dict.fromkeys(["counts", "cut_answer", "question_cut"], "bool")
     schema = {name: datasets.List(datasets.Value(kind)) for name, kind in lists.items()}
     windows = data.select_columns(["question", "context", "answers"]).map(
         _windows,
@@ -116,23 +119,52 @@ def _windows(
     )
     rows = defaultdict(list, {name: encoded[name] for name in tokenizer.model_input_names if name in encoded})
     rows["attention_mask"] = []
-    for window, sample in enumerate(encoded["overflow_to_sample_mapping"]):
-        tokens = encoded["input_ids"][window]
-        in_context = np.array([sequence == 1 for sequence in encoded.sequence_ids(window)])
-        offsets = np.array(encoded["offset_mapping"][window], dtype=np.int32)
-        no_answer = tokens.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in tokens else 0
-        roles = np.where(in_context, CONTEXT, OTHER).astype(np.int8)
-        roles[no_answer] = NO_ANSWER
-        start, end, counts = _answer_tokens(examples["answers"][sample], in_context, offsets, no_answer)
-        row = {
-            "attention_mask": (~in_context if ablation == "q_only" else np.ones(len(tokens))).astype(np.int8),
-            "token_roles": roles, "offset_start": offsets[:, 0], "offset_end": offsets[:, 1],
-            "example_index": indices[sample], "start_positions": start, "end_positions": end, "counts": counts,
-            "length": len(tokens), "question_cut": cut[sample],
-        }
-        for name, value in row.items():
-            rows[name].append(value)
+    inside = [np.array([side == 1 for side in encoded.sequence_ids(row)]) for row in range(len(encoded["input_ids"]))]
+    offsets = [np.array(pairs, dtype=np.int64) for pairs in encoded["offset_mapping"]]
+    windows = np.split(np.arange(len(inside)), np.flatnonzero(np.diff(encoded["overflow_to_sample_mapping"])) + 1)
+    for sample, (context, answers) in enumerate(zip(examples["context"], examples["answers"], strict=True)):
+        places = {window: np.flatnonzero(inside[window]) for window in windows[sample].tolist()}
+        spans = _offsets_of_context(context, offsets, places, doc_stride, encoded)
+        first, last, reads = -1, -1, True
+        if answers["text"]:
+            first, last, reads = answer_tokens(context, spans, answers["text"][0], answers["answer_start"][0])
+        begin = 0  # of the window, in the tokens of the context
+        for window, among in places.items():
+            tokens, own = encoded["input_ids"][window], offsets[window]
+            own[among] = spans[begin : begin + len(among)]
+            no_answer = tokens.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in tokens else 0
+            roles = np.where(inside[window], CONTEXT, OTHER).astype(np.int8)
+            roles[no_answer] = NO_ANSWER
+            holds = begin <= first and last < begin + len(among)
+            row = {
+                "attention_mask": (~inside[window] if ablation == "q_only" else np.ones(len(tokens))).astype(np.int8),
+                "token_roles": roles, "offset_start": own[:, 0], "offset_end": own[:, 1],
+                "example_index": indices[sample],
+                "start_positions": int(among[first - begin]) if holds else no_answer,
+                "end_positions": int(among[last - begin]) if holds else no_answer,
+                "counts": reads and (holds or not answers["text"]), "cut_answer": not reads,
+                "length": len(tokens), "question_cut": cut[sample],
+            }
+            for name, value in row.items():
+                rows[name].append(value)
+            begin += len(among) - doc_stride
     return rows
+
+
+def _offsets_of_context(
+    context: str, offsets: list[np.ndarray], places: dict[int, np.ndarray], doc_stride: int, encoded: BatchEncoding
+) -> np.ndarray:
+    """The ``spans.whole_offsets`` of all tokens of a context, (T, 2).
+
+    offsets: of every window, (L, 2). places: of the windows of this context, in their order, where its tokens are;
+    windows share ``doc_stride`` of them.
+    """
+    new = [(window, among[doc_stride if number else 0 :]) for number, (window, among) in enumerate(places.items())]
+
+    def names() -> list[str]:
+        return [encoded.encodings[window].tokens[place] for window, among in new for place in among.tolist()]
+
+    return whole_offsets(context, np.concatenate([offsets[window][among] for window, among in new]), names)
 
 
 def _cut_questions(
@@ -147,22 +179,6 @@ def _cut_questions(
     return shortened, cut
 
 
-def _answer_tokens(
-    answers: dict[str, list], in_context: np.ndarray, offsets: np.ndarray, no_answer: int
-) -> tuple[int, int, bool]:
-    """Start and end token of the first gold answer, and whether this window counts for the example."""
-    if not answers["text"]:
-        return no_answer, no_answer, True
-    first = answers["answer_start"][0]
-    last = first + len(answers["text"][0])
-    tokens = np.flatnonzero(in_context)
-    if not len(tokens) or offsets[tokens[0], 0] > first or offsets[tokens[-1], 1] < last:
-        return no_answer, no_answer, False
-    start = tokens[np.searchsorted(offsets[tokens, 0], first, side="right") - 1]
-    end = tokens[np.searchsorted(offsets[tokens, 1], last, side="left")]
-    return int(start), int(max(start, end)), True
-
-
 def flat(data: datasets.Dataset, column: str) -> np.ndarray:
     """All values of a list column one after the other."""
     return data.data.column(column).combine_chunks().flatten().to_numpy()
@@ -175,8 +191,7 @@ def choose_windows(windows: datasets.Dataset, aligned: np.ndarray) -> tuple[data
     where it does not, there is no span to look for.
     """
     example = np.asarray(windows["example_index"][:])
-    holds = np.asarray(windows["start_positions"][:]) != cls_positions(windows)
-    holds &= np.asarray(windows["counts"][:]) & aligned[example]
+    holds = (np.asarray(windows["start_positions"][:]) != cls_positions(windows)) & aligned[example]
     # Example by example, windows with the answer first, each kind in the order of the context.
     order = np.lexsort((~holds, example))
     first = order[np.unique(example[order], return_index=True)[1]]

@@ -14,6 +14,7 @@ from datamap.core.errors import UserError
 from datamap.tasks.base import Task
 
 DEFAULT_TASK = "qa"
+SPANS = ("nearest", "strict")
 
 
 def _tasks_of_this_room() -> dict[str, type[Task]]:
@@ -44,12 +45,14 @@ def _settings(name: str) -> set[str]:
 
 
 def add_task_flags(group: Any, default: str = DEFAULT_TASK) -> None:
-    """--task, --text_columns, --label_column: not needed where an artifact records them."""
+    """--task, --text_columns, --label_column, --spans: not needed where an artifact records them."""
     group.add_argument("--task", choices=list(TASKS),
                        help=f"what the dataset is for (default: as recorded by the earlier stage, else {default})")
     group.add_list("--text_columns", help="one or two columns with the texts, of nli and classification (default: "
                    "guessed from the usual names)")
     group.add_argument("--label_column", metavar="NAME", help="column with the classes (default: guessed)")
+    group.add_argument("--spans", choices=SPANS, help="answers that do not stand at their answer_start: nearest takes "
+                       "them where they do within 20 characters, strict leaves them out (default: nearest)")
 
 
 def task_of(args: argparse.Namespace, recorded: Mapping[str, Any] | None) -> Task:
@@ -60,7 +63,7 @@ def task_of(args: argparse.Namespace, recorded: Mapping[str, Any] | None) -> Tas
     earlier = dict(recorded or {})
     name = args.task or earlier.get("name") or DEFAULT_TASK
     fields = _settings(name)
-    flags = {"text_columns", "label_column"} | fields
+    flags = {"text_columns", "label_column", "spans"} | fields
     given = {flag: getattr(args, flag) for flag in sorted(flags) if getattr(args, flag, None)}
     known = {key: value for key, value in earlier.items() if key != "name"} if earlier.get("name") == name else {}
     if known and not given and "remembered" in fields:

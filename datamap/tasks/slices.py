@@ -95,7 +95,8 @@ def _is_missing(value: Any) -> bool:
 def slice_table(values: Mapping[str, Sequence], statistics: Callable[[np.ndarray], dict[str, float]]) -> pd.DataFrame:
     """One row per slice: all examples, then every value of each column, then every combination that occurs.
 
-    ``values`` holds N values per column: text, numbers or booleans; None, NaN and "" are the slice ``missing``.
+    ``values`` holds N values per column: text, numbers or booleans; None, NaN and "" are the slice ``missing``, which
+    is ``(missing)`` in a column that has the text "missing".
     ``statistics`` gets the (N,) bool mask of a slice, never empty, and returns its numbers by name, the same names
     for every slice. Numbers are in ascending order, texts in alphabetical order, missing is last.
 
@@ -154,6 +155,14 @@ def _text(level: Any) -> str:
     return str(level).lower() if isinstance(level, bool) else str(level)
 
 
+def _texts(levels: Sequence) -> list[str]:
+    """Each value as text; what stands for missing ones is no value of the column, as the text "missing" may be."""
+    missing = MISSING
+    while missing in levels:
+        missing = f"({missing})"
+    return [missing if level is None else _text(level) for level in levels]
+
+
 def _slice_names(levels: Mapping[str, list], places: Sequence[Sequence[int]]) -> list[str]:
     names: list[str] = []
     for with_column in (False, True):
@@ -161,7 +170,7 @@ def _slice_names(levels: Mapping[str, list], places: Sequence[Sequence[int]]) ->
         for column, known in levels.items():
             is_text = any(isinstance(level, str) for level in known) or known == [None]
             prefix = "" if is_text and not with_column else f"{column}=" if is_text else f"{column}_"
-            parts.append([prefix + _text(level) for level in known])
+            parts.append([prefix + text for text in _texts(known)])
         names = ["/".join(part[place] for part, place in zip(parts, row, strict=True) if place >= 0) or OVERALL
                  for row in places]
         if len(set(names)) == len(names):
@@ -174,7 +183,7 @@ def _cells(levels: list, places: Sequence[int]) -> pd.Series:
     import pandas as pd
 
     if None in levels or any(isinstance(level, str) for level in levels):
-        levels, dtype = [_text(level) for level in levels], "string"
+        levels, dtype = _texts(levels), "string"
     elif isinstance(levels[0], bool):
         dtype = "boolean"
     else:

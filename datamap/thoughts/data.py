@@ -51,6 +51,10 @@ class PairFormat:
     def settings(self) -> dict[str, Any]:
         return {"name": "nli", "text_columns": list(self.text_columns), "label_column": self.label_column}
 
+    def sought(self, columns: Sequence[str]) -> Sequence[str]:
+        pair = NaturalLanguageInference(self.text_columns, self.label_column)
+        return *pair.sought(columns), *([] if self.label_column else [TRUE_LABEL])
+
     def for_columns(self, columns: Sequence[str], source: str) -> PairFormat:
         pair = NaturalLanguageInference(self.text_columns, self.label_column)
         texts, label = pair.named_columns(columns, source, (TRUE_LABEL,), needs_label=False)
@@ -71,6 +75,9 @@ class PairFormat:
         kinds = {**dict.fromkeys(columns, "string"), "label": "int64"}
         features = datasets.Features({name: datasets.Value(kind) for name, kind in kinds.items()})
         return datasets.Dataset.from_dict(columns, features=features)
+
+    def mend(self, data: datasets.Dataset, source: str) -> tuple[datasets.Dataset, list[dict[str, Any]]]:
+        return data, []
 
     def _labels(self, data: datasets.Dataset, source: str) -> list[int | None]:
         if not self.label_column:

@@ -9,21 +9,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from datamap.core.errors import UserError
 from datamap.core.files import appended_records, atomic
+from datamap.core.locks import lock
 
 
 @contextmanager
 def locked(path: Path, doing: str = "asking") -> Iterator[None]:
     """No other process writes records to ``path`` meanwhile; UserError where one is ``doing`` so."""
-    try:
-        with FileLock(path.with_name(path.name + ".lock"), timeout=0):
-            yield
-    except Timeout:
-        message = f"{path}: another process is {doing}; wait until it is through, or write somewhere else"
-        raise UserError(message) from None
+    with lock(path.with_name(path.name + ".lock"), doing):
+        yield
 
 
 def prompt_key(model: str, parameters: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import sys
 from collections.abc import Sequence
@@ -10,26 +11,23 @@ from pathlib import Path
 from typing import Any
 
 from datamap.analysis.filter_config import filter_inputs, load_filter_config, reads_metrics, validate_config
-from datamap.core.artifacts import model_meta
 from datamap.core.configs import with_config
-from datamap.core.errors import UserError
 from datamap.core.flags import DEFAULT_SEED, Parser, boolean, fraction, number, positive_int, seed_number
 from datamap.core.splits import Split
 from datamap.thoughts.data import add_pair_flags
 from datamap.thoughts.prompts import TUNED
-from datamap.training.checkpoints import checkpoint_to_resume
 from datamap.training.library_flags import SFT_CONFIG, add_training_flags
+from datamap.training.resuming import checkpoint_to_resume
 
 DESCRIPTION = "Fine-tune a language model on chains of thought, with QLoRA."
 DEFAULT_MODEL = "mistralai/Mistral-7B-v0.3"
 EFFECTIVE_BATCH_SIZE = 64
-# What a run must share with the one that it goes on from, beside what checkpoints.py asks for.
-SAME_ON_RESUME = (
-    "rows_digest", "prompt_digest", "num_processes", "max_length", "quantization", "lora_r", "lora_alpha",
-    "lora_dropout", "lora_target_modules", "packing", "eval_fraction", "learning_rate", "num_train_epochs",
-    "max_steps", "warmup_steps", "lr_scheduler_type", "lr_scheduler_kwargs", "max_grad_norm", "optim", "optim_args",
-    "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon", "bf16", "fp16", "enable_cartography",
-)
+# What may change when a training goes on: what is read of these is compared, and the pairs that are answered.
+MAY_CHANGE = {
+    "thoughts", "reflections", "prompt_file", "prompt_digest", "eval_dataset", "eval_samples", "eval_generate_steps",
+    "max_new_tokens", "text_columns", "label_column", "label_map",
+}
+DIGESTS = {"rows_digest": "other chains of thought", "prompt_digest": "another prompt"}
 
 
 def _not_negative(text: str) -> float:
@@ -75,7 +73,7 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--output_dir", default="./sft_output", help="adapter, tokenizer, curves, model card go here")
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
                        metavar="true|false",
-                       help="delete the checkpoints of an unfinished run in --output_dir and start again")
+                       help="replace what another run left in --output_dir (checkpoints, adapter) and its data map")
     group.add_argument("--resume_from_checkpoint", nargs="?", const="last", metavar="DIR",
                        help="go on from a checkpoint; without a value from the last whole one in --output_dir")
     group.add_argument("--effective_batch_size", type=positive_int, metavar="N",
@@ -170,19 +168,8 @@ def _set_accumulation(parser: Parser, args: argparse.Namespace) -> None:
 
 def checkpoint_of(args: argparse.Namespace, split: Split) -> str | None:
     """The checkpoint that --resume_from_checkpoint means; UserError where it was made with something else."""
-    view = {**vars(args), "keep_top_epochs": None, "dataset": args.thoughts, "train_split": "train"}
-    checkpoint = checkpoint_to_resume(argparse.Namespace(**view), split)
-    if checkpoint is None:
-        return None
-    before = (model_meta(args.output_dir) or {}).get("arguments", {})
-    for name in SAME_ON_RESUME:
-        if before and before.get(name) != getattr(args, name, None):
-            what = {"rows_digest": "other chains of thought", "prompt_digest": "another prompt"}.get(
-                name, f"{name} {before.get(name)}, not {getattr(args, name, None)}"
-            )
-            raise UserError(f"{args.output_dir} was trained with {what}: resume with what it was started with, or "
-                            "start again with --overwrite")
-    return checkpoint
+    read = dataclasses.replace(split, name=args.thoughts)
+    return checkpoint_to_resume(args, read, SFT_CONFIG, MAY_CHANGE, DIGESTS)
 
 
 def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:

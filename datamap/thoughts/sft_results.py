@@ -47,7 +47,7 @@ def plot_training(path: Path, log: pd.DataFrame, title: str, caption: str) -> No
         if "(share)" in label:
             axis.set_ylim(-0.03, 1.03)
         axis.set_xlim(left=0)
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axis.set_xlabel("step", fontsize=8)
         axis.set_ylabel(label, fontsize=8)
         axis.tick_params(labelsize=7)

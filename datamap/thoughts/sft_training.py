@@ -20,7 +20,7 @@ from datamap.thoughts.generation import generate
 from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import model_prompt, neutral
 from datamap.thoughts.reader import completion_text, parse_thought
-from datamap.training.callbacks import tell_in_lines
+from datamap.training.callbacks import Manifests, tell_in_lines
 from datamap.training.library_flags import SFT_CONFIG, given_training_flags, library_arguments
 
 if TYPE_CHECKING:
@@ -332,6 +332,7 @@ def train(
     trainer: ThoughtTrainer, answers: GeneratedAnswers | None, checkpoint: str | None, on_gpu: bool
 ) -> dict[str, Any]:
     """Train, evaluate and answer a last time; returns the numbers of train_metrics.json."""
+    trainer.add_callback(Manifests)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     model = trainer.model
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.

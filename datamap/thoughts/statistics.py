@@ -90,7 +90,7 @@ def write_lengths(directory: Path, chains: Sequence[Mapping[str, Any]], lengths:
     else:
         right.text(0.5, 0.5, "no true labels", ha="center", va="center", transform=right.transAxes, color=GREY)
     for axis in (left, right):
-        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     counts = ", ".join(f"{outcomes.count(name):,} {name}" for name in OUTCOMES if name in outcomes)
     caption = f"{title}, n = {len(each):,} ({counts}); bars on the right: 95 % Wilson intervals"
     heading = "Length of the chains of thought, and how often they are right"

@@ -54,10 +54,11 @@ NEEDS = {
 # What a training, and what an evaluation writes into --output_dir beside the model.
 EVALUATION_FILES = (
     "eval_metrics*.json", "eval_predictions*.jsonl", "slice_metrics*", "generalization.*", "confusion_matrix*",
-    "misclassified*.csv",
+    "misclassified*.csv", "eval_moved_answers*.csv",
 )
 TRAINING_FILES = (
     *EVALUATION_FILES, "filter_report.json", "train_metrics.json", "training_log.csv", "top_epochs.json",
+    "moved_answers.csv",
     "checkpoint-[0-9]*",
 )
 MIN_EPOCHS = 3  # below that the variability of an example says little
@@ -83,7 +84,7 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--output_dir", default="./trainer_output", help="model, metrics, predictions go here")
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
                        metavar="true|false",
-                       help="delete the checkpoints of an unfinished run in --output_dir and start again")
+                       help="replace what another run left in --output_dir (checkpoints, model) and its data map")
     group.add_argument("--resume_from_checkpoint", nargs="?", const="last", metavar="DIR",
                        help="go on from a checkpoint; without a value from the last whole one in --output_dir")
     group.add_argument("--keep_top_epochs", type=positive_int, metavar="N",

@@ -7,13 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from datamap.core.errors import UserError
 from datamap.tasks import slices
 from datamap.tasks.evaluation import SPEED, Evaluation
-from datamap.training.checkpoints import TopEpochs
+from datamap.training.checkpoints import TopEpochs, write_manifest
 from datamap.training.evaluation import quality, tracked, write_slices
 
 if TYPE_CHECKING:
@@ -53,12 +54,32 @@ def tell_in_lines(trainer: Trainer) -> None:
 
 
 class StatusCallback(TrainerCallback):
-    """One status line per logged step, through logging."""
+    """One status line per logged step, through logging, and a warning of rows that no epoch trains on."""
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **kwargs: Any) -> None:
+        if not args.dataloader_drop_last or train_dataloader is None:
+            return
+        rows = len(train_dataloader.dataset)
+        left_out = rows - len(train_dataloader) * args.train_batch_size * args.world_size
+        if left_out:
+            logger.warning(f"--dataloader_drop_last: each epoch leaves {left_out:,} of {rows:,} rows out, others each "
+                           "time; without it the last batch is a smaller one")
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         if logs and "loss" in logs and state.is_world_process_zero:
             step = f"{state.global_step}/{state.max_steps}"
             logger.info(f"epoch {state.epoch:.2f}  step {step}  loss {logs['loss']:.4f}")
+
+
+class Manifests(TrainerCallback):
+    """Tells whole checkpoints from others: comes behind all that write into one, before what deletes older ones."""
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        group = torch.distributed
+        if group.is_available() and group.is_initialized():
+            group.barrier()  # each process writes its random state
+        if state.is_world_process_zero:
+            write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
 
 class EvaluationCallback(TrainerCallback):

@@ -1,81 +1,76 @@
-"""Checkpoints: which one a run goes on from, and which epochs it keeps."""
+"""Checkpoints: which are whole, and those of which epochs are kept."""
 
 from __future__ import annotations
 
-import argparse
-import logging
+import hashlib
 import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from datamap.core.artifacts import model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import nulls_for_nan, read_json, write_json
-from datamap.core.splits import Split
 
-# What decides which rows are trained on in which order, and what is recorded of them.
-RESUMED_WITH = (
-    "seed", "data_seed", "max_train_samples", "windows", "ablations", "confidence_type", "filters",
-    "train_ids", "per_device_train_batch_size", "gradient_accumulation_steps", "model", "hidden_size", "num_layers",
-    "vocab_size",
-)
+MANIFEST = "manifest.json"
+DYNAMICS = "training_dynamics.npz"
+RANDOM_STATES = "rng_state_*.pth"  # one a process; of a single one rng_state.pth
 
-logger = logging.getLogger(__name__)
-
-
-def checkpoint_to_resume(args: argparse.Namespace, train: Split) -> str | None:
-    """The checkpoint that --resume_from_checkpoint means; None for a fresh start, which deletes nothing unasked."""
-    found = _checkpoints(args.output_dir)
-    meta = model_meta(args.output_dir)
-    if not args.resume_from_checkpoint:
-        if found and not args.overwrite and (meta is None or meta["status"] != "finished"):
-            raise UserError(
-                f"{args.output_dir} holds {found[-1].name} of an unfinished run: go on from it with "
-                "--resume_from_checkpoint, or start again with --overwrite"
-            )
-        return None
-    if args.resume_from_checkpoint == "last":
-        whole = whole_checkpoints(args.output_dir, args.enable_cartography)
-        if not whole:
-            raise UserError(f"{args.output_dir} holds no whole checkpoint to resume from; start without the flag")
-        if whole[-1] != found[-1]:
-            logger.warning(f"{found[-1].name} is not whole, it was being written; resuming from {whole[-1].name}")
-        checkpoint = whole[-1]
-    else:
-        checkpoint = Path(args.resume_from_checkpoint)
-        if not _is_whole(checkpoint, args.enable_cartography):
-            raise UserError(f"{checkpoint} is not a whole checkpoint of such a run; name another checkpoint-N")
-    # The best so far must have been measured on the same examples.
-    watched = ("eval_split", "max_eval_samples") if args.keep_top_epochs else ()
-    for name in (*RESUMED_WITH, *watched):
-        before, now = (meta or {}).get("arguments", {}).get(name), getattr(args, name, None)
-        if meta and before != now:
-            raise UserError(f"{args.output_dir} was trained with {name} {before}, not {now}: resume with the flags it "
-                            "was started with")
-    recorded = [identity["fingerprint"] for identity in (meta or {}).get("datasets", [])]
-    if recorded and train.fingerprint not in recorded:
-        raise UserError(
-            f"{args.output_dir} was trained on other data than {args.dataset} [{args.train_split}]; resume with the "
-            "dataset it was started with"
-        )
-    return str(checkpoint)
+def write_manifest(checkpoint: Path) -> None:
+    """Say which files belong to a checkpoint, now that all are written; without this, or with others, it is not
+    whole."""
+    files = {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
+    files.pop(MANIFEST, None)  # of one that stood here before
+    write_json(checkpoint / MANIFEST, {"files": {
+        name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()
+    }})
 
 
-def whole_checkpoints(output_dir: str | Path, with_dynamics: bool) -> list[Path]:
-    """The checkpoints in a directory that were written to their end, the newest last."""
-    return [path for path in _checkpoints(output_dir) if _is_whole(path, with_dynamics)]
+def damage_of(checkpoint: str | Path, with_dynamics: bool) -> str | None:
+    """What keeps a training from going on from a checkpoint; None where every file is there as it was written."""
+    checkpoint = Path(checkpoint)
+    if not checkpoint.is_dir():
+        return "there is no such directory"
+    if not (checkpoint / MANIFEST).is_file():
+        return f"it holds no {MANIFEST}, which is written last"
+    try:
+        written = read_json(checkpoint / MANIFEST)["files"]
+        files = {name: (each["size"], each["sha256"]) for name, each in written.items()}
+    except (UserError, KeyError, TypeError, AttributeError):
+        return f"its {MANIFEST} is damaged"
+    if not any("optim" in name for name in files):
+        return "it was saved without its optimizer (--save_only_model)"
+    if with_dynamics and DYNAMICS not in files:
+        return f"it was saved without training dynamics ({DYNAMICS})"
+    for name, (size, sha256) in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size:,} bytes, {size:,} when it was written"
+        if _sha256(path) != sha256:
+            return f"{name} is damaged"
+    return None
 
 
-def _checkpoints(output_dir: str | Path) -> list[Path]:
+def has_whole_checkpoint(output_dir: str | Path, with_dynamics: bool) -> bool:
+    return any(damage_of(path, with_dynamics) is None for path in reversed(checkpoints_in(output_dir)))
+
+
+def checkpoints_in(output_dir: str | Path) -> list[Path]:
+    """The newest last."""
     numbered = [path for path in Path(output_dir).glob("checkpoint-*") if re.fullmatch(r"\d+", path.name[11:])]
     return sorted(numbered, key=lambda path: int(path.name[11:]))
 
 
-def _is_whole(checkpoint: Path, with_dynamics: bool) -> bool:
-    needed = ["trainer_state.json"] + (["training_dynamics.npz"] if with_dynamics else [])
-    return all((checkpoint / name).exists() for name in needed)
+def processes_of(checkpoint: Path) -> int:
+    """Of how many processes the training was that wrote it."""
+    return max(1, len(list(checkpoint.glob(RANDOM_STATES))))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TopEpochs:
@@ -119,7 +114,7 @@ class TopEpochs:
     def save(self, newest_step: int | None) -> None:
         """Write the list and delete the checkpoints that are not on it; the newest stays unless None."""
         names = {entry["checkpoint"] for entry in self.entries} | {f"checkpoint-{newest_step}"}
-        for path in _checkpoints(self.output_dir):
+        for path in checkpoints_in(self.output_dir):
             if path.name not in names:
                 shutil.rmtree(path)
         write_json(self.output_dir / self.FILE, nulls_for_nan(self.entries))

@@ -48,6 +48,11 @@ class RunData:
     slices: dict[str, dict[str, list]]
     kept: dict[str, set[str]] | None
 
+    def rows_digest(self) -> str:
+        """16 hex digits over the ids that are trained on and their variability."""
+        assert self.train is not None
+        return digest([self.train.ids, None if self.variability is None else self.variability.tolist()])
+
     def match_labels(self, config: PreTrainedConfig) -> None:
         """Number the labels as the model numbers them."""
         for split in [*([self.train] if self.train else []), *self.evaluated]:
@@ -116,6 +121,31 @@ def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, 
     filters = (filter_report or {}).get("filters", [])
     whole = {"before": len(loaded.data), "after": len(used.data)}
     return loaded, used, {**(filter_report or {}), **whole, "filters": [*report, *filters]}
+
+
+def leave_out_unlearnable(args: argparse.Namespace, data: RunData, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Take examples out of the training data whose labels, in the tokens of this model, are not what they say."""
+    if data.train is None:
+        return
+    train, task = data.train, data.train.task
+    features = features_of(train, tokenizer, args.max_length, args.doc_stride, args.ablations)
+    rows = np.asarray(features["example_index"][:])
+    learnable = np.ones(len(train.data), dtype=bool)
+    learnable[rows[~task.is_learnable(features)]] = False
+    if learnable.all():
+        return
+    kept, bad = np.flatnonzero(learnable), np.asarray(train.ids)[~learnable].tolist()
+    if not len(kept):
+        raise UserError(f"{args.dataset} [{args.train_split}]: {task.unlearnable}, in every example "
+                        f"({name_a_few(bad)}); check answers and answer_start")
+    logger.warning(f"{len(bad):,} of {len(train.data):,} examples ({name_a_few(bad)}) are not trained on: "
+                   f"{task.unlearnable}")
+    report = {"filter": "unlearnable", "before": len(train.data), "after": len(kept),
+              "removed": {task.unlearnable: bad}}
+    earlier = data.filter_report or {"before": len(train.data), "filters": []}
+    data.filter_report = {**earlier, "after": len(kept), "filters": [*earlier["filters"], report]}
+    data.train = dataclasses.replace(train, data=train.data.select(kept))
+    data.variability = None if data.variability is None else data.variability[kept]
 
 
 def write_split(file: Path, split: Split) -> None:

@@ -83,6 +83,8 @@ def evaluate_split(
                 print(slices.printed(rows))
     if is_main_process():
         write_json(output / f"eval_metrics{suffix}.json", metrics)
+        if split.mended:
+            write_csv(output / f"eval_moved_answers{suffix}.csv", pd.DataFrame(split.mended))
     return table
 
 

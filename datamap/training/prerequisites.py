@@ -10,11 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from datamap.core.artifacts import load_meta, model_meta
+from datamap.core.locks import LOCK, lock
 from datamap.core.places import script_file
-from datamap.training.checkpoints import whole_checkpoints
+from datamap.training.checkpoints import has_whole_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -50,22 +49,19 @@ def make(needed: Sequence[Prerequisite]) -> None:
         if is_made(each):
             continue
         home = each.directory.parent
-        home.mkdir(parents=True, exist_ok=True)
-        with FileLock(home / ".lock") as lock:
+        with lock(home / LOCK, wait=True) as descriptors:
             if is_made(each):
                 continue
             script, *argv = each.command
             if script == "run.py":
-                whole = whole_checkpoints(home / "trainer_output", with_dynamics=True)
+                whole = has_whole_checkpoint(home / "trainer_output", with_dynamics=True)
                 argv.append("--resume_from_checkpoint" if whole else "--overwrite")
             logger.info(f"making {each.directory}: {shlex.join(['python', script, *argv])}")
             log = home / "log.txt"
-            descriptor = lock._context.lock_file_fd
-            assert descriptor is not None
             with log.open("a", encoding="utf-8") as file:
                 # The child holds the lock too: when this process is killed, the next one waits for it.
                 done = subprocess.run([sys.executable, str(script_file(script)), *argv], stdout=file, stderr=file,
-                                      pass_fds=[descriptor])
+                                      pass_fds=descriptors)
             if done.returncode:
                 last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
                 raise PrerequisiteFailed("\n".join([f"{each.name} could not be made ({log}):", *last]))

@@ -18,7 +18,7 @@ from datamap.core.files import write_csv, write_json
 from datamap.core.splits import Split
 from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of
-from datamap.training.data import RunData, features_of, watches
+from datamap.training.data import RunData, features_of, leave_out_unlearnable, watches
 from datamap.training.evaluation import title_of
 from datamap.training.library_flags import given_training_flags, library_arguments
 from datamap.training.models import learning_rate_of
@@ -61,10 +61,11 @@ def build_trainer(
     args: argparse.Namespace, arguments: TrainingArguments, data: RunData, model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase, checkpoint: str | None,
 ) -> CartographyTrainer:
-    from datamap.training.callbacks import EvaluationCallback, tell_in_lines
+    from datamap.training.callbacks import EvaluationCallback, Manifests, tell_in_lines
     from datamap.training.trainer import CartographyTrainer, PadToLongest
 
     _check_bfloat16(model, arguments)
+    leave_out_unlearnable(args, data, tokenizer)
     asked = (args.max_length, args.doc_stride, args.ablations)
     watched, evaluation = data.evaluated[0] if watches(args) else None, None
     if watched is not None:
@@ -76,6 +77,7 @@ def build_trainer(
         **_what_it_trains_on(args, data, tokenizer, checkpoint),
     )
     tell_in_lines(trainer)
+    trainer.add_callback(Manifests)  # behind the recorder
     if watched is not None:
         metric = (arguments.metric_for_best_model or data.task.metric).removeprefix("eval_")
         trainer.add_callback(
@@ -98,7 +100,8 @@ def _what_it_trains_on(
     features = features_of(train, tokenizer, args.max_length, args.doc_stride, args.ablations)
     rows = np.asarray(features["example_index"][:])
     in_rows = f" in {len(features):,} windows" if len(features) > len(train.data) else ""
-    logger.info(f"training on {len(train.data):,} examples{in_rows}")
+    composition = train.task.composition(train.data)
+    logger.info(f"training on {len(train.data):,} examples{in_rows}{'; ' * bool(composition)}{composition}")
     counts = np.asarray(features["counts"][:], dtype=bool)
     uncounted = len(train.data) - len(np.unique(rows[counts]))
     if uncounted:
@@ -108,7 +111,8 @@ def _what_it_trains_on(
     if variability is not None and args.use_label_smoothing:
         parts["smoothing"] = smoothing_of(variability, args.smoothing_factor)[rows]
     if variability is not None and args.use_soft_weighting:
-        parts["weights"] = weights_of(variability, args.weight_clip_min, args.weight_clip_max)[rows]
+        windows = np.bincount(rows, minlength=len(train.data))
+        parts["weights"] = weights_of(variability, args.weight_clip_min, args.weight_clip_max, windows)[rows]
     if args.enable_cartography:
         parts["dynamics"] = CartographyCallback(
             train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
@@ -143,11 +147,15 @@ def training_stages(args: argparse.Namespace, data: RunData, resumes: bool) -> I
 
 def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | None) -> None:
     """Train, and write the model, its metrics and its log."""
+    import pandas as pd
+
     from datamap.training.callbacks import training_log
 
     output = Path(trainer.args.output_dir)
     if data.filter_report is not None and is_main_process():
         write_json(output / "filter_report.json", data.filter_report)
+    if data.loaded is not None and data.loaded.mended and is_main_process():
+        write_csv(output / "moved_answers.csv", pd.DataFrame(data.loaded.mended))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = dict(result.metrics)
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.

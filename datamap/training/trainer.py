@@ -152,16 +152,21 @@ def smoothing_of(variability: np.ndarray, factor: float) -> np.ndarray:
     return np.minimum(MAX_SMOOTHING, factor * np.nan_to_num(np.asarray(variability, dtype=np.float64)))
 
 
-def weights_of(variability: np.ndarray, clip_min: float, clip_max: float) -> np.ndarray:
-    """Soft weights per example: variability over its mean, clipped to clip_min..clip_max, then divided by their mean.
+def weights_of(
+    variability: np.ndarray, clip_min: float, clip_max: float, windows: np.ndarray | None = None
+) -> np.ndarray:
+    """Soft weights per example: variability over its mean, clipped to clip_min..clip_max, then divided by their mean
+    over what the loss is a mean of.
 
-    variability: (N,), 0..0.5; NaN for an example without metrics, which gets weight 1. Returns (N,) with mean 1, so
-    that the learning rate keeps its meaning. When no example varies, all weights are 1.
+    variability: (N,), 0..0.5; NaN for an example without metrics, which gets weight 1. windows: (N,), how many
+    training rows each example has (default: one). Returns (N,) whose mean over those rows is 1, so that the learning
+    rate keeps its meaning, also where long texts vary more, or less, than short ones. When no example varies, all
+    weights are 1.
     """
     variability = np.asarray(variability, dtype=np.float64)
     weights = np.ones(len(variability))
     known = ~np.isnan(variability)
     if known.any() and variability[known].mean() > 0:
         clipped = np.clip(variability[known] / variability[known].mean(), clip_min, clip_max)
-        weights[known] = clipped / clipped.mean()
+        weights[known] = clipped / np.average(clipped, weights=None if windows is None else windows[known])
     return weights

@@ -8,16 +8,25 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from read_pictures import caption, heat_map, legend, lines, lying, seen, title, upright
+from scipy.stats import spearmanr
 
 import analyze_cartography
 from datamap.analysis import map_summary
 from datamap.cartography import maps
-from datamap.cartography.categories import categorize_examples, get_examples_by_category
+from datamap.cartography.categories import (
+    CATEGORIES,
+    categorize_examples,
+    category_thresholds,
+    get_examples_by_category,
+)
 from datamap.core.files import read_json, read_table
+from datamap.core.plots import CATEGORY_COLORS
 from datamap.core.splits import load_split
 from datamap.tasks.registry import get_task
 
 N = 40
+COLOR_OF = {category: CATEGORY_COLORS[category].lower() for category in CATEGORIES}
 QUESTIONS = ("What hurts?", "When was it?", "How many pills?", "Is it bad?")  # what, when, how many/how much, yes/no
 FILES = {
     "question_type_analysis.csv", "easy_samples.json", "ambiguous_samples.json", "hard_samples.json",
@@ -68,13 +77,9 @@ def write_map(directory: Path, dataset: Path | None, table: pd.DataFrame | None 
     return directory
 
 
-@pytest.fixture
-def pictures():
-    """Asked for by tests in which pictures are drawn; elsewhere they are empty files, for speed."""
-
-
 @pytest.fixture(autouse=True)
 def empty_pictures(request, monkeypatch):
+    """Pictures are drawn in the tests that ask for them; elsewhere they are empty files, for speed."""
     if "pictures" not in request.fixturenames:
         for plot in ("plot_distributions", "plot_correlations", "plot_groups"):
             monkeypatch.setattr(map_summary, plot, lambda path, *rest: path.touch())
@@ -350,9 +355,144 @@ def test_bad_dynamics_of_another_trainer(tmp_path, capsys):
     assert "one is missing" in refused(capsys, output, "--training_dynamics", log)
 
 
-def test_a_picture_of_many_groups_shows_the_largest_and_says_so(tmp_path, monkeypatch, pictures):
-    drawn: dict = {}
-    monkeypatch.setattr(map_summary, "save_figure", lambda figure, *rest: drawn.update(figure=figure, rest=rest))
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def test_the_pictures_show_the_tables_beside_them(tmp_path, dataset, pictures):
+    """Of metrics of single and of many values."""
+    cartography = write_map(tmp_path / "map", dataset, metrics().assign(variability=np.arange(N) % 7 / 20))
+    run(tmp_path / "out", "--cartography_dir", cartography)
+    frame = categorize_examples(read_table(cartography / "cartography_metrics.csv"))
+    check_distributions(pictures["metric_distributions.png"], tmp_path / "out", frame)
+    check_correlations(pictures["metric_correlations.png"], tmp_path / "out", frame)
+    check_groups(pictures["category_by_question_type.png"], tmp_path / "out", frame)
+
+
+def check_distributions(figure, output, frame):
+    table = read_table(output / "metric_distributions.csv")
+    axes = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(axes) == 5 and legend(figure) == COLOR_OF and not any(axis.get_legend() for axis in axes)
+    cuts = category_thresholds(frame)
+    for axis, metric in zip(axes, ("confidence", "variability", "correctness", "forgetting_events", "loss"),
+                            strict=True):
+        assert axis.get_xlabel().startswith(metric.replace("_", " "))
+        rows = table[table["metric"] == metric]
+        single = metric in ("variability", "correctness", "forgetting_events")
+        assert (rows["low"] == rows["high"]).all() == single
+        shown = [bar for bar in upright(axis) if bar[2] > bar[1]]
+        expected, values = [], sorted(set(rows["low"]))
+        for low in values:
+            high, bottom = rows[rows["low"] == low]["high"].iloc[0], 0
+            for category in CATEGORIES:  # from below
+                inside = frame[frame["category"] == category][metric]
+                last = low == values[-1]
+                n = int(((inside >= low) & ((inside < high) | last)).sum() if not single else (inside == low).sum())
+                assert n == rows[(rows["low"] == low) & (rows["category"] == category)]["n"].item()
+                expected += [((low + high) / 2, bottom, bottom + n, COLOR_OF[category])] if n else []
+                bottom += n
+        assert len(shown) == len(expected)
+        for found, wanted in zip(sorted(shown), sorted(expected), strict=True):
+            assert found[:3] == pytest.approx(wanted[:3]) and found[3] == wanted[3]
+        assert axis.get_ylim()[0] == 0 and axis.get_ylim()[1] >= max(top for _, _, top, _ in shown)
+        assert all(tick % 1 == 0 for tick in axis.get_yticks()), "counts"
+        if single:  # one does not touch the next
+            assert all(0 < bar.get_width() < np.diff(values).min() for bar in axis.patches)
+        cut = dict(zip(("confidence", "variability"), cuts, strict=True)).get(metric)
+        assert [x for x, _, _ in lines(axis)] == ([] if cut is None else [[cut, cut]])
+    assert [axis.get_ylabel() for axis in axes] == ["examples (count)", "", "", "", "examples (count)"]
+    assert caption(figure) == (f"notes.jsonl [train], n = 40; cuts: confidence {cuts[0]:.3g}, "
+                               f"variability {cuts[1]:.3g}; dashed: the cuts")
+
+
+def check_correlations(figure, output, frame):
+    names = ["confidence", "variability", "correctness", "forgetting_events", "loss"]
+    axis, bar = figure.axes
+    values, texts, mesh = heat_map(axis)
+    table = read_table(output / "metric_correlations.csv").set_index(["metric_a", "metric_b"])["spearman"]
+    for row, below in enumerate(names[1:]):
+        for column, left in enumerate(names[:-1]):
+            if column > row:
+                assert np.isnan(values[row, column]) and texts[row, column] == ""
+                continue
+            rho = spearmanr(frame[below], frame[left]).statistic
+            assert values[row, column] == table[below, left] == pytest.approx(rho)
+            assert texts[row, column] == f"{rho:z.2f}"
+    assert mesh.get_clim() == (-1, 1) and "Spearman" in bar.get_ylabel()
+    shown = [name.replace("_", " ") for name in names]
+    assert list(seen(axis, "x").values()) == shown[:-1]
+    assert sorted(seen(axis, "y")) == [0.5, 1.5, 2.5, 3.5] and seen(axis, "y")[0.5] == shown[1]
+    # Red is positive, blue negative.
+    red, _, blue, _ = np.asarray(mesh.cmap(mesh.norm(np.array([1.0]))))[0]
+    assert red > blue
+
+
+def check_groups(figure, output, frame):
+    table = read_table(output / "question_type_analysis.csv")
+    (axis,) = figure.axes
+    assert legend(figure) == COLOR_OF
+    assert seen(axis, "y") == {row: f"{group.question_type} (n = {group.n})"
+                               for row, group in enumerate(table.itertuples())}
+    shown = {(middle, color): (left, right) for middle, left, right, color in lying(axis)}
+    order = ("what", "when", "how many/how much", "yes/no")
+    for row, group in enumerate(table["question_type"]):
+        inside = frame["category"].iloc[order.index(group) :: 4].tolist()
+        left = 0.0
+        for category in CATEGORIES:
+            share = 100 * inside.count(category) / len(inside)
+            assert share == pytest.approx(100 * table[f"{category}_share"][row])
+            assert shown[row, COLOR_OF[category]] == pytest.approx((left, left + share))
+            left += share
+    assert len(shown) == 12
+    assert [text.get_text() for text in axis.texts] == [
+        f"{100 * share:.0f}" if share >= 0.06 else "" for category in CATEGORIES
+        for share in table[f"{category}_share"]]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1] and axis.get_xlim() == (0, 100)
+    assert axis.get_xlabel() == "examples (%)" and caption(figure).startswith("notes.jsonl [train], n = 40;")
+
+
+def test_many_values_are_drawn_in_their_bins(tmp_path, pictures):
+    """Edges that lie apart from each other and from 0, as a histogram has them."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame({"confidence": 0.3 + rng.random(300) / 5, "loss": rng.exponential(2, 300),
+                          "category": rng.choice(CATEGORIES, 300, p=(0.7, 0.2, 0.1))})
+    table = map_summary.distributions(frame)
+    map_summary.plot_distributions(tmp_path / "metric_distributions.png", table, (0.4, 0.1), "n = 300")
+    for axis, metric in zip(pictures["metric_distributions.png"].axes, ("confidence", "loss"), strict=True):
+        edges = np.histogram_bin_edges(frame[metric], 40)
+        heights = {color: np.zeros(40) for color in COLOR_OF.values()}
+        for middle, bottom, top, color in upright(axis):
+            heights[color][np.searchsorted(edges, middle) - 1] = top - bottom
+        for category, color in COLOR_OF.items():
+            counts, _ = np.histogram(frame[metric][frame["category"] == category], edges)
+            assert heights[color] == pytest.approx(counts)
+    assert [x for x, _, _ in lines(pictures["metric_distributions.png"].axes[0])] == [[0.4, 0.4]]
+
+
+def test_a_correlation_of_nearly_0_has_no_sign(tmp_path, pictures):
+    table = pd.DataFrame({"metric_a": ["loss"], "metric_b": ["confidence"], "spearman": [-0.004], "n": [9]})
+    map_summary.plot_correlations(tmp_path / "metric_correlations.png", table, ["confidence", "loss"], "n = 9")
+    assert heat_map(pictures["metric_correlations.png"].axes[0])[1].tolist() == [["0.00"]]
+
+
+def test_a_correlation_that_is_not_known_says_so(tmp_path, pictures):
+    frame = pd.DataFrame({"confidence": [0.1, 0.2, 0.4], "variability": [0.3] * 3, "loss": [3.0, 2.0, 1.0]})
+    map_summary.plot_correlations(tmp_path / "metric_correlations.png", map_summary.correlations(frame), list(frame),
+                                  "n = 3")
+    values, texts, _ = heat_map(pictures["metric_correlations.png"].axes[0])
+    np.testing.assert_array_equal(texts, [["n/a", ""], ["-1.00", "n/a"]])
+    np.testing.assert_allclose(values, [[np.nan, np.nan], [-1, np.nan]])
+
+
+def test_shares_that_are_too_small_for_a_number_have_none(tmp_path, pictures):
+    table = pd.DataFrame({"label": ["a", "b"], "n": [200, 100], "easy_share": [0.06, 0.059],
+                          "ambiguous_share": [0.94, 0.0], "hard_share": [0.0, 0.941]})
+    map_summary.plot_groups(tmp_path / "category_by_label.png", table, "label", "n = 300")
+    axis = pictures["category_by_label.png"].axes[0]
+    assert [text.get_text() for text in axis.texts] == ["6", "", "94", "", "", "94"]
+    assert seen(axis, "y") == {0: "a (n = 200)", 1: "b (n = 100)"}
+
+
+def test_a_picture_of_many_groups_shows_the_largest_and_says_so(tmp_path, pictures):
     sizes = [60 - group for group in range(40)]
     frame = pd.DataFrame(
         {
@@ -362,12 +502,12 @@ def test_a_picture_of_many_groups_shows_the_largest_and_says_so(tmp_path, monkey
     )
     table = map_summary.group_table(frame, "label").sort_values("n", ascending=False)
     map_summary.plot_groups(tmp_path / "category_by_label.png", table, "label", "n = 1,620")
-    _, title, caption = drawn["rest"]
-    assert title == "Categories by label" and caption == "n = 1,620\nthe 25 largest of 40 labels"
-    drawn["figure"].canvas.draw()  # two dollar signs are no formula
-    names = [tick.get_text() for tick in drawn["figure"].axes[0].get_yticklabels()]
+    figure = pictures["category_by_label.png"]
+    assert title(figure) == "Categories by label" and caption(figure) == "n = 1,620 the 25 largest of 40 labels"
+    names = list(seen(figure.axes[0], "y").values())  # two dollar signs are no formula
     assert len(names) == 25 and names[0].endswith(", 0  (n = 60)")
     assert names[-1].endswith("xxx\N{HORIZONTAL ELLIPSIS} (n = 36)")
+    assert len(names[-1].replace("\\", "").removesuffix(" (n = 36)")) == 40
     few = table.head(25)
     map_summary.plot_groups(tmp_path / "category_by_label.png", few, "label", "n = 1,200")
-    assert drawn["rest"][2] == "n = 1,200"
+    assert caption(pictures["category_by_label.png"]) == "n = 1,200"

@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from read_pictures import caption, heat_map, legend, lines, lying, scatters, seen, segments
 
 import analyze_dataset
 from datamap.analysis import integrated, unified_table
 from datamap.analysis.error_rules import RULES, flag_errors
 from datamap.cartography.categories import CATEGORIES, categorize_examples
 from datamap.core.files import read_json, read_table
+from datamap.core.plots import CATEGORY_COLORS, COLORS, LIGHT_GREY
 from datamap.core.splits import load_split
 from datamap.tasks.registry import get_task
 
@@ -113,13 +115,9 @@ def house(tmp_path):
     return tmp_path
 
 
-@pytest.fixture
-def pictures():
-    """Asked for by tests in which pictures are drawn; elsewhere they are empty files, for speed."""
-
-
 @pytest.fixture(autouse=True)
 def empty_pictures(request, monkeypatch):
+    """Pictures are drawn in the tests that ask for them; elsewhere they are empty files, for speed."""
     if "pictures" not in request.fixturenames:
         for plot in ("plot_category_by_cluster", "plot_difficulty", "plot_map"):
             monkeypatch.setattr(integrated, plot, lambda path, *rest: path.touch())
@@ -290,7 +288,7 @@ def test_unified_columns_and_rows(unified):
     assert table["data_category"].tolist() == [row["category"] for row in source]
     assert [json.loads(text) for text in table["tags"]] == [row["tags"] for row in source]
     assert json.loads(table["answers"][0]) == source[0]["answers"]
-    assert table["answer"][0] == source[0]["answers"]["text"][0] and pd.isna(table["answer"][59])
+    assert table["answer"][0] == source[0]["answers"]["text"][0] and table["answer"][59] == ""
     assert pd.isna(table["visits"][2]) and table["visits"][7] == 7 and table["nothing"].isna().all()
     assert table["checked"][0] is True and table["checked"][3] is False and pd.isna(table["checked"][1])
 
@@ -507,6 +505,84 @@ def test_never_writes_over_what_it_reads(house, capsys):
         assert (house / directory / "run_meta.json").read_bytes() == before
 
 
+# --- pictures ----------------------------------------------------------------------------------------------------
+
+
+def test_the_pictures_show_the_tables_beside_them(house, pictures):
+    output = run(house)
+    table, frame = read_table(output / "cluster_difficulty.csv"), joined()
+    assert table["confidence_mean"].is_monotonic_increasing and len(table) == 4 and (table["n"] < 10).any()
+    names = [f"{'noise' if row.cluster == -1 else row.cluster} (n = {row.n})" for row in table.itertuples()]
+    check_shares(pictures["category_by_cluster.png"], table, names, frame)
+    check_difficulty(pictures["cluster_difficulty.png"], table, names, read_json(output / "patterns.json"))
+    check_map(pictures["cluster_map_by_category.png"], read_table(output / "cluster_map.csv"), frame)
+    for name in ("category_by_cluster.png", "cluster_difficulty.png", "cluster_map_by_category.png"):
+        assert caption(pictures[name]).startswith("notes.jsonl [train], n = 56 with metrics and cluster; cuts: ")
+
+
+def check_shares(figure, table, names, frame):
+    axis, bar = figure.axes
+    values, texts, mesh = heat_map(axis)
+    for row, cluster in enumerate(table["cluster"]):
+        inside = frame["category"][frame["cluster"] == cluster].tolist()
+        shares = [100 * inside.count(category) / len(inside) for category in CATEGORIES]
+        assert values[row] == pytest.approx(shares)
+        assert values[row] == pytest.approx([100 * table[f"{category}_share"][row] for category in CATEGORIES])
+        assert texts[row].tolist() == [f"{share:.0f}" for share in shares]
+    assert mesh.get_clim() == (0, 100) and bar.get_ylabel() == "examples of the cluster (%)"
+    assert list(seen(axis, "x").values()) == list(CATEGORIES)
+    assert seen(axis, "y") == {row + 0.5: name for row, name in enumerate(names)}
+
+
+def check_difficulty(figure, table, names, patterns):
+    axes = figure.axes
+    assert [axis.get_xlabel().split()[0] for axis in axes] == ["confidence", "variability"]
+    assert seen(axes[0], "y") == dict(enumerate(names)) and axes[0].get_ylim() == (3.5, -0.5)
+    for axis, metric in zip(axes, ("confidence", "variability"), strict=True):
+        dashed, dots = lines(axis)
+        assert dashed[0] == [patterns["overall"][f"{metric}_mean"]] * 2
+        assert dots == (table[f"{metric}_mean"].tolist(), [0, 1, 2, 3], COLORS[0].lower())
+        assert segments(axis) == [[
+            [[row[f"{metric}_low"], place], [row[f"{metric}_high"], place]]
+            for place, row in table.iterrows() if row["n"] >= 10]]
+    assert "from 10 examples on" in caption(figure)
+
+
+def check_map(figure, points, frame):
+    assert points["id"].tolist() == frame["id"].tolist()
+    for axis, category in zip(figure.axes, CATEGORIES, strict=True):
+        inside = points[frame["category"] == category]
+        assert axis.get_title() == f"{category} (n = {len(inside)})"
+        (_, grey, _), (_, shown, colors) = scatters(axis)
+        assert grey == points[["dim1", "dim2"]].to_numpy().tolist()
+        assert shown == inside[["dim1", "dim2"]].to_numpy().tolist()
+        assert set(colors) == {CATEGORY_COLORS[category].lower()}
+
+
+@pytest.mark.parametrize("count", [40, 41])
+def test_pictures_of_many_clusters_show_the_largest_and_say_so(tmp_path, pictures, count):
+    """The smallest of 41 clusters, which is neither the first nor the last, is not drawn."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame([
+        {"cluster": cluster, "category": "easy" if row else "hard", "confidence": 0.1 + cluster / 60 + row / 1000,
+         "variability": rng.random() / 2}
+        for cluster in range(-1, count - 1) for row in range(9 if cluster == 17 else 10 + cluster % 3)])
+    table = integrated.difficulty_table(frame)
+    integrated.plot_category_by_cluster(tmp_path / "shares.png", table, "n")
+    overall = {"confidence_mean": 0.5, "variability_mean": 0.25}
+    integrated.plot_difficulty(tmp_path / "difficulty.png", table, overall, "n")
+    kept = [cluster for cluster in range(-1, count - 1) if count == 40 or cluster != 17]
+    names = [f"{'noise' if x == -1 else x} (n = {9 if x == 17 else 10 + x % 3})" for x in kept]
+    values, texts, _ = heat_map(pictures["shares.png"].axes[0])
+    axis = pictures["difficulty.png"].axes[0]
+    assert list(seen(pictures["shares.png"].axes[0], "y").values()) == list(seen(axis, "y").values()) == names
+    assert values[:, 2] == pytest.approx([100 / int(name[:-1].split()[-1]) for name in names])
+    assert lines(axis)[1][0] == table["confidence_mean"][table["cluster"].isin(kept)].tolist()
+    assert len(segments(axis)[0]) == (39 if count == 40 else 40)
+    for figure in pictures.values():
+        assert ("the 40 largest of 41 clusters" in caption(figure)) == (count == 41)
+
+
 # --- the demo ----------------------------------------------------------------------------------------------------
 
 
@@ -524,7 +600,7 @@ def test_demo(demo, house, unified, capsys):
     capsys.readouterr()
     demo.main(["--unified_dir", str(unified), "--output_dir", str(house / "example")])
     names = {"error_rates.csv", "error_rates.png", "rule_distribution.csv", "rule_distribution.png",
-             "flagged_examples.png", "problem_examples.csv", "run_meta.json"}
+             "flagged_examples.csv", "flagged_examples.png", "problem_examples.csv", "run_meta.json"}
     assert {path.name for path in (house / "example").iterdir()} == names
     table = read_table(unified / "unified_analysis.csv")
     rules = read_table(house / "example/rule_distribution.csv").set_index("rule")
@@ -549,3 +625,65 @@ def test_demo_without_a_unified_table(demo, house, capsys):
         demo.main(["--unified_dir", str(house / "map"), "--output_dir", str(house / "example")])
     assert stop.value.code == 2 and not (house / "example").exists()
     assert "analyze_dataset.py --export_unified writes it" in capsys.readouterr().err
+
+
+def test_the_pictures_of_the_demo_show_the_tables_beside_them(demo, house, unified, pictures):
+    demo.main(["--unified_dir", str(unified), "--output_dir", str(house / "example")])
+    table = read_table(unified / "unified_analysis.csv")
+    wrong = (table[list(RULES)].sum(axis=1) >= 3).to_numpy()
+    assert wrong.tolist() == table["is_dataset_error"].tolist()
+
+    axis, _ = pictures["error_rates.png"].axes
+    values, texts, mesh = heat_map(axis)
+    cells = read_table(house / "example/error_rates.csv").set_index(["category", "cluster"])
+    assert seen(axis, "y") == {0.5: "noise", 1.5: "0", 2.5: "1", 3.5: "2"}
+    assert [text.split("-")[-1] for text in seen(axis, "x").values()] == list(CATEGORIES)
+    for row, cluster in enumerate((-1, 0, 1, 2)):
+        for column, category in enumerate(CATEGORIES):
+            inside = wrong[((table["cluster"] == cluster) & (table["category"] == category)).to_numpy()]
+            if not len(inside):
+                assert np.isnan(values[row, column]) and texts[row, column] == ""
+                assert (category, cluster) not in cells.index
+                continue
+            assert values[row, column] == pytest.approx(100 * inside.mean())
+            assert values[row, column] == pytest.approx(100 * cells.loc[(category, cluster), "error_rate"])
+            assert texts[row, column] == f"{100 * inside.mean():.0f}% of {len(inside)}"
+    assert mesh.get_clim() == (0, np.nanmax(values))
+    assert caption(pictures["error_rates.png"]) == "notes.jsonl [train], n = 56 with category and cluster; blank: none"
+
+    (axis,) = pictures["rule_distribution.png"].axes
+    rules = read_table(house / "example/rule_distribution.csv")
+    assert list(seen(axis, "y").values()) == [rule.replace("_", " ") for rule in RULES]
+    assert axis.get_ylim()[0] > axis.get_ylim()[1], "the first on top"
+    assert axis.get_xticks().tolist() == [0, 20, 40, 60, 80, 100] and axis.get_xlim()[0] == 0
+    shown = lying(axis)
+    for place, rule in enumerate(RULES):
+        known = table[rule].dropna()
+        flagged = int(known.astype(bool).sum())
+        assert shown[place][:3] == pytest.approx((place, 0, 100 * flagged / len(known)))
+        assert shown[place][2] == pytest.approx(100 * rules["rate"][place])
+        assert axis.texts[place].get_text() == f"{flagged} of {len(known)}"
+
+    figure = pictures["flagged_examples.png"]
+    points = read_table(house / "example/flagged_examples.csv")
+    mapped = table[table["confidence"].notna()]
+    assert points["id"].tolist() == mapped["id"].tolist()
+    assert points["is_dataset_error"].tolist() == mapped["is_dataset_error"].tolist()
+    (_, every, greys), *groups = scatters(figure.axes[0])
+    assert every == points[["variability", "confidence"]].to_numpy().tolist() and set(greys) == {LIGHT_GREY}
+    counted = {}
+    for category, (name, shown, colors) in zip(CATEGORIES, groups, strict=True):
+        inside = mapped[mapped["is_dataset_error"].astype(bool) & (mapped["category"] == category)]
+        assert shown == inside[["variability", "confidence"]].to_numpy().tolist()
+        assert set(colors) <= {CATEGORY_COLORS[category].lower()}
+        assert name == f"flagged, {category} ({len(inside)})"
+        counted[name] = CATEGORY_COLORS[category].lower()
+    assert legend(figure) == {"all examples": LIGHT_GREY, **counted}
+    assert "n = 58 with metrics" in caption(figure)
+
+
+def test_a_rule_without_predictions_has_no_bar(demo, house, pictures):
+    demo.main(["--unified_dir", str(run(house, "--export_unified")), "--output_dir", str(house / "example")])
+    (axis,) = pictures["rule_distribution.png"].axes
+    for place in (3, 7):
+        assert axis.texts[place].get_text() == "no predictions" and lying(axis)[place][2] == 0

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from read_pictures import caption, scatters, seen, upright
 from sklearn.metrics import adjusted_rand_score
 
 import cluster_analysis
 from datamap.analysis import clusters
 from datamap.core import plots
-from datamap.core.files import read_json, read_table
+from datamap.core.files import read_json, read_table, write_csv
 
 FILES = {
     "cluster_assignments.csv", "cluster_statistics.csv", "cluster_samples.json", "cluster_metadata.json",
@@ -234,6 +235,92 @@ def test_many_clusters_use_every_colour_and_keep_equal_ones_apart():
         np.linalg.norm(centres[a] - centres[b]) for a in range(25) for b in range(a) if colours[a] == colours[b]
     ]
     assert min(apart) > 10.5, "no two neighbours share a colour"
+
+
+def made(sizes: list[int], noise: int, seed: int = 0) -> tuple[clusters.Clustering, np.ndarray]:
+    """Clusters 0, 1, ... of these sizes in a row, the odd ones packed into a spot, and their places."""
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat([-1, *range(len(sizes))], [noise, *sizes]))
+    width = np.where(labels % 2, 0.01, 2.0)[:, None]
+    dims = np.stack([10.0 * labels, np.zeros(len(labels))], axis=1) + rng.normal(size=(len(labels), 2)) * width
+    persistence = rng.random(len(sizes))
+    return clusters.Clustering(labels, np.ones(len(labels)), np.zeros(len(labels)), persistence, len(labels)), dims
+
+
+@pytest.mark.parametrize("count", [3, 32])
+def test_the_pictures_show_the_tables_beside_them(tmp_path, pictures, count):
+    found, dims = made(sorted(range(20, 20 + count), reverse=True), noise=7)
+    ids = [f"{row:03d}" for row in range(len(dims))]
+    write_csv(tmp_path / "cluster_assignments.csv", clusters.assignments(ids, found, dims))
+    table = clusters.statistics(found)
+    write_csv(tmp_path / "cluster_statistics.csv", table)
+    colours = clusters.choose_colours(found, dims)
+    clusters.plot_map(tmp_path / "cluster_map.png", found, dims, colours, ["UMAP dimension 1", "2"], 42)
+    clusters.plot_sizes(tmp_path / "cluster_sizes.png", found, table, colours)
+    rows = read_table(tmp_path / "cluster_assignments.csv")
+    n = f"n = {len(rows):,}, {count} clusters, {100 * 7 / len(rows):.1f}% noise"
+
+    (axis,) = pictures["cluster_map.png"].axes
+    (label, grey, greys), (_, points, colors) = scatters(axis)
+    places = rows[["dim1", "dim2"]].to_numpy()
+    assert label == "noise" and grey == places[rows["cluster"] == -1].tolist() and set(greys) == {plots.LIGHT_GREY}
+    of_point = {tuple(place): cluster for place, cluster in zip(places.tolist(), rows["cluster"], strict=True)}
+    assert [colours[of_point[tuple(point)]].lower() for point in points] == colors
+    assert sorted(points) == sorted(places[rows["cluster"] >= 0].tolist())
+    drawn_labels = [of_point[tuple(point)] for point in points]
+    assert drawn_labels != sorted(drawn_labels), "no cluster over all of another"
+    assert [text.get_text() for text in axis.texts] == [str(label) for label in range(min(count, 30))]
+    for label, text in enumerate(axis.texts):
+        members = places[rows["cluster"] == label]
+        x, y = text.xy
+        assert x == np.median(members[:, 0])
+        # Of a spot the number stands at its upper end, and a little above.
+        assert y == (np.quantile(members[:, 1], 0.98) if label % 2 else np.median(members[:, 1]))
+        assert (text.get_va(), text.xyann) == (("bottom", (0, 2)) if label % 2 else ("center", (0, 0)))
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("UMAP dimension 1", "2")
+    told = caption(pictures["cluster_map.png"])
+    assert told.startswith(n) and ("colours repeat" in told) == (count > 6)
+    assert f"numbers name {'the 30 largest' if count > 30 else 'the'} clusters, 0 is the largest" in told
+
+    statistics = read_table(tmp_path / "cluster_statistics.csv").head(31)
+    upper, lower = pictures["cluster_sizes.png"].axes
+    fills = [plots.LIGHT_GREY, *(colour.lower() for colour in colours)]
+    assert upright(upper) == [(place, 0, row.size, fills[place]) for place, row in enumerate(statistics.itertuples())]
+    assert upright(lower) == [(place, 0, persistence, fills[place])
+                              for place, persistence in enumerate(statistics["persistence"]) if place]
+    assert [bar[2] for bar in upright(upper)] == [7, *range(19 + count, 19 + count - min(count, 30), -1)]
+    assert seen(lower, "x") == {place: "noise" if place == 0 else str(place - 1) for place in range(len(statistics))}
+    left_out = "; the 2 smallest clusters are not shown" if count == 32 else ""
+    assert caption(pictures["cluster_sizes.png"]) == n + left_out
+
+
+@pytest.mark.parametrize("count", [6, 7, 30, 31])
+def test_captions_say_what_repeats_and_what_has_no_number(tmp_path, pictures, count):
+    found, dims = made([5] * count, noise=2)
+    colours = clusters.choose_colours(found, dims)
+    clusters.plot_map(tmp_path / "map.png", found, dims, colours, ["1", "2"], 0)
+    clusters.plot_sizes(tmp_path / "sizes.png", found, clusters.statistics(found), colours)
+    told = caption(pictures["map.png"])
+    assert ("colours repeat" in told) == (len(set(colours)) < count) == (count > 6)
+    assert ("the 30 largest clusters" in told) == (len(pictures["map.png"].axes[0].texts) < count) == (count > 30)
+    assert ("not shown" in caption(pictures["sizes.png"])) == (count > 30)
+
+
+def test_no_clusters_have_no_numbers(tmp_path, pictures):
+    found, dims = made([], noise=9)
+    clusters.plot_map(tmp_path / "map.png", found, dims, [], ["1", "2"], 0)
+    clusters.plot_sizes(tmp_path / "sizes.png", found, clusters.statistics(found), [])
+    assert caption(pictures["map.png"]) == "n = 9, 0 clusters, 100.0% noise noise is grey"
+    assert upright(pictures["sizes.png"].axes[0]) == [(0, 0, 9, plots.LIGHT_GREY)]
+
+
+@pytest.mark.parametrize(("shares", "explained", "expected"), [
+    (None, 0.5, ["UMAP dimension 1", "UMAP dimension 2"]),
+    ([0.5, 0.25], None, ["principal component 1", "principal component 2"]),
+    ([0.5, 0.25], 0.8, ["principal component 1 (40.0% of variance)", "principal component 2 (20.0% of variance)"]),
+])
+def test_axes_of_the_picture_name_their_variance(shares, explained, expected):
+    assert clusters.axis_labels(shares, explained) == expected
 
 
 def test_old_artifacts_go(tmp_path):

@@ -54,7 +54,7 @@ def questions(tmp_path):
                 "none": None}
     for place in (6, 7):
         rows[place]["answers"] = {"text": [], "answer_start": []}
-    rows[9]["answers"]["answer_start"] = [0]
+    rows[9]["answers"]["answer_start"] = [5000]
     return write_rows(tmp_path / "notes.jsonl", rows), rows
 
 

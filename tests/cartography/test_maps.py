@@ -5,8 +5,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from made_dynamics import metrics_frame
-from matplotlib.figure import Figure
+from read_pictures import caption, legend, lines, scatters, seen, upright
 
+from datamap.cartography import maps
 from datamap.cartography.categories import (
     CATEGORIES,
     categorize_examples,
@@ -16,59 +17,70 @@ from datamap.cartography.maps import CARTOGRAPHY_FILES, load_map, plot_data_map,
 from datamap.core import plots
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError
-from datamap.core.files import read_json
+from datamap.core.files import read_json, read_table
+from datamap.core.plots import CATEGORY_COLORS
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that were saved."""
-    figures = []
-    save = Figure.savefig
-
-    def keep(figure, *args, **kwargs):
-        figures.append(figure)
-        return save(figure, *args, **kwargs)
-
-    monkeypatch.setattr(Figure, "savefig", keep)
-    return figures
+def slow_categories(table, cuts) -> list[str]:
+    return ["ambiguous" if row.variability > cuts["variability"] else
+            "easy" if row.confidence >= cuts["confidence"] else "hard" for row in table.itertuples()]
 
 
-def test_the_data_map_says_what_it_shows(tmp_path, drawn):
-    frame = metrics_frame([0.9, 0.9, 0.1, 0.5], [0.1, 0.1, 0.1, 0.4]).assign(num_epochs=5)
-    plot_data_map(frame, tmp_path / "map.png", "stories", thresholds=(0.5, 0.2))
-    assert (tmp_path / "map.png").read_bytes().startswith(b"\x89PNG")
-    assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
-    axes, bars = drawn[0].axes
-    assert "variability" in axes.get_xlabel() and "confidence" in axes.get_ylabel()
+@pytest.mark.parametrize("size", [4, 60])
+def test_the_data_map_shows_the_metrics_and_thresholds_beside_it(tmp_path, pictures, size):
+    rng = np.random.default_rng(size)
+    frame = metrics_frame(rng.random(size) ** 0.5, rng.random(size) / 4).assign(num_epochs=[*[3] * (size - 1), 5])
+    frame.iloc[1] = [0.65, 0.2, 5]  # the cuts themselves
+    write_cartography(tmp_path, frame, "stories", "fixed", 0.65, 0.2)
+    table, cuts = read_table(tmp_path / "cartography_metrics.csv"), read_json(tmp_path / "thresholds.json")
+    categories = slow_categories(table, cuts)
+    counts = {name: categories.count(name) for name in CATEGORIES}
+    assert categories[1] == "easy" and (size == 4 or len(set(counts.values())) == 3)
+    figure = pictures["cartography_map.png"]
+    axis, bars = figure.axes
+    shown = {name: (points, colors) for name, points, colors in scatters(axis)}
+    assert list(shown) == list(CATEGORIES)
+    for name, (points, colors) in shown.items():
+        inside = table[[category == name for category in categories]]
+        assert points == inside[["variability", "confidence"]].to_numpy().tolist()
+        assert set(colors) <= {CATEGORY_COLORS[name].lower()}
+    assert legend(axis) == {name: CATEGORY_COLORS[name].lower() for name in CATEGORIES}
+    assert "variability" in axis.get_xlabel() and "confidence" in axis.get_ylabel()
+    assert [(x, y) for x, y, _ in lines(axis)] == [([0.2, 0.2], [0, 1]), ([0, 0.2], [0.65, 0.65])]
+    assert seen(bars, "x") == dict(enumerate(CATEGORIES))
+    assert upright(bars) == [(place, 0, counts[name], CATEGORY_COLORS[name].lower())
+                             for place, name in enumerate(CATEGORIES)]
+    assert [text.get_text() for text in bars.texts] == [
+        f"{count}\n{100 * count / size:.0f}%" for count in counts.values()]
     assert bars.get_ylabel() == "examples (count)"
-    caption = drawn[0]._supxlabel.get_text()
-    assert caption == "stories, n = 4, 5 epochs; dashed: the cuts, confidence 0.5, variability 0.2"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == list(CATEGORIES)
-    points = {collection.get_label(): len(collection.get_offsets()) for collection in axes.collections}
-    assert points == {"easy": 2, "ambiguous": 1, "hard": 1}
-    assert [text.get_text() for text in bars.texts] == ["2\n50%", "1\n25%", "1\n25%"]
-    colors = {tuple(collection.get_facecolor()[0]) for collection in axes.collections}
-    assert len(colors) == 3
+    assert bars.get_ylim()[0] == 0 and max(counts.values()) < bars.get_ylim()[1] < 1.3 * max(counts.values())
+    told = caption(figure)
+    assert told.startswith(f"stories, n = {size}, 5 epochs; ") and "cuts, confidence 0.65, variability 0.2" in told
+    assert [path.name for path in tmp_path.glob("*.png")] == ["cartography_map.png"]
 
 
-def test_a_large_data_map_draws_a_sample_and_counts_all(tmp_path, drawn, monkeypatch):
+def test_a_large_data_map_draws_a_sample_and_counts_all(tmp_path, pictures, monkeypatch):
     monkeypatch.setattr(plots, "MAX_DRAWN_POINTS", 50)
     rng = np.random.default_rng(0)
     frame = metrics_frame(rng.random(1200), rng.random(1200) / 2)
     for name in ("one.png", "two.png"):
         plot_data_map(frame, tmp_path / name)
     assert (tmp_path / "one.png").read_bytes() == (tmp_path / "two.png").read_bytes()  # seeded
-    axes, bars = drawn[0].axes
-    assert sum(len(collection.get_offsets()) for collection in axes.collections) == 50
-    assert drawn[0]._supxlabel.get_text().startswith("n = 1,200 (random 50 drawn); ")
+    axis, bars = pictures["one.png"].axes
+    found = [tuple(point) for _, points, _ in scatters(axis) for point in points]
+    every = set(zip(frame["variability"], frame["confidence"], strict=True))
+    assert len(found) == len(set(found)) == 50 and set(found) <= every
+    assert caption(pictures["one.png"]).startswith("n = 1,200 (random 50 drawn); ")
     assert sum(int(text.get_text().split("\n")[0]) for text in bars.texts) == 1200
 
 
-@pytest.mark.parametrize("confidence, variability", [([0.5], [0.0]), ([0.0, 1.0], [0.5, 0.5])])
-def test_the_data_map_of_few_or_extreme_examples(tmp_path, drawn, confidence, variability):
+@pytest.mark.parametrize("confidence, variability", [([0.5], [0.0]), ([0.0, 1.0], [0.5, 0.5]), ([1.0], [0.31])])
+def test_the_data_map_of_few_or_extreme_examples(tmp_path, pictures, confidence, variability):
     plot_data_map(metrics_frame(confidence, variability), tmp_path / "map.png")
-    axes = drawn[0].axes[0]
-    assert axes.get_xlim()[1] > max(variability) and axes.get_ylim()[1] > max(confidence)
+    axis = pictures["map.png"].axes[0]
+    (left, right), (bottom, top) = axis.get_xlim(), axis.get_ylim()
+    assert -0.05 < left < 0 and max(variability) < right < max(0.31, 1.1 * max(variability))
+    assert -0.05 < bottom < 0 and 1 < top < 1.05
 
 
 # --- thresholds ---
@@ -127,8 +139,9 @@ def test_thresholds_that_were_written_and_are_gone_are_refused(tmp_path):
         load_map(tmp_path)
 
 
-def test_metrics_as_json_are_cut_as_those_of_the_csv(tmp_path):
+def test_metrics_as_json_are_cut_as_those_of_the_csv(tmp_path, monkeypatch):
     """Of an odd number of examples the median is one example's own value, and JSON keeps 15 decimals of it."""
+    monkeypatch.setattr(maps, "plot_data_map", lambda *_: None)
     rng = np.random.default_rng(5)
     for number in range(20):
         size = 2 * number + 5

@@ -1,5 +1,6 @@
 """Files are whole or not there, and read back as they were written."""
 
+import gzip
 import math
 from pathlib import Path
 
@@ -120,6 +121,21 @@ def test_a_missing_value_is_an_empty_cell(tmp_path):
     assert back["text"].tolist()[::2] == ["NA", "null"] and back["text"].isna().tolist() == [False, True, False]
     assert back["x"].isna().tolist() == [False, True, False]
     assert back["rule"].tolist()[::2] == [True, False] and pd.isna(back["rule"][1])
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_an_empty_text_is_not_a_missing_one(tmp_path, suffix):
+    frame = pd.DataFrame({"id": ["a", "b", "c", "d"], "answer": ["x", "", None, 'quote ""\n,"",\n'],
+                          "none": ["", None, "", None], "n": [1.0, None, 2.0, 3.0]})
+    write_csv(tmp_path / "a.csv", frame)
+    path = tmp_path / f"a.csv{suffix}"
+    if suffix:
+        path.write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    back = read_table(path, text=("none",))
+    for column in ("answer", "none"):
+        assert back[column].isna().tolist() == frame[column].isna().tolist()
+        assert back[column].dropna().tolist() == frame[column].dropna().tolist()
+    assert back["n"].isna().tolist() == [False, True, False, False]
 
 
 def test_a_table_that_cannot_be_written_leaves_nothing(tmp_path):

@@ -310,6 +310,8 @@ def test_answers_that_are_numbers_become_text(tmp_path, name):
         ({"text": ["a"], "answer_start": None}, "row 2: 1 answer texts need as many answer_start"),
         (json.dumps({"text": ["a"], "answer_start": ["1"]}), "row 2: 1 answer texts need as many answer_start"),
         ('{"text": ["a"', "row 2: answers is not JSON"),
+        ('{"answer": ["a"], "start": [1]}', "row 2: answers has answer, start; expected text and answer_start"),
+        ('[{"span": "a", "answer_start": 1}]', "row 2: expected answers as objects with text and answer_start, found"),
         ("a", "row 2: 1 answer texts need as many answer_start"),
         ("[1, 2]", "row 2: expected answers as objects with text and answer_start, found"),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import functools
 import json
@@ -1166,6 +1167,13 @@ def test_every_kind_of_change_is_made(refuse, home):
     line = refuse("--selector", "consistency", "--k", 3, "--model_path", home.classifier, "--perturbations",
                   "deletion", "swap", "--copies", 1)
     assert "--copies 1 leaves out some of the 2 --perturbations" in line
+
+
+def test_a_missing_value_is_another_stratum_than_the_text_none(tmp_path):
+    rows = [{**row, "kind": kind} for row, kind in zip(review_rows(4, 0), (None, "None", "new", None), strict=True)]
+    split = load_split(str(write_rows(tmp_path / "train.jsonl", rows)), "train", get_task("classification"))
+    strata = candidates.Candidates(split, np.arange(4), argparse.Namespace()).strata("kind").tolist()
+    assert strata[0] == strata[3] and len(set(strata)) == 3
 
 
 def test_a_column_to_stratify_by_may_be_called_as_a_feature_is(choose, home, tmp_path):

@@ -541,7 +541,7 @@ def test_a_map_that_was_not_finished_is_begun_anew(planned, calls):
 
 
 def test_a_map_that_was_interrupted_goes_on_from_its_checkpoint(planned, calls, monkeypatch):
-    monkeypatch.setattr(prerequisites, "whole_checkpoints", lambda directory, with_dynamics: [directory / "one"])
+    monkeypatch.setattr(prerequisites, "has_whole_checkpoint", lambda directory, with_dynamics: True)
     make(planned()[0])
     assert calls.made[0][-1] == "--resume_from_checkpoint"
 

@@ -3,10 +3,10 @@
 import argparse
 import csv
 import gc
+import itertools
 import json
 import logging
 import re
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.cbook import is_math_text
+from matplotlib.colors import to_hex
+from read_pictures import caption, legend, lines, seen
 from scipy.stats import ttest_rel
 from sklearn.metrics import f1_score
 
-from datamap.core import plots as plotting
 from datamap.core.artifacts import META, digest
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json, write_jsonl
@@ -28,12 +29,13 @@ from datamap.suites.comparison import ROW, examples_needed, multi_bootstrap, pai
 from datamap.suites.definition import Experiment, Suite
 from datamap.suites.planning import write_plan
 from datamap.suites.report import HEADINGS, LISTS, SUBJECT, write_report
-from datamap.suites.results import NO_SCORES, influence_on_macro_f1
+from datamap.suites.results import NO_SCORES, Metric, influence_on_macro_f1
 from datamap.suites.runs import identity_of, run_name
 
 SEEDS = (1, 2, 3)
 IDS = [f"v{number:03d}" for number in range(40)]
 VERDICTS = ("better", "worse", "no detectable difference", "underpowered")
+COLOR_OF = {verdict: to_hex(color) for verdict, color in suite_plots.VERDICT_COLORS.items()}
 COMMIT = "c0ffee"
 FEW: dict[str, dict] = {"baseline": {}, "other": {}}
 CONTROLLED: dict[str, dict] = {
@@ -190,9 +192,9 @@ def frozen():
 
 
 @pytest.fixture(autouse=True)
-def pictures(request, monkeypatch):
-    """None are drawn, but for tests that ask for ``figures``."""
-    if "figures" not in request.fixturenames:
+def no_pictures(request, monkeypatch):
+    """None are drawn, but for tests that ask for ``pictures``."""
+    if "pictures" not in request.fixturenames:
         monkeypatch.setattr(suite_plots, "write_plots", lambda *_: None)
 
 
@@ -1004,29 +1006,8 @@ def test_no_minus_before_zero(tmp_path):
 # --- pictures ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Every picture that was written: name -> (figure, title, caption); no warning is let pass."""
-    found = {}
-    whole = suite_plots.save_figure
-
-    def save(figure, path, title, caption):
-        found[Path(path).name] = (figure, title, caption)
-        whole(figure, path, title, caption)
-
-    monkeypatch.setattr(plotting, "DOTS_PER_INCH", 40)
-    monkeypatch.setattr(suite_plots, "save_figure", save)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield found
-
-
 def drawn(directory: Path) -> set[str]:
     return {path.name for path in directory.glob("*.png")}
-
-
-def legend_of(figure) -> list[str]:
-    return [text.get_text() for axis in figure.axes if axis.get_legend() for text in axis.get_legend().get_texts()]
 
 
 def grown(directory: Path, sizes: dict[str, int]) -> Path:
@@ -1037,7 +1018,7 @@ def grown(directory: Path, sizes: dict[str, int]) -> Path:
     return directory
 
 
-def test_pictures_of_every_metric(tmp_path, figures):
+def test_pictures_of_every_metric(tmp_path, pictures):
     directory = everything(planned(tmp_path, CONTROLLED), effects={"small": 1.0})
     grown(directory, {"small": 50, "small_control": 50})
     losses = {}
@@ -1047,34 +1028,151 @@ def test_pictures_of_every_metric(tmp_path, figures):
             log_losses(place_of(directory, name, seed), rows)
             losses[name, seed] = [each["loss"] for each in rows]
     write_report(directory, 1.0)
-    assert drawn(directory) == set(figures) == {
+    assert drawn(directory) == set(pictures) == {
         "comparison_exact_match.png", "comparison_f1.png", "training_size_exact_match.png", "training_size_f1.png",
         "learning_curves.png",
     }
-    # The differences: all seeds, the mean, the interval.
-    axis = figures["comparison_f1.png"][0].axes[0]
-    compared = rows_of(directory, metric="f1")
-    labels = [label.get_text().split("\nagainst ") for label in axis.get_yticklabels()]
-    assert labels == [[row["experiment"], row["reference"]] for row in compared]
-    lines = [line for line in axis.lines if len(line.get_ydata()) and len(set(line.get_ydata())) == 1]
-    for place, row in zip(axis.get_yticks(), compared, strict=True):
-        here = [list(np.atleast_1d(line.get_xdata())) for line in lines if line.get_ydata()[0] == place]
-        pairs = zip(row["values"], row["reference_values"], strict=True)
-        assert [row["shown_low"], row["shown_high"]] in here and [row["difference"]] in here
-        assert [ours - theirs for ours, theirs in pairs] in here
-    assert legend_of(figures["training_size_f1.png"][0]) == list(CONTROLLED)
+    check_differences(pictures["comparison_f1.png"], rows_of(directory, metric="f1"), " over 3 seeds, ")
+    check_sizes(pictures["training_size_f1.png"], table(directory, "results.csv"), "f1")
     # The curves, and the file beside them.
     curves = table(directory, "learning_curves.csv")
     assert list(curves.columns[:4]) == ["experiment", "seed", "step", "epoch"] and len(curves) == 36
     for (name, seed), part in curves.groupby(["experiment", "seed"]):
         assert part["loss"].tolist() == pytest.approx(losses[name, seed])
-    axis = figures["learning_curves.png"][0].axes[0]
-    assert axis.lines[0].get_ydata() == pytest.approx(np.mean([losses["baseline", seed] for seed in SEEDS], axis=0))
-    assert legend_of(figures["learning_curves.png"][0]) == list(CONTROLLED)
-    assert "n = 12 runs" in figures["training_size_f1.png"][2]
+    (axis,) = pictures["learning_curves.png"].axes
+    check_curves(axis, curves, "loss")
+    assert axis.get_xlabel() == "epoch" and axis.get_ylabel() == "training loss (nats)"
+    assert caption(pictures["learning_curves.png"]).startswith(
+        "Lines: mean of 3 seeds; bands: from the lowest to the highest.")
 
 
-def test_thirty_experiments(tmp_path, figures):
+def check_differences(figure, compared, seeds, unit="percentage points"):
+    """All seeds, their mean, the interval, the verdict and its colour, line by line from the top."""
+    (axis,) = figure.axes
+    labels = seen(axis, "y")
+    assert [label.split("\nagainst ") for label in labels.values()] == [
+        [row["experiment"], row["reference"]] for row in compared]
+    gaps = [1.5 if row["against"] != last["against"] else 1.0 for last, row in itertools.pairwise(compared)]
+    assert np.diff(list(labels)).tolist() == gaps
+    zero, *found = lines(axis)
+    assert zero[:2] == ([0, 0], [0, 1])
+    for place, row in zip(labels, compared, strict=True):
+        color, n = COLOR_OF[row["verdict"]], row["n"]
+        expected = [([row["shown_low"], row["shown_high"]], [place] * 2)] if row["shown_low"] is not None else []
+        differences = [ours - theirs for ours, theirs in zip(row["values"], row["reference_values"], strict=True)]
+        expected += [(differences, [place] * n)] if n > 1 else []
+        expected += [([row["difference"]], [place])]
+        assert [line[:2] for line in found if line[1][0] == place] == expected
+        marks = [line for line in axis.lines[1:] if np.atleast_1d(line.get_ydata())[0] == place]
+        assert {to_hex(line.get_markeredgecolor()) for line in marks} == {color}
+        assert row["difference"] == pytest.approx(np.mean(differences))
+        (word,) = [text for text in axis.texts if text.xy[1] == place]
+        assert word.get_text() == row["verdict"] + ("\n(this checkpoint)" if n == 1 else "")
+        assert to_hex(word.get_color()) == color and 1 < word.xy[0] < 1.1, "beside the axes"
+    (band,) = axis.patches
+    margin = compared[0]["margin"]
+    assert (band.get_x(), band.get_width()) == (-margin, 2 * margin)
+    assert axis.get_ylim()[0] > max(labels) >= min(labels) > axis.get_ylim()[1], "the first on top"
+    assert axis.get_xlabel().startswith("difference in ") and axis.get_xlabel().endswith(f"({unit})")
+    told = caption(figure)
+    assert seeds in told and f"differences below {margin:g}," in told
+
+
+def check_sizes(figure, results, metric):
+    """Every run at the size of its experiment; those of one size beside each other, in the order of the suite."""
+    (axis,) = figure.axes
+    results = results[results["train_examples"].notna() & results[metric].notna()]
+    names = list(dict.fromkeys(results["experiment"]))
+    sizes = results.groupby("experiment")["train_examples"].mean()
+    step = 0.012 * np.ptp(results["train_examples"])
+    for name, dashes, mean in zip(names, axis.lines[::2], axis.lines[1::2], strict=True):
+        rows = results[results["experiment"] == name]
+        alike = [other for other in names if sizes[other] == sizes[name]]
+        place = sizes[name] + (alike.index(name) - (len(alike) - 1) / 2) * step
+        assert dashes.get_xdata() == pytest.approx([place] * len(rows)) and mean.get_xdata() == pytest.approx([place])
+        assert list(dashes.get_ydata()) == rows[metric].tolist()
+        assert mean.get_ydata() == pytest.approx([rows[metric].mean()])
+        control = isinstance(rows["control_of"].iloc[0], str)
+        assert mean.get_markerfacecolor() == ("none" if control else mean.get_markeredgecolor())
+        assert dashes.get_color() == mean.get_markeredgecolor()
+    assert list(legend(axis)) == names
+    color = {name: line.get_markeredgecolor() for name, line in zip(names, axis.lines[1::2], strict=True)}
+    own = {name: of for name, of in zip(results["experiment"], results["control_of"], strict=True)
+           if not isinstance(of, str)}
+    assert len({color[name] for name in own}) == min(len(own), 7)
+    for name, of in zip(results["experiment"], results["control_of"], strict=True):
+        assert name in own or color[name] == color[of]
+    assert f"n = {len(results):,} runs" in caption(figure)
+
+
+def check_curves(axis, curves, column, bands=True):
+    """The mean over seeds of every experiment; behind it all that lies between the lowest and the highest."""
+    names = list(dict.fromkeys(curves["experiment"]))
+    assert list(legend(axis)) == names
+    areas = [area.get_paths()[0].vertices for area in axis.collections]
+    assert len(areas) == (len(names) if bands else 0)
+    for number, (name, line) in enumerate(zip(names, axis.lines, strict=True)):
+        logs = [part[["epoch", column]].dropna().to_numpy() for _, part in
+                curves[curves["experiment"] == name].groupby("seed")]
+        epoch, values = np.stack(logs).transpose(2, 1, 0)  # each (logs, seeds)
+        assert line.get_xdata() == pytest.approx(epoch.mean(axis=1))
+        assert line.get_ydata() == pytest.approx(values.mean(axis=1))
+        assert line.get_linestyle() == ("--" if name.endswith("_control") else "-")
+        if bands:
+            corners = {(round(x, 9), round(y, 9)) for x, y in areas[number]}
+            edges = zip(*(np.round(each, 9).tolist() for each in (epoch.mean(axis=1), values.min(axis=1),
+                                                                  values.max(axis=1))), strict=True)
+            assert corners == {corner for x, low, high in edges for corner in ((x, low), (x, high))}
+    colors = {name: line.get_color() for name, line in zip(names, axis.lines, strict=True)}
+    assert all(color == colors[name.removesuffix("_control")] for name, color in colors.items())
+    assert len(set(colors.values())) == min(7, sum(not name.endswith("_control") for name in names))
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2)])
+def test_every_verdict_has_its_word_and_its_colour(tmp_path, pictures, seeds):
+    directory = everything(planned(tmp_path, {"baseline": {}, **{name: {} for name in "abcd"}}, seeds))
+    write_report(directory, 1.0)
+    rows = [{**row, "verdict": verdict} for row, verdict in
+            zip(rows_of(directory, metric="exact_match"), VERDICTS, strict=True)]
+    rows[3]["shown_low"] = rows[3]["shown_high"] = None
+    metric = Metric("exact_match", "exact_match", "", "", 100.0)
+    suite_plots.plot_differences(tmp_path / "made.png", "A study", metric, rows)
+    check_differences(pictures["made.png"], rows, " over 1 seed, " if len(seeds) == 1 else " over 2 seeds, ")
+    assert len(set(COLOR_OF.values())) == 4
+    fraction = Metric("accuracy", "accuracy", "", "", 1.0)
+    rows[0] = {**rows[0], "margin": 0.25}
+    suite_plots.plot_differences(tmp_path / "fraction.png", "A study", fraction, rows[:1])
+    check_differences(pictures["fraction.png"], rows[:1], "", unit="0..1")
+
+
+def test_what_has_no_run_is_not_drawn(tmp_path, pictures):
+    skip = [("other", seed) for seed in SEEDS]
+    directory = one_metric(everything(planned(tmp_path, {"baseline": {}, "other": {}, "third": {}}), skip=skip))
+    write_report(directory, 1.0)
+    compared = rows_of(directory, metric="exact_match")
+    assert [(row["experiment"], row["n"]) for row in compared] == [("other", 0), ("third", 3)]
+    check_differences(pictures["comparison_exact_match.png"], compared[1:], " over 3 seeds, ")
+
+
+@pytest.mark.parametrize("count", [7, 8])
+def test_bands_of_more_than_seven_experiments_are_not_drawn(tmp_path, pictures, count):
+    names = [f"e{number}" for number in range(count)]
+    directory = one_metric(everything(planned(tmp_path, {name: {} for name in names}, [1, 2])))
+    for number, name in enumerate(names):
+        for seed in (1, 2):
+            log_losses(place_of(directory, name, seed), [
+                {"step": step, "epoch": step + seed / 10, "loss": number + seed / step,
+                 "eval_exact_match": 10 * step + seed} for step in (1, 2, 3)])
+    write_report(directory, 1.0)
+    figure, curves = pictures["learning_curves.png"], table(directory, "learning_curves.csv")
+    assert [axis.get_ylabel() for axis in figure.axes] == ["training loss (nats)", "eval exact match"]
+    for axis, column in zip(figure.axes, ("loss", "eval_exact_match"), strict=True):
+        axis.legend(axis.lines, names)  # the first panel's is for all
+        check_curves(axis, curves, column, bands=count == 7)
+    assert ("bands" in caption(figure)) == (count == 7)
+
+
+def test_thirty_experiments(tmp_path, pictures):
     names = [f"experiment_{number}" for number in range(15)]
     controls = {f"{name}_control": {"control_of": name} for name in names}
     directory = everything(planned(tmp_path, {"baseline": {}, **{name: {} for name in names}, **controls}, [1, 2]))
@@ -1085,7 +1183,7 @@ def test_thirty_experiments(tmp_path, figures):
     write_report(directory, 1.0)
     assert drawn(directory) == {"comparison_exact_match.png", "training_size_exact_match.png", "learning_curves.png"}
     for name in drawn(directory):
-        figure = figures[name][0]
+        figure = pictures[name]
         assert figure.get_figheight() > 6
         axis, whole = figure.axes[0], figure.bbox
         assert axis.get_window_extent().width > 0.3 * whole.width, "there is room for the data"
@@ -1096,27 +1194,27 @@ def test_thirty_experiments(tmp_path, figures):
             assert box.x0 >= 0 and box.x1 <= whole.x1 and box.y0 >= 0 and box.y1 <= whole.y1, text.get_text()
 
 
-def test_every_experiment_of_many_looks_different(tmp_path, figures):
+def test_every_experiment_of_many_looks_different(tmp_path, pictures):
     names = [f"experiment_{number}" for number in range(10)]
     directory = everything(planned(tmp_path, {name: {} for name in names}, [1]))
     grown(one_metric(directory), {name: 30 + number for number, name in enumerate(names)})
     write_report(directory, 1.0)
-    handles = figures["training_size_exact_match.png"][0].axes[0].get_legend().legend_handles
+    handles = pictures["training_size_exact_match.png"].axes[0].get_legend().legend_handles
     looks = {(line.get_marker(), line.get_markeredgecolor(), line.get_markerfacecolor()) for line in handles}
     assert len(looks) == len(names)
 
 
 @pytest.mark.parametrize("name", ["a_b_c", "x$y", "loss_{2}", "a%b^c", "naïve-Bäse"])
-def test_unusual_names(tmp_path, figures, name):
-    check_names(tmp_path, figures, name)
+def test_unusual_names(tmp_path, pictures, name):
+    check_names(tmp_path, pictures, name)
 
 
 @pytest.mark.parametrize("name", ["cost$1$2", "x$y$", "$_$", "_hidden"])
-def test_names_that_matplotlib_would_read_as_something_else(tmp_path, figures, name):
-    check_names(tmp_path, figures, name)
+def test_names_that_matplotlib_would_read_as_something_else(tmp_path, pictures, name):
+    check_names(tmp_path, pictures, name)
 
 
-def check_names(tmp_path, figures, name):
+def check_names(tmp_path, pictures, name):
     directory = everything(planned(tmp_path, {"baseline": {}, name: {}}, [1, 2]))
     one_metric(directory)
     for seed in (1, 2):
@@ -1125,23 +1223,24 @@ def check_names(tmp_path, figures, name):
         log_losses(place, [{"step": step, "epoch": step, "loss": 1 / step} for step in (1, 2)])
     write_report(directory, 1.0)
     assert len(drawn(directory)) == 3
-    labels = [*legend_of(figures["training_size_exact_match.png"][0]), *legend_of(figures["learning_curves.png"][0])]
-    labels += [label.get_text() for label in figures["comparison_exact_match.png"][0].axes[0].get_yticklabels()]
+    labels = [label for name in ("training_size_exact_match.png", "learning_curves.png")
+              for label in legend(pictures[name].axes[0])]
+    labels += [label.get_text() for label in pictures["comparison_exact_match.png"].axes[0].get_yticklabels()]
     shown = [label.replace(r"\$", "$").strip() for label in labels]
     assert shown == ["baseline", name, name, f"{name}\nagainst baseline"]
     assert not any(is_math_text(label) for label in labels)
 
 
-def test_long_names_leave_room_for_the_data(tmp_path, figures):
+def test_long_names_leave_room_for_the_data(tmp_path, pictures):
     names: dict[str, dict] = {"baseline": {}}
     names |= {("a_rather_long_name_of_an_experiment_" * 3)[:100] + str(n): {} for n in range(2)}
     directory = grown(one_metric(everything(planned(tmp_path, names, [1, 2]))), {"a_*": 20})
     write_report(directory, 1.0)
-    for figure, _, _ in figures.values():
+    for figure in pictures.values():
         assert figure.axes[0].get_window_extent().width > 0.2 * figure.bbox.width
 
 
-def test_one_experiment_only(tmp_path, figures):
+def test_one_experiment_only(tmp_path, pictures):
     directory = everything(planned(tmp_path, {"baseline": {}}))
     log_losses(place_of(directory, "baseline", 1), [{"step": step, "epoch": step, "loss": 1.0} for step in (1, 2)])
     text = write_report(directory, 1.0)
@@ -1150,41 +1249,41 @@ def test_one_experiment_only(tmp_path, figures):
     assert same_width((directory / "comparison.md").read_text())
 
 
-def test_nothing_to_draw(tmp_path, figures):
+def test_nothing_to_draw(tmp_path, pictures):
     directory = planned(tmp_path, CONTROLLED)
     write_report(directory, 1.0)
     assert drawn(directory) == set() and not (directory / "learning_curves.csv").exists()
 
 
-def test_training_sets_of_one_size_make_no_picture_of_sizes(tmp_path, figures):
+def test_training_sets_of_one_size_make_no_picture_of_sizes(tmp_path, pictures):
     directory = one_metric(everything(planned(tmp_path, FEW)))
     write_report(directory, 1.0)
     assert drawn(directory) == {"comparison_exact_match.png"}
 
 
-def test_seeds_that_log_at_other_epochs_have_one_curve(tmp_path, figures):
+def test_seeds_that_log_at_other_epochs_have_one_curve(tmp_path, pictures):
     directory = one_metric(everything(planned(tmp_path, {"baseline": {}}, [1, 2])))
     for seed, epochs in ((1, (0.5, 1.0)), (2, (0.6, 1.2))):
         rows = [{"step": 1, "epoch": epoch, "loss": seed * loss} for epoch, loss in zip(epochs, (4, 2), strict=True)]
         log_losses(place_of(directory, "baseline", seed), rows)
     write_report(directory, 1.0)
-    (line,) = figures["learning_curves.png"][0].axes[0].lines
+    (line,) = pictures["learning_curves.png"].axes[0].lines
     assert line.get_xdata() == pytest.approx([0.55, 1.1]) and line.get_ydata() == pytest.approx([6, 3])
 
 
-def test_a_log_of_evaluations_only(tmp_path, figures):
+def test_a_log_of_evaluations_only(tmp_path, pictures):
     """--logging_strategy no, --eval_strategy epoch: the loss is an empty column."""
     directory = one_metric(everything(planned(tmp_path, FEW, [1, 2])))
     for file in directory.glob("*/run_meta.json"):
         (file.parent / "training_log.csv").write_text("step,epoch,loss,eval_exact_match\n6,1.0,,40.0\n12,2.0,,50.0\n")
     write_report(directory, 1.0)
-    figure = figures["learning_curves.png"][0]
+    figure = pictures["learning_curves.png"]
     assert [axis.get_ylabel() for axis in figure.axes] == ["eval exact match"]
-    assert legend_of(figure) == ["baseline", "other"]
+    assert list(legend(figure.axes[0])) == ["baseline", "other"]
     assert len(table(directory, "learning_curves.csv")) == 8
 
 
-def test_nothing_was_logged(tmp_path, figures):
+def test_nothing_was_logged(tmp_path, pictures):
     directory = one_metric(everything(planned(tmp_path, FEW, [1])))
     for file in directory.glob("*/run_meta.json"):
         (file.parent / "training_log.csv").write_text("step,epoch,loss\n")
@@ -1192,7 +1291,7 @@ def test_nothing_was_logged(tmp_path, figures):
     assert "learning_curves.png" not in drawn(directory) and not (directory / "learning_curves.csv").exists()
 
 
-def test_nothing_stays_of_an_earlier_report(tmp_path, figures):
+def test_nothing_stays_of_an_earlier_report(tmp_path, pictures):
     directory = grown(one_metric(everything(planned(tmp_path, FEW, [1]))), {"other": 5})
     log_losses(place_of(directory, "other", 1), [{"step": step, "epoch": step, "loss": 1.0} for step in (1, 2)])
     write_report(directory, 1.0)
@@ -1203,18 +1302,18 @@ def test_nothing_stays_of_an_earlier_report(tmp_path, figures):
     assert drawn(directory) == set() and not (directory / "learning_curves.csv").exists()
 
 
-def test_a_curve_of_one_point_can_be_seen(tmp_path, figures):
+def test_a_curve_of_one_point_can_be_seen(tmp_path, pictures):
     directory = one_metric(everything(planned(tmp_path, FEW, [1])))
     for name in FEW:
         log_losses(place_of(directory, name, 1), [{"step": 500, "epoch": 1.0, "loss": 0.7}])
     write_report(directory, 1.0)
-    lines = figures["learning_curves.png"][0].axes[0].lines
+    lines = pictures["learning_curves.png"].axes[0].lines
     assert all(len(line.get_xdata()) > 1 or line.get_marker() not in ("None", "", None) for line in lines)
 
 
-def test_captions_count_right(tmp_path, figures):
+def test_captions_count_right(tmp_path, pictures):
     directory = one_metric(everything(planned(tmp_path, FEW, [1])))
     log_losses(place_of(directory, "other", 1), [{"step": step, "epoch": step, "loss": 1.0} for step in (1, 2)])
     write_report(directory, 1.0)
-    told = [caption for _, _, caption in figures.values()]
-    assert not any("1 seeds" in caption or "1 to 1" in caption for caption in told)
+    told = [caption(figure) for figure in pictures.values()]
+    assert not any("1 seeds" in text or "1 to 1" in text for text in told)

@@ -81,7 +81,7 @@ def test_a_run_and_what_it_leaves(suite):
     assert outcome.state == FINISHED == state_of(run.directory) and outcome.seconds > 0
     assert everything(run.directory) == {
         "config.json", "log.txt", "run_meta.json", "eval_metrics.json", "eval_predictions.jsonl", "train_metrics.json",
-        "training_log.csv", ".lock",
+        "training_log.csv",
     }
     config = read_json(run.directory / "config.json")
     assert (config["experiment"], config["seed"], config["identity"]) == ("baseline", 1, run.identity)

@@ -475,6 +475,7 @@ FLAGS = [
     ("max_length", 64, {"doc_stride": 16}),
     ("doc_stride", 16, {}),
     ("max_answer_length", 8, {}),
+    ("spans", "strict", {}),
     ("ablations", "q_only", {}),
     ("ablations", "p_only", {"ablations": "q_only"}),
     ("eval_ablations", ["none", "q_only"], {}),
@@ -615,6 +616,7 @@ def test_the_order_of_keys_is_nothing(experiments_of):
 
 def test_a_default_that_is_written_out_is_the_default(flags):
     assert hash_of(*flags) == hash_of(*flags, "--max_length", "512", "--ablations", "none", "--no_cuda", "false")
+    assert hash_of(*flags) == hash_of(*flags, "--spans", "nearest") != hash_of(*flags, "--spans", "strict")
 
 
 READS_MAP = [

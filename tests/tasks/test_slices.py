@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import datasets
 import numpy as np
@@ -11,12 +10,15 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from read_pictures import caption, legend, lines, seen, title
 
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
 from datamap.core.intervals import wilson_interval
+from datamap.core.plots import COLORS, GREY, LIGHT_GREY
 from datamap.tasks import slices
 from datamap.tasks.slices import (
+    RATE_LABELS,
     generalization_table,
     logged,
     plot_generalization,
@@ -25,6 +27,7 @@ from datamap.tasks.slices import (
     slice_columns,
     slice_table,
 )
+from datamap.training.evaluation import write_slices
 
 CATEGORIES = ("simple", "dense", "deeper")
 BOTH = ("category", "num_actors")
@@ -150,6 +153,17 @@ def test_table_as_csv(tmp_path):
         '"b/num_actors_2/planted_true","b",2,true,2',
         '"missing/num_actors_10/planted_false","missing",10,false,1',
     ]
+
+
+def test_the_text_missing_is_another_slice_than_an_empty_cell():
+    values: dict[str, list] = {"kind": ["missing", "", None, "old", "missing", "missing"], "k": [1, 1, None, 2, 2, 2]}
+    table = slice_table({"kind": values["kind"]}, count)
+    assert table["slice"].tolist() == ["overall", "missing", "old", "(missing)"]
+    assert table["kind"].tolist()[1:] == ["missing", "old", "(missing)"] and table["n"].tolist() == [6, 3, 1, 2]
+    both = slice_table(values, count)
+    assert both["slice"].is_unique and {"missing/k_1", "(missing)/k_1", "(missing)/k_missing"} <= set(both["slice"])
+    assert len(logged(table, ["kind"])) == 3
+    assert slice_table({"kind": ["missing", "old"]}, count)["slice"].tolist() == ["overall", "missing", "old"]
 
 
 def test_missing_is_last_and_a_slice_of_numbers_too():
@@ -293,22 +307,12 @@ def test_logged_keys_and_values():
 
 
 @pytest.fixture
-def drawn(monkeypatch, tmp_path):
-    """Call a plot function with an output file; the figure, title and caption that it saved."""
-    seen: dict[str, Any] = {}
-    save = slices.save_figure
-
-    def keep(figure, path, title, caption):
-        save(figure, path, title, caption)
-        seen.update(figure=figure, title=title, caption=caption)
-
-    monkeypatch.setattr(slices, "save_figure", keep)
+def drawn(pictures, tmp_path):
+    """Call a plot function with an output file; the figure and its caption, without the breaks of its lines."""
 
     def call(plot, *args):
-        path = tmp_path / "picture.png"
-        plot(path, *args, "A title", "n = 210")
-        assert path.read_bytes().startswith(b"\x89PNG")
-        return seen["figure"], seen["caption"]
+        plot(tmp_path / "picture.png", *args, "A title", "n = 210")
+        return pictures["picture.png"], caption(pictures["picture.png"])
 
     return call
 
@@ -332,11 +336,102 @@ def rows_of(table, category):
     return table[chosen & table["num_actors"].notna()]
 
 
+def written(directory, name="slice_metrics") -> pd.DataFrame:
+    return pd.read_csv(directory / f"{name}.csv", keep_default_na=False, na_values=[""])
+
+
+def test_the_panels_show_the_table_beside_them(tmp_path, pictures):
+    write_slices(stories(scale=100)[0], BOTH, "exact_match", tmp_path, "_valid", "stories [valid]")
+    table, figure = written(tmp_path, "slice_metrics_valid"), pictures["slice_metrics_valid.png"]
+    assert title(figure) == "Exact match by category and num_actors"
+    assert caption(figure).startswith("stories [valid], n = 210 line and bar: exact match and its 95% Wilson interval")
+    overall = rows_of(table, None)
+    for place, (axis, category) in enumerate(zip(shown_axes(figure), (None, *sorted(CATEGORIES)), strict=True)):
+        rows = rows_of(table, category)
+        color = "#000000" if place == 0 else COLORS[place - 1].lower()
+        grey = [(overall["num_actors"].tolist(), overall["exact_match"].tolist(), LIGHT_GREY)]
+        assert [line for line in lines(axis) if line[2] != color] == [
+            *grey[: min(place, 1)], (rows["num_actors"].tolist(), rows["majority_baseline"].tolist(), GREY)]
+        ((x, y, ends),) = points(axis)
+        assert (x, y) == (rows["num_actors"].tolist(), rows["exact_match"].tolist())
+        np.testing.assert_allclose(ends, rows[["low", "high"]])
+        assert axis.get_yticks().tolist() == [0, 25, 50, 75, 100]
+        assert axis.get_title(loc="left").endswith(f"(n = {210 if category is None else 70})")
+
+
+def test_the_points_show_the_table_beside_them(tmp_path, pictures):
+    rng = np.random.default_rng(4)
+    values = {"kind": rng.choice(["a", "b", "c"], 2000, p=(0.9, 0.08, 0.02)).tolist()}
+    for scale, rate in ((1, "accuracy"), (100, "exact_match")):
+        found = slice_table(values, statistics_of(rng.random(2000) < 0.7, scale, baseline=scale == 1))
+        write_slices(found, ["kind"], rate, tmp_path, f"_{rate}", "x")
+        table, (axis,) = written(tmp_path, f"slice_metrics_{rate}"), pictures[f"slice_metrics_{rate}.png"].axes
+        line, _, (bars,) = axis.containers[0]
+        assert (line.get_xdata().tolist(), line.get_ydata().tolist()) == (table[rate].tolist(), [0, 1, 2, 3])
+        np.testing.assert_allclose([segment[:, 0] for segment in bars.get_segments()], table[["low", "high"]])
+        np.testing.assert_allclose([segment[:, 1] for segment in bars.get_segments()], [[row] * 2 for row in range(4)])
+        assert list(seen(axis, "y").items()) == [
+            (row, f"{each.slice} (n = {each.n:,})") for row, each in enumerate(table.itertuples())]
+        assert "overall (n = 2,000)" in seen(axis, "y").values()
+        ticks = [(table["majority_baseline"].tolist(), [0, 1, 2, 3], GREY)] if scale == 1 else []
+        assert [each for each in lines(axis) if each[2] != COLORS[0].lower()] == [
+            ([table[rate][0]] * 2, [0, 1], LIGHT_GREY), *ticks]
+        low, high = axis.get_xlim()
+        assert -0.1 * scale < low < 0 and scale < high < 1.1 * scale
+        assert axis.get_xlabel() == RATE_LABELS[rate] and "grey line: all" in caption(axis.figure)
+
+
+@pytest.mark.parametrize("sets", [2, 5])
+def test_the_sets_show_the_table_beside_them(tmp_path, pictures, sets):
+    tables = {f"set {number}": stories(seed=number)[0] for number in range(sets)}
+    write_csv(tmp_path / "generalization.csv", generalization_table(tables))
+    plot_generalization(tmp_path / "generalization.png", tables, BOTH, "accuracy", "Accuracy", "stories")
+    table, (axis,) = written(tmp_path, "generalization"), pictures["generalization.png"].axes
+    step = 0.15 if sets == 2 else 0.12
+    for number, (x, y, ends) in enumerate(points(axis)):
+        rows = rows_of(table[table["split"] == f"set {number}"], None)
+        np.testing.assert_allclose(x, rows["num_actors"] + step * (number - (sets - 1) / 2))
+        assert y == rows["accuracy"].tolist()
+        np.testing.assert_allclose(ends, rows[["low", "high"]])
+        assert (x, rows["majority_baseline"].tolist(), GREY) in lines(axis)
+    assert len(points(axis)) == sets
+    shown = legend(axis)
+    assert list(shown) == [f"set {number} (n = 210)" for number in range(sets)]
+    assert list(shown.values()) == [container[0].get_color().lower() for container in axis.containers]
+    assert len(set(shown.values())) == sets
+
+
+def test_sets_of_other_values_are_not_moved_apart(tmp_path, pictures):
+    """Nor further than to the next value that there is."""
+    tables = {"one": stories(2, 4)[0], "two": stories(5, 6)[0]}
+    plot_generalization(tmp_path / "apart.png", tables, BOTH, "accuracy", "Accuracy", "stories")
+    assert [x for x, _, _ in points(pictures["apart.png"].axes[0])] == [[2, 3, 4], [5, 6]]
+    wide = {name: slice_table({"k": [0, 10, 10, 30]}, statistics_of(np.array([True, False, True, True])))
+            for name in ("one", "two")}
+    plot_generalization(tmp_path / "wide.png", wide, ["k"], "accuracy", "Accuracy", "stories")
+    (one, _, _), (two, _, _) = points(pictures["wide.png"].axes[0])
+    np.testing.assert_allclose([one, two], [[-0.75, 9.25, 29.25], [0.75, 10.75, 30.75]])
+    single = {name: slice_table({"k": [7, 7, None]}, statistics_of(np.array([True, False, True])))
+              for name in ("one", "two")}
+    plot_generalization(tmp_path / "single.png", single, ["k"], "accuracy", "Accuracy", "stories")
+    (one, _, _), (two, _, _) = points(pictures["single.png"].axes[0])
+    np.testing.assert_allclose([one, two], [[6.925], [7.075]])
+    assert "not drawn: 2 examples without k" in caption(pictures["single.png"])
+
+
+@pytest.mark.parametrize(("size", "shown"), [(14, "x" * 14 + " (n = 3)"), (15, "x" * 15 + "\n(n = 3)"),
+                                             (26, "x" * 26 + "\n(n = 3)"), (27, "x" * 23 + "...\n(n = 3)")])
+def test_titles_of_panels_break_and_end(drawn, size, shown):
+    table = slice_table({"k": [1, 2, 3, 1], "name": ["x" * size] * 3 + ["y"]}, statistics_of(np.ones(4, dtype=bool)))
+    figure, _ = drawn(plot_slices, table, ["k", "name"], "accuracy")
+    assert shown_axes(figure)[1].get_title(loc="left") == shown
+
+
 @pytest.mark.parametrize("scale", [1, 100])
 def test_panels_show_the_table(drawn, scale):
     table, _, _ = stories(scale=scale)
     rate = "accuracy" if scale == 1 else "exact_match"
-    figure, caption = drawn(plot_slices, table, BOTH, rate)
+    figure, told = drawn(plot_slices, table, BOTH, rate)
     axes = shown_axes(figure)
     assert [axis.get_title(loc="left") for axis in axes] == [
         "all examples (n = 210)", "deeper (n = 70)", "dense (n = 70)", "simple (n = 70)",
@@ -354,8 +449,8 @@ def test_panels_show_the_table(drawn, scale):
         assert low < 0 and scale < high < 1.1 * scale
     assert axes[0].get_ylabel() == ("accuracy (fraction right)" if scale == 1 else "exact match (%)")
     assert [axis.get_xlabel() for axis in axes] == ["", "", "num actors", "num actors"]
-    assert caption.startswith("n = 210\n")
-    assert "95% Wilson interval; dotted: majority baseline; grey line: all" in " ".join(caption.split())
+    assert told.startswith("n = 210 line and bar: ")
+    assert told.endswith("95% Wilson interval; dotted: majority baseline; grey line: all examples")
     styles = {(axis.containers[0][0].get_marker(), axis.containers[0][0].get_color()) for axis in axes}
     assert len(styles) == len({marker for marker, _ in styles}) == 4
 
@@ -369,22 +464,22 @@ def test_every_lowest_panel_names_its_axis(drawn):
 
 def test_panels_of_many_values(drawn):
     table, _, _ = stories(n=7 * 8 * 4 + 14, categories=[f"c{number}" for number in range(8)])
-    figure, caption = drawn(plot_slices, table, BOTH, "accuracy")
+    figure, told = drawn(plot_slices, table, BOTH, "accuracy")
     titles = [axis.get_title(loc="left") for axis in shown_axes(figure)]
     assert titles == ["all examples (n = 238)", "c0 (n = 35)", "c1 (n = 35)", *(f"c{k} (n = 28)" for k in range(2, 6))]
-    assert "the 6 largest of 8 values of category" in caption
+    assert "the 6 largest of 8 values of category" in told
 
 
 def test_numbers_alone_and_numbers_missing(drawn):
     rng = np.random.default_rng(0)
     values = {"length": [None if number % 7 == 0 else number % 5 for number in range(210)]}
     table = slice_table(values, statistics_of(rng.random(210) < 0.7, baseline=False))
-    figure, caption = drawn(plot_slices, table, ["length"], "accuracy")
+    figure, told = drawn(plot_slices, table, ["length"], "accuracy")
     (axis,) = shown_axes(figure)
     ((x, y, _),) = points(axis)
     assert x == [0, 1, 2, 3, 4] and y == table["accuracy"].tolist()[1:-1]
-    assert "not drawn: 30 examples without length" in caption
-    assert "majority" not in caption and "grey" not in caption
+    assert "not drawn: 30 examples without length" in told
+    assert "majority" not in told and "grey" not in told
 
 
 def test_value_without_any_number_has_an_empty_panel(drawn):
@@ -395,11 +490,15 @@ def test_value_without_any_number_has_an_empty_panel(drawn):
     assert titles == ["all examples (n = 2)", r"\$a (n = 2)", r"\$b (n = 0)"]
 
 
-def test_three_columns_have_no_panels(drawn):
+@pytest.mark.parametrize("names", [("category", "num_actors", "half"), ("category", "num_actors", "size"),
+                                   ("num_actors", "size")])
+def test_three_columns_or_two_of_numbers_have_no_panels(drawn, names):
     _, values, right = stories()
-    values = {**values, "half": ["a", "b"] * 105}
-    figure, _ = drawn(plot_slices, slice_table(values, statistics_of(right)), list(values), "accuracy")
-    assert len(shown_axes(figure)) == 1
+    values = {**values, "half": ["a", "b"] * 105, "size": [1, 2] * 105}
+    table = slice_table({name: values[name] for name in names}, statistics_of(right))
+    (axis,) = shown_axes(drawn(plot_slices, table, names, "accuracy")[0])
+    ((x, _, _),) = points(axis)
+    assert x == list(range(2, 9)) and axis.get_xlabel() == "num actors"
 
 
 def test_true_and_false_get_panels(drawn):
@@ -414,7 +513,7 @@ def test_text_columns_as_points(drawn):
     _, values, right = stories()
     values = {"category": values["category"], "price": ["$1 to $2", None] * 105}
     table = slice_table(values, statistics_of(right))
-    figure, caption = drawn(plot_slices, table, list(values), "accuracy")
+    figure, told = drawn(plot_slices, table, list(values), "accuracy")
     (axis,) = shown_axes(figure)
     line, _, (bars,) = axis.containers[0]
     rows = table.head(1 + 3 + 2)
@@ -425,15 +524,15 @@ def test_text_columns_as_points(drawn):
     assert labels[-2:] == [r"\$1 to \$2 (n = 105)", "missing (n = 105)"]
     assert axis.get_ylim()[0] > axis.get_ylim()[1], "overall on top"
     assert rows["majority_baseline"].tolist() in [list(line.get_xdata()) for line in axis.lines]
-    assert "grey tick: majority baseline" in " ".join(caption.split())
+    assert "grey tick: majority baseline" in told
 
 
 def test_points_stop_at_forty(drawn):
     names = [f"v{number % 60}" for number in range(150)]
     table = slice_table({"name": names}, statistics_of(np.ones(150, dtype=bool)))
-    figure, caption = drawn(plot_slices, table, ["name"], "accuracy")
+    figure, told = drawn(plot_slices, table, ["name"], "accuracy")
     assert len(shown_axes(figure)[0].get_yticklabels()) == 41
-    assert "the 40 largest of 60 slices" in caption
+    assert "the 40 largest of 60 slices" in told
 
 
 def test_generalization_shows_every_set(drawn):

@@ -7,6 +7,7 @@ import logging
 
 import datasets
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import write_rows
 
@@ -161,6 +162,81 @@ def test_class_labels_keep_their_names_and_order():
 def test_labels_that_are_none(tmp_path, labels, words):
     with pytest.raises(UserError, match=words):
         load(tmp_path, rows_of(text=TEXTS[:3], label=labels))
+
+
+@pytest.mark.parametrize(
+    "labels", [["0.37", "0.4", "1.0", "0"], ["-0.5", "1e-3", ".5", "2."], ["0,37", "1,5", "0,37", "2"],
+               ["12.5 %", "80%", "3 %", "80%"], [0.37, 1.0, None, 2.5]],
+)
+def test_measurements_are_no_labels(tmp_path, labels):
+    """0.37 as text, as every CSV has it, was a class like any other."""
+    for suffix in ("jsonl", "csv"):
+        rows = rows_of(text=TEXTS[:4], label=labels)
+        with pytest.raises(UserError, match="column label holds numbers such as .*labels are whole numbers or names"):
+            load_rows(tmp_path, rows, suffix)
+
+
+@pytest.mark.parametrize("labels", [["v1.5", "v2", "v2", "v1.5"], ["1", "2", "1", "2"], ["1.0", "2.0", "1.0", ""],
+                                    ["0.5", "high", "0.5", "high"], ["+", "-2", "+", "-2"]])
+def test_names_and_whole_numbers_are_labels(tmp_path, labels):
+    for suffix in ("jsonl", "csv"):
+        assert len(names_and_labels(load_rows(tmp_path, rows_of(text=TEXTS[:4], label=labels), suffix))[0]) == 2
+
+
+def load_rows(tmp_path, rows, suffix, **settings):
+    path = tmp_path / f"train.{suffix}"
+    if suffix == "csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    else:
+        write_rows(path, rows)
+    return load_split(str(path), "train", get_task("classification", **settings))
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_blanks_around_a_name_make_no_class(tmp_path, caplog, suffix):
+    labels = ["positive", "positive ", "\tnegative", "negative", "\u00a0positive", " "]
+    split = load_rows(tmp_path, rows_of(text=TEXTS, label=labels), suffix)
+    assert names_and_labels(split) == (["negative", "positive"], [1, 1, 0, 0, 1])
+    assert "3 labels of column label have blanks around them ('positive ', '\\tnegative', " in caplog.text
+
+
+def test_classes_that_may_be_meant_as_one_are_named(tmp_path, caplog):
+    labels = ["Not entailment", "not_entailment", "caf\u00e9", "cafe\u0301", "yes", "yes"]
+    split = load_rows(tmp_path, rows_of(text=TEXTS, label=labels), "jsonl")
+    assert len(names_and_labels(split)[0]) == 5
+    assert "may be meant as one: 'Not entailment' (1), 'not_entailment' (1); they are taken as 2" in caplog.text
+    assert "may be meant as one: 'cafe\u0301' (1), 'caf\u00e9' (1)" in caplog.text and "'yes'" not in caplog.text
+
+
+def test_the_classes_are_told_with_their_counts(tmp_path):
+    split = load_rows(tmp_path, rows_of(text=TEXTS, label=["a", "b", "b", "c", "b", "c"]), "jsonl")
+    assert split.task.composition(split.data) == "3 classes: b 3, c 2, a 1"
+    many = [f"class {number:02d}" for number in range(25)] * 2
+    split = load_rows(tmp_path, rows_of(text=[f"t {number}" for number in range(50)], label=many), "jsonl")
+    assert split.task.composition(split.data).endswith("class 19 2 and 5 more")
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv"])
+def test_columns_are_found_in_another_case(tmp_path, caplog, suffix):
+    caplog.set_level(logging.INFO)
+    rows = rows_of(**{"ID": ["007", "008", "009"], "Sentence": TEXTS[:3], " Label": ["no", "yes", "no"]})
+    split = load_rows(tmp_path, rows, suffix)
+    assert split.ids == ["007", "008", "009"] and split.data.column_names == ["id", "sentence", "label"]
+    assert "column 'ID' is taken as 'id', column 'Sentence' is taken as 'sentence'" in caplog.text
+    given = load_rows(tmp_path, rows, suffix, text_columns=["SENTENCE"], label_column="label")
+    assert given.data.column_names == ["id", "SENTENCE", "label"]
+
+
+def test_columns_in_another_case_are_not_guessed_at(tmp_path):
+    rows = rows_of(sentence=TEXTS[:2], Label=["no", "yes"], LABEL=["a", "b"])
+    with pytest.raises(UserError, match="no column with a usual name for --label_column.*Label, LABEL"):
+        load(tmp_path, rows)
+    # One that has a usual name as it is wins, and the other stays what it is.
+    split = load(tmp_path, rows_of(text=TEXTS[:2], label=["no", "yes"], Class=["a", "b"], Review=["x", "y"]))
+    assert split.data.column_names == ["id", "text", "label", "Class", "Review"]
+    qa = rows_of(Question=["Who?"], CONTEXT=["Ada ran."], Answer=["Ada"], Answer_Start=[0])
+    split = load(tmp_path, qa, "qa")
+    assert split.data.column_names == ["id", "question", "context", "answers"] and split.task.is_usable(split.data)[0]
 
 
 def test_a_column_of_unique_values_is_no_label(tmp_path):

@@ -503,8 +503,12 @@ def test_an_unfinished_run_is_neither_deleted_nor_resumed_unasked(thoughts, mode
     assert "another prompt" in refused(
         train_sft.main, *argv, "--prompt_file", thoughts / "long.txt", "--resume_from_checkpoint"
     )
+    (tmp_path / "out/checkpoint-4/optimizer.pt").unlink()
+    told = refused(train_sft.main, *argv, "--resume_from_checkpoint", tmp_path / "out/checkpoint-4")
+    assert "is not a whole checkpoint of such a run: optimizer.pt is missing" in told
     train_sft.main([*argv, "--overwrite"])
     assert len(log_of(tmp_path / "out")) == 4
+    assert "holds a trained model (finished 20" in refused(train_sft.main, *argv)
 
 
 @pytest.mark.slow

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from conftest import write_rows
 
 import extract_embeddings
 from datamap.core.files import read_json
@@ -44,7 +45,7 @@ def rows() -> list[dict]:
         example("last", 9, 8, 1, question_length=2),
         example("misaligned", 30, 4, 2),
     ]
-    made[-1]["answers"]["answer_start"] = [made[-1]["answers"]["answer_start"][0] + 3]
+    made[-1]["answers"]["answer_start"] = [made[-1]["answers"]["answer_start"][0] + 3000]
     return made
 
 
@@ -146,6 +147,19 @@ def test_embeddings_equal_one_by_one(models, dataset, tmp_path, name, capsys):
     assert metadata["num_unanswerable"] == 1 and metadata["num_answer_not_found"] == 2
     twice = [row for row, vector in enumerate(vectors) if np.allclose(vector[:HIDDEN], vector[HIDDEN:], atol=1e-6)]
     assert twice == [4, 5, 7], "answer in no window, unanswerable, misaligned: the CLS vector stands twice"
+
+
+def test_answers_off_by_a_little_are_embedded_where_they_stand(models, dataset, whole, tmp_path):
+    """A blank in the text before the letter at its start, and a start that is two characters late."""
+    moved = rows()
+    for row in moved[1:3]:
+        row["answers"]["answer_start"][0] += 2
+    moved[0]["answers"]["text"] = [" " + moved[0]["answers"]["text"][0]]
+    path = write_rows(tmp_path / "train.jsonl", moved)
+    vectors, metadata = extract(models["electra"], path, tmp_path / "out")
+    np.testing.assert_allclose(vectors, np.load(whole / "embeddings.npy"), atol=2e-5)
+    _, strict = extract(models["electra"], path, tmp_path / "strict", "--spans", "strict")
+    assert (metadata["num_answer_not_found"], strict["num_answer_not_found"]) == (2, 5)
 
 
 def test_padding_and_batches_do_not_matter(models, dataset, whole, tmp_path):

@@ -1,16 +1,18 @@
 """run.py through its command line: training, evaluating, filtering, weighting, and every mistake in one line."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import qa_rows, write_rows
+from conftest import held_elsewhere, qa_rows, write_rows
 
 import run
 from datamap.cartography.categories import categorize_examples
 from datamap.cartography.metrics import load_cartography_metrics
+from datamap.core.files import read_table
 
 SMALL = ["--no_cuda", "--max_length", "64", "--doc_stride", "20", "--per_device_train_batch_size", "8"]
 
@@ -66,7 +68,7 @@ def test_stage_1_writes_every_artifact(trained, qa_dir):
 
 
 def test_stage_2_smooths_and_weights(trained, qa_dir, tiny_model, tmp_path, monkeypatch):
-    """The two-stage work as users write it; the loss must be the formula's."""
+    """The two-stage work as users write it; the loss must be the formula's, and its weights 1 on average."""
     from datamap.cartography import recorder as training_dynamics
     from datamap.training.trainer import CartographyTrainer
 
@@ -90,14 +92,15 @@ def test_stage_2_smooths_and_weights(trained, qa_dir, tiny_model, tmp_path, monk
     call(
         "--do_train", "--num_train_epochs", "1", "--use_label_smoothing", "--use_soft_weighting",
         "--cartography_output_dir", trained / "cartography_output", "--output_dir", tmp_path / "final_model",
-        "--model", tiny_model, "--dataset", qa_dir, *SMALL,
+        "--model", tiny_model, "--dataset", qa_dir, *SMALL, "--max_length", "56",
     )
     variability = load_cartography_metrics(trained / "cartography_output")["variability"]
     ids = [json.loads(line)["id"] for line in (qa_dir / "train.jsonl").read_text().splitlines()]
     expected_smoothing = [min(0.3, 0.6 * variability[example]) for example in ids]
     raw = [min(10, max(0.1, variability[example] / variability.mean())) for example in ids]
-    expected_weights = np.array(raw) / np.mean(raw)
     rows = weights["rows"]
+    assert len(set(np.bincount(rows))) > 1  # of windows
+    expected_weights = np.array(raw) / np.mean(np.array(raw)[rows])
     np.testing.assert_allclose(weights["smoothing"], np.array(expected_smoothing)[rows])
     np.testing.assert_allclose(weights["weights"], expected_weights[rows])
     assert seen and all(smoothing.max() > 0 for smoothing in seen)
@@ -222,8 +225,38 @@ def test_squad_2_style_data(tiny_model, tmp_path):
 def test_a_shorter_rerun_leaves_no_epoch_of_the_longer(trained, qa_dir, tiny_model, tmp_path):
     for epochs in (4, 3):
         call("--do_train", "--enable_cartography", "--num_train_epochs", epochs, "--model", tiny_model, "--dataset",
-             qa_dir, "--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c", *SMALL)
+             qa_dir, "--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c", "--overwrite", *SMALL)
     assert len(list((tmp_path / "c").glob("training_dynamics_epoch_*.json"))) == 3
+
+
+@pytest.mark.parametrize("held", ["m", "c"])
+def test_a_second_run_in_the_same_directory_destroys_nothing(refused, qa_dir, tiny_model, tmp_path, held):
+    command = ("--do_train", "--enable_cartography", "--overwrite", "--model", tiny_model, "--dataset", qa_dir,
+               "--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c", *SMALL)
+    for directory, file in (("m", "checkpoint-2/model.safetensors"), ("c", "training_dynamics_epoch_1.json")):
+        (tmp_path / directory / file).parent.mkdir(parents=True)
+        (tmp_path / directory / file).write_text("of the first")
+    with held_elsewhere(tmp_path / held / ".lock"):
+        assert f"{tmp_path / held}: another process is writing since 20" in refused(run.main, *command)
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "model.safetensors", "training_dynamics_epoch_1.json"
+    ]
+
+
+def test_what_epochs_leave_out_is_said(qa_dir, tiny_model, tmp_path, caplog):
+    """48 windows in batches of 10, of which the last is dropped."""
+    command = ("--do_train", "--enable_cartography", "--num_train_epochs", "3", "--model", tiny_model, "--dataset",
+               qa_dir, "--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c", *SMALL,
+               "--per_device_train_batch_size", "10", "--overwrite")
+    call(*command)
+    assert "rows out" not in caplog.text and "not whole" not in caplog.text
+    call(*command, "--dataloader_drop_last")
+    assert "--dataloader_drop_last: each epoch leaves 8 of 48 rows out" in caplog.text
+    unseen = re.findall(r"epoch (\d) of the training dynamics is not whole: (\d) of 24 examples were not", caplog.text)
+    assert [epoch for epoch, _ in unseen] == ["1", "2", "3"] and all(1 <= int(count) <= 8 for _, count in unseen)
+    caplog.clear()
+    call(*command, "--max_steps", "7")
+    assert "epoch 2 of the training dynamics is not whole" in caplog.text and "epoch 1 of" not in caplog.text
 
 
 # --- mistakes ----------------------------------------------------------------------------------------------------
@@ -313,12 +346,41 @@ def test_refuses_bad_data(refused, tmp_path, text, name, words):
 
 def test_drops_answers_that_are_not_at_their_offsets_and_says_so(tiny_model, tmp_path, caplog):
     rows = qa_rows(6)
-    rows[2]["answers"]["answer_start"] = [1]
+    rows[2]["answers"]["answer_start"] = [1000]
     call("--do_train", "--max_steps", "1", "--dataset", file_of(tmp_path, *rows), "--model", tiny_model,
          "--output_dir", tmp_path / "m", *SMALL)
     assert "1 of 6 examples ('ex-002') are not trained on: answer not at its answer_start" in caplog.text
     report = read(tmp_path / "m/filter_report.json")
     assert report["after"] == 5 and report["filters"][0]["removed"] == {"answer not at its answer_start": ["ex-002"]}
+
+
+def test_answers_off_by_a_little_are_moved_and_those_within_a_token_left_out(tiny_model, tmp_path, caplog):
+    rows = qa_rows(6)
+    right = rows[2]["answers"]["answer_start"][0]
+    rows[2]["answers"]["answer_start"] = [right + 2]
+    text, start = rows[3]["answers"]["text"][0], rows[3]["answers"]["answer_start"][0]
+    rows[3]["answers"]["text"] = [text[:-1]]  # within a word, as the tokens of this model are
+    file = file_of(tmp_path, *rows)
+    shared = ["--max_steps", "1", "--dataset", file, "--model", tiny_model, "--eval_split", "train", *SMALL]
+    call("--do_train", "--do_eval", "--enable_cartography", "--output_dir", tmp_path / "m",
+         "--cartography_output_dir", tmp_path / "c", *shared)
+    for name in ("moved_answers.csv", "eval_moved_answers.csv"):
+        table = read_table(tmp_path / "m" / name)
+        assert table.to_dict("records") == [{"id": "ex-002", "answer_start": right + 2, "moved_start": right,
+                                             "answer": rows[2]["answers"]["text"][0],
+                                             "moved_answer": rows[2]["answers"]["text"][0]}]
+    assert "1 of 6 examples ('ex-003') are not trained on: answer is not made of whole tokens" in caplog.text
+    report = read(tmp_path / "m/filter_report.json")
+    assert (report["before"], report["after"]) == (6, 5)
+    assert report["filters"] == [{"filter": "unlearnable", "before": 6, "after": 5,
+                                  "removed": {"answer is not made of whole tokens": ["ex-003"]}}]
+    ids = read(tmp_path / "c/training_dynamics_epoch_1.json")["id"]
+    assert "ex-002" in ids and "ex-003" not in ids and rows[3]["context"].startswith(text, start)
+    call("--do_train", "--spans", "strict", "--output_dir", tmp_path / "strict", *shared)
+    removed = [each["removed"] for each in read(tmp_path / "strict/filter_report.json")["filters"]]
+    assert removed == [{"answer not at its answer_start": ["ex-002"]},
+                       {"answer is not made of whole tokens": ["ex-003"]}]
+    assert not (tmp_path / "strict/moved_answers.csv").exists()
 
 
 def test_refuses_cartography_it_cannot_use(refused, trained, qa_dir, tiny_model, tmp_path):

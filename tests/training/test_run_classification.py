@@ -98,6 +98,7 @@ def test_the_best_of_a_training_that_gets_worse(reviews, tmp_path, caplog, monke
     best = read(tmp_path / "m/top_epochs.json")
     assert [(entry["epoch"], entry["metrics"]["accuracy"]) for entry in best] == [(2, 0.9), (4, 0.9), (3, 0.7)]
     assert len(list((tmp_path / "m").glob("checkpoint-*"))) == 3
+    assert "training on 48 examples; 2 classes: bad 24, good 24" in caplog.text
     assert "epoch 1: accuracy 0.5 (majority baseline 0.5), a new best" in caplog.text
     assert "epoch 2: accuracy 0.9 (majority baseline 0.5), a new best; before 0.5" in caplog.text
     assert "epoch 4: accuracy 0.9 (majority baseline 0.5)\n" in caplog.text
@@ -438,8 +439,8 @@ def test_a_resume_keeps_its_model_and_its_evaluation_set(refused, trained, revie
              "--max_length", "32", "--per_device_train_batch_size", "8", "--keep_top_epochs", "2"]
     for extra, words in (
         (["--model", "tiny"], "was trained with model lstm, not tiny"),
-        (["--model", "lstm", "--hidden_size", "64"], "was trained with hidden_size 32, not 64"),
-        (["--model", "lstm", "--eval_split", "test"], "was trained with eval_split None, not ['test']"),
+        (["--model", "lstm", "--hidden_size", "64"], "; hidden_size 32, not 64"),
+        (["--model", "lstm", "--eval_split", "test"], "; eval_split None, not ['test']"),
     ):
         assert words in refused(run.main, *given, *extra)
     assert read(tmp_path / "m/run_meta.json")["status"] == "finished"
