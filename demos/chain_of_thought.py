@@ -148,7 +148,7 @@ def learn(args: argparse.Namespace, output: Path, model: Path) -> None:
 
 def findings(output: Path) -> Iterator[tuple[str, str]]:
     """What each stage found, as (name, text), read from its artifacts."""
-    from datamap.cartography.categories import CATEGORIES
+    from datamap.cartography.categories import counted
     from datamap.cartography.maps import load_map
 
     directory = output / "thoughts_output"
@@ -169,9 +169,8 @@ def findings(output: Path) -> Iterator[tuple[str, str]]:
     rows = [row for row in rows if row["part"] == "train"]
     repaired_rows = sum(row["source"] == "reflection" for row in rows)
     yield "fine-tuning", f"{len(rows):,} chains, {repaired_rows:,} of them repaired"
-    counts = load_map(output / "cartography_output")[0]["category"]
-    parts = ", ".join(f"{(counts == category).sum():,} {category}" for category in CATEGORIES)
-    yield "data map", f"{len(counts):,} chains: {parts}"
+    frame, cuts = load_map(output / "cartography_output")
+    yield "data map", f"{len(frame):,} chains: {counted(frame, cuts)}"
     found = read_json(artifact_file(output / "thoughts_evaluation", "metrics.json", "evaluate_thoughts.py"))
     yield "evaluation", (
         f"{found['n']:,} unseen pairs: {found['parse_rate']:.1%} of the answers readable, accuracy "

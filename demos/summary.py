@@ -27,12 +27,11 @@ def findings(directory: Path) -> Iterator[tuple[str, str]]:
             split = file.stem.removeprefix("eval_metrics").replace("_", " ", 1)
             yield title + split, quality(read_json(artifact_file(file, file.name, "run.py --do_eval")))
     if (directory / "cartography_output").exists():
-        from datamap.cartography.categories import CATEGORIES
+        from datamap.cartography.categories import counted
         from datamap.cartography.maps import load_map
 
-        counts = load_map(directory / "cartography_output")[0]["category"]
-        parts = ", ".join(f"{(counts == category).sum():,} {category}" for category in CATEGORIES)
-        yield "data map", f"{len(counts):,} examples: {parts}"
+        frame, cuts = load_map(directory / "cartography_output")
+        yield "data map", f"{len(frame):,} examples: {counted(frame, cuts)}"
     if (directory / "cluster_output").exists():
         found = read_json(artifact_file(directory / "cluster_output", "cluster_metadata.json", "cluster_analysis.py"))
         yield "clusters", f"{found['num_clusters']}, and {found['noise_fraction']:.1%} of the examples in none"

@@ -219,7 +219,7 @@ def _last_word(
         corrects = _corrects(prose, prompt)
         if not corrects and _NEXT.search(prose):
             return answer
-        if corrects and (answer is None or verdict(other) != standing):
+        if corrects and verdict(other) != standing:
             answer = other if _says_final(prose) else None
             standing = verdict(answer)
         end = behind

@@ -501,6 +501,25 @@ def test_the_last_that_is_called_final_is_the_answer(words):
     assert parse_preference(f"{json.dumps(PREFERENCE)} Wait. {json.dumps(other)}") == READ["preference"][2]
 
 
+def test_reasoning_and_turns_between_answers():
+    a, b, c = answer("a", 0), answer("b", 1), answer("c", 1)
+    cases: dict[str, int | None] = {
+        f"{a}<think>Wait, {b}</think>Done.": 0,  # more reasoning comes to no other answer
+        f"{a}<think>Say [INST] and </s>.</think>{b}": 1,  # marks of turns within reasoning begin none
+        f"{a}</s>[INST] And now? [/INST]Hm, {b}</think>{c}": 0,  # it was begun in the prompt of the second turn
+        f"<think>x</think>{a}<think>y</think>z</think>": None,  # all of it was begun before
+        f"<think>x</think>{a}<think>y</think>z</think>{b}": 1,
+        f"{a}\nPremise: x\nHypothesis: y\n{b} Wait, actually: {c}": 0,  # of the next question
+        f"{a} Wait: {broken('so', 0)}": 0,
+        f"{a} Wait: {broken('so', 1)}": None,
+        f"{a} No, wait.<|im_end|>{b}": 0,
+    }
+    assert {text: parse_thought(text).label for text in cases} == cases
+    echoed = f"{a}\nWait, read it again.\n{b}"
+    assert parse_thought(echoed).label is None
+    assert parse_thought(echoed, "Label them.\nWait, read it again.\nThen answer.").label == 0
+
+
 # --- texts without end -------------------------------------------------------------------------------------------
 
 
