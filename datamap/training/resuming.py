@@ -29,7 +29,7 @@ MAY_CHANGE = {
     # What came of them is compared instead: the data, the filters.
     "dataset", "train_split", "filter_config", "filter_cartography", "filter_categories",
     "filter_clusters", "filter_random", "ambiguous_top_fraction", "cluster_assignments_path", "exclude_clusters",
-    "min_cluster_probability", "rows_digest",
+    "min_cluster_probability", "missing", "allow_changed", "rows_digest",
     # Longer is allowed, see _length.
     "num_train_epochs", "max_steps",
     # What is logged and saved.
