@@ -336,14 +336,14 @@ def _first_centres(matrix: _Matrix, n_clusters: int, rng: np.random.Generator) -
 
     n = len(matrix.vectors)
     near, nearest, exact = np.full(n, np.inf), np.zeros(n, dtype=np.int64), np.zeros(n, dtype=bool)
-    new, rounds, count = rng.integers(n, size=1), 0, 0
-    while len(new):
-        _bring_up_to_date(matrix, new, near, nearest, exact, 0.0)
-        rounds, count = rounds + 1, count + len(new)
-        enough = rounds > ROUNDS and count >= n_clusters
-        new = np.flatnonzero(rng.random(n) * near.sum() < n_clusters * near) if not enough and near.any() else new[:0]
+    new = rng.integers(n, size=1)
+    for _ in range(ROUNDS + 1):  # the first row, and what the rounds add
+        if len(new):
+            _bring_up_to_date(matrix, new, near, nearest, exact, 0.0)
+        new = np.flatnonzero(rng.random(n) * near.sum() < n_clusters * near)
     weights = np.bincount(nearest, minlength=n)
-    weights[np.flatnonzero(weights == 0)[: max(0, n_clusters - np.count_nonzero(weights))]] = 1  # copies of candidates
+    missing = max(0, n_clusters - np.count_nonzero(weights))  # where most rows are copies, or as many as the clusters
+    weights[np.flatnonzero(weights == 0)[:missing]] = 1
     rows = np.flatnonzero(weights)
     candidates = matrix.tensor(matrix.vectors[rows]).cpu().numpy()
     chosen, _ = kmeans_plusplus(candidates, n_clusters, sample_weight=weights[rows].astype(candidates.dtype),

@@ -143,6 +143,8 @@ def test_sign_flip_of_twelve_is_exact_and_of_many_is_seeded():
     first, second = (paired_statistics(many, np.zeros(20)) for _ in range(2))
     assert first == second
     assert first["p_sign_flip"] == pytest.approx(first["p_t"], abs=0.02)
+    # Of 10,000 patterns of 40 signs none is all alike; the one that was seen counts, so that p is never 0.
+    assert paired_statistics(np.ones(40) + 0.01 * np.arange(40), np.zeros(40))["p_sign_flip"] == 1 / 10_001
 
 
 @settings(max_examples=60, deadline=None)
@@ -577,6 +579,15 @@ def test_a_few_examples_alike_do_not_show_that_there_is_no_difference(n, expecte
     if n > 1:
         assert scored(other, scores, margin=scale / 100, binary=True, highest=scale)["verdict"] == (
             expected if n > 200 else UNDERPOWERED)
+
+
+def test_a_family_needs_more_examples():
+    scores = np.tile(np.arange(400) % 2.0, (5, 1))
+    means = scores.mean(axis=1)
+    alike = Comparison(range(5), means, means, 0.01, True, scores, scores)
+    assert compare_family([alike])[0]["verdict"] == NO_DIFFERENCE
+    rows = compare_family([alike] * 6)
+    assert {(row["examples_needed"], row["verdict"]) for row in rows} == {(477, UNDERPOWERED)}
 
 
 def test_a_margin_in_another_unit_is_refused():
