@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, review_rows, write_rows
 from packaging.requirements import Requirement
 
 PAGES = {file.name: file.read_text(encoding="utf-8")
@@ -168,9 +168,12 @@ def test_the_road_of_questions_runs_from_top_to_bottom(qa_dir, reviews, tiny_mod
 
 
 @pytest.mark.slow
-def test_the_road_of_labels_runs_from_top_to_bottom(qa_dir, reviews, tiny_model, tmp_path, monkeypatch):
+def test_the_road_of_labels_runs_from_top_to_bottom(qa_dir, tiny_model, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    go_through(LABELS, {}, qa_dir, tiny_model, reviews)
+    (tmp_path / "reviews").mkdir()
+    for seed, (split, count) in enumerate({"train": 160, "validation": 30, "test": 30}.items()):
+        write_rows(tmp_path / "reviews" / f"{split}.jsonl", review_rows(count, seed, prefix=split))
+    go_through(LABELS, {}, qa_dir, tiny_model, tmp_path / "reviews")
     for directory, artifact in {
         "sst2/analysis": "label_analysis.csv", "sst2/unified": "unified_analysis.csv",
         "sst2/filtered": "filter_report.json", "mnli_model": "eval_metrics.json", "nli_map": "cartography_map.png",
