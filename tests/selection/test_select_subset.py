@@ -532,7 +532,7 @@ def test_an_answer_that_is_not_at_its_offset_is_never_chosen(home, choose, tmp_p
     rows = qa_rows(12, seed=3)
     for row in rows[:4]:
         row["answers"]["answer_start"] = [row["answers"]["answer_start"][0] + 1]
-    data = ["--dataset", write_rows(tmp_path / "shifted.jsonl", rows), "--task", "qa"]
+    data = ["--dataset", write_rows(tmp_path / "shifted.jsonl", rows), "--task", "qa", "--spans", "strict"]
     good = [row["id"] for row in rows[4:]]
     for selector in ("full", "random", "kcenter"):
         found = choose("--selector", selector, *flags_of(home, selector), "--max_length", 128, "--fraction", 1,

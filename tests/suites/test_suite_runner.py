@@ -79,9 +79,10 @@ def test_a_run_and_what_it_leaves(suite):
     assert state_of(run.directory) == PENDING
     outcome = execute(run, retry=False, keep_model=False)
     assert outcome.state == FINISHED == state_of(run.directory) and outcome.seconds > 0
+    digests = f".examples-{meta_of(run.directory)['datasets'][0]['fingerprint']}.npy"
     assert everything(run.directory) == {
         "config.json", "log.txt", "run_meta.json", "eval_metrics.json", "eval_predictions.jsonl", "train_metrics.json",
-        "training_log.csv",
+        "training_log.csv", digests,
     }
     config = read_json(run.directory / "config.json")
     assert (config["experiment"], config["seed"], config["identity"]) == ("baseline", 1, run.identity)
