@@ -79,7 +79,7 @@ def test_a_run_and_what_it_leaves(suite):
     assert state_of(run.directory) == PENDING
     outcome = execute(run, retry=False, keep_model=False)
     assert outcome.state == FINISHED == state_of(run.directory) and outcome.seconds > 0
-    digests = f".examples-{meta_of(run.directory)['datasets'][0]['fingerprint']}.npy"
+    digests = f".examples-{meta_of(run.directory)['history'][-1]['datasets'][0]['fingerprint']}.npy"  # of the training
     assert everything(run.directory) == {
         "config.json", "log.txt", "run_meta.json", "eval_metrics.json", "eval_predictions.jsonl", "train_metrics.json",
         "training_log.csv", digests,
