@@ -2,8 +2,9 @@
 
 Draws places in NUMERIC at random and turns one operator, sign, truth value or constant in each (the operators of
 cosmic-ray), in a copy of the checkout; then runs the fast tests that import the module and, where they pass, the rest
-of those of its room. Writes mutants.csv (one row a change, with its diff and the test that caught it) to --output_dir.
-Not drawn: annotations, and what only shapes a picture (LAYOUT).
+of those of its room. Writes mutants.csv (one row a change, with its diff and the test that caught it) to --output_dir;
+what judged.jsonl there holds already is not run again. Not drawn: annotations, and what only shapes a picture
+(LAYOUT).
 
     pip install cosmic-ray && python benchmarks/mutants.py --number 200 --workers 2 --output_dir ./mutants_output
     python benchmarks/mutants.py --number 2 --modules core/intervals --output_dir ./mutants_output
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import json
 import os
 import re
 import shutil
@@ -31,14 +33,14 @@ import numpy as np
 from timing import bench_parser, report
 
 from datamap.core.errors import UserError, command_line
-from datamap.core.files import write_csv
+from datamap.core.files import read_jsonl, write_csv
 from datamap.core.flags import positive_int, seed_number
 from datamap.core.intervals import wilson_interval
 from datamap.core.places import CHECKOUT
 
 NUMERIC = (
-    "core/intervals", "tasks/qa_features", "tasks/qa_metrics", "tasks/slices", "cartography/metrics",
-    "cartography/categories", "cartography/dynamics", "cartography/maps", "cartography/recorder", "training/trainer",
+    "core/intervals", "tasks/evaluation", "tasks/qa_features", "tasks/qa_metrics", "tasks/slices", "tasks/spans",
+    "cartography/categories", "cartography/learning", "cartography/metrics", "cartography/dynamics", "cartography/maps", "cartography/recorder", "training/trainer",
     "training/embeddings", "analysis/clusters", "analysis/error_rules", "analysis/filters", "analysis/integrated",
     "analysis/map_summary", "analysis/unified_table", "selection/base", "selection/diversity",
     "selection/label_quality", "selection/model_scores", "selection/selectors", "selection/text_metrics",
@@ -47,12 +49,15 @@ NUMERIC = (
 OPERATORS = re.compile(r"core/(Replace(Binary|Comparison|Unary)Operator_.*|AddNot|Replace(True|False|And|Or)With.*|"
                        "NumberReplacer)")
 # Keyword arguments, and functions whose numbers, only say how a picture looks.
-LAYOUT = re.compile(r"alpha|capsize|dpi|edgecolor|figsize|fontsize|frameon|height|labelpad|linewidth|lw|markersize|"
-                    r"ncols?|pad|rotation|s|size|width|x?y?margin|zorder|bbox_to_anchor|stacklevel|maxsize|new_figure|"
-                    r"tick_params|tight_layout|subplots_adjust|margins")
+LAYOUT = re.compile(r"alpha|borderaxespad|capsize|dpi|edgecolor|elinewidth|figsize|fontsize|frameon|ha|height|"
+                    r"labelpad|linewidth|lw|markersize|markerscale|ms|ncols?|pad|rotation|s|size|va|width|x?y?margin|zorder|"
+                    r"bbox_to_anchor|stacklevel|maxsize|new_figure|tick_params|tight_layout|subplots_adjust|margins")
 TIMEOUT = 600  # seconds of one run of tests; a change that makes them hang is caught
 
 Place = tuple[int, int]  # line, column
+
+
+CHANGE = ("module", "line", "operator", "diff")  # what tells one from another
 
 
 class Change(NamedTuple):
@@ -179,7 +184,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     drawn = rng.multivariate_hypergeometric(sizes, min(args.number, sizes.sum()))
     changes = [change for module, number in zip(args.modules, drawn, strict=True)
                for change in draw(module, number, rng)]
-    with tempfile.TemporaryDirectory() as scratch:
+    changes = [changes[number] for number in rng.permutation(len(changes))]  # so that a part is a sample, too
+    judged = Path(args.output_dir, "judged.jsonl")
+    judged.parent.mkdir(parents=True, exist_ok=True)
+    known = {tuple(row[name] for name in CHANGE): row for row in (read_jsonl(judged) if judged.exists() else ())}
+    with tempfile.TemporaryDirectory() as scratch, judged.open("a") as record:
         places: SimpleQueue[Path] = SimpleQueue()
         for number in range(args.workers):
             places.put(copy_checkout(Path(scratch, str(number))))
@@ -189,6 +198,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise UserError(f"{failed} fails without any change; what is caught would mean nothing")
 
         def judge(change: Change) -> dict[str, Any]:
+            if row := known.get((change.module, change.line, change.operator, change.diff)):
+                return row
             place = places.get()
             file = source_of(change.module, place)
             original = file.read_text()
@@ -199,8 +210,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             finally:
                 file.write_text(original)
                 places.put(place)
-            return {"module": change.module, "line": change.line, "operator": change.operator, "caught_by": caught_by,
-                    "diff": change.diff}
+            row = {"module": change.module, "line": change.line, "operator": change.operator, "diff": change.diff,
+                   "caught_by": caught_by}
+            record.write(json.dumps(row) + "\n")
+            record.flush()
+            return row
 
         with ThreadPoolExecutor(args.workers) as pool:
             rows = list(tqdm(pool.map(judge, changes), total=len(changes), unit="change", disable=None))

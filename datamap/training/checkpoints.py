@@ -16,6 +16,7 @@ MANIFEST = "manifest.json"
 DYNAMICS = "training_dynamics.npz"
 RANDOM_STATES = "rng_state_*.pth"  # one a process; of a single one rng_state.pth
 
+
 def write_manifest(checkpoint: Path) -> None:
     """Say which files belong to a checkpoint, now that all are written; without this, or with others, it is not
     whole."""
