@@ -42,9 +42,10 @@ NUMERIC = (
     "core/intervals", "tasks/evaluation", "tasks/qa_features", "tasks/qa_metrics", "tasks/slices", "tasks/spans",
     "cartography/categories", "cartography/learning", "cartography/metrics", "cartography/dynamics",
     "cartography/maps", "cartography/recorder", "training/trainer", "training/embeddings", "analysis/clusters",
-    "analysis/error_rules", "analysis/filters", "analysis/integrated", "analysis/map_summary", "analysis/unified_table", "selection/base", "selection/diversity",
-    "selection/label_quality", "selection/model_scores", "selection/selectors", "selection/text_metrics",
-    "thoughts/metrics", "thoughts/statistics", "suites/comparison", "suites/results", "suites/plots",
+    "analysis/error_rules", "analysis/filters", "analysis/integrated", "analysis/map_summary",
+    "analysis/unified_table", "selection/base", "selection/diversity", "selection/label_quality",
+    "selection/model_scores", "selection/selectors", "selection/text_metrics", "thoughts/metrics",
+    "thoughts/statistics", "suites/comparison", "suites/results", "suites/plots",
 )
 OPERATORS = re.compile(r"core/(Replace(Binary|Comparison|Unary)Operator_.*|AddNot|Replace(True|False|And|Or)With.*|"
                        "NumberReplacer)")
