@@ -46,7 +46,8 @@ def check_writable(directory: str | Path) -> None:
     existing = next(parent for parent in (path, *path.parents) if parent.exists())
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"output directory {directory} is not writable ({existing} refuses); name another")
-    check_unlocked(path / LOCK)
+    if is_main_process():  # which holds it for the others
+        check_unlocked(path / LOCK)
 
 
 @contextmanager
