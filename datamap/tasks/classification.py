@@ -169,11 +169,11 @@ class SequenceClassification(Task):
                             "needed (-1 means no gold label)")
 
     def composition(self, data: datasets.Dataset) -> str:
-        """``3 classes: positive 1,203, negative 1,190, neutral 40``, the commonest first, at most 20 of them."""
+        """``3 classes: positive (1,203), negative (1,190), neutral (40)``, the commonest first, at most 20 of them."""
         names = data.features[self.label_column].names
         counts = np.bincount(data[self.label_column][:], minlength=len(names))
         order = np.argsort(-counts, kind="stable")
-        shown = ", ".join(f"{names[place]} {counts[place]:,}" for place in order[:MAX_CLASSES_REPORTED])
+        shown = ", ".join(f"{names[place]} ({counts[place]:,})" for place in order[:MAX_CLASSES_REPORTED])
         more = len(names) - MAX_CLASSES_REPORTED
         return f"{len(names):,} classes: {shown}{f' and {more:,} more' if more > 0 else ''}"
 

@@ -50,6 +50,7 @@ MAY_CHANGE = {
 # May change unless the best epoch is chosen, or the learning rate set, by what is measured on the way.
 WATCHING = {"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_split", "max_eval_samples",
             "max_answer_length", "metric_for_best_model", "greater_is_better"}
+OF_TASK = {"spans", "text_columns", "label_column"}
 OF_RUN = {"rows_digest": "other examples, or other metrics of them"}
 ADVICE = "resume with the flags it was started with, or start again with --overwrite"
 
@@ -149,6 +150,10 @@ def _check_same_training(
     now = json.loads(json.dumps(vars(args), default=plain))  # as it was written
     defaults = _defaults(before, now, arguments)
     one, other = {**defaults, **before}, {**defaults, **now}
+    [recorded, *_] = meta.get("datasets") or [train.identity()]  # the others are evaluated on
+    for values, task in ((one, recorded.get("task")), (other, train.identity()["task"])):
+        if task is not None:  # what was guessed, or is the default, may be given
+            values.update({name: {"spans": "nearest", **task}.get(name) for name in OF_TASK & now.keys()})
     chooses = any(each.get("load_best_model_at_end") or each.get("keep_top_epochs")
                   or each.get("lr_scheduler_type") == "reduce_lr_on_plateau" for each in (one, other))
     free = MAY_CHANGE | may_change | (set() if chooses else WATCHING)
@@ -164,7 +169,6 @@ def _check_same_training(
         differences.append(f"{count} {was:g}, not {f'{its_count} ' * (count != its_count)}{asked:g}")
     if differences:
         raise UserError(f"{home} was trained with {'; '.join(differences)}: {ADVICE}")
-    [recorded, *_] = meta.get("datasets") or [{"fingerprint": train.fingerprint}]  # the others are evaluated on
     if recorded["fingerprint"] != train.fingerprint:
         raise UserError(f"{home} was trained on other data than {train.name} [{train.split}]; resume with the dataset "
                         "it was started with")

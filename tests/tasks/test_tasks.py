@@ -210,10 +210,10 @@ def test_classes_that_may_be_meant_as_one_are_named(tmp_path, caplog):
 
 def test_the_classes_are_told_with_their_counts(tmp_path):
     split = load_rows(tmp_path, rows_of(text=TEXTS, label=["a", "b", "b", "c", "b", "c"]), "jsonl")
-    assert split.task.composition(split.data) == "3 classes: b 3, c 2, a 1"
+    assert split.task.composition(split.data) == "3 classes: b (3), c (2), a (1)"
     many = [f"class {number:02d}" for number in range(25)] * 2
     split = load_rows(tmp_path, rows_of(text=[f"t {number}" for number in range(50)], label=many), "jsonl")
-    assert split.task.composition(split.data).endswith("class 19 2 and 5 more")
+    assert split.task.composition(split.data).endswith("class 19 (2) and 5 more")
 
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv"])

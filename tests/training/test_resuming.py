@@ -69,6 +69,7 @@ def steps_logged(directory):
         ("ignore_data_skip", "true", "ignore_data_skip False (the default), not True"),
         ("use_soft_weighting", None, "enable_cartography True, not False; use_soft_weighting False, not True"),
         ("use_label_smoothing", None, "use_label_smoothing False, not True"),
+        ("spans", "strict", "spans nearest, not strict"),
         ("max_train_samples", "9", "max_train_samples None, not 9"),
         ("per_device_train_batch_size", "4", "per_device_train_batch_size 8, not 4"),
         ("load_best_model_at_end", "true", "load_best_model_at_end False (the default), not True"),
@@ -94,7 +95,7 @@ def test_what_may_change_may_and_a_default_may_be_spelt_out(again, tmp_path, cap
     with caplog.at_level(logging.INFO):
         call(*again, "--resume_from_checkpoint", checkpoint, "--weight_decay", "0", "--optim", "adamw_torch_fused",
              "--logging_steps", "2", "--save_steps", "100", "--dataloader_num_workers", "0", "--report_to", "none",
-             "--eval_strategy", "epoch", "--num_train_epochs", "3")
+             "--eval_strategy", "epoch", "--num_train_epochs", "3", "--spans", "nearest")
     assert "num_train_epochs 3, before 2: from here on the learning rate takes the course of the longer" in caplog.text
     assert len(list((tmp_path / "c").glob("training_dynamics_epoch_*.json"))) == 3
     arguments = read(tmp_path / "m/run_meta.json")["arguments"]

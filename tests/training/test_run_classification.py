@@ -98,7 +98,7 @@ def test_the_best_of_a_training_that_gets_worse(reviews, tmp_path, caplog, monke
     best = read(tmp_path / "m/top_epochs.json")
     assert [(entry["epoch"], entry["metrics"]["accuracy"]) for entry in best] == [(2, 0.9), (4, 0.9), (3, 0.7)]
     assert len(list((tmp_path / "m").glob("checkpoint-*"))) == 3
-    assert "training on 48 examples; 2 classes: bad 24, good 24" in caplog.text
+    assert "training on 48 examples; 2 classes: bad (24), good (24)" in caplog.text
     assert "epoch 1: accuracy 0.5 (majority baseline 0.5), a new best" in caplog.text
     assert "epoch 2: accuracy 0.9 (majority baseline 0.5), a new best; before 0.5" in caplog.text
     assert "epoch 4: accuracy 0.9 (majority baseline 0.5)\n" in caplog.text
@@ -443,6 +443,9 @@ def test_a_resume_keeps_its_model_and_its_evaluation_set(refused, trained, revie
         (["--model", "lstm", "--eval_split", "test"], "; eval_split None, not ['test']"),
     ):
         assert words in refused(run.main, *given, *extra)
+    columns = ["--text_columns", "sentence", "--label_column", "label"]  # as they were guessed
+    told = refused(run.main, *given, *columns, "--model", "lstm", "--hidden_size", "64")
+    assert "hidden_size 32, not 64" in told and "column" not in told
     assert read(tmp_path / "m/run_meta.json")["status"] == "finished"
 
 
