@@ -347,11 +347,12 @@ def check_same_dataset(path: str | Path, artifact_ids: Iterable[str], split: Spl
             names = name_a_few([example for example in shared if example in changed])
             logger.warning(f"{path} was made from {other}: {len(changed):,} of {len(shared):,} examples of {this} "
                            f"that it knows have changed since ({names}); {taken}")
-    covered = (len(shared) - len(changed)) / len(split.data)
-    if covered < 1:
-        logger.info(f"{path} covers {len(shared) - len(changed):,} of {len(split.data):,} examples of {this} "
-                    f"({covered:.1%})")
-    return set() if split.allow_changed else changed
+    left_out = set() if split.allow_changed else changed
+    covered = len(shared) - len(left_out)
+    if covered < len(split.data):
+        logger.info(f"{path} covers {covered:,} of {len(split.data):,} examples of {this} "
+                    f"({covered / len(split.data):.1%})")
+    return left_out
 
 
 def _unchanged(path: str | Path, fingerprint: str, split: Split) -> set[str] | None:

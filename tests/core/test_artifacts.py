@@ -260,6 +260,10 @@ def test_one_label_changed_leaves_the_others_as_they_are(tmp_path, split, caplog
     now.allow_changed = True
     assert check_same_dataset(tmp_path / "map", split.ids, now) == set()
     assert "their old rows are taken" in caplog.text
+    with caplog.at_level(logging.INFO):
+        caplog.clear()
+        assert check_same_dataset(tmp_path / "map", split.ids[:5], now) == set()
+        assert "covers 5 of 10" in caplog.text  # the changed one with them, as its row is taken
     with pytest.raises(UserError, match="other content in every example"):
         check_same_dataset(tmp_path / "map", expected, now)
 
