@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from datamap.core.splits import load_split
 from datamap.tasks.qa import QAEvaluation
 from datamap.tasks.registry import get_task
-from datamap.tasks.spans import place_of, visible
+from datamap.tasks.spans import place_of, stands_at, visible
 from datamap.training.tiny_model import train_tokenizer
 
 datasets.disable_progress_bars()
@@ -264,3 +264,7 @@ def test_answers_are_moved_counted_and_named(tmp_path, caplog):
     assert "answers of 3 of 6 examples ('behind', 'off', 'form') do not stand at their answer_start" in caplog.text
     assert [each["id"] for each in load_split(path, "train", get_task("qa"), 2).mended] == ["behind"]
     assert get_task("qa").settings() == {"name": "qa"} and strict.task.settings()["spans"] == "strict"
+
+
+def test_a_start_below_0_is_none():
+    assert stands_at("a dose", "e", 5) and not stands_at("a dose", "e", -1)  # where Python counts from the end
