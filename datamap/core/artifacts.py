@@ -334,8 +334,10 @@ def check_same_dataset(path: str | Path, artifact_ids: Iterable[str], split: Spl
         prints = f"fingerprints {recorded['fingerprint']} and {split.fingerprint}"
         same = _unchanged(path, recorded["fingerprint"], split)
         if same is None:
-            raise UserError(f"{path} was made from {other}, which has ids of {this} but other content ({prints}), and "
-                            f"an older version did not record which examples differ; make it again from {this}")
+            file = _digests_file(path, recorded["fingerprint"]).name
+            raise UserError(f"{path} was made from {other}, which has ids of {this} but other content ({prints}); "
+                            f"which examples differ cannot be told without {file} (hidden: a copy may have left it "
+                            f"out, an older version wrote none); copy it too, or make {path} again from {this}")
         changed = set(shared) - same
         if len(changed) == len(shared):
             raise UserError(f"{path} was made from {other}, which has ids of {this} but other content in every "
