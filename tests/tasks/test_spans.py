@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from datamap.core.splits import load_split
 from datamap.tasks.qa import QAEvaluation
 from datamap.tasks.registry import get_task
-from datamap.tasks.spans import place_of, stands_at, visible
+from datamap.tasks.spans import answer_tokens, place_of, stands_at, visible
 from datamap.training.tiny_model import train_tokenizer
 
 datasets.disable_progress_bars()
@@ -268,3 +268,9 @@ def test_answers_are_moved_counted_and_named(tmp_path, caplog):
 
 def test_a_start_below_0_is_none():
     assert stands_at("a dose", "e", 5) and not stands_at("a dose", "e", -1)  # where Python counts from the end
+
+
+def test_an_answer_in_no_token_does_not_read_as_itself():
+    offsets = np.array([[0, 3], [6, 9]])
+    assert answer_tokens("one - two", offsets, "-", 4) == (-1, -1, False)
+    assert answer_tokens("one - two", offsets, "two", 6) == (1, 1, True)

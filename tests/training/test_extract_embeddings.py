@@ -145,6 +145,7 @@ def test_embeddings_equal_one_by_one(models, dataset, tmp_path, name, capsys):
     assert metadata["texts"]["answer"][0] == rows()[0]["answers"]["text"][0]
     assert metadata["texts"]["answer"][5] is None
     assert metadata["num_unanswerable"] == 1 and metadata["num_answer_not_found"] == 2
+    assert "3 of 8 examples give their CLS vector twice: 1 are unanswerable, 2 have" in captured.err
     twice = [row for row, vector in enumerate(vectors) if np.allclose(vector[:HIDDEN], vector[HIDDEN:], atol=1e-6)]
     assert twice == [4, 5, 7], "answer in no window, unanswerable, misaligned: the CLS vector stands twice"
 
