@@ -39,7 +39,7 @@ _STRETCH = 4096  # characters
 # <|START_THINKING|>, Kimi's \u25c1think\u25b7, and the channels of Harmony (gpt-oss), also without their special
 # tokens, as skip_special_tokens leaves them. Only the channel "final" holds an answer.
 _REASONING = (
-    r"(?P<bracket>[<\[\u25c1])(?=[|/\w])\|?(?P<how>/|(?:begin|start|end)_(?:of_)?)?(?:\w{1,20}:)?"
+    r"(?P<bracket>[<\[\u25c1])(?=[|/\w])\|?(?P<how>/|(?:begin|start|end)_(?:of_)?)?(?:\w{1,20}:|(?:ant|longcat)_)?"
     r"(?P<name>think|thought|reason|analysis|scratchpad)(?:ing|s)?(?:\s[^<>\[\]/]{0,99})?\|?[>\]\u25b7]"
     r"|<\|channel\|>\s*(?P<channel>[a-z]+)(?:[^<\n]{0,99}<\|message\|>)?"
     r"|(?P<end><\|(?:end|call)\|>)(?P<goes_on>\s*<\|start\|>assistant)?"

@@ -40,12 +40,14 @@ NASTY = (
 )
 
 
-# What opens and closes reasoning: of most models, Magistral, Seed-OSS, prompts of old, Sky-T1, Command A, Kimi, and
+# What opens and closes reasoning: of most models, Magistral, Seed-OSS, prompts of old, LongCat, Sky-T1, Command A, Kimi, and
 # Harmony with its special tokens and without them.
 FORMS = [
     ("<think>", "</think>"), ("<THINK>", "</THINK>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"),
-    ("<reasoning>", "</reasoning>"), ("<seed:think>", "</seed:think>"), ('<thought step="1">', "</thought>"),
-    ("<scratchpad>", "</scratchpad>"), ("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ("<reasoning>", "</reasoning>"), ("<seed:think>", "</seed:think>"),
+    ("<ant_thinking>", "</ant_thinking>"), ("<longcat_think>", "</longcat_think>"),
+    ('<thought step="1">', "</thought>"), ("<scratchpad>", "</scratchpad>"),
+    ("<|begin_of_thought|>", "<|end_of_thought|>"),
     ("<|START_THINKING|>", "<|END_THINKING|>"), ("\u25c1think\u25b7", "\u25c1/think\u25b7"),
     ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
     ("<|channel|>commentary to=functions.x <|message|>", "<|call|><|start|>assistant<|channel|>final<|message|>"),
@@ -251,7 +253,7 @@ REASONED_WITHOUT = {
     "said aloud, in the prompt": lambda case: f"Hm, {case.known} or so.{case.form()[1]}",
     "aloud, cut off": lambda case: f"{case.form()[0]}Either {case.known} or {case.cut(case.other())}",
     "aloud, cut off behind another mark": lambda case:
-        f"{case.draw(st.sampled_from(FORMS[11:]))[0]}I shall close with </think>, so {case.known} or",
+        f"{case.draw(st.sampled_from(FORMS[-3:]))[0]}I shall close with </think>, so {case.known} or",
     "aloud, begun in the known prompt, cut off": lambda case: case.begun_and_cut(),
     "an answer, then aloud, cut off": lambda case: f"{case.known}\n{case.draw(st.sampled_from(FORMS[:-1]))[0]}No",
     "taken back": lambda case: f"{case.known}{case.taken_back()}\n{case.other()}",
