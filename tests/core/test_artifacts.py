@@ -226,7 +226,8 @@ def test_other_content_under_the_same_ids_is_refused(tmp_path, split):
     assert other.ids == split.ids
     run_stage(tmp_path / "old", [], datasets=[other.identity()])  # as written before examples were told apart
     run_stage(tmp_path / "map", [], datasets=[other])
-    for name, why in (("old", r"other content \(.*without \.examples-.*copy it too, or make .* again from"), ("map", "in every example")):
+    untold = r"other content \(.*without \.examples-.*copy it too, or make .* again from"
+    for name, why in (("old", untold), ("map", "in every example")):
         with pytest.raises(UserError, match=rf"changed\.jsonl \[train\], which has ids of .*stories.*{why}") as no:
             check_same_dataset(tmp_path / name, other.ids, split)
         assert split.fingerprint in str(no.value) and other.fingerprint in str(no.value)
