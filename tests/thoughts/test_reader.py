@@ -40,8 +40,8 @@ NASTY = (
 )
 
 
-# What opens and closes reasoning: of most models, Magistral, Seed-OSS, prompts of old, LongCat, Sky-T1, Command A, Kimi,
-# and Harmony with its special tokens and without them.
+# What opens and closes reasoning: of most models, Magistral, Seed-OSS, prompts of old, LongCat, Sky-T1, Command A,
+# Kimi, and Harmony with its special tokens and without them.
 FORMS = [
     ("<think>", "</think>"), ("<THINK>", "</THINK>"), ("[THINK]", "[/THINK]"), ("<thinking>", "</thinking>"),
     ("<reasoning>", "</reasoning>"), ("<seed:think>", "</seed:think>"),
