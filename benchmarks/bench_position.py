@@ -5,7 +5,7 @@ interval; beside it Wilson's, which takes the two answers to a pair as independe
 bench_position.json and prints a Markdown table.
 
     python benchmarks/bench_position.py
-    python benchmarks/bench_position.py --repetitions 200 --output_dir /tmp/bench_position
+    python benchmarks/bench_position.py --repetitions 200 --output_dir ./bench_position
 """
 
 from __future__ import annotations
