@@ -91,7 +91,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = filter_inputs(args.filters)
     recorded = next(filter(None, map(recorded_dataset, inputs.values())), {})
     args.dataset = args.dataset or recorded.get("dataset", DEFAULT_DATASET)
-    args.max_train_samples = args.max_train_samples or recorded_cap(recorded, args.dataset, args.train_split)
+    blocks = [each for value in args.filters.values() for each in (value if isinstance(value, list) else [value])]
+    if not any(block.get("missing") == "keep" for block in blocks):  # who keeps what the map lacks wants it here
+        args.max_train_samples = args.max_train_samples or recorded_cap(recorded, args.dataset, args.train_split)
     sources = [*inputs.values(), *([args.dataset] if os.path.exists(args.dataset) else [])]
     check_not_read(args.output_dir, *sources)
     loaded, kept, report = training_split(args, task_of(args, recorded_task(*inputs.values())))

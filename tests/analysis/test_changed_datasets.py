@@ -137,7 +137,7 @@ def test_stages_take_the_examples_that_were_mapped(tmp_path, caplog):
     assert "the first 9 examples of" in caplog.text
     config = tmp_path / "filters.json"
     config.write_text(json.dumps({"ambiguous": {"metrics_path": str(tmp_path / "map"), "top_fraction": 1}}))
-    for flags, n in (([], 9), (["--max_train_samples", "12"], 12)):
+    for flags, n in (([], 9), (["--max_train_samples", "12"], 12), (["--missing", "keep"], N)):
         dataset_filters.main(["--filter_config", str(config), "--output_dir", str(tmp_path / "filtered"), *flags])
         assert len(read_jsonl(tmp_path / "filtered" / "train.jsonl")) == n
     for flags, n in (([], 9), (["--max_samples", "12"], 12)):
