@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from datamap.core.splits import load_split
 from datamap.tasks.qa import QAEvaluation
+from datamap.tasks.qa_features import MIN_ADVANCE
 from datamap.tasks.registry import get_task
 from datamap.tasks.spans import answer_tokens, place_of, stands_at, visible
 from datamap.training.tiny_model import train_tokenizer
@@ -274,3 +275,15 @@ def test_an_answer_in_no_token_does_not_read_as_itself():
     offsets = np.array([[0, 3], [6, 9]])
     assert answer_tokens("one - two", offsets, "-", 4) == (-1, -1, False)
     assert answer_tokens("one - two", offsets, "two", 6) == (1, 1, True)
+
+
+def test_a_long_question_keeps_as_many_tokens_as_there_is_room_for(caplog):
+    room = 32 - 4 - MIN_ADVANCE - 3  # of max_length, beside the overlap, what a window goes on by, and [CLS] and [SEP]s
+    tokenizer = train_tokenizer(["who takes aspirin now", "she takes it"] * 3, max_length=512)
+    none: dict[str, list] = {"text": [], "answer_start": []}
+    rows = [{"id": str(count), "question": "who " * count, "context": "she takes it", "answers": none}
+            for count in (60, room)]
+    windows = get_task("qa").features(datasets.Dataset.from_list(rows), tokenizer, 32, 4)
+    who = tokenizer.convert_tokens_to_ids("who")
+    assert [tokens.count(who) for tokens in windows["input_ids"][:]] == [room, room]
+    assert f"1 questions are longer than {room} tokens" in caplog.text
