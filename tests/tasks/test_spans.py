@@ -278,7 +278,7 @@ def test_an_answer_in_no_token_does_not_read_as_itself():
 
 
 def test_a_long_question_keeps_as_many_tokens_as_there_is_room_for(caplog):
-    room = 32 - 4 - MIN_ADVANCE - 3  # of max_length, beside the overlap, what a window goes on by, and [CLS] and [SEP]s
+    room = 32 - 4 - MIN_ADVANCE - 3  # of max_length, beside the overlap, what a window goes on by, and special tokens
     tokenizer = train_tokenizer(["who takes aspirin now", "she takes it"] * 3, max_length=512)
     none: dict[str, list] = {"text": [], "answer_start": []}
     rows = [{"id": str(count), "question": "who " * count, "context": "she takes it", "answers": none}
