@@ -199,6 +199,10 @@ def test_patterns_find_what_was_planted(house):
     inside, confidence = expected["cluster"] == 0, expected["confidence"].astype(float)
     difference = confidence[inside].mean() - confidence[~inside].mean()
     assert patterns["hardest_clusters"][0]["difference_to_rest"] == pytest.approx(difference)
+    for each in patterns["hardest_clusters"] + patterns["easiest_clusters"]:
+        categories = list(expected["category"][expected["cluster"] == each["cluster"]])
+        for name in ("hard", "ambiguous"):
+            assert each[f"{name}_share"] == pytest.approx(categories.count(name) / len(categories))
     assert {found["cluster"] for found in patterns["easiest_clusters"]} <= {1, 2}
     counts = pd.crosstab(expected["category"], expected["cluster"]).to_numpy(dtype=float)
     independent = counts.sum(1, keepdims=True) * counts.sum(0, keepdims=True) / counts.sum()
