@@ -15,7 +15,9 @@ from typing import NamedTuple
 import pytest
 from conftest import REPOSITORY
 
-ROOMS = ("suites", "selection", "thoughts", "training", "analysis", "cartography", "tasks", "core", "demo")
+ROOMS = (
+    "suites", "selection", "thoughts", "training", "detection", "analysis", "cartography", "tasks", "core", "demo",
+)
 # ``helpers.py`` is no script; ``datamap`` alone is datamap/__init__.py, which offers the public names.
 FLOORS = ("benchmarks", "scripts", "helpers", "datamap", *ROOMS)
 SCRIPT_FOLDERS = ("demos", "benchmarks")

@@ -240,7 +240,7 @@ def _checked_embeddings(candidates: Candidates) -> np.ndarray:
 @feature("label_quality", flags=("folds", "probabilities", *EMBEDDING_FLAGS, *WARM_UP_FLAGS))
 def _label_quality(candidates: Candidates) -> np.ndarray:
     """cleanlab's label quality, 0..1, less 1 where confident learning calls the label an issue."""
-    from datamap.selection.label_quality import label_issues, label_quality, out_of_fold_probabilities
+    from datamap.detection.label_quality import label_issues, label_quality, out_of_fold_probabilities
 
     labels, args = candidates.labels, candidates.args
     if args.probabilities == "model":
@@ -275,7 +275,7 @@ def _model_out_of_fold(candidates: Candidates, labels: np.ndarray) -> np.ndarray
 
 @feature("self_filter", flags=("rounds", *EMBEDDING_FLAGS))
 def _self_filter(candidates: Candidates) -> np.ndarray:
-    from datamap.selection.label_quality import self_filter
+    from datamap.detection.label_quality import self_filter
 
     labels = candidates.labels  # before what takes long: a question has none
     return self_filter(_checked_embeddings(candidates), labels, len(candidates.class_names),

@@ -410,7 +410,7 @@ def test_label_issues_ranks_as_cleanlab_does():
     rank = pytest.importorskip("cleanlab.rank")
     from cleanlab.filter import find_label_issues
 
-    from datamap.selection.label_quality import label_quality
+    from datamap.detection.label_quality import label_quality
 
     rng = np.random.default_rng(0)
     probabilities = rng.dirichlet(np.ones(4), size=200)

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from datamap.core.errors import UserError
-from datamap.selection import label_quality as module
-from datamap.selection.label_quality import label_issues, label_quality, out_of_fold_probabilities, self_filter
+from datamap.detection import label_quality as module
+from datamap.detection.label_quality import label_issues, label_quality, out_of_fold_probabilities, self_filter
 
 pytestmark = pytest.mark.filterwarnings("error")
 
@@ -237,7 +237,7 @@ def test_two_classes_rank_alike_by_every_name():
 
 def test_cleanlab_does_not_switch_off_warnings():
     program = (
-        "import warnings, numpy; from datamap.selection import label_quality; before = list(warnings.filters); "
+        "import warnings, numpy; from datamap.detection import label_quality; before = list(warnings.filters); "
         "label_quality.label_quality(numpy.array([0]), numpy.array([[0.5, 0.5]])); assert warnings.filters == before"
     )
     subprocess.run([sys.executable, "-c", program], cwd=REPOSITORY, check=True)

@@ -1,0 +1,149 @@
+"""What a detector of wrong examples is: a function from all that is known of a split to one score per example.
+
+Detectors lie in the modules ``detect_*`` of this room under ``@detector``; ``detectors()`` finds them. Every score is
+higher for an example that is more likely wrong, whatever the direction of the quantity it is made from, and NaN where
+it says nothing of an example.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.core.splits import Split
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SEED = 42
+
+
+@dataclass
+class Evidence:
+    """All that is known of the N examples of a split, everything in its order; None for what was not made.
+
+    metrics: columns of the data map (``cartography.metrics.METRIC_COLUMNS``) and ``category``. out_of_fold: the same
+    columns from models trained without the example, with ``fold``, ``predicted_label`` or ``predicted_answer``, and
+    what else ``out_of_fold.csv`` holds. probabilities: (N, C) of the classes, out of fold. embeddings: (N, d) float32.
+    clusters: columns of cluster_assignments.csv. rules: the nine of ``analysis.error_rules`` and their score (qa).
+    predictions: answers or labels of the trained model for what it was trained on, None for an example without.
+    opinions: by name, further scores of every example made elsewhere (a judge), higher is more likely wrong.
+    In tables a row of NaN, in predictions None, stands for an example that the artifact does not know.
+    """
+
+    split: Split
+    metrics: pd.DataFrame | None = None
+    out_of_fold: pd.DataFrame | None = None
+    probabilities: np.ndarray | None = None
+    embeddings: np.ndarray | None = None
+    clusters: pd.DataFrame | None = None
+    rules: pd.DataFrame | None = None
+    predictions: list[Any] | None = None
+    opinions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    seed: int = SEED
+
+    def __len__(self) -> int:
+        return len(self.split.data)
+
+    @property
+    def answers_questions(self) -> bool:
+        return self.split.task.name == "qa"
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """(N,) int64 class numbers, -1 without a gold label; of a task with classes."""
+        return np.asarray([-1 if label is None else label for label in self.split.data[self.label_column][:]])
+
+    @functools.cached_property
+    def class_names(self) -> list[str]:
+        return list(self.split.data.features[self.label_column].names)
+
+    @property
+    def label_column(self) -> str:
+        return self.split.task.label_column
+
+    @functools.cached_property
+    def golds(self) -> list[str]:
+        """The first gold answer of each question, "" for an unanswerable one."""
+        return list(self.split.task.readable(self.split.data)["answer"])
+
+    def has(self, *names: str) -> bool:
+        """Whether all of these fields are there."""
+        return all(getattr(self, name) is not None for name in names)
+
+
+Score = Callable[[Evidence], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Detector:
+    """``score``: (N,) float64, higher is more likely wrong, NaN where it says nothing.
+
+    needs: fields of ``Evidence`` without which it cannot be had. tasks: "any", "labels" or "qa". columns: of
+    ``metrics`` or ``out_of_fold`` that it reads. range, cost: in words, for ``--list``. paper: where it comes from.
+    flags: it only says yes or no (0 or 1).
+    """
+
+    name: str
+    what: str
+    score: Score
+    needs: tuple[str, ...]
+    tasks: str = "any"
+    columns: tuple[str, ...] = ()
+    range: str = "0..1"
+    cost: str = "none"
+    paper: str = ""
+    flags: bool = False
+
+    def can_judge(self, evidence: Evidence) -> bool:
+        kind = "qa" if evidence.answers_questions else "labels"
+        if self.tasks not in ("any", kind) or not evidence.has(*self.needs):
+            return False
+        tables = [getattr(evidence, name) for name in self.needs if name in ("metrics", "out_of_fold")]
+        return all(column in table for table in tables for column in self.columns)
+
+    def __call__(self, evidence: Evidence) -> np.ndarray:
+        scores = np.asarray(self.score(evidence), dtype=np.float64)
+        if scores.shape != (len(evidence),):
+            raise ValueError(f"{self.name} gave scores of shape {scores.shape} for {len(evidence)} examples")
+        return scores
+
+
+_registered: dict[str, Detector] = {}
+
+
+def detector(name: str, what: str, **about: Any) -> Callable[[Score], Score]:
+    """Register a function as a detector; about: the fields of ``Detector``."""
+
+    def register(score: Score) -> Score:
+        if name in _registered:
+            raise ValueError(f"two detectors are called {name}")
+        _registered[name] = Detector(name, what, score, **about)
+        return score
+
+    return register
+
+
+def detectors() -> dict[str, Detector]:
+    """All detectors of this room by name, in the order of their modules' names and of their lines."""
+    from datamap import detection
+
+    for each in pkgutil.iter_modules(detection.__path__, f"{detection.__name__}."):
+        if each.name.rpartition(".")[2].startswith("detect_"):
+            importlib.import_module(each.name)
+    return dict(_registered)
+
+
+def score_all(evidence: Evidence, names: tuple[str, ...] | None = None) -> pd.DataFrame:
+    """The scores of every detector that can be had from ``evidence`` (or of those named), one column each, (N, D)."""
+    import pandas as pd
+
+    known = detectors()
+    chosen = [known[name] for name in names or known if known[name].can_judge(evidence)]
+    return pd.DataFrame({each.name: each(evidence) for each in chosen}, index=pd.Index(evidence.split.ids, name="id"))
