@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.splits import Split
+from datamap.detection.neighbours import Neighbours, nearest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -50,6 +51,19 @@ class Evidence:
 
     def __len__(self) -> int:
         return len(self.split.data)
+
+    @functools.cached_property
+    def order(self) -> np.ndarray:
+        """(N,) int64: the rows by their ids, sorted. What draws, folds or breaks ties goes through the examples in
+        this order, so that no score depends on how the file is shuffled."""
+        return np.argsort(np.asarray(self.split.ids), kind="stable")
+
+    @functools.cached_property
+    def neighbours(self) -> Neighbours:
+        """The nearest of the other examples by ``embeddings``, found once for all detectors."""
+        if self.embeddings is None:
+            raise ValueError("no embeddings, no neighbours")
+        return nearest(self.embeddings, self.order, seed=self.seed)
 
     @property
     def answers_questions(self) -> bool:
@@ -86,8 +100,8 @@ class Detector:
     """``score``: (N,) float64, higher is more likely wrong, NaN where it says nothing.
 
     needs: fields of ``Evidence`` without which it cannot be had. tasks: "any", "labels" or "qa". columns: of
-    ``metrics`` or ``out_of_fold`` that it reads. range, cost: in words, for ``--list``. paper: where it comes from.
-    flags: it only says yes or no (0 or 1).
+    ``metrics`` or ``out_of_fold`` that it reads. range, cost: in words, for ``--list``. suspicious: which end of the
+    quantity that it is made from, "low" or "high". paper: where it comes from. flags: it only says yes or no (0 or 1).
     """
 
     name: str
@@ -97,6 +111,7 @@ class Detector:
     tasks: str = "any"
     columns: tuple[str, ...] = ()
     range: str = "0..1"
+    suspicious: str = "high"
     cost: str = "none"
     paper: str = ""
     flags: bool = False
@@ -141,9 +156,16 @@ def detectors() -> dict[str, Detector]:
 
 
 def score_all(evidence: Evidence, names: tuple[str, ...] | None = None) -> pd.DataFrame:
-    """The scores of every detector that can be had from ``evidence`` (or of those named), one column each, (N, D)."""
+    """The scores of every detector that can be had from ``evidence`` (or of those named), one column each, (N, D).
+
+    ``evidence.opinions`` are columns beside them. A detector that says nothing of any example is left out.
+    """
     import pandas as pd
 
     known = detectors()
-    chosen = [known[name] for name in names or known if known[name].can_judge(evidence)]
-    return pd.DataFrame({each.name: each(evidence) for each in chosen}, index=pd.Index(evidence.split.ids, name="id"))
+    scores = {name: known[name](evidence) for name in names or known
+              if name in known and known[name].can_judge(evidence)}
+    scores |= {name: np.asarray(score, dtype=np.float64) for name, score in evidence.opinions.items()
+               if names is None or name in names}
+    told = {name: score for name, score in scores.items() if not np.isnan(score).all()}
+    return pd.DataFrame(told, index=pd.Index(evidence.split.ids, name="id"))

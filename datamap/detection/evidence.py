@@ -1,0 +1,107 @@
+"""Evidence from finished artifacts: read, checked against the split, in its order."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from datamap.analysis.clusters import CLUSTER_COLUMNS, load_clusters, load_embeddings
+from datamap.cartography.maps import load_map
+from datamap.core.artifacts import check_same_dataset
+from datamap.core.errors import UserError, name_a_few
+from datamap.core.files import read_table
+from datamap.core.splits import Split
+from datamap.detection.base import SEED, Evidence
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OUT_OF_FOLD_FILE = "out_of_fold.csv"
+
+logger = logging.getLogger(__name__)
+
+
+def load_evidence(
+    split: Split, cartography_dir: str | Path | None = None, *, embedding_dir: str | Path | None = None,
+    cluster_dir: str | Path | None = None, predictions: str | Path | None = None, seed: int = SEED,
+) -> Evidence:
+    """What these artifacts say of the examples of ``split``; None leaves one out.
+
+    cartography_dir: a data map, and ``out_of_fold.csv`` where that lies there. predictions: eval_predictions.jsonl of
+    the trained model for this very split. For questions the nine error rules are applied to the texts, with the
+    predictions, else with the out-of-fold answers. An artifact of another dataset is refused, examples that have
+    changed since count as unknown to it (``check_same_dataset``).
+    """
+    from datamap.analysis.error_rules import flag_errors
+    from datamap.analysis.unified_table import predictions_of
+
+    evidence = Evidence(split, seed=seed)
+    if cartography_dir is not None:
+        evidence.metrics = _aligned(cartography_dir, load_map(cartography_dir)[0], split)
+        directory = Path(cartography_dir) if Path(cartography_dir).is_dir() else Path(cartography_dir).parent
+        if (directory / OUT_OF_FOLD_FILE).exists():
+            evidence.out_of_fold = _aligned(directory, _out_of_fold(directory / OUT_OF_FOLD_FILE), split)
+            evidence.probabilities = class_probabilities(evidence)
+    if embedding_dir is not None:
+        evidence.embeddings = _aligned_vectors(embedding_dir, split)
+    if cluster_dir is not None:
+        clusters = load_clusters(cluster_dir, (*CLUSTER_COLUMNS, "outlier_score"))
+        evidence.clusters = _aligned(cluster_dir, clusters, split)
+    if predictions is not None:
+        evidence.predictions = predictions_of(predictions, split)
+    if evidence.answers_questions:
+        texts = split.task.readable(split.data)
+        answers = evidence.predictions or _out_of_fold_answers(evidence)
+        evidence.rules = flag_errors(texts["question"], texts["context"], texts["answer"], answers)
+        evidence.rules.index = _ids(split)
+    return evidence
+
+
+def _out_of_fold(file: Path) -> pd.DataFrame:
+    return read_table(file, ("id", "confidence"), ("predicted_label", "predicted_answer")).set_index("id")
+
+
+def _ids(split: Split) -> pd.Index:
+    import pandas as pd
+
+    return pd.Index(split.ids, name="id")
+
+
+def _aligned(path: str | Path, table: pd.DataFrame, split: Split) -> pd.DataFrame:
+    """One row per example of the split; truth values as 0 and 1, as both they and whole numbers may be missing."""
+    table = table.drop(list(check_same_dataset(path, table.index, split)))
+    kinds = {name: "float64" for name, kind in table.dtypes.items() if kind.kind in "biu"}
+    return table.astype(kinds).reindex(_ids(split))
+
+
+def _aligned_vectors(path: str | Path, split: Split) -> np.ndarray:
+    found = load_embeddings(str(path))
+    changed = check_same_dataset(found.file.parent, found.ids, split)
+    row_of = {example: row for row, example in enumerate(found.ids) if example not in changed}
+    rows = np.array([row_of.get(example, -1) for example in split.ids])
+    vectors = np.full((len(rows), found.values.shape[1]), np.nan, np.float32)
+    vectors[rows >= 0] = found.values[rows[rows >= 0]]
+    return vectors
+
+
+def class_probabilities(evidence: Evidence) -> np.ndarray | None:
+    """(N, C) float64, the columns ``probability_<class>`` of the out-of-fold table in the order of the classes of the
+    split; None for questions, and for a table without such columns. UserError where some are missing."""
+    table = evidence.out_of_fold
+    if table is None or evidence.answers_questions or not any(name.startswith("probability_") for name in table):
+        return None
+    columns = [f"probability_{name}" for name in evidence.class_names]
+    if missing := [column for column in columns if column not in table]:
+        raise UserError(f"{OUT_OF_FOLD_FILE} has no column {name_a_few(missing)}, which are classes of "
+                        f"{evidence.split.name}; make it again with run.py --cross_fit")
+    return table[columns].to_numpy(dtype=np.float64)
+
+
+def _out_of_fold_answers(evidence: Evidence) -> list[str | None] | None:
+    table = evidence.out_of_fold
+    if table is None or "predicted_answer" not in table:
+        return None
+    return [answer if isinstance(answer, str) else None for answer in table["predicted_answer"].tolist()]

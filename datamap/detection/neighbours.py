@@ -1,0 +1,91 @@
+"""Nearest neighbours in embedding space, at a cost that stays small for many examples."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+NEIGHBOURS = 10
+MOST_COMPARED = 20_000  # examples among which neighbours are sought
+DIMENSIONS = 64  # kept where there are more examples than that
+BLOCK = 1024  # rows compared at a time
+GROUP = 32  # columns of which only the largest is looked at first
+
+
+class Neighbours(NamedTuple):
+    rows: np.ndarray  # (N, k) int64, nearest first; -1 where there is none
+    distances: np.ndarray  # (N, k) float32, Euclidean between vectors of length 1: 0..2; NaN where there is none
+    vectors: np.ndarray  # (N, d) float32 as compared: centred, of length 1, maybe reduced; NaN where there is none
+
+
+def nearest(
+    vectors: np.ndarray, order: np.ndarray, *, seed: int, k: int = NEIGHBOURS, most_compared: int = MOST_COMPARED,
+) -> Neighbours:
+    """The k nearest others of each example by the cosine of vectors that are centred first.
+
+    vectors: (N, d) floating point; a row with NaN is an example without a vector, which is nobody's neighbour and has
+    none. order: (N,), the rows in an order that does not depend on the file; draws and ties go by it. Centring takes
+    away what all vectors of an encoder share. Above ``most_compared`` examples neighbours are sought only among a
+    sample of so many, drawn by ``seed``, and in the first 64 principal components of that sample: the share of a label
+    among neighbours then is that among the nearest of a sample. 100,000 x 512 take some seconds on two cores.
+    """
+    known = order[np.isfinite(vectors[order]).all(axis=1)]
+    n = len(known)
+    chosen = np.asarray(vectors[known], dtype=np.float32)
+    pool = np.arange(n)
+    if n > most_compared:
+        pool = np.sort(np.random.default_rng(seed).choice(n, most_compared, replace=False))
+    unit = unit_vectors(chosen, pool, DIMENSIONS if n > most_compared else None)
+    k = min(k, len(pool) - 1)
+    found, distances = _search(unit, pool, k) if k > 0 else (np.empty((n, 0), np.int64), np.empty((n, 0), np.float32))
+    rows = np.full((len(vectors), max(k, 0)), -1)
+    lengths = np.full(rows.shape, np.nan, np.float32)
+    compared = np.full((len(vectors), unit.shape[1]), np.nan, np.float32)
+    rows[known], lengths[known], compared[known] = known[found], distances, unit
+    return Neighbours(rows, lengths, compared)
+
+
+def unit_vectors(vectors: np.ndarray, pool: np.ndarray, dimensions: int | None) -> np.ndarray:
+    """(n, d) float32 without the mean of the pool's rows, in their first principal components where ``dimensions``
+    are fewer than d, each row then of length 1 (a row of zeros stays)."""
+    if not len(vectors):
+        return vectors
+    mean = vectors[pool].mean(axis=0, dtype=np.float64).astype(np.float32)
+    centred = vectors - mean
+    if dimensions is not None and dimensions < vectors.shape[1]:
+        sample = centred[pool]
+        _, axes = np.linalg.eigh((sample.T @ sample).astype(np.float64))
+        centred = centred @ axes[:, ::-1][:, :dimensions].astype(np.float32)
+    norms = np.linalg.norm(centred, axis=1, keepdims=True)
+    return centred / np.where(norms == 0, 1, norms)
+
+
+def _search(unit: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, k) of ``unit`` that lie nearest among ``pool`` without the row itself, and their distances.
+
+    The k largest similarities lie in the k groups of columns with the largest maxima, so that only these are sorted.
+    """
+    import torch
+
+    n, width = len(unit), -(-len(pool) // GROUP) * GROUP
+    others = torch.zeros(width, unit.shape[1])
+    others[: len(pool)] = torch.from_numpy(unit[pool])
+    place = np.full(n, -1)
+    place[pool] = np.arange(len(pool))
+    groups = width // GROUP
+    rows, similarities = torch.empty((n, k), dtype=torch.int64), torch.empty((n, k))
+    for start in range(0, n, BLOCK):
+        block = torch.from_numpy(unit[start : start + BLOCK]) @ others.T
+        block[:, len(pool):] = -torch.inf
+        inside = np.flatnonzero(place[start : start + BLOCK] >= 0)
+        block[torch.from_numpy(inside), torch.from_numpy(place[start + inside])] = -torch.inf
+        split = block.view(-1, groups, GROUP)
+        best = split.amax(dim=2).topk(min(k, groups), dim=1).indices
+        candidates = split.gather(1, best[:, :, None].expand(-1, -1, GROUP)).flatten(1)
+        columns = (best[:, :, None] * GROUP + torch.arange(GROUP)).flatten(1)
+        top = candidates.topk(k, dim=1)
+        rows[start : start + BLOCK] = columns.gather(1, top.indices)
+        similarities[start : start + BLOCK] = top.values
+    distances = (2 - 2 * similarities).clamp_(min=0).sqrt_()
+    return pool[rows.numpy()], distances.numpy()
