@@ -1,12 +1,15 @@
-"""Join cartography, clusters and error rules: which clusters are hard, where errors gather, one table of everything.
+"""Join cartography, clusters and error rules: which clusters are hard, where errors gather, what is wrong.
 
 Reads cartography_metrics.csv (run.py --enable_cartography) and cluster_assignments.csv (cluster_analysis.py). Writes
 category_cluster_overlap.csv, cluster_difficulty.csv, cluster_map.csv, patterns.json and pictures; with
 --export_unified also unified_analysis.csv (one row per example of the split) and overlap_summary.json. The error rules
-are for question answering; for classification and NLI the table goes without them.
+are for question answering; for classification and NLI the table goes without them. With --find_errors it writes only
+suspects.csv, every example with its suspicion and reasons, the most suspicious first, for a person to decide on;
+dataset_filters.py --decisions takes it from there.
 
     python analyze_dataset.py --cartography_dir ./cartography_output --cluster_dir ./cluster_output
     python analyze_dataset.py --export_unified --predictions ./train_predictions/eval_predictions.jsonl
+    python analyze_dataset.py --find_errors --cartography_dir ./cartography_output --output_dir ./suspects
 """
 
 from __future__ import annotations
@@ -46,7 +49,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Join cartography, clusters and error rules: difficulty per cluster, patterns, one table.")
     group = parser.add_argument_group("what is read")
     group.add_argument("--cartography_dir", default="./cartography_output", help="written by run.py")
-    group.add_argument("--cluster_dir", default="./cluster_output", help="written by cluster_analysis.py")
+    group.add_argument("--cluster_dir", help="written by cluster_analysis.py (default: ./cluster_output; with "
+                       "--find_errors none)")
+    group.add_argument("--embedding_dir", help="written by extract_embeddings.py, for --find_errors (default: none)")
     group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifacts)")
     group.add_argument("--split", help="its split (default: the one recorded in the artifacts, else train)")
     add_task_flags(group)
@@ -54,22 +59,37 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                        help="the first N rows of it (default: those that the map was made from)")
     group.add_argument("--predictions", metavar="FILE",
                        help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; with "
-                            "--export_unified it feeds rules 4 and 8 (qa), or gives the column predicted_label")
+                            "--export_unified it feeds rules 4 and 8 (qa), or gives the column predicted_label; with "
+                            "--find_errors it is evidence")
+    group.add_argument("--decisions", metavar="FILE", help="suspects.csv with some decisions filled in: --find_errors "
+                       "ranks what is left by what they teach")
     group.add_switch("--allow_changed", help=ALLOW_CHANGED)
     group = parser.add_argument_group("what is written")
     group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
+    group.add_switch("--find_errors", help="write suspects.csv instead: every example, the most suspicious first")
     group.add_argument("--output_dir", help="where the files go (default: ./integrated_analysis; with "
-                       "--export_unified ./unified_export)")
+                       "--export_unified ./unified_export; with --find_errors ./suspects)")
     args = parser.parse_args(argv)
-    if args.predictions and not args.export_unified:
-        parser.error("--predictions is for the unified table, which only --export_unified writes; add it")
-    args.output_dir = args.output_dir or ("./unified_export" if args.export_unified else "./integrated_analysis")
+    if args.find_errors and args.export_unified:
+        parser.error("--find_errors and --export_unified write different tables; run one after the other")
+    if args.predictions and not (args.export_unified or args.find_errors):
+        parser.error("--predictions is for the unified table, which only --export_unified writes; add it (or "
+                     "--find_errors)")
+    for flag in ("embedding_dir", "decisions"):
+        if getattr(args, flag) and not args.find_errors:
+            parser.error(f"--{flag} is for --find_errors; add it")
+    if not args.find_errors:
+        args.cluster_dir = args.cluster_dir or "./cluster_output"
+    default = "./unified_export" if args.export_unified else "./suspects" if args.find_errors else None
+    args.output_dir = args.output_dir or default or "./integrated_analysis"
     return args
 
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.find_errors:
+        return find_errors(args)
     from datamap.analysis import integrated
     from datamap.analysis.map_summary import printed_groups
     from datamap.analysis.unified_table import predictions_of, summarize_overlap, unified_table
@@ -138,6 +158,34 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"{errors['n']:,} of {len(unified):,} examples break at least 3 rules ({errors['share']:.1%}); "
               f"{len(regions)} high-overlap regions")
     print(f"wrote {'unified_analysis.csv, overlap_summary.json, ' if summary else ''}tables and pictures to {path}")
+
+
+def find_errors(args: argparse.Namespace) -> None:
+    from datamap.detection.decisions import SUSPECTS_FILE, check_not_edited, write_for_spreadsheet
+    from datamap.detection.suspects import find_suspects, printed_suspects
+
+    sources = {"cartography": args.cartography_dir, "embeddings": args.embedding_dir, "clusters": args.cluster_dir,
+               "predictions": args.predictions, "decisions": args.decisions}
+    given = {label: path for label, path in sources.items() if path}
+    check_not_read(args.output_dir, *given.values())
+    check_not_edited(args.output_dir)
+    task = task_of(args, recorded_task(*given.values()))
+    split = recorded_split(args.cartography_dir, args.dataset, args.split, task, args.max_samples)
+    if split is None:
+        raise UserError(f"{args.cartography_dir} records no dataset; --find_errors shows its texts: name it with "
+                        "--dataset")
+    split.allow_changed = args.allow_changed
+    table, said = find_suspects(
+        split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
+        predictions=args.predictions, decisions=args.decisions,
+    )
+    with stage(args.output_dir, args, owns=(SUSPECTS_FILE,), inputs=given, datasets=[split]) as path:
+        write_for_spreadsheet(path / SUSPECTS_FILE, table)
+    print(printed_suspects(table, ROWS_PRINTED))
+    for line in said:
+        print(line)
+    print(f"wrote {SUSPECTS_FILE}, {len(table):,} examples, to {path}; fill in its column decision (keep, drop, fix), "
+          f"then dataset_filters.py --decisions {path / SUSPECTS_FILE}")
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 EVAL_SPLITS = ("validation", "validation_matched", "valid", "dev")  # the first that a dataset has is evaluated on
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
-NO_SPLITS = ("run_meta.json", "filter_report.json")  # what dataset_filters.py writes beside its split
+NO_SPLITS = ("run_meta.json", "filter_report.json", "cleaning_report.json")  # dataset_filters.py's
 
 
 logger = logging.getLogger(__name__)

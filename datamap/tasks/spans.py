@@ -73,6 +73,15 @@ def place_of(context: str, text: str, start: int) -> tuple[int, int] | None:
     return found[0] if len(found) == 1 else None
 
 
+def places_of(context: str, text: str) -> list[tuple[int, int]]:
+    """First character and end of every place where ``text`` stands in ``context``, as it is, else but for blanks and
+    Unicode form; where some of them neither begin nor end within a word, these alone."""
+    core = seen(text)
+    exact = [(place, place + len(core)) for place in _occurrences(context, core, 0, len(context))] if core else []
+    found = exact or _alike(context, core, 0, len(context))
+    return [place for place in found if _is_whole(context, *place)] or found
+
+
 def _occurrences(context: str, text: str, low: int, high: int) -> Iterable[int]:
     """Where ``text`` begins in ``context``, low <= place <= high; the places may overlap."""
     place = context.find(text, low)
@@ -106,8 +115,14 @@ def _forms(text: str, first: int) -> Iterable[tuple[str, int]]:
 
 def _is_whole(context: str, first: int, end: int) -> bool:
     """Whether what stands there neither begins nor ends within a word."""
-    return not any(0 < place < len(context) and _runs_on(context[place - 1]) and _runs_on(context[place])
-                   for place in (first, end))
+    return not any(begins_or_ends_in_word(context, first, end))
+
+
+def begins_or_ends_in_word(context: str, first: int, end: int) -> tuple[bool, bool]:
+    """Whether what stands there begins, and ends, within a word (of a script that has blanks between words)."""
+    begins, ends = (0 < place < len(context) and _runs_on(context[place - 1]) and _runs_on(context[place])
+                    for place in (first, end))
+    return begins, ends
 
 
 def _runs_on(char: str) -> bool:

@@ -1,0 +1,271 @@
+"""Why an example is suspected, in words that a person can check with the example before her eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.analysis.clusters import NOISE
+from datamap.detection.base import Evidence
+from datamap.detection.decisions import NO_ANSWER
+from datamap.tasks.qa_metrics import normalize_answer
+from datamap.tasks.spans import begins_or_ends_in_word
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+Words = Callable[[int], str]
+Reason = tuple[np.ndarray, Words]  # rows for which it holds, and its words for one of them
+NEAREST = 5
+MOST_NEIGHBOURS_DIFFER = 4  # of the five
+COMMON = 0.2  # what holds for more of the examples than this tells nothing of one
+LOW = 0.1  # the share of examples with the lowest values, of which that is said
+STANDS_OUT = 0.05  # the same of a detector that is named because nothing else is known
+SHOWN = 60  # characters of an answer
+NUMBER_WORDS = ("no", "one", "two", "three", "four", "five")
+RULE_WORDS = {
+    "rule1_length_anomaly": "the answer is longer than nearly all others",
+    "rule2_multi_clause": "the answer holds several clauses",
+    "rule3_low_q_similarity": "the answer shares no word with the question",
+    "rule5_qtype_mismatch": "the question asks for a time or a quantity, and the answer holds none or several",
+    "rule6_multi_occurrences": "the answer stands in the context more than once",
+    "rule7_boundary_weirdness": "the answer begins or ends with a comma, a hyphen, 'and' or the like",
+    "rule8_pred_better_q_alignment": "the model's answer shares more words with the question",
+    "rule9_question_not_starting_with_qword": "the question does not begin like a question",
+}
+
+
+def reasons(evidence: Evidence, scores: pd.DataFrame) -> list[str]:
+    """For each of the N examples what speaks against it, joined by ``; ``, the plainest first; "" where nothing does.
+
+    scores: (N, D) of the detectors. Where no reason holds, those are named for which the example is among the 5 %
+    most suspicious.
+    """
+    found: list[list[str]] = [[] for _ in range(len(evidence))]
+    for rows, words in _all_reasons(evidence):
+        for row in rows.tolist():
+            found[row].append(words(row))
+    silent = np.array([not each for each in found], dtype=bool)
+    for rows, words in _standing_out(scores, silent):
+        for row in rows.tolist():
+            found[row].append(words(row))
+    return ["; ".join(each) for each in found]
+
+
+def shown(answer: str) -> str:
+    """An answer in quotation marks, shortened, or that there is none."""
+    text = " ".join(answer.split())
+    return NO_ANSWER if not text else f"'{text if len(text) <= SHOWN else text[: SHOWN - 3] + '...'}'"
+
+
+def class_numbers(evidence: Evidence, values: Iterable[Any]) -> np.ndarray:
+    """(N,) class numbers of predicted labels, given by name or by the whole number that is the name; -1 of none."""
+    number_of = {name: number for number, name in enumerate(evidence.class_names)}
+    return np.array([-1 if value is None or value != value else number_of.get(str(value), -1) for value in values])
+
+
+def _all_reasons(evidence: Evidence) -> Iterator[Reason]:
+    if evidence.answers_questions:
+        yield from _of_spans(evidence)
+    yield from _of_training(evidence)
+    yield from (_of_answers if evidence.answers_questions else _of_labels)(evidence)
+    yield from _of_duplicates(evidence)
+    if evidence.has("embeddings") and not evidence.answers_questions:
+        yield from _of_neighbours(evidence)
+    if evidence.rules is not None:
+        yield from _of_rules(evidence.rules)
+    if evidence.clusters is not None:
+        yield np.flatnonzero(evidence.clusters["cluster"].to_numpy() == NOISE), _always("it lies in no cluster")
+    for name, opinion in evidence.opinions.items():
+        yield np.flatnonzero(np.asarray(opinion) > 0.5), _always(f"{name} holds it to be wrong")
+
+
+def _always(text: str) -> Words:
+    return lambda row: text
+
+
+# --- what a model learned of it ----------------------------------------------------------------------------------
+
+
+def _of_training(evidence: Evidence) -> Iterator[Reason]:
+    metrics = evidence.metrics
+    if metrics is None:
+        return
+    if {"correctness", "num_epochs"} <= set(metrics):
+        epochs, share = metrics["num_epochs"].to_numpy(), metrics["correctness"].to_numpy()
+        right = np.round(share * epochs)
+        yield np.flatnonzero(right == 0), lambda row: f"never learned in {_counted(epochs[row], 'epoch')}"
+        yield (np.flatnonzero((right > 0) & (share < 0.5)),
+               lambda row: f"right in {right[row]:.0f} of {epochs[row]:.0f} epochs only")
+    if "forgetting_events" in metrics:
+        forgotten = metrics["forgetting_events"].to_numpy()
+        yield np.flatnonzero(forgotten >= 2), lambda row: f"learned and forgotten {forgotten[row]:.0f} times"
+    if "confidence" in metrics:
+        confidence = metrics["confidence"].to_numpy(dtype=float)
+        rank = _share_below(confidence)
+        what = "answer" if evidence.answers_questions else "label"
+        yield (np.flatnonzero(rank < LOW),
+               lambda row: f"the model gave its {what} a probability of {confidence[row]:.2f} on average, less than "
+                           f"in {_most(1 - rank[row])} of the examples")
+
+
+def _of_labels(evidence: Evidence) -> Iterator[Reason]:
+    names, gold, table = evidence.class_names, evidence.labels, evidence.out_of_fold
+    if table is not None and "predicted_label" in table:
+        said = class_numbers(evidence, table["predicted_label"].tolist())
+        every = np.arange(len(said))
+        p_said = p_gold = None
+        if evidence.probabilities is not None:
+            p_said, p_gold = evidence.probabilities[every, said], evidence.probabilities[every, gold]
+
+        def words(row: int) -> str:
+            text = f"models trained without it say {names[said[row]]}"
+            if p_said is None or p_gold is None or np.isnan(p_said[row]):
+                return text
+            return f"{text} (probability {p_said[row]:.2f}, of {names[gold[row]]} {p_gold[row]:.2f})"
+
+        yield np.flatnonzero((said >= 0) & (said != gold)), words
+        yield from _never_agreed(evidence)
+    if evidence.predictions is not None:
+        final = class_numbers(evidence, evidence.predictions)
+        yield (np.flatnonzero((final >= 0) & (final != gold)),
+               lambda row: f"the trained model says {names[final[row]]}, though it was trained on this label")
+
+
+def _never_agreed(evidence: Evidence) -> Iterator[Reason]:
+    table = evidence.out_of_fold
+    if table is None or not {"correctness", "num_epochs"} <= set(table):
+        return
+    epochs = table["num_epochs"].to_numpy()
+    what = "its answer" if evidence.answers_questions else "its label"
+    yield (np.flatnonzero((table["correctness"].to_numpy() == 0) & (epochs > 1)),
+           lambda row: f"in none of {epochs[row]:.0f} epochs did they give {what}")
+
+
+# --- questions ---------------------------------------------------------------------------------------------------
+
+
+def _of_spans(evidence: Evidence) -> Iterator[Reason]:
+    data = evidence.split.data
+    usable = evidence.split.task.is_usable(data)
+    yield np.flatnonzero(~usable), lambda row: "the annotated answer does not stand at its answer_start"
+    begins, ends = np.zeros(len(data), dtype=bool), np.zeros(len(data), dtype=bool)
+    for row, (context, answer) in enumerate(zip(data["context"][:], data["answers"][:], strict=True)):
+        if usable[row] and answer["text"]:
+            start = answer["answer_start"][0]
+            begins[row], ends[row] = begins_or_ends_in_word(context, start, start + len(answer["text"][0]))
+    yield np.flatnonzero(begins), lambda row: "the span begins inside a word"
+    yield np.flatnonzero(ends), lambda row: "the span ends inside a word"
+
+
+def _of_answers(evidence: Evidence) -> Iterator[Reason]:
+    golds = [normalize_answer(text) for text in evidence.golds]
+    table, final = evidence.out_of_fold, evidence.predictions
+    held_out = None if table is None or "predicted_answer" not in table else table["predicted_answer"].tolist()
+    for answers, who in ((held_out, "models trained without it answer"), (final, "the trained model answers")):
+        if answers is not None:
+            yield _other_answer(golds, answers, who)
+    yield from _never_agreed(evidence)
+
+
+def _other_answer(golds: Sequence[str], answers: Sequence[Any], who: str) -> Reason:
+    relations = [_relation(gold, answer) for gold, answer in zip(golds, answers, strict=True)]
+    differing = [row for row, relation in enumerate(relations) if relation]
+    return np.array(differing, dtype=np.int64), lambda row: f"{who} {shown(answers[row])}, {relations[row]}"
+
+
+def _relation(gold: str, answer: Any) -> str:
+    """How a predicted answer lies to the gold one (normalized); "" where it is the same, or there is none."""
+    if not isinstance(answer, str) or (text := normalize_answer(answer)) == gold:
+        return ""
+    if not gold or not text:
+        return "where none is annotated" if text else "where one is annotated"
+    if f" {text} " in f" {gold} ":
+        return "a part of the annotated answer"
+    if f" {gold} " in f" {text} ":
+        return "which holds the annotated answer and more"
+    overlap = set(text.split()) & set(gold.split())
+    return "which overlaps the annotated answer" if overlap else "which has no word of the annotated answer"
+
+
+def _of_rules(rules: pd.DataFrame) -> Iterator[Reason]:
+    for rule, words in RULE_WORDS.items():
+        fired = rules[rule].fillna(False).to_numpy(dtype=bool)
+        if fired.mean() <= COMMON:
+            yield np.flatnonzero(fired), _always(words)
+
+
+# --- its like ----------------------------------------------------------------------------------------------------
+
+
+def _of_duplicates(evidence: Evidence) -> Iterator[Reason]:
+    """The same texts, but for case and blanks, with another label or answer."""
+    data, task = evidence.split.data, evidence.split.task
+    columns = [data[column][:] for column in task.text_columns]
+    keys = [hash(tuple(" ".join(text.casefold().split()) for text in row)) for row in zip(*columns, strict=True)]
+    golds = ([normalize_answer(text) for text in evidence.golds] if evidence.answers_questions
+             else [evidence.class_names[label] for label in evidence.labels])
+    first: dict[int, dict[str, int]] = {}  # of every text the first row with each gold
+    for row, (key, gold) in enumerate(zip(keys, golds, strict=True)):
+        first.setdefault(key, {}).setdefault(gold, row)
+    other = {row: next(place for each, place in first[key].items() if each != gold)
+             for row, (key, gold) in enumerate(zip(keys, golds, strict=True)) if len(first[key]) > 1}
+    ids, what = evidence.split.ids, "answered" if evidence.answers_questions else "labelled"
+    words = [shown(text) for text in evidence.golds] if evidence.answers_questions else golds
+    yield (np.array(list(other), dtype=np.int64),
+           lambda row: f"the same text is {what} {words[other[row]]} in {ids[other[row]]}")
+
+
+def _of_neighbours(evidence: Evidence) -> Iterator[Reason]:
+    rows = evidence.neighbours.rows[:, :NEAREST]
+    if rows.shape[1] < NEAREST:
+        return
+    names, found = evidence.class_names, evidence.labels[rows]
+    counts = np.stack([(found == number).sum(axis=1) for number in range(len(names))], axis=1)
+    counts[(rows < 0).any(axis=1)] = 0
+    most = counts.argmax(axis=1)
+    often = counts[np.arange(len(counts)), most]
+
+    def words(row: int) -> str:
+        which = "its five nearest neighbours" if often[row] == NEAREST else (
+            f"{NUMBER_WORDS[often[row]]} of its five nearest neighbours")
+        return f"{which} are labelled {names[most[row]]}"
+
+    yield np.flatnonzero((often >= MOST_NEIGHBOURS_DIFFER) & (most != evidence.labels)), words
+
+
+def _standing_out(scores: pd.DataFrame, silent: np.ndarray) -> Iterator[Reason]:
+    if not scores.shape[1] or not silent.any():
+        return
+    rows = np.flatnonzero(silent)
+    share = (1 - scores.rank(pct=True).to_numpy())[rows]
+    place = {row: at for at, row in enumerate(rows.tolist())}
+    high = np.nan_to_num(share, nan=1) < STANDS_OUT
+    names = np.asarray(scores.columns, dtype=object)
+
+    def words(row: int) -> str:
+        which = np.flatnonzero(high[place[row]])
+        best = which[np.argsort(share[place[row]][which], kind="stable")][:3]
+        return f"among the {STANDS_OUT:.0%} most suspicious by {', '.join(names[best])}"
+
+    yield rows[high.any(axis=1)], words
+
+
+# --- numbers in words --------------------------------------------------------------------------------------------
+
+
+def _share_below(values: np.ndarray) -> np.ndarray:
+    """(N,) the share of the known values that are lower, NaN of an unknown one."""
+    known = np.sort(values[~np.isnan(values)])
+    share = np.searchsorted(known, values) / max(len(known), 1)
+    return np.where(np.isnan(values), np.nan, share)
+
+
+def _most(share: float) -> str:
+    return f"{np.floor(100 * share):.0f} %"
+
+
+def _counted(number: float, noun: str) -> str:
+    return f"{number:.0f} {noun}{'s' * (number != 1)}"
