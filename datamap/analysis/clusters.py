@@ -213,14 +213,18 @@ def samples(embeddings: Embeddings, found: Clustering) -> dict[str, list[dict[st
     return chosen
 
 
-def load_clusters(path: str | Path, columns: Sequence[str] = CLUSTER_COLUMNS) -> pd.DataFrame:
-    """``columns`` of cluster_assignments.csv, indexed by id, as numbers; ``cluster`` is Int64, -1 is noise."""
+def load_clusters(
+    path: str | Path, columns: Sequence[str] = CLUSTER_COLUMNS, optional: Sequence[str] = ()
+) -> pd.DataFrame:
+    """``columns`` of cluster_assignments.csv, and those of ``optional`` that it has, indexed by id, as numbers;
+    ``cluster`` is Int64, -1 is noise."""
     import pandas as pd
 
     file = artifact_file(path, "cluster_assignments.csv", "cluster_analysis.py")
     table = read_table(file, columns=("id", *columns))
     if table.empty:
         raise UserError(f"{file} holds no examples; run cluster_analysis.py again")
+    columns = [*columns, *(column for column in optional if column in table)]
     numbers = {column: pd.to_numeric(table[column], errors="coerce") for column in columns}
     for column in columns:
         if len(bad := table["id"][numbers[column].isna() & table[column].notna()]):
@@ -228,7 +232,7 @@ def load_clusters(path: str | Path, columns: Sequence[str] = CLUSTER_COLUMNS) ->
     bad = table["id"][numbers["cluster"].isna() | (numbers["cluster"] % 1 != 0)]
     if len(bad):
         raise UserError(f"{file}: cluster of {len(bad):,} examples ({name_a_few(bad)}) is no whole number")
-    return table.assign(**numbers).astype({"cluster": "Int64"}).set_index("id")[list(columns)]
+    return table.assign(**numbers).astype({"cluster": "Int64"}).set_index("id")[columns]
 
 
 def warn_if_poor(found: Clustering, min_cluster_size: int) -> None:

@@ -12,7 +12,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEED = 42
+T = TypeVar("T")
 
 
 @dataclass
@@ -48,6 +49,7 @@ class Evidence:
     predictions: list[Any] | None = None
     opinions: Mapping[str, np.ndarray] = field(default_factory=dict)
     seed: int = SEED
+    _made: dict[Callable[[Evidence], Any], Any] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.split.data)
@@ -64,6 +66,12 @@ class Evidence:
         if self.embeddings is None:
             raise ValueError("no embeddings, no neighbours")
         return nearest(self.embeddings, self.order, seed=self.seed)
+
+    def once(self, make: Callable[[Evidence], T]) -> T:
+        """``make(self)``, worked out once for all detectors that ask for it."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
 
     @property
     def answers_questions(self) -> bool:

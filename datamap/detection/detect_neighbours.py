@@ -1,20 +1,23 @@
-"""Detectors from embeddings: nearest neighbours, class means, clusters."""
+"""Detectors from embeddings: nearest neighbours, distance from the rest of a class, clusters."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from datamap.analysis.clusters import NOISE
 from datamap.detection.base import Evidence, detector
+from datamap.detection.detect_dynamics import numbers
+from datamap.detection.detect_probabilities import entropy
 
-COST = "embeddings"
-GRIVAS = "Grivas et al. 2020"
+COST, CLUSTERED = "embeddings", "embeddings, clusters"
+GRIVAS, LARSON = "Grivas et al. 2020", "Larson et al. 2019"
 
 
 def neighbour_shares(evidence: Evidence) -> np.ndarray:
     """(N, C) float64: the share of each class among the nearest neighbours of an example, NaN without any."""
     rows, classes = evidence.neighbours.rows, len(evidence.class_names)
-    found = evidence.labels[rows]
-    shares = np.stack([((found == each) & (rows >= 0)).sum(axis=1) for each in range(classes)], axis=1).astype(float)
+    found = np.where(rows >= 0, evidence.labels[rows], -1)
+    shares = np.stack([(found == each).sum(axis=1) for each in range(classes)], axis=1).astype(np.float64)
     total = shares.sum(axis=1, keepdims=True)
     return np.divide(shares, total, out=np.full(shares.shape, np.nan), where=total > 0)
 
@@ -29,3 +32,70 @@ def own(table: np.ndarray, labels: np.ndarray) -> np.ndarray:
           tasks="labels", cost=COST, paper=GRIVAS)
 def _knn_disagreement(evidence: Evidence) -> np.ndarray:
     return 1 - own(neighbour_shares(evidence), evidence.labels)
+
+
+@detector("knn_entropy", "entropy in nats of the labels of the 10 nearest neighbours and its own, weighted by "
+          "exp(-distance^2)", needs=("embeddings",), tasks="labels", range="0..log C", cost=COST, paper=GRIVAS)
+def _knn_entropy(evidence: Evidence) -> np.ndarray:
+    """Distances are those of vectors of length 1. The example itself counts as a neighbour at distance 0."""
+    rows, distances = evidence.neighbours.rows, evidence.neighbours.distances.astype(np.float64)
+    weights = np.where(rows >= 0, np.exp(-distances**2), 0)
+    found = np.where(rows >= 0, evidence.labels[rows], -1)
+    mass = np.stack([(weights * (found == each)).sum(axis=1) + (evidence.labels == each)
+                     for each in range(len(evidence.class_names))], axis=1)
+    mass /= mass.sum(axis=1, keepdims=True)
+    return np.where((rows >= 0).any(axis=1) & (evidence.labels >= 0), entropy(mass), np.nan)
+
+
+@detector("knn_distance", "mean distance to the 10 nearest neighbours", needs=("embeddings",), range="0..2",
+          cost=COST, paper="Ramaswamy et al. 2000")
+def _knn_distance(evidence: Evidence) -> np.ndarray:
+    rows, distances = evidence.neighbours.rows, evidence.neighbours.distances
+    if not rows.shape[1]:
+        return np.full(len(evidence), np.nan)
+    return distances.mean(axis=1, dtype=np.float64)
+
+
+@detector("mean_distance", "distance to the mean vector of its label (questions: of its question type)",
+          needs=("embeddings",), range="0..2", cost=COST, paper=LARSON)
+def _mean_distance(evidence: Evidence) -> np.ndarray:
+    """Euclidean, between vectors that are centred and of length 1 first."""
+    vectors = evidence.neighbours.vectors
+    _, group = np.unique(np.asarray(evidence.split.task.groups(evidence.split.data)[1]), return_inverse=True)
+    scores = np.full(len(evidence), np.nan)
+    for each in range(group.max() + 1):
+        rows = evidence.order[group[evidence.order] == each]
+        rows = rows[np.isfinite(vectors[rows]).all(axis=1)]
+        if len(rows):
+            scores[rows] = np.linalg.norm(vectors[rows] - vectors[rows].mean(axis=0, dtype=np.float64), axis=1)
+    return scores
+
+
+@detector("cluster_noise", "in no cluster", needs=("clusters",), flags=True, cost=CLUSTERED,
+          paper="Campello et al. 2013")
+def _cluster_noise(evidence: Evidence) -> np.ndarray:
+    cluster = numbers(evidence.clusters, "cluster")
+    return np.where(np.isnan(cluster), np.nan, cluster == NOISE)
+
+
+@detector("cluster_outlier", "outlier score (GLOSH) of the clusters", needs=("clusters",), columns=("outlier_score",),
+          cost=CLUSTERED, paper="Campello et al. 2015")
+def _cluster_outlier(evidence: Evidence) -> np.ndarray:
+    return numbers(evidence.clusters, "outlier_score")
+
+
+@detector("cluster_minority", "share of other labels among the others of its cluster", needs=("clusters",),
+          tasks="labels", cost=CLUSTERED)
+def _cluster_minority(evidence: Evidence) -> np.ndarray:
+    """NaN in no cluster, and alone in one."""
+    cluster = numbers(evidence.clusters, "cluster")
+    inside = ~np.isnan(cluster) & (cluster != NOISE) & (evidence.labels >= 0)
+    scores = np.full(len(evidence), np.nan)
+    if inside.any():
+        group, labels = cluster[inside].astype(np.int64), evidence.labels[inside]
+        counts = np.zeros((group.max() + 1, len(evidence.class_names)))
+        np.add.at(counts, (group, labels), 1)
+        others = counts.sum(axis=1)[group] - 1
+        scores[inside] = np.divide(others - (counts[group, labels] - 1), others,
+                                   out=np.full(len(group), np.nan), where=others > 0)
+    return scores

@@ -8,18 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from datamap.analysis.clusters import CLUSTER_COLUMNS, load_clusters, load_embeddings
+from datamap.analysis.clusters import load_clusters, load_embeddings
 from datamap.cartography.maps import load_map
 from datamap.core.artifacts import check_same_dataset
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import read_table
 from datamap.core.splits import Split
 from datamap.detection.base import SEED, Evidence
+from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE, PROBABILITY, load_out_of_fold, probability_columns
 
 if TYPE_CHECKING:
     import pandas as pd
-
-OUT_OF_FOLD_FILE = "out_of_fold.csv"
 
 logger = logging.getLogger(__name__)
 
@@ -43,13 +41,12 @@ def load_evidence(
         evidence.metrics = _aligned(cartography_dir, load_map(cartography_dir)[0], split)
         directory = Path(cartography_dir) if Path(cartography_dir).is_dir() else Path(cartography_dir).parent
         if (directory / OUT_OF_FOLD_FILE).exists():
-            evidence.out_of_fold = _aligned(directory, _out_of_fold(directory / OUT_OF_FOLD_FILE), split)
+            evidence.out_of_fold = _aligned(directory, load_out_of_fold(directory), split)
             evidence.probabilities = class_probabilities(evidence)
     if embedding_dir is not None:
         evidence.embeddings = _aligned_vectors(embedding_dir, split)
     if cluster_dir is not None:
-        clusters = load_clusters(cluster_dir, (*CLUSTER_COLUMNS, "outlier_score"))
-        evidence.clusters = _aligned(cluster_dir, clusters, split)
+        evidence.clusters = _aligned(cluster_dir, load_clusters(cluster_dir, optional=("outlier_score",)), split)
     if predictions is not None:
         evidence.predictions = predictions_of(predictions, split)
     if evidence.answers_questions:
@@ -58,10 +55,6 @@ def load_evidence(
         evidence.rules = flag_errors(texts["question"], texts["context"], texts["answer"], answers)
         evidence.rules.index = _ids(split)
     return evidence
-
-
-def _out_of_fold(file: Path) -> pd.DataFrame:
-    return read_table(file, ("id", "confidence"), ("predicted_label", "predicted_answer")).set_index("id")
 
 
 def _ids(split: Split) -> pd.Index:
@@ -91,13 +84,13 @@ def class_probabilities(evidence: Evidence) -> np.ndarray | None:
     """(N, C) float64, the columns ``probability_<class>`` of the out-of-fold table in the order of the classes of the
     split; None for questions, and for a table without such columns. UserError where some are missing."""
     table = evidence.out_of_fold
-    if table is None or evidence.answers_questions or not any(name.startswith("probability_") for name in table):
+    known = {} if table is None or evidence.answers_questions else probability_columns(table)
+    if table is None or not known:
         return None
-    columns = [f"probability_{name}" for name in evidence.class_names]
-    if missing := [column for column in columns if column not in table]:
-        raise UserError(f"{OUT_OF_FOLD_FILE} has no column {name_a_few(missing)}, which are classes of "
-                        f"{evidence.split.name}; make it again with run.py --cross_fit")
-    return table[columns].to_numpy(dtype=np.float64)
+    if missing := [f"{PROBABILITY}{name}" for name in evidence.class_names if name not in known]:
+        raise UserError(f"{OUT_OF_FOLD_FILE} has no column {name_a_few(missing)}, but {evidence.split.name} has that "
+                        "class; make it again with run.py --cross_fit")
+    return table[[known[name] for name in evidence.class_names]].to_numpy(dtype=np.float64)
 
 
 def _out_of_fold_answers(evidence: Evidence) -> list[str | None] | None:

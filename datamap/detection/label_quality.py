@@ -19,14 +19,14 @@ STANDARDISE_ROWS = 16_384  # rows read at a time, so that memory-mapped vectors 
 
 def out_of_fold_probabilities(
     vectors: np.ndarray, labels: np.ndarray, n_classes: int, *, folds: int = 5, seed: int,
-    names: Sequence[str] | None = None,
+    names: Sequence[str] | None = None, assigned: np.ndarray | None = None,
 ) -> np.ndarray:
     """Class probabilities of each example by a head that was trained without it: (n, C) float64, rows add up to 1.
 
     vectors: (n, d) float32, may be memory-mapped. labels: (n,) integers 0 .. C - 1. ``names``: of the classes, for
     messages. The rows are split into stratified folds, drawn by ``seed``; the folds depend on the order of the rows,
     so that rows in the order of their sorted ids give each example the same probabilities however the file is
-    shuffled.
+    shuffled. assigned: (n,) the fold of each row, instead of ``folds`` that are drawn.
 
     The head is multinomial logistic regression on vectors standardised over all rows (no label is looked at), with an
     L2 penalty of strength d: the logits then have a prior variance near 1 at any width, which keeps the head from
@@ -39,16 +39,29 @@ def out_of_fold_probabilities(
     fewer than ``folds`` raises UserError, as does a single class. Vectors must be finite (``diversity.check_finite``).
     """
     _check_labels(labels, len(vectors), n_classes)
-    _check_classes(labels, folds, names)
-    return _out_of_fold(vectors, labels, n_classes, folds, _split_state(seed, 0), *_centre_and_scale(vectors))
+    if assigned is None:
+        _check_classes(labels, folds, names)
+        assigned = _drawn_folds(labels, folds, _split_state(seed, 0))
+    return _out_of_fold(vectors, labels, n_classes, assigned, *_centre_and_scale(vectors))
+
+
+def _drawn_folds(labels: np.ndarray, folds: int, state: int) -> np.ndarray:
+    """(n,) numbers of stratified folds."""
+    from sklearn.model_selection import StratifiedKFold
+
+    assigned = np.zeros(len(labels), dtype=np.int64)
+    # The dummy stands for the vectors, which the splitter does not look at but would read.
+    splitter = StratifiedKFold(folds, shuffle=True, random_state=state)
+    for number, (_, test) in enumerate(splitter.split(np.zeros(len(labels)), labels)):
+        assigned[test] = number
+    return assigned
 
 
 def _out_of_fold(
-    vectors: np.ndarray, labels: np.ndarray, n_classes: int, folds: int, state: int, centre: np.ndarray,
+    vectors: np.ndarray, labels: np.ndarray, n_classes: int, assigned: np.ndarray, centre: np.ndarray,
     scale: np.ndarray, weights: np.ndarray | None = None,
 ) -> np.ndarray:
     from sklearn.linear_model import LogisticRegression
-    from sklearn.model_selection import StratifiedKFold
 
     def standardised(rows: np.ndarray) -> np.ndarray:
         chosen = np.asarray(vectors[rows], dtype=np.float32)  # a copy: rows are chosen by number
@@ -57,9 +70,8 @@ def _out_of_fold(
         return chosen
 
     probabilities = np.zeros((len(labels), n_classes))
-    # The dummy stands for the vectors, which the splitter does not look at but would read.
-    splitter = StratifiedKFold(folds, shuffle=True, random_state=state)
-    for train, test in splitter.split(np.zeros(len(labels)), labels):
+    for fold in np.unique(assigned):
+        train, test = np.flatnonzero(assigned != fold), np.flatnonzero(assigned == fold)
         head = LogisticRegression(C=1 / vectors.shape[1], max_iter=1000)
         head.fit(standardised(train), labels[train], None if weights is None else _balanced(weights, labels, train))
         probabilities[np.ix_(test, head.classes_)] = head.predict_proba(standardised(test))
@@ -112,14 +124,15 @@ def _check_classes(labels: np.ndarray, folds: int, names: Sequence[str] | None =
 # --- confident learning ------------------------------------------------------------------------------------------
 
 
-def label_quality(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+def label_quality(labels: np.ndarray, probabilities: np.ndarray, method: str = "self_confidence") -> np.ndarray:
     """cleanlab's label quality score of each example: (n,) float64 from 0 (the label is suspicious) to 1.
 
     labels: (n,) integers 0 .. C - 1. probabilities: (n, C), out of fold. The score is cleanlab's own default, the
     self-confidence p(given label). With two classes its ranking is also that of the normalised margin 2 p - 1, of the
-    loss -log p and of EL2N, sqrt(2) (1 - p).
+    loss -log p and of EL2N, sqrt(2) (1 - p). method: or ``normalized_margin``, (1 + p(given) - largest other p) / 2,
+    or ``confidence_weighted_entropy``, the entropy divided by the self-confidence, scaled to where 1 is the best.
     """
-    return _cleanlab().rank.get_label_quality_scores(labels, probabilities, method="self_confidence")
+    return _cleanlab().rank.get_label_quality_scores(labels, probabilities, method=method)
 
 
 def label_issues(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
@@ -182,7 +195,8 @@ def self_filter(
     for round_number in range(rounds):
         weights = total / round_number if round_number else None
         state = _split_state(seed, round_number)
-        probabilities = _out_of_fold(vectors, labels, n_classes, 2, state, centre, scale, weights)
+        probabilities = _out_of_fold(vectors, labels, n_classes, _drawn_folds(labels, 2, state), centre, scale,
+                                     weights)
         total += probabilities[np.arange(len(labels)), labels]
     return total / rounds
 
