@@ -73,8 +73,8 @@ def over_seeds_and_examples(
 ) -> Interval:
     """A figure's mean over seeds, or where each run holds two judgements that of their difference (first - second).
 
-    Bootstrap over both: draws seeds with replacement, and within each its examples, wrong and right ones apart (so that
-    the share of errors stays). The two of a pair get the same examples.
+    Bootstrap over both: draws seeds with replacement, and within each its examples, wrong and right ones apart (so
+    that the share of errors stays). The two of a pair get the same examples.
     """
     rng = np.random.default_rng(seed)
 

@@ -49,10 +49,11 @@ TERMS: dict[str, tuple[Term, ...]] = {
     "qa": (
         Term("confidence", "rank", MAP), Term("weaker_boundary", "rank", MAP), Term("aum", "rank", MAP),
         Term("variability", "rank", MAP), Term("never_learned", "flag", MAP),
-        Term("question_surprisal", "rank", MAP), Term("answer_length", "rank", MAP), Term("cut_word", "flag", MAP),
-        Term("oof_confidence", "rank", "out_of_fold"), Term("oof_answer", "rank", "out_of_fold"),
+        Term("odd_question", "rank", MAP), Term("long_answer", "rank", MAP), Term("similar_questions", "rank", MAP),
+        Term("rule_score", "rank", MAP),
+        Term("oof_confidence", "rank", "out_of_fold"), Term("oof_answer_mismatch", "rank", "out_of_fold"),
         Term("span_margin", "rank", "out_of_fold"),
-        Term("answer", "rank", "predictions"),
+        Term("answer_mismatch", "rank", "predictions"),
         Term("mean_distance", "rank", "embeddings"),
     ),
 }
