@@ -14,15 +14,26 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from pathlib import Path
 
 from datamap.core.artifacts import sole_writer, stage
 from datamap.core.errors import command_line, is_main_process
+from datamap.core.files import write_csv
+from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE
+from datamap.suites.cross_fit import forget, said_by, train_folds
 from datamap.training.arguments import EVALUATION_FILES, SIZES, inputs_of, parse_args
 from datamap.training.data import load_data
 from datamap.training.evaluation import evaluate_splits
 from datamap.training.models import load_model, usable_length, usable_stride
 from datamap.training.resuming import checkpoint_to_resume
-from datamap.training.running import build_trainer, train_model, training_arguments, training_stages
+from datamap.training.running import (
+    ask_about_held_out,
+    build_trainer,
+    said_by_head,
+    train_model,
+    training_arguments,
+    training_stages,
+)
 
 
 @command_line
@@ -38,6 +49,7 @@ def train_and_evaluate(args: argparse.Namespace) -> None:
     if data.train is not None:
         args.rows_digest = data.rows_digest()  # tells a resumed run that nothing has changed
         checkpoint = checkpoint_to_resume(args, data.train)
+    folds = train_folds(args, data) if hasattr(args, "cross_fit") and data.held_out is None else []
 
     from transformers import set_seed
 
@@ -51,20 +63,29 @@ def train_and_evaluate(args: argparse.Namespace) -> None:
         args.doc_stride = usable_stride(args.doc_stride, args.max_length)  # here once, not at every tokenisation
     trainer = build_trainer(args, arguments, data, model, tokenizer, checkpoint)
 
+    said = said_by_head(trainer, args, data) if getattr(args, "cross_fit_head", False) else None
     if args.do_train:
         with training_stages(args, data, resumes=checkpoint is not None):
             train_model(trainer, data, checkpoint)
+            if folds:
+                said = said_by(folds, data)
+            if said is not None:
+                write_csv(Path(args.cartography_output_dir) / OUT_OF_FOLD_FILE, said)
+    if data.held_out is not None:
+        ask_about_held_out(trainer, args, data)
     if args.do_eval:
         # A run of its own: when it fails, the model is as whole as before.
         evaluating, read = {**vars(args), "do_train": False}, [split.identity() for split in data.evaluated]
         with stage(args.output_dir, evaluating, owns=EVALUATION_FILES, inputs=inputs_of(args), datasets=read):
             evaluate_splits(trainer, args, data)
+    if folds:
+        forget(folds)
     if is_main_process():
         wrote = ["the model"] * args.do_train + ["metrics and predictions (eval_*)"] * args.do_eval
         wrote += ["top_epochs.json"] * bool(args.keep_top_epochs)
         print(f"wrote {', '.join(wrote)} to {args.output_dir}"
-              + (f", training dynamics and cartography_map.png to {args.cartography_output_dir}"
-                 if args.enable_cartography else ""))
+              + (f", training dynamics{', out_of_fold.csv' * (said is not None)} and cartography_map.png to "
+                 f"{args.cartography_output_dir}" if args.enable_cartography else ""))
 
 
 if __name__ == "__main__":

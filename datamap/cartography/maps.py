@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 METRICS_FILE, THRESHOLDS_FILE = "cartography_metrics.csv", "thresholds.json"
-CARTOGRAPHY_FILES = (DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, "cartography_map.png")
+CARTOGRAPHY_FILES = (
+    DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, "cartography_map.png", "out_of_fold.csv",
+)
 
 logger = logging.getLogger(__name__)
 

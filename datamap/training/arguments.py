@@ -127,18 +127,7 @@ def build_parser(show_all: bool = False) -> Parser:
                        help="written with --enable_cartography, else read by filters and curriculum")
     group.add_argument("--confidence_type", choices=("geometric", "product", "mean"), default="geometric",
                        help="how p(start) and p(end) become one confidence")
-    group.add_argument("--cross_fit", type=number_of_folds, metavar="K", default=argparse.SUPPRESS,
-                       help="also train K models (at least 2), each without its fold of what is trained on, and write "
-                            "what they say of it as out_of_fold.csv (costs K - 1 times the training)")
-    group.add_argument("--cross_fit_workers", type=positive_int, metavar="N", default=argparse.SUPPRESS,
-                       help="folds that are trained at a time, each in a process (default: 1)")
-    group.add_argument("--mc_dropout", type=positive_int, metavar="T", default=argparse.SUPPRESS,
-                       help="with --cross_fit: at the end, T more passes over the held-out fold with dropout on")
-    group.add_switch("--cross_fit_head", default=argparse.SUPPRESS,
-                     help="write out_of_fold.csv in seconds: only a linear head is trained without each fold, on "
-                          "vectors of --model as it is before training (labels only)")
-    group.add_argument("--fold", type=positive_int, metavar="K", default=argparse.SUPPRESS,
-                       help="used by --cross_fit itself: train without this fold and record only that")
+    _add_fold_flags(group)
 
     group = parser.add_argument_group("which examples to train on")
     group.add_switch("--filter_cartography", help="of the ambiguous examples keep only the most unstable")
@@ -169,6 +158,22 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--weight_clip_max", type=lambda text: number(text, 0), default=10.0, help="largest weight")
     add_training_flags(parser, show_all)
     return parser
+
+
+def _add_fold_flags(group: Any) -> None:
+    """Absent from the namespace unless given: runs without them are what they were."""
+    group.add_argument("--cross_fit", type=number_of_folds, metavar="K", default=argparse.SUPPRESS,
+                       help="also train K models (at least 2), each without its fold of what is trained on, and write "
+                            "what they say of it as out_of_fold.csv (costs K - 1 times the training)")
+    group.add_argument("--cross_fit_workers", type=positive_int, metavar="N", default=argparse.SUPPRESS,
+                       help="folds that are trained at a time, each in a process (default: 1)")
+    group.add_argument("--mc_dropout", type=positive_int, metavar="T", default=argparse.SUPPRESS,
+                       help="with --cross_fit: at the end, T more passes over the held-out fold with dropout on")
+    group.add_switch("--cross_fit_head", default=argparse.SUPPRESS,
+                     help="write out_of_fold.csv in seconds: only a linear head is trained without each fold, on "
+                          "vectors of --model as it is before training (labels only)")
+    group.add_argument("--fold", type=positive_int, metavar="K", default=argparse.SUPPRESS,
+                       help="used by --cross_fit itself: train without this fold and record only that")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -252,7 +257,7 @@ def _refusals(parser: Parser, args: argparse.Namespace) -> Iterator[tuple[Any, s
 
 def _refusals_of_folds(args: argparse.Namespace, given: Set[str]) -> Iterator[tuple[Any, str]]:
     head = getattr(args, "cross_fit_head", False)
-    yield head and "cross_fit" in given, "--cross_fit and --cross_fit_head exclude each other: both write the same file"
+    yield head and "cross_fit" in given, "--cross_fit and --cross_fit_head exclude each other: they write one file"
     yield (head and args.task == "qa",
            "--cross_fit_head is for labels, which a head can tell from one vector; for questions there is --cross_fit")
     processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -17,6 +17,7 @@ from datamap.core.artifacts import artifact_file, check_same_dataset, digest
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, read_table, write_jsonl
 from datamap.core.splits import Split, content_fingerprint, default_eval_split, load_split
+from datamap.detection.out_of_fold import HEAD_FOLDS, folds_of
 from datamap.tasks.base import Task
 from datamap.tasks.classification import label_values
 from datamap.tasks.slices import slice_columns
@@ -36,7 +37,8 @@ class RunData:
 
     loaded: the training split before any example was dropped or filtered, None without training. variability: of each
     training example, for the curriculum. slices: of each evaluated split, values to slice by, by column. kept: of
-    each, the ids that the filters keep, where they were asked.
+    each, the ids that the filters keep, where they were asked. folds: (training examples,) from 1, where models that
+    have not seen an example are asked about it. held_out: the fold that this run only asks about.
     """
 
     task: Task
@@ -47,6 +49,8 @@ class RunData:
     evaluated: list[Split]
     slices: dict[str, dict[str, list]]
     kept: dict[str, set[str]] | None
+    folds: np.ndarray | None = None
+    held_out: Split | None = None
 
     def rows_digest(self) -> str:
         """16 hex digits over the ids that are trained on and their variability."""
@@ -55,7 +59,7 @@ class RunData:
 
     def match_labels(self, config: PreTrainedConfig) -> None:
         """Number the labels as the model numbers them."""
-        for split in [*([self.train] if self.train else []), *self.evaluated]:
+        for split in [*filter(None, [self.train, self.held_out]), *self.evaluated]:
             split.data = split.task.match_labels(split.data, config, f"{split.name} [{split.split}]")
 
 
@@ -76,7 +80,15 @@ def load_data(args: argparse.Namespace) -> RunData:
     kept = None
     if args.filter_validation:
         kept = {split.split: set(apply_filters(split, args.filters, seed=args.seed)["id"][:]) for split in evaluated}
-    return RunData(task, loaded, train, report, variability, evaluated, slices, kept)
+    data = RunData(task, loaded, train, report, variability, evaluated, slices, kept)
+    folds = getattr(args, "cross_fit", None) or HEAD_FOLDS * getattr(args, "cross_fit_head", False)
+    if train is not None and folds:
+        data.folds = folds_of(train, folds, args.seed)
+        if hasattr(args, "fold"):
+            inside = data.folds == args.fold
+            data.train = dataclasses.replace(train, data=train.data.select(np.flatnonzero(~inside)))
+            data.held_out = dataclasses.replace(train, data=train.data.select(np.flatnonzero(inside)))
+    return data
 
 
 def watches(args: argparse.Namespace) -> bool:

@@ -24,6 +24,7 @@ from datamap.training.library_flags import given_training_flags, library_argumen
 from datamap.training.models import learning_rate_of
 
 if TYPE_CHECKING:
+    import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
     from datamap.training.trainer import CartographyTrainer
@@ -77,6 +78,14 @@ def build_trainer(
         **_what_it_trains_on(args, data, tokenizer, checkpoint),
     )
     tell_in_lines(trainer)
+    if data.held_out is not None:
+        from datamap.training.held_out import HeldOutCallback
+
+        features = features_of(data.held_out, tokenizer, *asked)
+        trainer.add_callback(HeldOutCallback(
+            trainer, data.held_out, features, output_dir=args.cartography_output_dir,
+            confidence_type=args.confidence_type, checkpoint=checkpoint,
+        ))
     trainer.add_callback(Manifests)  # behind the recorder
     if watched is not None:
         metric = (arguments.metric_for_best_model or data.task.metric).removeprefix("eval_")
@@ -113,7 +122,7 @@ def _what_it_trains_on(
     if variability is not None and args.use_soft_weighting:
         windows = np.bincount(rows, minlength=len(train.data))
         parts["weights"] = weights_of(variability, args.weight_clip_min, args.weight_clip_max, windows)[rows]
-    if args.enable_cartography:
+    if args.enable_cartography and data.held_out is None:
         parts["dynamics"] = CartographyCallback(
             train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
             title=title_of(train, args.model),
@@ -167,3 +176,19 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
     if is_main_process():
         write_json(output / "train_metrics.json", metrics)
         write_csv(output / "training_log.csv", training_log(trainer.state.log_history))
+
+
+def ask_about_held_out(trainer: CartographyTrainer, args: argparse.Namespace, data: RunData) -> None:
+    """Write what a fold's model says of the fold; a stage of its own, like an evaluation."""
+    from datamap.training.held_out import write_held_out
+
+    with stage(args.output_dir, {**vars(args), "do_train": False}, owns=(), inputs=inputs_of(args),
+               datasets=[data.held_out]):
+        write_held_out(trainer, args, data)
+
+
+def said_by_head(trainer: CartographyTrainer, args: argparse.Namespace, data: RunData) -> pd.DataFrame:
+    """What a linear head on the model's vectors, as they are now, says of each example: ``out_of_fold.csv``."""
+    from datamap.training.held_out import head_of_untrained
+
+    return head_of_untrained(trainer, args, data)
