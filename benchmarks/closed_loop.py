@@ -1,0 +1,107 @@
+"""Does it help to mend what is found? Trains on dirty, filtered, corrected and clean data, through run_experiments.py.
+
+Reads what error_detection.py left under runs/ of a set (--run), whose suspects it asks for with analyze_dataset.py.
+Writes suspects/, the datasets, suite.json, the suite's runs and comparison.csv to --output_dir. Every training is
+evaluated on the same clean validation split, with each seed; what is dropped has a size-matched random control.
+
+    python benchmarks/closed_loop.py --run ./error_detection_output/runs/sst2-0 --output_dir ./closed_loop_sst2
+    python benchmarks/closed_loop.py --run ./error_detection_output/runs/sick_real-0 \\
+        --corrections DATA/sick_nli/corrections.csv --output_dir ./closed_loop_sick
+"""
+
+from __future__ import annotations
+
+import argparse
+import runpy
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timing  # noqa: F401  puts the repository on the path
+
+from datamap.core.artifacts import recorded_split, recorded_task
+from datamap.core.errors import command_line
+from datamap.core.files import read_json, read_table, write_csv, write_json
+from datamap.core.flags import Parser, fraction, seed_number
+from datamap.core.places import script_file
+
+FLAGS = ("task", "model", "num_train_epochs", "per_device_train_batch_size", "max_length", "doc_stride", "no_cuda",
+         "learning_rate")
+
+
+def script(name: str, *argv: str) -> None:
+    """Do here what ``python NAME ARGV`` does."""
+    before, sys.argv = sys.argv, [name, *argv]
+    try:
+        runpy.run_path(str(script_file(name)), run_name="__main__")
+    finally:
+        sys.argv = before
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser((__doc__ or "").split("\n")[0])
+    parser.add_argument("--run", required=True, metavar="DIR", help="of error_detection.py: holds model/, map/, ...")
+    parser.add_argument("--clean", metavar="DATASET", help="the same data without errors, where they were planted")
+    parser.add_argument("--corrections", metavar="FILE", help="id, label, corrected_label: what experts put right")
+    parser.add_argument("--share", type=fraction, default=0.1, help="of the examples, the most suspicious are dropped")
+    parser.add_list("--seeds", type=seed_number, default=[1, 2, 3, 4, 5], help="of the trainings")
+    parser.add_argument("--workers", default="1", help="trainings at a time")
+    parser.add_argument("--output_dir", default="./closed_loop_output", help="everything goes here")
+    return parser.parse_args(argv)
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    run, output = Path(args.run), Path(args.output_dir)
+    script("analyze_dataset.py", "--find_errors", "--cartography_dir", str(run / "map"), "--embedding_dir",
+           str(run / "embeddings"), "--cluster_dir", str(run / "clusters"), "--predictions", str(run / "model"),
+           "--output_dir", str(output / "suspects"))
+    suspects = read_table(output / "suspects" / "suspects.csv", ("id", "suspicion", "proposed", "decision"))
+    top = suspects.head(round(args.share * len(suspects)))
+    kept = suspects["id"][~suspects["id"].isin(top["id"])]
+    write_csv(output / "kept.csv", kept.to_frame())
+    proposed = top[top["proposed"].notna() & (top["proposed"] != "")]
+    experiments: list[dict[str, Any]] = [
+        {"name": "dirty", "description": "as it is", "args": {}},
+        {"name": "filtered", "description": f"without the {args.share:.0%} most suspicious",
+         "args": {"train_ids": str(output / "kept.csv")}},
+    ]
+    cleaned = {"proposed": proposed.assign(decision="fix", corrected=proposed["proposed"])}
+    if args.corrections:
+        experts = read_table(args.corrections, ("id", "label", "corrected_label"))
+        wrong = experts[experts["label"].astype(str) != experts["corrected_label"].astype(str)]
+        wrong = wrong[wrong["id"].isin(suspects["id"])]
+        cleaned["experts"] = wrong.assign(decision="fix", corrected=wrong["corrected_label"].astype(str))
+    split_of = recorded_split(run / "map", None, None, _task(run))
+    assert split_of is not None
+    for name, decisions in cleaned.items():
+        write_csv(output / f"decisions_{name}.csv", decisions[["id", "decision", "corrected"]])
+        script("dataset_filters.py", "--dataset", split_of.name, "--decisions", str(output / f"decisions_{name}.csv"),
+               "--eval_split", "validation", "--output_dir", str(output / f"data_{name}"))
+        experiments.append({"name": name, "description": f"{len(decisions):,} labels or answers put right",
+                            "args": {"dataset": str(output / f"data_{name}")}, "control": False})
+    if args.clean:
+        experiments.append({"name": "clean", "description": "without errors", "args": {"dataset": args.clean},
+                            "control": False})
+    given = read_json(run / "model" / "run_meta.json")["arguments"]
+    base = {flag: given[flag] for flag in FLAGS if given.get(flag) is not None}
+    if split_of.max_samples:
+        base["max_train_samples"] = split_of.max_samples
+    base |= {"dataset": split_of.name, "do_train": True, "do_eval": True, "eval_split": ["validation"]}
+    write_json(output / "suite.json", {"name": "closed_loop", "description": "Does it help to mend what is found?",
+                                       "baseline": "dirty", "base": base, "experiments": experiments})
+    script("run_experiments.py", "--mode", "run", "--suite", str(output / "suite.json"), "--workers", args.workers,
+           "--output_dir", str(output / "experiments"), "--seeds", *map(str, args.seeds))
+
+
+def _task(run: Path) -> Any:
+    from datamap.tasks.registry import get_task
+
+    settings = dict(recorded_task(run / "map") or {})
+    return get_task(settings.pop("name"), **settings)
+
+
+if __name__ == "__main__":
+    main()
