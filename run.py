@@ -33,6 +33,7 @@ from datamap.training.running import (
     train_model,
     training_arguments,
     training_stages,
+    write_planted_errors,
 )
 
 
@@ -49,7 +50,10 @@ def train_and_evaluate(args: argparse.Namespace) -> None:
     if data.train is not None:
         args.rows_digest = data.rows_digest()  # tells a resumed run that nothing has changed
         checkpoint = checkpoint_to_resume(args, data.train)
-    folds = train_folds(args, data) if hasattr(args, "cross_fit") and data.held_out is None else []
+    folds = []
+    if hasattr(args, "cross_fit") and data.held_out is None:
+        write_planted_errors(args, data)  # the folds train on it too
+        folds = train_folds(args, data)
 
     from transformers import set_seed
 

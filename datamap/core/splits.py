@@ -56,6 +56,7 @@ class Split:
     ``max_samples``: how many of the first rows it was capped at, None where it was not. ``whole``: what the
     fingerprint is of. ``allow_changed``: what artifacts say of examples that have changed since is taken all the same.
     ``mended``: what was put right in it (``Task.mend``), a record per change; the fingerprint is from before.
+    ``planted``: the errors that run.py --plant_errors put into it, a record with ``id, kind, was`` each.
     """
 
     data: datasets.Dataset
@@ -68,6 +69,7 @@ class Split:
     whole: datasets.Dataset | None = None
     allow_changed: bool = False
     mended: list[dict[str, Any]] = dataclasses.field(default_factory=list)
+    planted: list[dict[str, Any]] = dataclasses.field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import re
 import zlib
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from datamap.demo.draws import pick, shuffled
+from datamap.demo.planting import QUESTION_KINDS, Asked, Passage, Span, corrupted, error_plan, malformed
 
-Span = tuple[int, int]  # character offsets into the note, end exclusive
-
-PLANTED_ERRORS = ("wrong_span", "shifted_boundary", "overlong_span", "other_question", "malformed_question")
+PLANTED_ERRORS = QUESTION_KINDS
 ERROR_SHARE = 0.1
 SIZES = {"train": 2500, "validation": 400}
 QUESTIONS_PER_NOTE = 6
@@ -238,29 +236,14 @@ MONTHS = (
     "December",
 )
 
-# A word keeps its inner punctuation ("3.1", "mg/dL", "long-term") and none at its edges.
-WORD = re.compile(r"\w+(?:[./-]\w+)*")
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One statement of a note: what a question about it looks like, and the gold answers (first gold first)."""
-
-    kind: str
-    question: str
-    golds: list[Span]
-    sentence: int
-
-
-@dataclass(frozen=True)
-class Note:
-    text: str
-    sentences: list[Span]
-    facts: list[Fact]
+CUT_OFF = ("What is the", "What was", "Which of", "What", "Was the patient", "Is the")
+LITTLE_WORDS = ("the", "of", "was", "is", "a", "what", "to", "in", "this", "patient")
 
 
 def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[str, Any]]:
-    errors = _error_plan(rng, num_examples) if split == "train" else [""] * num_examples
+    errors = [""] * num_examples
+    if split == "train":
+        errors = error_plan(rng, PLANTED_ERRORS, num_examples, round(num_examples * ERROR_SHARE))
     rows: list[dict[str, Any]] = []
     seen: set[str] = set()
     while len(rows) < num_examples:
@@ -269,27 +252,24 @@ def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[
         if zlib.crc32(note.text.encode()) % 2 != (split == "validation") or note.text in seen:
             continue
         seen.add(note.text)
-        asked = rng.permutation(len(note.facts))[:QUESTIONS_PER_NOTE]
+        asked = rng.permutation(len(note.asked))[:QUESTIONS_PER_NOTE]
         for index in asked[: num_examples - len(rows)]:
-            rows.append(_row(rng, note, note.facts[index], errors[len(rows)]))
+            rows.append(_row(rng, note, note.asked[index], errors[len(rows)]))
     return rows
 
 
-def _error_plan(rng: np.random.Generator, n: int) -> list[str]:
-    """The planted error of each of `n` examples ("" for clean): a tenth, kinds in equal shares, in random order."""
-    planted = [PLANTED_ERRORS[i % len(PLANTED_ERRORS)] for i in range(round(n * ERROR_SHARE))]
-    return shuffled(rng, planted + [""] * (n - len(planted)))
-
-
-def _row(rng: np.random.Generator, note: Note, fact: Fact, error: str) -> dict[str, Any]:
+def _row(rng: np.random.Generator, note: Passage, fact: Asked, error: str) -> dict[str, Any]:
     question, kind, golds = fact.question, fact.kind, fact.golds[:1] if error else fact.golds
-    if error in MOVED_SPANS:
-        golds = [MOVED_SPANS[error](rng, note, fact)]
-    elif error == "other_question":
-        other = pick(rng, [f for f in note.facts if f is not fact])
-        question, kind = other.question, other.kind
-    elif error == "malformed_question":
-        question = _garble(rng, question)
+    if error == "malformed_question":
+        question = malformed(rng, question, CUT_OFF, LITTLE_WORDS)
+    elif error:
+        found = corrupted(rng, note, fact, error)
+        assert found is not None, "every note has several sentences and facts"
+        if found.answer:
+            golds = [found.answer]
+        elif found.question:
+            question = found.question
+            kind = next(other.kind for other in note.asked if other.question == question)
     return {
         "context": note.text,
         "question": question,
@@ -299,16 +279,16 @@ def _row(rng: np.random.Generator, note: Note, fact: Fact, error: str) -> dict[s
     }
 
 
-def _note(rng: np.random.Generator) -> Note:
+def _note(rng: np.random.Generator) -> Passage:
     """A note of 4 to 9 sentences, each fact's first gold answer standing in it only once."""
     while True:
         note = _draft(rng)
-        firsts = [note.text[slice(*fact.golds[0])] for fact in note.facts]
+        firsts = [note.text[slice(*fact.golds[0])] for fact in note.asked]
         if all(len(re.findall(rf"(?<!\w){re.escape(text)}(?!\w)", note.text, re.IGNORECASE)) == 1 for text in firsts):
             return note
 
 
-def _draft(rng: np.random.Generator) -> Note:
+def _draft(rng: np.random.Generator) -> Passage:
     patient = _patient(rng)
     wordy = rng.random() < LONG_SHARE
     num_sentences = pick(rng, (7, 8, 9) if wordy else (4, 4, 4, 5, 5, 5, 6, 6, 7, 7, 8, 9))
@@ -330,10 +310,10 @@ def _draft(rng: np.random.Generator) -> Note:
         text += " " if text else ""
         if kind:
             question = pick(rng, QUESTIONS[kind]).format(**patient)
-            facts.append(Fact(kind, question, [(a + len(text), b + len(text)) for a, b in golds], number))
+            facts.append(Asked(question, [(a + len(text), b + len(text)) for a, b in golds], (number, number), kind))
         sentences.append((len(text), len(text) + len(plain)))
         text += plain
-    return Note(text, sentences, facts)
+    return Passage(text, sentences, facts)
 
 
 def _patient(rng: np.random.Generator) -> dict[str, str]:
@@ -379,59 +359,3 @@ def _parse_marks(marked: str) -> tuple[str, list[Span]]:
         else:
             plain += char
     return plain, [spans[mark] for mark in "[<" if mark in spans]
-
-
-def _words(text: str, span: Span) -> list[Span]:
-    return [match.span() for match in WORD.finditer(text, *span)]
-
-
-def _overlaps(a: Span, b: Span) -> bool:
-    return a[0] < b[1] and b[0] < a[1]
-
-
-def _wrong_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
-    """One to four words of another sentence that are nobody's answer."""
-    golds = [span for other in note.facts for span in other.golds]
-    candidates = []
-    for number, sentence in enumerate(note.sentences):
-        words = _words(note.text, sentence) if number != fact.sentence else []
-        for length in range(1, 5):
-            spans = [(a[0], b[1]) for a, b in zip(words, words[length - 1 :], strict=False)]
-            candidates += [span for span in spans if not any(_overlaps(span, gold) for gold in golds)]
-    return pick(rng, candidates)
-
-
-def _shifted_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
-    """The first gold answer moved by one or two words within its sentence."""
-    words = _words(note.text, note.sentences[fact.sentence])
-    inside = [i for i, word in enumerate(words) if _overlaps(word, fact.golds[0])]
-    spans = [
-        (words[inside[0] + step][0], words[inside[-1] + step][1])
-        for step in (-2, -1, 1, 2)
-        if inside[0] + step >= 0 and inside[-1] + step < len(words)
-    ]
-    return pick(rng, [span for span in spans if span not in fact.golds])
-
-
-def _overlong_span(rng: np.random.Generator, note: Note, fact: Fact) -> Span:
-    """The sentence that holds the answer, without its full stop; where both are short, maybe its neighbour too."""
-    first, last = fact.sentence, fact.sentence
-    pair = (first - 1, last) if last == len(note.sentences) - 1 else (first, last + 1)
-    if rng.random() < 0.5 and len(_words(note.text, (note.sentences[pair[0]][0], note.sentences[pair[1]][1]))) <= 20:
-        first, last = pair
-    return note.sentences[first][0], note.sentences[last][1] - 1
-
-
-MOVED_SPANS = {"wrong_span": _wrong_span, "shifted_boundary": _shifted_span, "overlong_span": _overlong_span}
-
-
-def _garble(rng: np.random.Generator, question: str) -> str:
-    """A question of which nothing is left that says what was asked."""
-    how = int(rng.integers(3))
-    if how == 0:  # a broken encoding
-        return re.sub(r"\w", "?", question)
-    if how == 1:  # cut off before it began
-        return pick(rng, ("What is the", "What was", "Which of", "What", "Was the patient", "Is the"))
-    # only little words are left
-    little = ("the", "of", "was", "is", "a", "what", "to", "in", "this", "patient")
-    return " ".join(pick(rng, little) for _ in range(int(rng.integers(3, 8)))) + "?"

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from datamap.demo.draws import pick, shuffled
+from datamap.demo.planting import another
 
 SIZES = {"train": 1500, "validation": 300}
 LABELS = ("entailment", "neutral", "contradiction")
@@ -78,7 +79,7 @@ def build(rng: np.random.Generator, split: str, num_examples: int) -> list[dict[
     for number, (premise, hypothesis, label) in enumerate(pairs):
         error = PLANTED_ERRORS[0] if number in wrong else ""
         if error:
-            label = pick(rng, [other for other in LABELS if other != label])
+            label = another(rng, label, LABELS)
         rows.append({"premise": premise, "hypothesis": hypothesis, "label": label, "planted_error": error})
     return rows
 

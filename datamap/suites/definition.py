@@ -40,6 +40,7 @@ from datamap.suites.runs import Run, identity_of, run_name
 from datamap.training import embeddings
 from datamap.training.arguments import build_parser, inputs_of, parse_args, task_of_run
 from datamap.training.models import SCRATCH_MODELS
+from datamap.training.planted import planted_fingerprint, plants_errors
 
 SUITES = EXAMPLES / "suites"
 SUITE_KEYS = {"name", "description", "baseline", "prerequisites", "base", "experiments"}
@@ -52,7 +53,8 @@ SCRIPTS = {
 CONTROL = "_control"
 MAX_NAME = 100  # letters
 # Flags of run.py that the suite decides, run by run; of select_subset.py, that it or the run that trains decides.
-DECIDED = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "overwrite_output_dir", "config", "help_all")
+DECIDED = ("output_dir", "seed", "resume_from_checkpoint", "overwrite", "overwrite_output_dir", "config", "help_all",
+           "fold")
 DECIDED_OF_SELECTION = ("output_dir", "seed", "config", "list", "dataset", "split", "max_samples", "task",
                         "text_columns", "label_column", "spans")
 # Flag of select_subset.py -> that of run.py whose value it takes, unless the suite gives one.
@@ -64,7 +66,7 @@ SELECTED = "selected.csv"
 SELECTION_PLACES = ("seed", "output_dir", "cache_dir", "batch_size", "workers", "max_requests", "requests_per_minute")
 # Where things are, not what they are; what is read is part of a run's identity by its content.
 PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "config", "overwrite",
-          "resume_from_checkpoint", "seed", "filters", "filter_config", "train_ids")
+          "resume_from_checkpoint", "seed", "filters", "filter_config", "train_ids", "cross_fit_workers")
 
 logger = logging.getLogger(__name__)
 
@@ -254,6 +256,9 @@ def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> st
     run = parse_quietly(parse_args, each.argv, where)
     if not run.do_train:
         raise UserError(f"{where}: select says what to train on; add do_train")
+    if plants_errors(run):
+        raise UserError(f"{where}: select would choose from data without the errors of plant_errors; let run.py plant "
+                        "them, and name its planted_data as dataset")
     assert each.select is not None
     given = {word.partition("=")[0].removeprefix("--") for word in each.select}
     for flag, name in FROM_THE_RUN.items():
@@ -312,7 +317,10 @@ def fingerprints(arguments: argparse.Namespace) -> dict[str, str]:
     task = task_of_run(arguments)
     splits = [arguments.train_split] if arguments.do_train else []
     splits += (arguments.eval_split or [default_eval_split(arguments.dataset)]) if arguments.do_eval else []
-    return {split: load_split(arguments.dataset, split, task).fingerprint for split in splits}
+    found = {split: load_split(arguments.dataset, split, task).fingerprint for split in splits}
+    if plants_errors(arguments):
+        found[arguments.train_split] = planted_fingerprint(arguments, task)
+    return found
 
 
 def runs_of(suite: Suite, seeds: Sequence[int], directory: Path) -> list[Run]:

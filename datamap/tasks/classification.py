@@ -45,7 +45,7 @@ class SequenceClassification(Task):
     remembered: bool = dataclasses.field(default=False, compare=False)
 
     name = "classification"
-    flags = ("text_columns", "label_column")
+    flags = ("text_columns", "label_column", "plant_kind", "plant_confusion")
     metric = "accuracy"
     # Columns in the order in which the model reads them: what is read first, then what is asked of it.
     text_guesses: ClassVar[tuple[tuple[str, ...], ...]] = (

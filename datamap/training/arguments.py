@@ -33,11 +33,13 @@ from datamap.core.flags import (
     positive_int,
     seed_number,
 )
+from datamap.demo.planting import LABEL_KINDS
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import ABLATIONS
 from datamap.tasks.registry import TASKS, add_task_flags, task_of
 from datamap.training.library_flags import add_training_flags
 from datamap.training.models import SCRATCH_MODELS, place_of
+from datamap.training.planted import PLANTED_DATA, complete, plants_errors
 
 DESCRIPTION = "Train or evaluate one model, and watch how it learns each example."
 SIZES = ("hidden_size", "num_layers", "dropout", "vocab_size")
@@ -50,7 +52,8 @@ NEEDS = {
     "ambiguous_top_fraction": "filter_cartography",
     "smoothing_factor": "use_label_smoothing", "weight_clip_min": "use_soft_weighting",
     "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
-    "max_drop_percentage": "filters", "missing": "filters",
+    "max_drop_percentage": "filters", "missing": "filters", "plant_errors": "do_train",
+    "plant_seed": "plant_errors", "plant_kind": "plant_errors", "plant_confusion": "plant_errors",
     "cross_fit": "enable_cartography", "cross_fit_head": "enable_cartography", "cross_fit_workers": "cross_fit",
     "mc_dropout": "cross_fit", "fold": "cross_fit",
 }
@@ -112,6 +115,16 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_list("--slice_by", help="columns: evaluate every value of each on its own too, and every combination")
     group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
     group.add_argument("--max_eval_samples", type=positive_int, metavar="N", help="the first N rows")
+    group.add_argument("--plant_errors", type=fraction, default=argparse.SUPPRESS, metavar="SHARE",
+                       help="to try out what finds errors: make this share of what is trained on wrong, 0..1 "
+                            "(planted_errors.csv says which)")
+    group.add_argument("--plant_seed", type=seed_number, default=argparse.SUPPRESS, metavar="N",
+                       help="which errors: --seed has no say in it (default: 0)")
+    group.add_argument("--plant_kind", choices=LABEL_KINDS, default=argparse.SUPPRESS,
+                       help="wrong labels: any other (the default), one that --plant_confusion names, or one that a "
+                            "model of words finds plausible")
+    group.add_argument("--plant_confusion", default=argparse.SUPPRESS, metavar="FROM>TO,...",
+                       help="classes and what they are taken for (default: each for the next)")
     group.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
     group.add_argument("--doc_stride", type=positive_int, default=128, metavar="N",
                        help="tokens that consecutive windows share, at most half of --max_length")
@@ -182,11 +195,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(with_config(parser, tokens))
     args.task = task_of_run(args).name
     _check_arguments(parser, args)
+    if plants_errors(args):
+        complete(args)
     place_of(args.model)  # says at once where its package is not installed
     args.windows = [args.max_length, args.doc_stride]  # as asked; what the model cannot take is lowered later
     if args.dataset is None:
         recorded = recorded_dataset(args.model) if Path(args.model).is_dir() else None
         args.dataset = recorded["dataset"] if recorded else DEFAULT_DATASET
+    if args.do_train and Path(args.dataset).resolve() == (Path(args.output_dir) / PLANTED_DATA).resolve():
+        parser.error(f"--dataset {args.dataset} lies in --output_dir, whose old files a training replaces; name "
+                     "another --output_dir")
     return args
 
 
@@ -248,6 +266,8 @@ def _refusals(parser: Parser, args: argparse.Namespace) -> Iterator[tuple[Any, s
     for flag, switch in NEEDS.items():
         lacking = "a filter" if switch == "filters" else f"--{switch}"
         yield flag in given and not getattr(args, switch, None), f"--{flag} does nothing without {lacking}"
+    yield ("plant_confusion" in given and getattr(args, "plant_kind", "") != "confusion",
+           "--plant_confusion is for --plant_kind confusion")
     scratch = args.model in SCRATCH_MODELS
     yield scratch and not args.do_train, f"--model {args.model} is trained from scratch: add --do_train"
     for size in SIZES:

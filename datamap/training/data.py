@@ -23,6 +23,7 @@ from datamap.tasks.classification import label_values
 from datamap.tasks.slices import slice_columns
 from datamap.training.arguments import task_of_run
 from datamap.training.models import trained_fingerprint
+from datamap.training.planted import beside_planted_errors, plants_errors, with_planted_errors
 
 if TYPE_CHECKING:
     import datasets
@@ -99,6 +100,8 @@ def watches(args: argparse.Namespace) -> bool:
 def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, dict[str, Any] | None]:
     """The training split as loaded, the same after dropping and filtering, and the report of what went and why."""
     loaded = load_split(args.dataset, args.train_split, task, args.max_train_samples)
+    if plants_errors(args):
+        loaded = with_planted_errors(args, loaded)
     loaded.allow_changed = getattr(args, "allow_changed", False)
     task, data, report = loaded.task, loaded.data, []
     task.check_training_data(data, args.dataset)
@@ -219,6 +222,8 @@ def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:
     splits = []
     for name in args.eval_split or [default_eval_split(args.dataset)]:
         loaded = load_split(args.dataset, name, task, args.max_eval_samples)
+        if plants_errors(args):
+            loaded = beside_planted_errors(args, loaded, task)
         loaded.allow_changed = getattr(args, "allow_changed", False)
         if trained_fingerprint(args.model) == loaded.fingerprint or (args.do_train and name == args.train_split):
             if not args.eval_split:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,10 +19,11 @@ from datamap.core.files import write_csv, write_json
 from datamap.core.splits import Split
 from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of
-from datamap.training.data import RunData, features_of, leave_out_unlearnable, watches
+from datamap.training.data import RunData, features_of, leave_out_unlearnable, watches, write_split
 from datamap.training.evaluation import title_of
 from datamap.training.library_flags import given_training_flags, library_arguments
 from datamap.training.models import learning_rate_of
+from datamap.training.planted import PLANTED_DATA, PLANTED_FILE, place_of_planted, plants_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,10 +84,12 @@ def build_trainer(
         from datamap.training.held_out import HeldOutCallback
 
         features = features_of(data.held_out, tokenizer, *asked)
-        trainer.add_callback(HeldOutCallback(
+        recorder = HeldOutCallback(
             trainer, data.held_out, features, output_dir=args.cartography_output_dir,
             confidence_type=args.confidence_type, checkpoint=checkpoint,
-        ))
+        )
+        recorder.check_dropout(getattr(args, "mc_dropout", 0))
+        trainer.add_callback(recorder)
     trainer.add_callback(Manifests)  # behind the recorder
     if watched is not None:
         metric = (arguments.metric_for_best_model or data.task.metric).removeprefix("eval_")
@@ -138,12 +142,30 @@ def _check_bfloat16(model: PreTrainedModel, arguments: TrainingArguments) -> Non
         raise UserError("--bf16: this CPU cannot run an LSTM in bfloat16; leave --bf16 out, or use a GPU")
 
 
+def write_planted_errors(args: argparse.Namespace, data: RunData) -> None:
+    """The data of a run with --plant_errors, with which later stages go on, and the list of its errors."""
+    import pandas as pd
+
+    if not (plants_errors(args) and data.loaded is not None and is_main_process()):
+        return
+    place = Path(place_of_planted(args))
+    place.mkdir(parents=True, exist_ok=True)
+    others = [dataclasses.replace(split, data=split.whole) for split in data.evaluated
+              if split.split != args.train_split]
+    for old in place.iterdir():
+        old.unlink()
+    for split in (data.loaded, *others):
+        write_split(place / f"{split.split}.jsonl", split)
+    write_csv(Path(args.output_dir) / PLANTED_FILE, pd.DataFrame(data.loaded.planted))
+
+
 @contextmanager
 def training_stages(args: argparse.Namespace, data: RunData, resumes: bool) -> Iterator[None]:
     """The stages of a training: of the model in --output_dir, and of the dynamics where they are recorded."""
     assert data.train is not None
     read = [data.train, *data.evaluated]
-    stages: list[tuple[str, Sequence[str], list[Split]]] = [(args.output_dir, TRAINING_FILES, read)]
+    owned: Sequence[str] = TRAINING_FILES if plants_errors(args) else (*TRAINING_FILES, PLANTED_FILE, PLANTED_DATA)
+    stages: list[tuple[str, Sequence[str], list[Split]]] = [(args.output_dir, owned, read)]
     if args.enable_cartography:
         stages.append((args.cartography_output_dir, CARTOGRAPHY_FILES, read[:1]))
     with ExitStack() as stack:
@@ -151,6 +173,7 @@ def training_stages(args: argparse.Namespace, data: RunData, resumes: bool) -> I
             stack.enter_context(
                 stage(directory, args, owns=owned, inputs=inputs_of(args), datasets=datasets, resume=resumes)
             )
+        write_planted_errors(args, data)
         yield
 
 
