@@ -67,6 +67,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is written")
     group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
     group.add_switch("--find_errors", help="write suspects.csv instead: every example, the most suspicious first")
+    group.add_switch("--list_detectors", help="only list the detectors of wrong examples: range, which end is "
+                     "suspicious, cost, what each needs, paper")
     group.add_argument("--output_dir", help="where the files go (default: ./integrated_analysis; with "
                        "--export_unified ./unified_export; with --find_errors ./suspects)")
     args = parser.parse_args(argv)
@@ -88,6 +90,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.list_detectors:
+        from datamap.detection.base import described
+
+        return print(described())
     if args.find_errors:
         return find_errors(args)
     from datamap.analysis import integrated

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from datamap.core.splits import Split
+from datamap.core.tables import console_table
 from datamap.detection.neighbours import Neighbours, nearest
 
 if TYPE_CHECKING:
@@ -177,3 +178,22 @@ def score_all(evidence: Evidence, names: tuple[str, ...] | None = None) -> pd.Da
                if names is None or name in names}
     told = {name: score for name, score in scores.items() if not np.isnan(score).all()}
     return pd.DataFrame(told, index=pd.Index(evidence.split.ids, name="id"))
+
+
+LISTED = {"metrics": "map", "out_of_fold": "out_of_fold.csv", "probabilities": "out_of_fold.csv", "rules": "texts",
+          "": "texts"}
+
+
+def described() -> str:
+    """Every detector, a line each, as a table; the first line says how to read it."""
+    import pandas as pd
+
+    table = pd.DataFrame([
+        {"name": each.name, "task": each.tasks, "range": "0 or 1" if each.flags else each.range,
+         "suspicious": each.suspicious, "cost": each.cost,
+         "needs": ", ".join(LISTED.get(need, need) for need in each.needs or ("",)), "paper": each.paper,
+         "what": each.what}
+        for each in detectors().values()
+    ])
+    return ("every score is higher for an example that is more likely wrong; suspicious: which end of the quantity "
+            f"that it is made from\n\n{console_table(table)}")
