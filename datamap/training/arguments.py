@@ -33,13 +33,12 @@ from datamap.core.flags import (
     positive_int,
     seed_number,
 )
-from datamap.demo.planting import LABEL_KINDS
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import ABLATIONS
 from datamap.tasks.registry import TASKS, add_task_flags, task_of
 from datamap.training.library_flags import add_training_flags
 from datamap.training.models import SCRATCH_MODELS, place_of
-from datamap.training.planted import PLANTED_DATA, complete, plants_errors
+from datamap.training.planted import PLANTED_DATA, add_planting_flags, complete, plants_errors
 
 DESCRIPTION = "Train or evaluate one model, and watch how it learns each example."
 SIZES = ("hidden_size", "num_layers", "dropout", "vocab_size")
@@ -115,16 +114,7 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_list("--slice_by", help="columns: evaluate every value of each on its own too, and every combination")
     group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
     group.add_argument("--max_eval_samples", type=positive_int, metavar="N", help="the first N rows")
-    group.add_argument("--plant_errors", type=fraction, default=argparse.SUPPRESS, metavar="SHARE",
-                       help="to try out what finds errors: make this share of what is trained on wrong, 0..1 "
-                            "(planted_errors.csv says which)")
-    group.add_argument("--plant_seed", type=seed_number, default=argparse.SUPPRESS, metavar="N",
-                       help="which errors: --seed has no say in it (default: 0)")
-    group.add_argument("--plant_kind", choices=LABEL_KINDS, default=argparse.SUPPRESS,
-                       help="wrong labels: any other (the default), one that --plant_confusion names, or one that a "
-                            "model of words finds plausible")
-    group.add_argument("--plant_confusion", default=argparse.SUPPRESS, metavar="FROM>TO,...",
-                       help="classes and what they are taken for (default: each for the next)")
+    add_planting_flags(group)
     group.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
     group.add_argument("--doc_stride", type=positive_int, default=128, metavar="N",
                        help="tokens that consecutive windows share, at most half of --max_length")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.errors import UserError
+from datamap.core.flags import fraction, seed_number
 from datamap.core.splits import Split, content_fingerprint, load_split
 from datamap.demo.planting import LABEL_KINDS, plant_in_labels, plant_in_questions
 from datamap.tasks.spans import stands_at
@@ -33,8 +34,21 @@ logger = logging.getLogger(__name__)
 
 
 def plants_errors(args: argparse.Namespace) -> bool:
-    """Whether the flag is given; it has no default, as those of other runs tell what they are."""
     return hasattr(args, "plant_errors")
+
+
+def add_planting_flags(group: Any) -> None:
+    """None has a default: the arguments of runs that do not use them tell what those are."""
+    group.add_argument("--plant_errors", type=fraction, default=argparse.SUPPRESS, metavar="SHARE",
+                       help="to try out what finds errors: make this share of what is trained on wrong, 0..1 "
+                            "(planted_errors.csv says which)")
+    group.add_argument("--plant_seed", type=seed_number, default=argparse.SUPPRESS, metavar="N",
+                       help="which errors: --seed has no say in it (default: 0)")
+    group.add_argument("--plant_kind", choices=LABEL_KINDS, default=argparse.SUPPRESS,
+                       help="wrong labels: any other (the default), one that --plant_confusion names, or one that a "
+                            "model of words finds plausible")
+    group.add_argument("--plant_confusion", default=argparse.SUPPRESS, metavar="FROM>TO,...",
+                       help="classes and what they are taken for (default: each for the next)")
 
 
 def complete(args: argparse.Namespace) -> None:
