@@ -1,0 +1,342 @@
+"""The review learns: what the decisions so far say of the examples that are not decided yet.
+
+A logistic regression over the detectors, what the texts look like and are about, the class or question type, and all
+of these within each class. It starts at ``suspicion``: without decisions it gives just that, and each decision moves
+it from there. Everything that is learned lies in ``learn``, in ways that a page can repeat: it maximises a strictly
+concave function, so whoever maximises it finds the same weights.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from datamap.detection.base import Evidence
+from datamap.detection.detect_texts import content, overlap
+from datamap.detection.suspicion import normal_scores, sigmoid
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WRONG = {"keep": 0.0, "drop": 1.0, "fix": 1.0}
+FLOOR = 1e-4  # suspicion is taken for at least this far from 0 and 1, so that decisions can move it
+# How far each kind of feature moves the log-odds before any decision, as a standard deviation. A class can be another
+# matter altogether; what tells wrong from right within it adds to suspicion, which knows the detectors already.
+GROUP_SPREAD, FEATURE_SPREAD = 1.0, 0.5
+TOPICS = 32  # directions of the words; more tell no more with some hundred decisions
+LEAST_EXAMPLES = 3  # that have a word, for it to count
+MOST_GROUPS = 12  # classes or question types with weights of their own; the rarer ones share one
+OTHERS = "others"
+STEPS, SMALLEST_STEP, PRECISION = 100, 1e-6, 1e-9  # Newton takes about ten
+ROUNDING = 1e-12  # of the height that is climbed
+TOPIC = "topic "
+TOLD_WORDS, TOLD_FEATURES, TOLD_FROM = 3, 3, 5  # most of each that is told; decisions of each sort from which on
+TOLD_GAP = 0.5  # standard deviations
+
+
+# --- what is looked at -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Features:
+    """What the review looks at, of N examples.
+
+    values: (N, B) float64, each of mean 0, scaled so that the columns of one kind (detectors, texts, topics) together
+    have the variance FEATURE_SPREAD^2. names: of the columns. group: (N,) int64, the class or question type as a
+    place in ``groups``.
+    """
+
+    values: np.ndarray
+    names: list[str]
+    group: np.ndarray
+    groups: list[str]
+
+    def __len__(self) -> int:
+        return len(self.group)
+
+    def rows(self, chosen: np.ndarray) -> Features:
+        return Features(self.values[chosen], self.names, self.group[chosen], self.groups)
+
+
+def features(evidence: Evidence, scores: pd.DataFrame) -> Features:
+    """scores: of the detectors, ``base.score_all``; their ranks are looked at, and one that says nothing is in the
+    middle."""
+    kinds = [_detectors(scores), _shapes(evidence), _topics(evidence)]
+    blocks = [_scaled(values, names) for values, names in kinds]
+    group, groups = _groups(evidence)
+    return Features(np.hstack([values for values, _ in blocks]), [name for _, names in blocks for name in names],
+                    group, groups)
+
+
+def _scaled(values: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
+    """A column that does not vary is left out."""
+    if not names or not len(values):
+        return np.zeros((len(values), 0)), []
+    centred = values - values.mean(axis=0)
+    varies = centred.std(axis=0) > 1e-9
+    centred, names = centred[:, varies], [name for name, kept in zip(names, varies, strict=True) if kept]
+    total = np.sqrt((centred**2).sum(axis=1).mean()) if names else 1.0
+    return centred * (FEATURE_SPREAD / total), names
+
+
+def _standardised(columns: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, list[str]]:
+    spread = {name: values.std() for name, values in columns.items()}
+    kept = [name for name in columns if spread[name] > 1e-9]
+    stacked = [columns[name] / spread[name] for name in kept]
+    return np.stack(stacked, axis=1) if kept else np.zeros((rows, 0)), kept
+
+
+def _detectors(scores: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
+    columns = {}
+    for name in scores:
+        values = scores[name].to_numpy(dtype=np.float64)
+        known = np.isfinite(values)
+        columns[str(name)] = np.zeros(len(values))
+        columns[str(name)][known] = normal_scores(values[known])
+    return _standardised(columns, len(scores))
+
+
+def _words(evidence: Evidence) -> list[tuple[list[str], ...]]:
+    """Of each example the words of its texts; of a question those of the question and of the answer, as contexts are
+    long and shared."""
+    texts = evidence.once(content)
+    if evidence.answers_questions:
+        return [(question.split(), answer.casefold().split())
+                for (question, _), answer in zip(texts, evidence.golds, strict=True)]
+    return [tuple(text.split() for text in each) for each in texts]
+
+
+def _text_names(evidence: Evidence) -> list[str]:
+    return ["question", "answer"] if evidence.answers_questions else list(evidence.split.task.text_columns)
+
+
+def _shapes(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
+    """How long the texts are, and of two how they compare."""
+    words, names = _words(evidence), _text_names(evidence)
+    if not words:
+        return np.zeros((0, 0)), []
+    lengths = {name: np.log1p([len(each[place]) for each in words]) for place, name in enumerate(names)}
+    columns = {f"length of {name}": values for name, values in lengths.items()}
+    if len(names) == 2:
+        columns["shared words"] = np.array([overlap(frozenset(one), frozenset(two)) for one, two in words])
+        columns[f"length of {names[0]} over {names[1]}"] = lengths[names[0]] - lengths[names[1]]
+    return _standardised({name: normal_scores(values) for name, values in columns.items()}, len(words))
+
+
+def telling_words(evidence: Evidence) -> list[list[str]]:
+    """Of each example the words that tell it from others: those in one of its two texts alone, as the label of a pair
+    hangs on where they differ; of questions and single texts all."""
+    found = []
+    for texts in _words(evidence):
+        sets = [dict.fromkeys(text) for text in texts]
+        if len(sets) == 2 and not evidence.answers_questions:
+            found.append([*(word for word in sets[0] if word not in sets[1]),
+                          *(word for word in sets[1] if word not in sets[0])])
+        else:
+            found.append(list(dict.fromkeys(word for text in sets for word in text)))
+    return found
+
+
+def _topics(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
+    """The leading directions of the telling words, weighted by TF-IDF and of length 1 (latent semantic analysis)."""
+    from sklearn.decomposition import TruncatedSVD
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    words = telling_words(evidence)
+    counts = Counter(word for each in words for word in each)
+    known = {word for word, count in counts.items() if count >= LEAST_EXAMPLES}
+    size = min(TOPICS, len(known) - 1, len(words) - 1)
+    if size < 1:
+        return np.zeros((len(words), 0)), []
+    counted = TfidfVectorizer(analyzer=list, vocabulary=sorted(known)).fit_transform(words)
+    found = TruncatedSVD(size, random_state=0).fit_transform(counted)
+    return found, [f"{TOPIC}{number}" for number in range(1, size + 1)]
+
+
+def _groups(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
+    given = [str(each) for each in evidence.split.task.groups(evidence.split.data)[1]]
+    counts = Counter(given)
+    own = sorted(counts, key=lambda name: (-counts[name], name))
+    if len(own) > MOST_GROUPS:
+        own = [*own[: MOST_GROUPS - 1], OTHERS]
+    place = {name: number for number, name in enumerate(own)}
+    return np.array([place.get(name, len(own) - 1) for name in given], dtype=np.int64), own
+
+
+# --- learning ----------------------------------------------------------------------------------------------------
+
+
+def design(found: Features) -> np.ndarray:
+    """(N, G + B + G B): one column per group, each feature, and each feature within each group, 0 outside of it."""
+    rows, groups = len(found), len(found.groups)
+    inside = np.zeros((rows, groups))
+    inside[np.arange(rows), found.group] = 1
+    if groups == 1:  # the features within the one group are the features
+        return np.hstack([GROUP_SPREAD * inside, found.values])
+    within = inside[:, :, None] * found.values[:, None, :] / np.sqrt(groups)
+    return np.hstack([GROUP_SPREAD * inside, found.values, within.reshape(rows, -1)])
+
+
+def log_odds(suspicion: np.ndarray) -> np.ndarray:
+    kept = np.clip(suspicion, FLOOR, 1 - FLOOR)
+    return np.log(kept) - np.log1p(-kept)
+
+
+def learn(rows: np.ndarray, offset: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+    """Weights (P,) float64 that maximise the log-likelihood of the decisions less half the sum of their squares.
+
+    rows: (n, P), ``design`` of the decided examples. offset: (n,), the log-odds of suspicion. wrong: (n,), 0 or 1.
+    The probability of an example is sigmoid(offset + rows @ weights). Newton's method from 0; a step that does not
+    lead up is halved. Without rows all weights are 0.
+    """
+    weights = np.zeros(rows.shape[1])
+    height = _height(rows, offset, wrong, weights)
+    for _ in range(STEPS):
+        p = sigmoid(offset + rows @ weights)
+        gradient = rows.T @ (wrong - p) - weights
+        if np.abs(gradient).max(initial=0) < PRECISION:
+            break
+        curvature = (rows.T * (p * (1 - p))) @ rows + np.eye(len(weights))
+        step, size = np.linalg.solve(curvature, gradient), 1.0
+        floor = height - ROUNDING * (1 + abs(height))
+        while (reached := _height(rows, offset, wrong, weights + size * step)) < floor and size > SMALLEST_STEP:
+            size /= 2
+        weights, height = weights + size * step, reached
+    return weights
+
+
+def _height(rows: np.ndarray, offset: np.ndarray, wrong: np.ndarray, weights: np.ndarray) -> float:
+    z = offset + rows @ weights
+    return float((wrong * z - np.logaddexp(0, z)).sum() - (weights @ weights) / 2)
+
+
+def review(found: Features, suspicion: np.ndarray, decided: np.ndarray) -> np.ndarray:
+    """The probability that each example is wrong, (N,) float64, after what was decided.
+
+    suspicion: (N,) 0..1. decided: (N,), 1 wrong, 0 right, NaN undecided. Without decisions it is suspicion (which
+    counts as FLOOR or 1 - FLOOR beyond these).
+    """
+    rows, offset = design(found), log_odds(suspicion)
+    known = np.isfinite(decided)
+    return sigmoid(offset + rows @ learn(rows[known], offset[known], decided[known]))
+
+
+# --- a ranking ---------------------------------------------------------------------------------------------------
+
+
+class Ranking(NamedTuple):
+    """probability: (N,) float64, 0..1, that each example is wrong. learned: sentences, what the decisions taught."""
+
+    probability: np.ndarray
+    learned: list[str]
+
+
+def rank(
+    evidence: Evidence, scores: pd.DataFrame, suspicion: np.ndarray, decisions: Mapping[str, str]
+) -> Ranking:
+    """What the decisions so far make of ``suspicion`` (N,).
+
+    scores: of the detectors, (N, D). decisions: id -> keep, drop or fix, "" where there is none yet; of ids that are
+    not in the split nothing is learned. ValueError for another word: ``decisions.read_decisions`` lets none pass.
+    """
+    if unknown := sorted(set(decisions.values()) - WRONG.keys() - {""}):
+        raise ValueError(f"no decisions: {', '.join(unknown)}")
+    decided = np.array([WRONG.get(decisions.get(each, ""), np.nan) for each in evidence.split.ids])
+    found = features(evidence, scores)
+    return Ranking(review(found, suspicion, decided), learned(evidence, found, suspicion, decided))
+
+
+def learned(evidence: Evidence, found: Features, suspicion: np.ndarray, decided: np.ndarray) -> list[str]:
+    """What the decisions say, in words that can be checked with them: by class or question type; how many were wrong
+    where suspicion expected how many; words and features that wrong and right ones differ in."""
+    known = np.isfinite(decided)
+    if not known.any():
+        return ["no decisions yet: the order is that of suspicion"]
+    total, wrong = int(known.sum()), int(decided[known].sum())
+    said = [_by_group(found, decided, known),
+            f"{_count(wrong)} of {total} {_were(wrong)} wrong, suspicion had expected {suspicion[known].sum():.1f}"]
+    if min(wrong, total - wrong) < TOLD_FROM:
+        return [*said, f"fewer than {TOLD_FROM} of one sort: the order is still close to that of suspicion"]
+    return [*said, *_told_features(found, decided, known), *_told_words(evidence, decided, known)]
+
+
+def _by_group(found: Features, decided: np.ndarray, known: np.ndarray) -> str:
+    """``of 41 reviewed neutral 14 were wrong, of 60 contradiction none``"""
+    parts: list[str] = []
+    for number, name in enumerate(found.groups):
+        inside = decided[known & (found.group == number)]
+        if len(inside):
+            wrong = int(inside.sum())
+            parts.append(f"of {len(inside)} {name} {_count(wrong)}" if parts else
+                         f"of {len(inside)} reviewed {name} {_count(wrong)} {_were(wrong)} wrong")
+    return ", ".join(parts)
+
+
+def _count(number: int) -> str:
+    return str(number) if number else "none"
+
+
+def _were(number: int) -> str:
+    return "was" if number == 1 else "were"
+
+
+def _told_features(found: Features, decided: np.ndarray, known: np.ndarray) -> list[str]:
+    """Of the features that have a name a person knows, and each group with decisions enough: those whose means differ
+    most between wrong and right ones, in pooled standard deviations."""
+    gaps: dict[tuple[int, int], float] = {}
+    for group in range(len(found.groups)):
+        inside = known & (found.group == group)
+        wrong, right = found.values[inside & (decided == 1)], found.values[inside & (decided == 0)]
+        if min(len(wrong), len(right)) < TOLD_FROM:
+            continue
+        spread = np.sqrt((wrong.var(axis=0) + right.var(axis=0)) / 2)
+        gap = (wrong.mean(axis=0) - right.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)
+        gaps |= {(group, number): float(gap[number]) for number, name in enumerate(found.names)
+                 if not name.startswith(TOPIC) and abs(gap[number]) >= TOLD_GAP}
+    strongest = sorted(gaps, key=lambda place: -abs(gaps[place]))[:TOLD_FEATURES]
+    return [f"{found.groups[group]}: {found.names[number]} is {'higher' if gaps[group, number] > 0 else 'lower'} in "
+            f"the wrong ones, by {abs(gaps[group, number]):.1f} standard deviations" for group, number in strongest]
+
+
+def _told_words(evidence: Evidence, decided: np.ndarray, known: np.ndarray) -> list[str]:
+    """Words that stand in many of the wrong ones and in few of the right ones: by the ratio of their shares."""
+    words = telling_words(evidence)
+    inside = {value: [set(words[row]) for row in np.flatnonzero(known & (decided == value))] for value in (0, 1)}
+    counts = {value: Counter(word for each in sets for word in each) for value, sets in inside.items()}
+    shares = {value: {word: (counts[value][word] + 0.5) / (len(inside[value]) + 1) for word in counts[1]}
+              for value in (0, 1)}
+    telling = [word for word in counts[1] if counts[1][word] >= TOLD_FROM
+               and shares[1][word] >= 2 * shares[0][word]]
+    strongest = sorted(telling, key=lambda word: (-shares[1][word] / shares[0][word], word))[:TOLD_WORDS]
+    return ["words: " + ", ".join(
+        f"{word!r} in {counts[1][word]} of {len(inside[1])} wrong and {counts[0][word]} of {len(inside[0])} right"
+        for word in strongest)] if strongest else []
+
+
+# --- would it have helped ----------------------------------------------------------------------------------------
+
+
+def simulate_review(
+    found: Features, suspicion: np.ndarray, truth: np.ndarray, *, depth: int, every: int | None = 10, seed: int = 0
+) -> np.ndarray:
+    """How many wrong ones somebody finds who decides by ``truth`` (N,) bool: (depth,) int64, after each decision.
+
+    every: after how many decisions the rest is ranked anew; None: the order of suspicion to the end. seed: of the
+    order among equals. Of N examples: those that may be decided, all of them.
+    """
+    depth, every = min(depth, len(truth)), every or len(truth)
+    ties = np.random.default_rng(seed).permutation(len(truth))
+    decided, probability = np.full(len(truth), np.nan), np.asarray(suspicion, dtype=np.float64)
+    order: list[int] = []
+    while len(order) < depth:
+        if order:
+            probability = review(found, suspicion, decided)
+        by_rank = np.lexsort((ties, -probability))
+        chosen = by_rank[np.isnan(decided[by_rank])][: min(every, depth - len(order))]
+        decided[chosen] = truth[chosen]
+        order += chosen.tolist()
+    return np.cumsum(truth[order])
