@@ -20,8 +20,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamap.analysis.clusters import cluster_name, load_clusters
-from datamap.cartography.maps import load_map, means_nothing
+from datamap.cartography.maps import METRICS_FILE, load_map, means_nothing
 from datamap.core.artifacts import (
+    artifact_file,
     check_not_read,
     check_same_dataset,
     recorded_dataset,
@@ -175,6 +176,7 @@ def find_errors(args: argparse.Namespace) -> None:
     given = {label: path for label, path in sources.items() if path}
     check_not_read(args.output_dir, *given.values())
     check_not_edited(args.output_dir)
+    artifact_file(args.cartography_dir, METRICS_FILE, "run.py --do_train --enable_cartography")
     task = task_of(args, recorded_task(*given.values()))
     split = recorded_split(args.cartography_dir, args.dataset, args.split, task, args.max_samples)
     if split is None:

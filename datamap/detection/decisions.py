@@ -58,7 +58,7 @@ def write_for_spreadsheet(path: str | Path, frame: pd.DataFrame) -> None:
         if shown[column].dtype.kind == "O" or shown[column].dtype.name.startswith("str"):
             shown[column] = [neutralised(cell) if isinstance(cell, str) else cell for cell in shown[column].tolist()]
     with atomic(path) as temporary:
-        shown.to_csv(temporary, index=False, quoting=csv.QUOTE_NONNUMERIC, encoding="utf-8-sig", lineterminator="\r\n")
+        shown.to_csv(temporary, index=False, encoding="utf-8-sig", lineterminator="\r\n")
 
 
 def check_not_edited(directory: str | Path) -> None:

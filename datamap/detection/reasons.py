@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from datamap.analysis.clusters import NOISE
 from datamap.detection.base import Evidence
 from datamap.detection.decisions import NO_ANSWER
+from datamap.detection.detect_texts import content
 from datamap.tasks.qa_metrics import normalize_answer
 from datamap.tasks.spans import begins_or_ends_in_word
 
@@ -22,6 +24,7 @@ NEAREST = 5
 MOST_NEIGHBOURS_DIFFER = 4  # of the five
 COMMON = 0.2  # what holds for more of the examples than this tells nothing of one
 LOW = 0.1  # the share of examples with the lowest values, of which that is said
+ODD = 0.02  # the share of questions that are called oddly worded
 STANDS_OUT = 0.05  # the same of a detector that is named because nothing else is known
 SHOWN = 60  # characters of an answer
 NUMBER_WORDS = ("no", "one", "two", "three", "four", "five")
@@ -44,7 +47,7 @@ def reasons(evidence: Evidence, scores: pd.DataFrame) -> list[str]:
     most suspicious.
     """
     found: list[list[str]] = [[] for _ in range(len(evidence))]
-    for rows, words in _all_reasons(evidence):
+    for rows, words in itertools.chain(_all_reasons(evidence), _of_odd_questions(scores)):
         for row in rows.tolist():
             found[row].append(words(row))
     silent = np.array([not each for each in found], dtype=bool)
@@ -104,11 +107,11 @@ def _of_training(evidence: Evidence) -> Iterator[Reason]:
         yield np.flatnonzero(forgotten >= 2), lambda row: f"learned and forgotten {forgotten[row]:.0f} times"
     if "confidence" in metrics:
         confidence = metrics["confidence"].to_numpy(dtype=float)
-        rank = _share_below(confidence)
+        lower, higher = _shares(confidence)
         what = "answer" if evidence.answers_questions else "label"
-        yield (np.flatnonzero(rank < LOW),
+        yield (np.flatnonzero(lower < LOW),
                lambda row: f"the model gave its {what} a probability of {confidence[row]:.2f} on average, less than "
-                           f"in {_most(1 - rank[row])} of the examples")
+                           f"in {np.floor(100 * higher[row]):.0f}% of the examples")
 
 
 def _of_labels(evidence: Evidence) -> Iterator[Reason]:
@@ -197,17 +200,21 @@ def _of_rules(rules: pd.DataFrame) -> Iterator[Reason]:
             yield np.flatnonzero(fired), _always(words)
 
 
+def _of_odd_questions(scores: pd.DataFrame) -> Iterator[Reason]:
+    if "odd_question" in scores:
+        odd = scores["odd_question"].rank(pct=True).to_numpy() > 1 - ODD
+        yield np.flatnonzero(odd), _always("its words follow each other as in hardly any other question")
+
+
 # --- its like ----------------------------------------------------------------------------------------------------
 
 
 def _of_duplicates(evidence: Evidence) -> Iterator[Reason]:
     """The same texts, but for case and blanks, with another label or answer."""
-    data, task = evidence.split.data, evidence.split.task
-    columns = [data[column][:] for column in task.text_columns]
-    keys = [hash(tuple(" ".join(text.casefold().split()) for text in row)) for row in zip(*columns, strict=True)]
+    keys = evidence.once(content)
     golds = ([normalize_answer(text) for text in evidence.golds] if evidence.answers_questions
              else [evidence.class_names[label] for label in evidence.labels])
-    first: dict[int, dict[str, int]] = {}  # of every text the first row with each gold
+    first: dict[tuple[str, ...], dict[str, int]] = {}  # of every text the first row with each gold
     for row, (key, gold) in enumerate(zip(keys, golds, strict=True)):
         first.setdefault(key, {}).setdefault(gold, row)
     other = {row: next(place for each, place in first[key].items() if each != gold)
@@ -256,16 +263,13 @@ def _standing_out(scores: pd.DataFrame, silent: np.ndarray) -> Iterator[Reason]:
 # --- numbers in words --------------------------------------------------------------------------------------------
 
 
-def _share_below(values: np.ndarray) -> np.ndarray:
-    """(N,) the share of the known values that are lower, NaN of an unknown one."""
+def _shares(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of each value, (N,), the share of the known ones that are lower, and higher; NaN of an unknown one."""
     known = np.sort(values[~np.isnan(values)])
-    share = np.searchsorted(known, values) / max(len(known), 1)
-    return np.where(np.isnan(values), np.nan, share)
-
-
-def _most(share: float) -> str:
-    return f"{np.floor(100 * share):.0f} %"
+    unknown, count = np.isnan(values), max(len(known), 1)
+    lower, higher = np.searchsorted(known, values), len(known) - np.searchsorted(known, values, side="right")
+    return np.where(unknown, np.nan, lower / count), np.where(unknown, np.nan, higher / count)
 
 
 def _counted(number: float, noun: str) -> str:
-    return f"{number:.0f} {noun}{'s' * (number != 1)}"
+    return f"{number:.0f} {noun}{'s' * bool(number != 1)}"

@@ -12,6 +12,7 @@ from datamap.detection.base import Evidence, score_all
 from datamap.detection.decisions import NO_ANSWER
 from datamap.detection.evidence import load_evidence
 from datamap.detection.reasons import NEAREST, class_numbers, reasons
+from datamap.detection.suspicion import kind_of, parts_of, suspicion, terms_of
 from datamap.tasks.qa_metrics import normalize_answer
 from datamap.tasks.spans import places_of
 
@@ -29,14 +30,18 @@ def find_suspects(
     predictions: str | None = None, decisions: str | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """The table of suspects from finished artifacts, and what to say of it: of what it was made."""
-    from datamap.detection.suspicion import suspicion
-
     places = {"embedding_dir": embedding_dir, "cluster_dir": cluster_dir, "predictions": predictions}
     evidence = load_evidence(split, cartography_dir, **places)  # type: ignore[arg-type]
-    scores = score_all(evidence)
+    scores = score_all(evidence, detectors_needed(evidence))
     values, made_of = suspicion(evidence, scores)
     table = suspects_table(evidence, scores, values, made_of)
     return table, [described(evidence, [flag for flag, place in places.items() if not place])]
+
+
+def detectors_needed(evidence: Evidence) -> tuple[str, ...]:
+    """Those that suspicion is made of, and that reasons name: the others would take longer than all the rest."""
+    terms = terms_of(kind_of(evidence), parts_of(evidence))
+    return tuple(dict.fromkeys([*(term.detector for term in terms), "odd_question"]))
 
 
 def described(evidence: Evidence, not_given: list[str]) -> str:
