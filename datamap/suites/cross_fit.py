@@ -21,8 +21,9 @@ from datamap.core.files import read_table
 from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE
 from datamap.suites.definition import settings_hash
 from datamap.suites.runner import Outcome, execute, run_locally
-from datamap.suites.runs import FINISHED, LOG, Run, identity_of, run_name
+from datamap.suites.runs import FINISHED, LOG, Run, identity_of, run_name, state_of
 from datamap.training.arguments import build_parser, inputs_of, parse_args
+from datamap.training.checkpoints import has_whole_checkpoint
 from datamap.training.data import RunData
 
 if TYPE_CHECKING:
@@ -77,8 +78,8 @@ def _runs(args: argparse.Namespace, data: RunData) -> list[Run]:
     given |= {"dataset": data.train.name, "save_strategy": "epoch", "save_total_limit": 1}
     common, runs = flags_to_argv(parser, given, "--cross_fit"), []
     arguments = parse_args([*common, "--fold=1"])
-    for arguments.fold in range(1, args.cross_fit + 1):
-        fold = arguments.fold
+    for fold in range(1, args.cross_fit + 1):
+        arguments.fold = fold
         identity = identity_of(settings_hash(arguments, inputs_of(arguments), {}), args.seed)
         place = home / run_name(f"fold{fold}", args.seed, identity)
         argv = [*common, f"--fold={fold}", f"--output_dir={place}",
@@ -89,11 +90,12 @@ def _runs(args: argparse.Namespace, data: RunData) -> list[Run]:
 
 
 def _make_room(args: argparse.Namespace, runs: Sequence[Run]) -> None:
-    """Folds of other settings go with --overwrite, else they are a UserError: they cost a training each."""
+    """Folds of other settings go; those that have cost time only with --overwrite, else they are a UserError."""
     home, ours = runs[0].directory.parent, {run.directory for run in runs}
     others = sorted(place for place in home.iterdir() if place not in ours) if home.is_dir() else []
-    if others and not args.overwrite:
-        raise UserError(f"{home} holds folds of an unfinished run with other settings or data ({others[0].name}): go "
+    begun = [place for place in others if state_of(place) == FINISHED or has_whole_checkpoint(place, True)]
+    if begun and not args.overwrite:
+        raise UserError(f"{home} holds folds of an unfinished run with other settings or data ({begun[0].name}): go "
                         "on with the flags that it was started with, or start again with --overwrite")
     for place in others:
         shutil.rmtree(place)

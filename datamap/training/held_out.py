@@ -15,6 +15,7 @@ from transformers import EvalPrediction, TrainerState, TrainingArguments
 from datamap.cartography.dynamics import read_dynamics
 from datamap.cartography.metrics import compute_metrics
 from datamap.cartography.recorder import CartographyCallback, Heads, heads_of, row_statistics
+from datamap.core.errors import UserError
 from datamap.core.files import write_csv
 from datamap.core.splits import Split
 from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE, PROBABILITY, head_table
@@ -57,6 +58,15 @@ class HeldOutCallback(CartographyCallback):
         counts = np.asarray(features["counts"][:], dtype=bool)
         super().__init__(split.ids, row_to_example=np.where(counts, features["example_index"][:], -1), **settings)
         self.trainer, self.features = trainer, features
+
+    def check_dropout(self, drawn: int) -> None:
+        """UserError where passes in training mode would be the same as others."""
+        model = self.trainer.model
+        shares = [module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)]
+        shares += [value for name, value in vars(model.config).items() if "dropout" in name and value]
+        if drawn and not any(shares):
+            raise UserError(f"--mc_dropout {drawn}: this model has no dropout, every pass would say the same; leave "
+                            "it out, or give --dropout to a model that is trained from scratch")
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         """Nothing: ``write_held_out`` comes when the model is whole."""
