@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEED = 42
+TABLES = ("metrics", "out_of_fold", "clusters", "rules")  # the fields of Evidence with columns
 T = TypeVar("T")
 
 
@@ -109,7 +110,7 @@ class Detector:
     """``score``: (N,) float64, higher is more likely wrong, NaN where it says nothing.
 
     needs: fields of ``Evidence`` without which it cannot be had. tasks: "any", "labels" or "qa". columns: of
-    ``metrics`` or ``out_of_fold`` that it reads. range, cost: in words, for ``--list``. suspicious: which end of the
+    the tables among them that it reads. range, cost: in words, for ``--list``. suspicious: which end of the
     quantity that it is made from, "low" or "high". paper: where it comes from. flags: it only says yes or no (0 or 1).
     """
 
@@ -129,7 +130,7 @@ class Detector:
         kind = "qa" if evidence.answers_questions else "labels"
         if self.tasks not in ("any", kind) or not evidence.has(*self.needs):
             return False
-        tables = [getattr(evidence, name) for name in self.needs if name in ("metrics", "out_of_fold")]
+        tables = [getattr(evidence, name) for name in self.needs if name in TABLES]
         return all(column in table for table in tables for column in self.columns)
 
     def __call__(self, evidence: Evidence) -> np.ndarray:
@@ -161,21 +162,24 @@ def detectors() -> dict[str, Detector]:
     for each in pkgutil.iter_modules(detection.__path__, f"{detection.__name__}."):
         if each.name.rpartition(".")[2].startswith("detect_"):
             importlib.import_module(each.name)
-    return dict(_registered)
+    by_module = sorted(_registered.values(), key=lambda each: each.score.__module__)
+    return {each.name: each for each in by_module}
 
 
 def score_all(evidence: Evidence, names: tuple[str, ...] | None = None) -> pd.DataFrame:
     """The scores of every detector that can be had from ``evidence`` (or of those named), one column each, (N, D).
 
-    ``evidence.opinions`` are columns beside them. A detector that says nothing of any example is left out.
+    ``evidence.opinions`` are columns beside them. A detector that says nothing of any example is left out. ValueError
+    for a name that is neither.
     """
     import pandas as pd
 
-    known = detectors()
-    scores = {name: known[name](evidence) for name in names or known
-              if name in known and known[name].can_judge(evidence)}
-    scores |= {name: np.asarray(score, dtype=np.float64) for name, score in evidence.opinions.items()
-               if names is None or name in names}
+    known, opinions = detectors(), evidence.opinions
+    names = (*known, *opinions) if names is None else names
+    if unknown := set(names) - known.keys() - opinions.keys():
+        raise ValueError(f"no detectors: {', '.join(sorted(unknown))}")
+    scores = {name: known[name](evidence) if name in known else np.asarray(opinions[name], dtype=np.float64)
+              for name in names if name not in known or known[name].can_judge(evidence)}
     told = {name: score for name, score in scores.items() if not np.isnan(score).all()}
     return pd.DataFrame(told, index=pd.Index(evidence.split.ids, name="id"))
 
