@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamap.core.artifacts import check_same_dataset
 from datamap.core.splits import Split
 from datamap.core.tables import console_table
 from datamap.detection.base import Evidence, score_all
-from datamap.detection.decisions import NO_ANSWER
+from datamap.detection.decisions import NO_ANSWER, check_decided_ids, read_decisions
 from datamap.detection.evidence import load_evidence
 from datamap.detection.reasons import NEAREST, class_numbers, reasons
+from datamap.detection.review import rank
 from datamap.detection.suspicion import kind_of, parts_of, suspicion, terms_of
 from datamap.tasks.qa_metrics import normalize_answer
 from datamap.tasks.spans import places_of
@@ -29,13 +31,42 @@ def find_suspects(
     split: Split, cartography_dir: str, *, embedding_dir: str | None = None, cluster_dir: str | None = None,
     predictions: str | None = None, decisions: str | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
-    """The table of suspects from finished artifacts, and what to say of it: of what it was made."""
+    """The table of suspects from finished artifacts, and what to say of it: of what it was made, and what the
+    decisions so far (a file, ``read_decisions``) teach.
+
+    With decisions suspicion is what they make of it (``review.rank``), and what is decided stands below the rest.
+    """
+    import pandas as pd
+
     places = {"embedding_dir": embedding_dir, "cluster_dir": cluster_dir, "predictions": predictions}
     evidence = load_evidence(split, cartography_dir, **places)  # type: ignore[arg-type]
-    scores = score_all(evidence, detectors_needed(evidence))
+    said = [described(evidence, [flag for flag, place in places.items() if not place])]
+    if not decisions:
+        scores = score_all(evidence, detectors_needed(evidence))
+        values, made_of = suspicion(evidence, scores)
+        return suspects_table(evidence, scores, values, made_of), said
+    decided = decisions_on(split, decisions)
+    scores = score_all(evidence)  # a review learns from all
     values, made_of = suspicion(evidence, scores)
-    table = suspects_table(evidence, scores, values, made_of)
-    return table, [described(evidence, [flag for flag, place in places.items() if not place])]
+    ranking = rank(evidence, scores, values, decided["decision"].to_dict())
+    made_of = f"{made_of}, {len(decided):,} decision{'s' * (len(decided) != 1)}"
+    table = suspects_table(evidence, scores, ranking.probability, made_of)
+    for column in ("decision", "corrected"):
+        table[column] = table["id"].map(decided[column].where(decided[column] != "", None))
+    is_decided = table["decision"].notna()
+    return pd.concat([table[~is_decided], table[is_decided]], ignore_index=True), [*said, *ranking.learned]
+
+
+def decisions_on(split: Split, path: str) -> pd.DataFrame:
+    """``decision`` and ``corrected`` of each example of the split that there is a decision on, indexed by id; none of
+    those that have changed since."""
+    table = read_decisions(path).set_index("id")
+    table = table[table["decision"] != ""]
+    if table.empty:
+        return table
+    check_decided_ids(path, table.index, split)
+    changed = check_same_dataset(path, table.index, split)
+    return table[table.index.isin(set(split.ids) - changed)]
 
 
 def detectors_needed(evidence: Evidence) -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
 from datamap.detection import suspects
 from datamap.detection.base import Evidence
-from datamap.detection.decisions import NO_ANSWER
+from datamap.detection.decisions import NO_ANSWER, read_decisions
 from datamap.detection.reasons import reasons
 from datamap.detection.suspects import marked, predicted, proposals, suspects_table
 from datamap.tasks.registry import get_task
@@ -241,6 +241,35 @@ def test_what_somebody_worked_on_is_not_replaced(tmp_path, finished, refused):
     before = file.read_bytes()
     assert "may hold decisions" in refused(analyze_dataset.main, *finished)
     assert file.read_bytes() == before
+
+
+def test_decisions_rank_what_is_left_and_stay_in_the_file(tmp_path, finished, capsys, refused):
+    reviewed = tmp_path / "reviewed.csv"
+    reviewed.write_text("ID;Decision;Corrected\np5;drop;\np4;Fix;neutral\np3;;\np0;keep;\n")
+    analyze_dataset.main([*finished, "--decisions", str(reviewed)])
+    file = tmp_path / "suspects" / "suspects.csv"
+    table = read_table(file, ("id",), ("corrected",))
+    assert set(table["id"][:3]) == {"p1", "p2", "p3"} and table["decision"][:3].isna().all()
+    assert dict(zip(table["id"][3:], table["decision"][3:], strict=True)) == {"p5": "drop", "p4": "fix", "p0": "keep"}
+    assert table.set_index("id")["corrected"]["p4"] == "neutral"
+    assert set(table["evidence"]) == {"the data map, 3 decisions"}
+    said = capsys.readouterr().out
+    assert "of 2 reviewed neutral 1 was wrong, of 1 contradiction 1" in said
+    again = read_decisions(file)
+    assert again[again["decision"] != ""]["id"].tolist() == table["id"].tolist()[3:]
+    reviewed.write_text("id,decision\nother,keep\n")
+    finished[-1] = str(tmp_path / "more")
+    assert "decides on 1 ids that" in refused(analyze_dataset.main, *finished, "--decisions", reviewed)
+    assert "which is read" in refused(analyze_dataset.main, *finished[:-1], tmp_path, "--decisions", reviewed)
+
+
+def test_without_a_decision_the_order_is_that_of_suspicion(tmp_path, finished, capsys):
+    reviewed = tmp_path / "reviewed.csv"
+    reviewed.write_text("id,decision\np5,\n")
+    analyze_dataset.main([*finished, "--decisions", str(reviewed)])
+    table = read_table(tmp_path / "suspects" / "suspects.csv")
+    assert table["id"].tolist() == ["p5", "p4", "p3", "p2", "p1", "p0"]
+    assert "no decisions yet" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
