@@ -21,7 +21,8 @@ from packaging.requirements import Requirement
 PAGES = {file.name: file.read_text(encoding="utf-8")
          for file in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))}
 # What is read in one go, one page going on from another. extending.md has tests of its own (``OTHER_TESTS``).
-QUESTIONS = ("README.md", "install.md", "data.md", "training.md", "cartography.md", "clusters.md", "filters.md")
+QUESTIONS = ("README.md", "install.md", "data.md", "training.md", "cartography.md", "clusters.md", "filters.md",
+             "review.md")
 LABELS = ("classification.md", "selection.md", "suites.md")
 THOUGHTS = "thoughts.md"
 OTHER_TESTS = ("extending.md",)
@@ -158,7 +159,9 @@ def test_the_road_of_questions_runs_from_top_to_bottom(qa_dir, reviews, tiny_mod
         "analysis_67": "easy_samples.json", "model_67": "filter_report.json",
         "integrated_analysis": "patterns.json", "unified_example": "problem_examples.csv",
         "control_model": "filter_report.json", "clustered_model": "filter_report.json", "filtered": "train.jsonl",
-        "model_of_filtered": "model.safetensors",
+        "model_of_filtered": "model.safetensors", "suspects": "suspects.csv", "suspects_2": "suspects.csv",
+        "without_suspects": "cleaning_report.json", "cleaned": "validation.jsonl",
+        "model_of_cleaned": "eval_metrics.json",
     }.items():
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]
