@@ -1,6 +1,7 @@
 """Evidence made up for the tests of detectors: real splits of the built-in datasets, random numbers about them."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -9,6 +10,8 @@ from datamap.analysis.error_rules import flag_errors
 from datamap.core.splits import Split, load_split
 from datamap.detection.base import Evidence
 from datamap.tasks.registry import get_task
+
+Full = Any  # an Evidence of which every field is there
 
 
 def random_metrics(split: Split, rng: np.random.Generator, columns: tuple[str, ...] = ()) -> pd.DataFrame:
@@ -24,10 +27,10 @@ def random_metrics(split: Split, rng: np.random.Generator, columns: tuple[str, .
     return pd.DataFrame(table, index=pd.Index(split.ids, name="id")).astype("float64")
 
 
-def made_labels(n: int = 60, seed: int = 0, dims: int = 6) -> Evidence:
+def made_labels(n: int = 60, seed: int = 0, dims: int = 6) -> Full:
     split = load_split("demo:nli", "train", get_task("nli"), max_samples=n)
     rng = np.random.default_rng(seed)
-    evidence = Evidence(split, random_metrics(split, rng, ("label_confidence",)), seed=seed)
+    evidence: Full = Evidence(split, random_metrics(split, rng, ("label_confidence",)), seed=seed)
     evidence.out_of_fold = random_metrics(split, rng, ("dropout_confidence", "dropout_entropy"))
     evidence.probabilities = rng.dirichlet(np.ones(len(evidence.class_names)), n)
     evidence.out_of_fold["predicted_label"] = [evidence.class_names[each]
@@ -39,11 +42,11 @@ def made_labels(n: int = 60, seed: int = 0, dims: int = 6) -> Evidence:
     return evidence
 
 
-def made_questions(n: int = 60, seed: int = 0, dims: int = 6) -> Evidence:
+def made_questions(n: int = 60, seed: int = 0, dims: int = 6) -> Full:
     split = load_split("demo:clinical", "train", get_task("qa"), max_samples=n)
     rng = np.random.default_rng(seed)
     ends = ("start_confidence", "end_confidence")
-    evidence = Evidence(split, random_metrics(split, rng, ends), seed=seed)
+    evidence: Full = Evidence(split, random_metrics(split, rng, ends), seed=seed)
     evidence.out_of_fold = random_metrics(split, rng, (*ends, "dropout_confidence", "dropout_entropy"))
     evidence.out_of_fold["span_margin"] = rng.normal(size=n)
     texts = split.task.readable(split.data)
@@ -64,7 +67,7 @@ def made_questions(n: int = 60, seed: int = 0, dims: int = 6) -> Evidence:
     return evidence
 
 
-def of_rows(evidence: Evidence, rows: np.ndarray) -> Evidence:
+def of_rows(evidence: Full, rows: np.ndarray) -> Full:
     """The same of some examples, or of all in another order."""
     def table(frame: pd.DataFrame | None) -> pd.DataFrame | None:
         return None if frame is None else frame.iloc[rows]
@@ -80,7 +83,7 @@ def of_rows(evidence: Evidence, rows: np.ndarray) -> Evidence:
                     evidence.seed)
 
 
-def relabelled(evidence: Evidence, row: int, label: int) -> Evidence:
+def relabelled(evidence: Full, row: int, label: int) -> Full:
     """The same where one example has another label."""
     column = evidence.label_column
     data = evidence.split.data
