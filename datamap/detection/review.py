@@ -27,13 +27,14 @@ FLOOR = 1e-4  # suspicion is taken for at least this far from 0 and 1, so that d
 # How far each kind of feature moves the log-odds before any decision, as a standard deviation. A class can be another
 # matter altogether; what tells wrong from right within it adds to suspicion, which knows the detectors already.
 GROUP_SPREAD, FEATURE_SPREAD = 1.0, 0.5
+SLOPE_SPREAD = 0.3  # of the factor, 1 before any decision, by which suspicion's log-odds count: it may be too sure
 TOPICS = 32  # directions of the words; more tell no more with some hundred decisions
 LEAST_EXAMPLES = 3  # that have a word, for it to count
 MOST_GROUPS = 12  # classes or question types with weights of their own; the rarer ones share one
 OTHERS = "others"
 STEPS, SMALLEST_STEP, PRECISION = 100, 1e-6, 1e-9  # Newton takes about ten
 ROUNDING = 1e-12  # of the height that is climbed
-TOPIC = "topic "
+SUSPICION, TOPIC = "suspicion", "topic "
 TOLD_WORDS, TOLD_FEATURES, TOLD_FROM = 3, 3, 5  # most of each that is told; decisions of each sort from which on
 TOLD_GAP = 0.5  # standard deviations
 
@@ -46,30 +47,37 @@ class Features:
     """What the review looks at, of N examples.
 
     values: (N, B) float64, each of mean 0, scaled so that the columns of one kind (detectors, texts, topics) together
-    have the variance FEATURE_SPREAD^2. names: of the columns. group: (N,) int64, the class or question type as a
-    place in ``groups``.
+    have the variance FEATURE_SPREAD^2; the last is suspicion. names: of the columns. group: (N,) int64, the class or
+    question type as a place in ``groups``. offset: (N,) float64, the log-odds of suspicion.
     """
 
     values: np.ndarray
     names: list[str]
     group: np.ndarray
     groups: list[str]
+    offset: np.ndarray
 
     def __len__(self) -> int:
         return len(self.group)
 
     def rows(self, chosen: np.ndarray) -> Features:
-        return Features(self.values[chosen], self.names, self.group[chosen], self.groups)
+        return Features(self.values[chosen], self.names, self.group[chosen], self.groups, self.offset[chosen])
 
 
-def features(evidence: Evidence, scores: pd.DataFrame) -> Features:
+def features(evidence: Evidence, scores: pd.DataFrame, suspicion: np.ndarray) -> Features:
     """scores: of the detectors, ``base.score_all``; their ranks are looked at, and one that says nothing is in the
-    middle."""
-    kinds = [_detectors(scores), _shapes(evidence), _topics(evidence)]
-    blocks = [_scaled(values, names) for values, names in kinds]
+    middle. suspicion: (N,) 0..1; below FLOOR it counts as FLOOR, above 1 - FLOOR as that."""
+    blocks = [_scaled(*kind) for kind in (_detectors(scores), _shapes(evidence), _topics(evidence))]
     group, groups = _groups(evidence)
-    return Features(np.hstack([values for values, _ in blocks]), [name for _, names in blocks for name in names],
-                    group, groups)
+    offset = _log_odds(suspicion)
+    slope = SLOPE_SPREAD * (offset - offset.mean())[:, None]
+    values = np.hstack([*(values for values, _ in blocks), slope])
+    return Features(values, [*(name for _, names in blocks for name in names), SUSPICION], group, groups, offset)
+
+
+def _log_odds(suspicion: np.ndarray) -> np.ndarray:
+    kept = np.clip(suspicion, FLOOR, 1 - FLOOR)
+    return np.log(kept) - np.log1p(-kept)
 
 
 def _scaled(values: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
@@ -181,11 +189,6 @@ def design(found: Features) -> np.ndarray:
     return np.hstack([GROUP_SPREAD * inside, found.values, within.reshape(rows, -1)])
 
 
-def log_odds(suspicion: np.ndarray) -> np.ndarray:
-    kept = np.clip(suspicion, FLOOR, 1 - FLOOR)
-    return np.log(kept) - np.log1p(-kept)
-
-
 def learn(rows: np.ndarray, offset: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     """Weights (P,) float64 that maximise the log-likelihood of the decisions less half the sum of their squares.
 
@@ -214,15 +217,13 @@ def _height(rows: np.ndarray, offset: np.ndarray, wrong: np.ndarray, weights: np
     return float((wrong * z - np.logaddexp(0, z)).sum() - (weights @ weights) / 2)
 
 
-def review(found: Features, suspicion: np.ndarray, decided: np.ndarray) -> np.ndarray:
-    """The probability that each example is wrong, (N,) float64, after what was decided.
+def review(found: Features, decided: np.ndarray) -> np.ndarray:
+    """The probability that each example is wrong, (N,) float64 in 0..1, after what was decided.
 
-    suspicion: (N,) 0..1. decided: (N,), 1 wrong, 0 right, NaN undecided. Without decisions it is suspicion (which
-    counts as FLOOR or 1 - FLOOR beyond these).
+    decided: (N,), 1 wrong, 0 right, NaN undecided. Without decisions it is suspicion.
     """
-    rows, offset = design(found), log_odds(suspicion)
-    known = np.isfinite(decided)
-    return sigmoid(offset + rows @ learn(rows[known], offset[known], decided[known]))
+    rows, known = design(found), np.isfinite(decided)
+    return sigmoid(found.offset + rows @ learn(rows[known], found.offset[known], decided[known]))
 
 
 # --- a ranking ---------------------------------------------------------------------------------------------------
@@ -246,19 +247,20 @@ def rank(
     if unknown := sorted(set(decisions.values()) - WRONG.keys() - {""}):
         raise ValueError(f"no decisions: {', '.join(unknown)}")
     decided = np.array([WRONG.get(decisions.get(each, ""), np.nan) for each in evidence.split.ids])
-    found = features(evidence, scores)
-    return Ranking(review(found, suspicion, decided), learned(evidence, found, suspicion, decided))
+    found = features(evidence, scores, suspicion)
+    return Ranking(review(found, decided), learned(evidence, found, decided))
 
 
-def learned(evidence: Evidence, found: Features, suspicion: np.ndarray, decided: np.ndarray) -> list[str]:
+def learned(evidence: Evidence, found: Features, decided: np.ndarray) -> list[str]:
     """What the decisions say, in words that can be checked with them: by class or question type; how many were wrong
     where suspicion expected how many; words and features that wrong and right ones differ in."""
     known = np.isfinite(decided)
     if not known.any():
         return ["no decisions yet: the order is that of suspicion"]
     total, wrong = int(known.sum()), int(decided[known].sum())
+    expected = sigmoid(found.offset[known]).sum()
     said = [_by_group(found, decided, known),
-            f"{_count(wrong)} of {total} {_were(wrong)} wrong, suspicion had expected {suspicion[known].sum():.1f}"]
+            f"{_count(wrong)} of {total} {_were(wrong)} wrong, where suspicion had expected {expected:.1f}"]
     if min(wrong, total - wrong) < TOLD_FROM:
         return [*said, f"fewer than {TOLD_FROM} of one sort: the order is still close to that of suspicion"]
     return [*said, *_told_features(found, decided, known), *_told_words(evidence, decided, known)]
@@ -321,21 +323,18 @@ def _told_words(evidence: Evidence, decided: np.ndarray, known: np.ndarray) -> l
 
 
 def simulate_review(
-    found: Features, suspicion: np.ndarray, truth: np.ndarray, *, depth: int, every: int | None = 10, seed: int = 0
+    found: Features, truth: np.ndarray, *, depth: int, every: int | None = 10, seed: int = 0
 ) -> np.ndarray:
     """How many wrong ones somebody finds who decides by ``truth`` (N,) bool: (depth,) int64, after each decision.
 
-    every: after how many decisions the rest is ranked anew; None: the order of suspicion to the end. seed: of the
-    order among equals. Of N examples: those that may be decided, all of them.
+    found: of the N examples that may be decided (``Features.rows``). every: after how many decisions the rest is
+    ranked anew; None: the order of suspicion to the end. seed: of the order among equals.
     """
     depth, every = min(depth, len(truth)), every or len(truth)
     ties = np.random.default_rng(seed).permutation(len(truth))
-    decided, probability = np.full(len(truth), np.nan), np.asarray(suspicion, dtype=np.float64)
-    order: list[int] = []
+    decided, order = np.full(len(truth), np.nan), list[int]()
     while len(order) < depth:
-        if order:
-            probability = review(found, suspicion, decided)
-        by_rank = np.lexsort((ties, -probability))
+        by_rank = np.lexsort((ties, -review(found, decided)))
         chosen = by_rank[np.isnan(decided[by_rank])][: min(every, depth - len(order))]
         decided[chosen] = truth[chosen]
         order += chosen.tolist()
