@@ -488,6 +488,8 @@ FLAGS = [
     ("vocab_size", 300, {}),
     ("enable_cartography", True, {}),
     ("confidence_type", "mean", {"enable_cartography": True}),
+    ("cross_fit", 3, {"enable_cartography": True}),
+    ("mc_dropout", 2, {"enable_cartography": True, "cross_fit": 3}),
     ("use_label_smoothing", True, {}),
     ("smoothing_factor", 0.4, {"use_label_smoothing": True}),
     ("use_soft_weighting", True, {}),
@@ -595,6 +597,17 @@ def test_the_output_directory_the_seed_and_the_config_file_are_no_settings(flags
     written(here / "flags.json", {"seed": 4, "output_dir": "out"})
     assert hash_of(*flags) == hash_of(*flags, "--config", here / "flags.json")
     assert hash_of(*flags) == hash_of(*flags, "--output_dir", "other", "--overwrite", "--seed", "5")
+
+
+def test_how_many_folds_are_trained_at_a_time_is_no_setting(flags):
+    crossed = [*flags, "--enable_cartography", "--cross_fit", "3"]
+    assert hash_of(*crossed) == hash_of(*crossed, "--cross_fit_workers", "2")
+
+
+def test_planted_errors_make_another_run(flags):
+    planted = [*flags, "--plant_errors", "0.2"]
+    assert hash_of(*planted) == hash_of(*planted, "--plant_seed", "0") == hash_of(*planted, "--output_dir", "other")
+    assert len({hash_of(*flags), hash_of(*planted), hash_of(*planted, "--plant_seed", "1")}) == 3
 
 
 def test_the_seed_makes_another_run(planned):

@@ -137,8 +137,10 @@ def test_passes_with_dropout_differ_from_those_without(crossed, reviews):
 def test_what_the_mean_over_passes_says(reviews):
     """Two passes that are known: the mean confidence, and the entropy of the mean distribution."""
     logits = iter([torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]])])
-    fake: Any = SimpleNamespace(model=lambda **inputs: SimpleNamespace(logits=next(logits)), _model_inputs=lambda batch: {},
-                           compute_loss_context_manager=torch.no_grad)
+    fake: Any = SimpleNamespace(
+        model=lambda **inputs: SimpleNamespace(logits=next(logits)), _model_inputs=lambda batch: {},
+        compute_loss_context_manager=torch.no_grad,
+    )
     [[confidence, entropy]] = held_out._dropout(fake, {"labels": torch.tensor([0])}, 2, "geometric").tolist()
     p = (1 / (1 + np.exp(-2)) + 1 / (1 + np.e)) / 2
     assert confidence == pytest.approx(p) and entropy == pytest.approx(-p * np.log(p) - (1 - p) * np.log(1 - p))
