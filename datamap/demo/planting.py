@@ -295,7 +295,7 @@ def plausible_labels(
     """
     from scipy.sparse import hstack
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.linear_model import LogisticRegression
+    from sklearn.linear_model import SGDClassifier
     from sklearn.model_selection import KFold
 
     vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\w+", sublinear_tf=True)
@@ -310,7 +310,9 @@ def plausible_labels(
         if len(set(labels[seen])) == 1:  # nothing to tell apart
             probability[unseen, labels[seen][0]] = 1
             continue
-        model = LogisticRegression(C=10, max_iter=500).fit(rows[seen], labels[seen])
+        # In 20 passes over the data: weak is what it should be, and a hundred times faster than to the optimum.
+        model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=20, tol=None, average=True, random_state=seed)
+        model.fit(rows[seen], labels[seen])
         probability[np.ix_(unseen, model.classes_)] = model.predict_proba(rows[unseen])
     given = np.arange(len(labels)), labels
     own = probability[given]
