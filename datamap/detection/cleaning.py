@@ -120,6 +120,8 @@ def _with_labels(
     folded = {name.casefold(): number for number, name in enumerate(names)}
     for row, (example, text) in fixes.items():
         wanted = text.strip()
+        if wanted not in names and wanted.endswith(".0"):  # how pandas and spreadsheets write 1 beside a gap
+            wanted = wanted[:-2]
         number = names.index(wanted) if wanted in names else folded.get(wanted.casefold())
         if number is None:
             unknown[example] = text

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.analysis.clusters import NOISE
+from datamap.analysis.error_rules import STOP_WORDS
 from datamap.detection.base import Evidence
 from datamap.detection.decisions import NO_ANSWER
 from datamap.detection.detect_texts import content
@@ -109,7 +110,8 @@ def _of_training(evidence: Evidence) -> Iterator[Reason]:
         confidence = metrics["confidence"].to_numpy(dtype=float)
         lower, higher = _shares(confidence)
         what = "answer" if evidence.answers_questions else "label"
-        yield (np.flatnonzero(lower < LOW),
+        never = metrics["never_learned"].to_numpy(dtype=float) == 1 if "never_learned" in metrics else False
+        yield (np.flatnonzero((lower < LOW) & ~np.asarray(never)),
                lambda row: f"the model gave its {what} a probability of {confidence[row]:.2f} on average, less than "
                            f"in {np.floor(100 * higher[row]):.0f}% of the examples")
 
@@ -124,7 +126,7 @@ def _of_labels(evidence: Evidence) -> Iterator[Reason]:
             p_said, p_gold = evidence.probabilities[every, said], evidence.probabilities[every, gold]
 
         def words(row: int) -> str:
-            text = f"models trained without it say {names[said[row]]}"
+            text = f"a model trained without it says {names[said[row]]}"
             if p_said is None or p_gold is None or np.isnan(p_said[row]):
                 return text
             return f"{text} (probability {p_said[row]:.2f}, of {names[gold[row]]} {p_gold[row]:.2f})"
@@ -144,7 +146,7 @@ def _never_agreed(evidence: Evidence) -> Iterator[Reason]:
     epochs = table["num_epochs"].to_numpy()
     what = "its answer" if evidence.answers_questions else "its label"
     yield (np.flatnonzero((table["correctness"].to_numpy() == 0) & (epochs > 1)),
-           lambda row: f"in none of {epochs[row]:.0f} epochs did they give {what}")
+           lambda row: f"in none of {epochs[row]:.0f} epochs did it give {what}")
 
 
 # --- questions ---------------------------------------------------------------------------------------------------
@@ -153,21 +155,24 @@ def _never_agreed(evidence: Evidence) -> Iterator[Reason]:
 def _of_spans(evidence: Evidence) -> Iterator[Reason]:
     data = evidence.split.data
     usable = evidence.split.task.is_usable(data)
-    yield np.flatnonzero(~usable), lambda row: "the annotated answer does not stand at its answer_start"
+    yield np.flatnonzero(~usable), _always("the annotated answer does not stand at its answer_start")
     begins, ends = np.zeros(len(data), dtype=bool), np.zeros(len(data), dtype=bool)
     for row, (context, answer) in enumerate(zip(data["context"][:], data["answers"][:], strict=True)):
         if usable[row] and answer["text"]:
             start = answer["answer_start"][0]
             begins[row], ends[row] = begins_or_ends_in_word(context, start, start + len(answer["text"][0]))
-    yield np.flatnonzero(begins), lambda row: "the span begins inside a word"
-    yield np.flatnonzero(ends), lambda row: "the span ends inside a word"
+    yield np.flatnonzero(begins), _always("the span begins inside a word")
+    yield np.flatnonzero(ends), _always("the span ends inside a word")
+    words = [normalize_answer(text).split() for text in evidence.golds]
+    empty = [bool(text) and STOP_WORDS.issuperset(each) for text, each in zip(evidence.golds, words, strict=True)]
+    yield np.flatnonzero(empty), _always("the answer has no word of content")
 
 
 def _of_answers(evidence: Evidence) -> Iterator[Reason]:
-    golds = [normalize_answer(text) for text in evidence.golds]
+    golds = [_compared(text) for text in evidence.golds]
     table, final = evidence.out_of_fold, evidence.predictions
     held_out = None if table is None or "predicted_answer" not in table else table["predicted_answer"].tolist()
-    for answers, who in ((held_out, "models trained without it answer"), (final, "the trained model answers")):
+    for answers, who in ((held_out, "a model trained without it answers"), (final, "the trained model answers")):
         if answers is not None:
             yield _other_answer(golds, answers, who)
     yield from _never_agreed(evidence)
@@ -180,8 +185,8 @@ def _other_answer(golds: Sequence[str], answers: Sequence[Any], who: str) -> Rea
 
 
 def _relation(gold: str, answer: Any) -> str:
-    """How a predicted answer lies to the gold one (normalized); "" where it is the same, or there is none."""
-    if not isinstance(answer, str) or (text := normalize_answer(answer)) == gold:
+    """How a predicted answer lies to the gold one (as compared); "" where it is the same, or there is none."""
+    if not isinstance(answer, str) or (text := _compared(answer)) == gold:
         return ""
     if not gold or not text:
         return "where none is annotated" if text else "where one is annotated"
@@ -191,6 +196,11 @@ def _relation(gold: str, answer: Any) -> str:
         return "which holds the annotated answer and more"
     overlap = set(text.split()) & set(gold.split())
     return "which overlaps the annotated answer" if overlap else "which has no word of the annotated answer"
+
+
+def _compared(answer: str) -> str:
+    """Without case, punctuation and articles, unless nothing else is there; "" of no answer."""
+    return normalize_answer(answer) or " ".join(answer.casefold().split())
 
 
 def _of_rules(rules: pd.DataFrame) -> Iterator[Reason]:
@@ -212,7 +222,7 @@ def _of_odd_questions(scores: pd.DataFrame) -> Iterator[Reason]:
 def _of_duplicates(evidence: Evidence) -> Iterator[Reason]:
     """The same texts, but for case and blanks, with another label or answer."""
     keys = evidence.once(content)
-    golds = ([normalize_answer(text) for text in evidence.golds] if evidence.answers_questions
+    golds = ([_compared(text) for text in evidence.golds] if evidence.answers_questions
              else [evidence.class_names[label] for label in evidence.labels])
     first: dict[tuple[str, ...], dict[str, int]] = {}  # of every text the first row with each gold
     for row, (key, gold) in enumerate(zip(keys, golds, strict=True)):

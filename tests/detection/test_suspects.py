@@ -84,8 +84,9 @@ def test_reasons_of_labels(pairs):
     assert found[1] == ["the same text is labelled neutral in p0"]
     assert found[2] == ["it lies in no cluster"]
     assert found[3] == [
-        "never learned in 5 epochs", "models trained without it say contradiction (probability 0.95, of neutral 0.03)",
-        "in none of 5 epochs did they give its label",
+        "never learned in 5 epochs",
+        "a model trained without it says contradiction (probability 0.95, of neutral 0.03)",
+        "in none of 5 epochs did it give its label",
         "the trained model says contradiction, though it was trained on this label",
     ]
     assert found[4] == ["right in 2 of 5 epochs only", "learned and forgotten 2 times"]
@@ -119,12 +120,23 @@ def test_reasons_of_answers(questions):
     found = [text.split("; ") for text in reasons(evidence, NO_SCORES)]
     assert found[0] == ["the span ends inside a word"]
     assert found[1] == ["the annotated answer does not stand at its answer_start"]
-    assert found[2] == ["models trained without it answer 'Oslo', where none is annotated"]
-    assert found[3] == ["models trained without it answer 'nothing', which has no word of the annotated answer"]
-    assert found[4] == [f"models trained without it answer {NO_ANSWER}, where one is annotated"]
-    assert found[5] == [f"models trained without it answer 'to {golds[5]}', which holds the annotated answer and more"]
+    assert found[2] == ["a model trained without it answers 'Oslo', where none is annotated"]
+    assert found[3] == ["a model trained without it answers 'nothing', which has no word of the annotated answer"]
+    assert found[4] == [f"a model trained without it answers {NO_ANSWER}, where one is annotated"]
+    said = f"a model trained without it answers 'to {golds[5]}', which holds the annotated answer and more"
+    assert found[5] == [said]
     assert found[6] == ["the same text is answered 'dust' in ex-007"]
     assert found[7][0] == "the trained model answers 'very dust road', which holds the annotated answer and more"
+
+
+def test_an_answer_of_one_article_is_an_answer(tmp_path):
+    rows = qa_rows(2, seed=3)
+    rows[0] |= {"context": "The old man saw the sea.", "answers": {"text": ["The"], "answer_start": [0]}}
+    split = load_split(str(write_rows(tmp_path / "notes.jsonl", rows)), "train", get_task("qa"))
+    [found, other] = reasons(Evidence(split, predictions=["the", rows[1]["answers"]["text"][0]]), NO_SCORES)
+    assert found == "the answer has no word of content" and other == ""
+    assert reasons(Evidence(split, predictions=["sea", None]), NO_SCORES)[0].endswith(
+        "the trained model answers 'sea', which has no word of the annotated answer")
 
 
 def test_where_nothing_is_known_the_detectors_are_named(pairs):
