@@ -2,10 +2,12 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import REPOSITORY
 from evidence_made import made_labels, made_questions, of_rows, relabelled
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -403,3 +405,27 @@ def test_a_wrong_label_scores_higher_than_the_same_example_with_the_right_one(cl
     for row in (3, 40, 77):
         wrong = relabelled(clean, row, (int(clean.labels[row]) + 1) % 3)
         assert score(name, wrong)[row] > score(name, clean)[row], row
+
+
+# --- docs/errors.md: which are the same ranking ---------------------------------------------------------------------
+
+
+def test_with_two_classes_some_rankings_are_one():
+    p = np.random.default_rng(2).random(60)
+    two = Evidence(LABELS.split, probabilities=np.stack([p, 1 - p], axis=1))
+    two.labels, two.class_names = np.arange(60) % 2, ["a", "b"]
+    for names in (("self_confidence", "normalized_margin", "confidence_weighted_entropy"),
+                  ("prediction_margin", "prediction_entropy")):
+        orders = [np.argsort(score(name, two)).tolist() for name in names]
+        assert all(order == orders[0] for order in orders), names
+    # Each epoch's el2n is then sqrt(2) (1 - p), so that its mean goes with that of the confidence.
+    epochs = np.random.default_rng(3).random((60, 5))
+    squares = epochs**2 + (1 - epochs) ** 2
+    same(np.sqrt(1 - 2 * epochs + squares).mean(axis=1), math.sqrt(2) * (1 - epochs.mean(axis=1)))
+
+
+def test_every_detector_named_on_the_page_is_there():
+    page = (REPOSITORY / "docs" / "errors.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"`(\w+)`", page)) - {"suspicion", "threshold_sample"}
+    assert len(named) > 35
+    assert named <= set(detectors()), named - set(detectors())

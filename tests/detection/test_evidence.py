@@ -81,8 +81,10 @@ def test_everything_of_questions(tmp_path):
     assert evidence.predictions == [None if row in MISSING else f"said {row}" for row in range(10)]
     assert evidence.rules["num_rules"].tolist() == [7 if row in MISSING else 9 for row in range(10)]
     places.pop("predictions")  # then the rules that compare go by the answers of the models of the folds
-    assert load_evidence(split, **places).rules["num_rules"].tolist() == evidence.rules["num_rules"].tolist()
-    assert set(load_evidence(split, None).rules["num_rules"]) == {7}
+    by_folds: Any = load_evidence(split, **places)
+    assert by_folds.rules["num_rules"].tolist() == evidence.rules["num_rules"].tolist()
+    without_any: Any = load_evidence(split, None)
+    assert set(without_any.rules["num_rules"]) == {7}
 
 
 def test_what_is_not_given_is_none(labels):
