@@ -266,7 +266,7 @@ def test_decisions_rank_what_is_left_and_stay_in_the_file(tmp_path, finished, ca
     assert table.set_index("id")["corrected"]["p4"] == "neutral"
     assert set(table["evidence"]) == {"the data map, 3 decisions"}
     said = capsys.readouterr().out
-    assert "of 2 reviewed neutral 1 was wrong, of 1 contradiction 1" in said
+    assert "of 2 reviewed pairs labelled neutral 1 was wrong, of 1 labelled contradiction 1" in said
     again = read_decisions(file)
     assert again[again["decision"] != ""]["id"].tolist() == table["id"].tolist()[3:]
     reviewed.write_text("id,decision\nother,keep\n")
