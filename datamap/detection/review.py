@@ -259,22 +259,24 @@ def learned(evidence: Evidence, found: Features, decided: np.ndarray) -> list[st
         return ["no decisions yet: the order is that of suspicion"]
     total, wrong = int(known.sum()), int(decided[known].sum())
     expected = sigmoid(found.offset[known]).sum()
-    said = [_by_group(found, decided, known),
+    said = [_by_group(evidence, found, decided, known),
             f"{_count(wrong)} of {total} {_were(wrong)} wrong, where suspicion had expected {expected:.1f}"]
     if min(wrong, total - wrong) < TOLD_FROM:
         return [*said, f"fewer than {TOLD_FROM} of one sort: the order is still close to that of suspicion"]
     return [*said, *_told_features(found, decided, known), *_told_words(evidence, decided, known)]
 
 
-def _by_group(found: Features, decided: np.ndarray, known: np.ndarray) -> str:
-    """``of 41 reviewed neutral 14 were wrong, of 60 contradiction none``"""
+def _by_group(evidence: Evidence, found: Features, decided: np.ndarray, known: np.ndarray) -> str:
+    """``of 41 reviewed pairs labelled neutral 14 were wrong, of 60 labelled contradiction none``"""
+    texts = "questions" if evidence.answers_questions else "pairs" if len(_text_names(evidence)) == 2 else "texts"
+    kind = "of type" if evidence.answers_questions else "labelled"
     parts: list[str] = []
     for number, name in enumerate(found.groups):
         inside = decided[known & (found.group == number)]
         if len(inside):
             wrong = int(inside.sum())
-            parts.append(f"of {len(inside)} {name} {_count(wrong)}" if parts else
-                         f"of {len(inside)} reviewed {name} {_count(wrong)} {_were(wrong)} wrong")
+            parts.append(f"of {len(inside)} {kind} {name} {_count(wrong)}" if parts else
+                         f"of {len(inside)} reviewed {texts} {kind} {name} {_count(wrong)} {_were(wrong)} wrong")
     return ", ".join(parts)
 
 
