@@ -224,7 +224,8 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
             parser.error(f"--enable_cartography would write {args.cartography_output_dir}, which a filter or the "
                          "curriculum reads in the same run; train without --enable_cartography, or let a "
                          "--filter_config read another directory")
-        if getattr(args, "num_train_epochs", 3) < MIN_EPOCHS and getattr(args, "max_steps", -1) < 0:
+        short = getattr(args, "num_train_epochs", 3) < MIN_EPOCHS and getattr(args, "max_steps", -1) < 0
+        if short and not hasattr(args, "fold"):  # said of the run that it is for
             logger.warning(f"cartography over fewer than {MIN_EPOCHS} epochs: variability will say little")
 
 

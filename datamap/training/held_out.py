@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -186,14 +187,17 @@ def head_of_untrained(trainer: CartographyTrainer, args: argparse.Namespace, dat
     if args.model in SCRATCH_MODELS:
         logger.warning(f"--cross_fit_head: {args.model} is trained from scratch, so the head reads vectors of an "
                        "untrained encoder, which know little of the language; a pretrained --model knows more")
-    split = data.train
+    began, split = time.perf_counter(), data.train
     model, tokenizer = trainer.model, trainer.processing_class
     rows, spans, _ = embedding_spans(split, tokenizer, "mean", args.max_length, args.doc_stride)
     order, embed = embedder(model.base_model, tokenizer, rows, spans, trainer.args.eval_batch_size)
     found = embed(order)
     vectors = np.empty_like(found)
     vectors[order] = found
-    labels = np.asarray(split.task.labels(split.data))
-    return head_table(split.ids, vectors, labels, split.data.features[split.task.label_column].names, data.folds,
-                      args.seed)
+    embedded = time.perf_counter()
+    labels, names = np.asarray(split.task.labels(split.data)), split.data.features[split.task.label_column].names
+    table = head_table(split.ids, vectors, labels, names, data.folds, args.seed)
+    logger.info(f"out of fold by a linear head: {len(table):,} examples embedded in {embedded - began:.1f} s, "
+                f"{data.folds.max()} heads in {time.perf_counter() - embedded:.1f} s")
+    return table
 

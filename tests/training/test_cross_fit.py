@@ -155,7 +155,7 @@ def test_the_training_itself_is_what_it_was(crossed, reviews, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was(crossed, reviews, tmp_path, monkeypatch, caplog):
-    """In the third epoch of the second fold, then in the training of all; then again from the start."""
+    """In the third epoch of the second fold, then where the third is asked, then in the training of all."""
     epochs = iter(range(100))
     on_epoch_end = held_out.HeldOutCallback.on_epoch_end
 
@@ -179,8 +179,19 @@ def test_a_killed_run_goes_on_where_it_was(crossed, reviews, tmp_path, monkeypat
         return training_step(self, *args, **kwargs)
 
     monkeypatch.setattr(trainer.CartographyTrainer, "training_step", counted)
-    with pytest.raises(SystemExit):
-        call(*command)
+    write_held_out, asked = held_out.write_held_out, []
+
+    def killed_in_the_third(trainer, args, data):
+        asked.append(args.fold)
+        if asked == [2, 3]:
+            raise KeyboardInterrupt
+        write_held_out(trainer, args, data)
+
+    monkeypatch.setattr(held_out, "write_held_out", killed_in_the_third)
+    for _ in range(2):
+        with pytest.raises(SystemExit):
+            call(*command)
+    assert asked == [2, 3, 3]
     assert "fold1" not in steps and steps.count("fold3") == 3 * steps.count("fold2")
     caplog.clear()
     with caplog.at_level("INFO"):
