@@ -318,7 +318,8 @@ def _flip_rate(candidates: Candidates) -> np.ndarray:
 @feature("judge_flags", flags=("judge_model", "base_url", "workers", "max_requests", "requests_per_minute",
                                "judge_prompt"))
 def _judge_flags(candidates: Candidates) -> np.ndarray:
-    from datamap.selection.llm_judge import DEFAULT_PROMPT, flags, judge, texts_and_labels
+    from datamap.selection.llm_judge import DEFAULT_PROMPT, flags, judge
+    from datamap.thoughts.judging import texts_and_labels
 
     args, split = candidates.args, candidates.split
     if not args.judge_model:

@@ -6,10 +6,7 @@ DEFAULT_PROMPT, or one of the user's own.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,16 +14,14 @@ from typing import Any
 import numpy as np
 
 from datamap.core.errors import name_a_few
-from datamap.core.splits import Split
 from datamap.thoughts.chat_client import Question, ask_all
+from datamap.thoughts.judging import fill, verdict_in
 from datamap.thoughts.prompts import PROMPTS, load_prompt
-from datamap.thoughts.reader import objects_in
 
 DEFAULT_PROMPT = PROMPTS / "judge.txt"
 ANSWERS = "judge_answers.jsonl"
 VERDICTS = ("ambiguous", "sarcastic", "label_disagrees")
 PLACEHOLDERS = ("texts", "label")
-UNANSWERABLE = "(none: the dataset says that the context does not answer the question)"
 
 logger = logging.getLogger(__name__)
 
@@ -65,32 +60,6 @@ def flags(verdicts: Sequence[Mapping[str, Any] | None]) -> np.ma.MaskedArray:
     return np.ma.MaskedArray(np.array(counts, dtype=np.int64), mask=[verdict is None for verdict in verdicts])
 
 
-def texts_and_labels(split: Split) -> tuple[dict[str, list[str]], list[str]]:
-    """What the judge reads of a split of any task: its text columns, and its label names or answers."""
-    readable = split.task.readable(split.data)
-    column = getattr(split.task, "label_column", "answer")
-    labels = [str(label) for label in readable.pop(column)]
-    return readable, [label or UNANSWERABLE for label in labels]
-
-
-# --- prompt ------------------------------------------------------------------------------------------------------
-
-
-def fill(template: string.Template, texts: Mapping[str, str], label: str) -> str:
-    """The prompt of one example, each part between two lines that no text can hold.
-
-    The lines carry a hash over the example: a text that wants to close its part would have to hold its own hash.
-    """
-    content = json.dumps([list(texts.items()), label])
-    code = hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
-
-    def part(name: str, text: str) -> str:
-        return f"[begin {name} {code}]\n{text}\n[end {name} {code}]"
-
-    parts = [part(name, text) for name, text in texts.items()]
-    return template.substitute(texts="\n\n".join(parts), label=part("label", label))
-
-
 # --- verdict -----------------------------------------------------------------------------------------------------
 
 
@@ -101,24 +70,10 @@ def parse_verdict(text: str) -> dict[str, Any]:
     does not count. The strings "true" and "false" count as booleans. ValueError where there is no such object, and
     where there are several that differ.
     """
-    text = text.rpartition("</think>")[2]
-    verdicts: list[dict[str, Any]] = []
-    trouble = "no JSON object"
-    for _, _, found in objects_in(text, (*VERDICTS, "reason")):
-        try:
-            verdicts.append(_verdict(found))
-        except ValueError as error:
-            trouble = str(error)
-    if not verdicts:
-        raise ValueError(f"{trouble} in {text.strip()!r:.80}")
-    if any([verdict[name] for name in VERDICTS] != [verdicts[0][name] for name in VERDICTS] for verdict in verdicts):
-        raise ValueError(f"{len(verdicts)} verdicts that differ")
-    return verdicts[0]
+    return verdict_in(text, (*VERDICTS, "reason"), _verdict, VERDICTS)
 
 
 def _verdict(found: Mapping[str, Any]) -> dict[str, Any]:
-    if missing := [name for name in (*VERDICTS, "reason") if name not in found]:
-        raise ValueError(f"no key {missing[0]!r}")
     verdict = {}
     for name in VERDICTS:
         value = {"true": True, "false": False}.get(found[name]) if isinstance(found[name], str) else found[name]

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from datamap.core.errors import UserError
 from datamap.core.splits import load_split
 from datamap.selection import llm_judge
-from datamap.selection.llm_judge import VERDICTS, fill, flags, judge, load_prompt, parse_verdict, texts_and_labels
+from datamap.selection.llm_judge import VERDICTS, flags, judge, load_prompt, parse_verdict
 from datamap.tasks.registry import get_task
+from datamap.thoughts.judging import UNANSWERABLE, fill, texts_and_labels
 
 SECRET = "sk-7f3c9d0a1b2e4455"
 
@@ -167,7 +168,7 @@ def test_what_the_judge_reads_of_a_question(tmp_path):
     (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     texts, labels = texts_and_labels(load_split(str(tmp_path), "train", get_task("qa")))
     assert texts == {"question": ["Who?", "Where?"], "context": ["Ada did."] * 2}
-    assert labels == ["Ada", llm_judge.UNANSWERABLE]
+    assert labels == ["Ada", UNANSWERABLE]
 
 
 # --- prompt ------------------------------------------------------------------------------------------------------
