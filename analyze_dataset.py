@@ -15,9 +15,11 @@ dataset_filters.py --decisions takes it from there.
 from __future__ import annotations
 
 import argparse
+import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from datamap.analysis.clusters import cluster_name, load_clusters
 from datamap.cartography.maps import METRICS_FILE, load_map, means_nothing
@@ -35,6 +37,9 @@ from datamap.core.files import write_csv, write_json
 from datamap.core.flags import ALLOW_CHANGED, Parser, positive_int
 from datamap.core.plots import dataset_label
 from datamap.tasks.registry import add_task_flags, task_of
+
+if TYPE_CHECKING:
+    from datamap.detection.suspects import Judge
 
 OWNS = (
     "category_cluster_overlap.csv", "cluster_difficulty.csv", "cluster_map.csv", "patterns.json",
@@ -65,6 +70,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--decisions", metavar="FILE", help="suspects.csv with some decisions filled in: --find_errors "
                        "ranks what is left by what they teach")
     group.add_switch("--allow_changed", help=ALLOW_CHANGED)
+    group = parser.add_argument_group("a chat model as a judge, for --find_errors (the key: OPENAI_API_KEY)")
+    group.add_argument("--judge_top", type=positive_int, metavar="N",
+                       help="ask it about the N most suspicious examples, one request each (default: it is not asked)")
+    group.add_argument("--judge_model", metavar="NAME", help="as the server calls it")
+    group.add_argument("--base_url", metavar="URL", help="such as http://localhost:8000/v1 (default: OpenAI's)")
     group = parser.add_argument_group("what is written")
     group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
     group.add_switch("--find_errors", help="write suspects.csv instead: every example, the most suspicious first")
@@ -78,9 +88,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.predictions and not (args.export_unified or args.find_errors):
         parser.error("--predictions is for the unified table, which only --export_unified writes; add it (or "
                      "--find_errors)")
-    for flag in ("embedding_dir", "decisions"):
+    for flag in ("embedding_dir", "decisions", "judge_top", "judge_model", "base_url"):
         if getattr(args, flag) and not args.find_errors:
             parser.error(f"--{flag} is for --find_errors; add it")
+    if bool(args.judge_top) != bool(args.judge_model):
+        parser.error("--judge_top and --judge_model belong together: how many examples, and which chat model is asked")
+    if args.base_url and not args.judge_top:
+        parser.error("--base_url is where a judge is asked; add --judge_top and --judge_model")
     if not args.find_errors:
         args.cluster_dir = args.cluster_dir or "./cluster_output"
     default = "./unified_export" if args.export_unified else "./suspects" if args.find_errors else None
@@ -185,7 +199,7 @@ def find_errors(args: argparse.Namespace) -> None:
     split.allow_changed = args.allow_changed
     table, said = find_suspects(
         split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
-        predictions=args.predictions, decisions=args.decisions,
+        predictions=args.predictions, decisions=args.decisions, judge=judge_of(args),
     )
     with stage(args.output_dir, args, owns=(SUSPECTS_FILE,), inputs=given, datasets=[split]) as path:
         write_for_spreadsheet(path / SUSPECTS_FILE, table)
@@ -194,6 +208,16 @@ def find_errors(args: argparse.Namespace) -> None:
         print(line)
     print(f"wrote {SUSPECTS_FILE}, {len(table):,} examples, to {path}; fill in its column decision (keep, drop, fix), "
           f"then dataset_filters.py --decisions {path / SUSPECTS_FILE}")
+
+
+def judge_of(args: argparse.Namespace) -> Judge | None:
+    """Who is asked about the most suspicious examples; its answers are kept in --output_dir."""
+    if not args.judge_top:
+        return None
+    from datamap.thoughts.error_judge import judge_errors
+
+    return functools.partial(judge_errors, top=args.judge_top, directory=args.output_dir, model=args.judge_model,
+                             base_url=args.base_url)
 
 
 if __name__ == "__main__":

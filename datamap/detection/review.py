@@ -34,6 +34,7 @@ MOST_GROUPS = 12  # classes or question types with weights of their own; the rar
 OTHERS = "others"
 STEPS, SMALLEST_STEP, PRECISION = 100, 1e-6, 1e-9  # Newton takes about ten
 ROUNDING = 1e-12  # of the height that is climbed
+SMALLEST_SPREAD = 1e-9
 SUSPICION, TOPIC = "suspicion", "topic "
 TOLD_WORDS, TOLD_FEATURES, TOLD_FROM = 3, 3, 5  # most of each that is told; decisions of each sort from which on
 TOLD_GAP = 0.5  # standard deviations
@@ -46,9 +47,10 @@ TOLD_GAP = 0.5  # standard deviations
 class Features:
     """What the review looks at, of N examples.
 
-    values: (N, B) float64, each of mean 0, scaled so that the columns of one kind (detectors, texts, topics) together
-    have the variance FEATURE_SPREAD^2; the last is suspicion. names: of the columns. group: (N,) int64, the class or
-    question type as a place in ``groups``. offset: (N,) float64, the log-odds of suspicion.
+    values: (N, B) float64, each of mean 0, scaled so that the columns of one kind (detectors, opinions, shapes of the
+    texts, topics) together have the variance FEATURE_SPREAD^2 where they are known; the last is suspicion. names: of
+    the columns. group: (N,) int64, the class or question type as a place in ``groups``. offset: (N,) float64, the
+    log-odds of suspicion.
     """
 
     values: np.ndarray
@@ -65,9 +67,16 @@ class Features:
 
 
 def features(evidence: Evidence, scores: pd.DataFrame, suspicion: np.ndarray) -> Features:
-    """scores: of the detectors, ``base.score_all``; their ranks are looked at, and one that says nothing is in the
-    middle. suspicion: (N,) 0..1; below FLOOR it counts as FLOOR, above 1 - FLOOR as that."""
-    blocks = [_scaled(*kind) for kind in (_detectors(scores), _shapes(evidence), _topics(evidence))]
+    """What there is to look at in ``evidence``.
+
+    scores: of the detectors and opinions, ``base.score_all``; their ranks are looked at, and one that says nothing is
+    in the middle. An opinion is a kind of its own, as it tells something else than all of these. suspicion: (N,) 0..1;
+    below FLOOR it counts as FLOOR, above 1 - FLOOR as that.
+    """
+    opinions = [name for name in scores if name in evidence.opinions]
+    kinds = [_detectors(scores.drop(columns=opinions)), _detectors(scores[opinions]), _shapes(evidence),
+             _topics(evidence)]
+    blocks = [(FEATURE_SPREAD / np.sqrt(max(1, len(names))) * values, names) for values, names in kinds]
     group, groups = _groups(evidence)
     offset = _log_odds(suspicion)
     slope = SLOPE_SPREAD * (offset - offset.mean())[:, None]
@@ -80,31 +89,24 @@ def _log_odds(suspicion: np.ndarray) -> np.ndarray:
     return np.log(kept) - np.log1p(-kept)
 
 
-def _scaled(values: np.ndarray, names: list[str]) -> tuple[np.ndarray, list[str]]:
-    """A column that does not vary is left out."""
-    if not names or not len(values):
-        return np.zeros((len(values), 0)), []
-    centred = values - values.mean(axis=0)
-    varies = centred.std(axis=0) > 1e-9
-    centred, names = centred[:, varies], [name for name, kept in zip(names, varies, strict=True) if kept]
-    total = np.sqrt((centred**2).sum(axis=1).mean()) if names else 1.0
-    return centred * (FEATURE_SPREAD / total), names
-
-
 def _standardised(columns: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, list[str]]:
-    spread = {name: values.std() for name, values in columns.items()}
-    kept = [name for name in columns if spread[name] > 1e-9]
-    stacked = [columns[name] / spread[name] for name in kept]
-    return np.stack(stacked, axis=1) if kept else np.zeros((rows, 0)), kept
+    """Of mean 0 and variance 1 where they are known, and 0 elsewhere; one that does not vary is left out."""
+    found = {}
+    for name, values in columns.items():
+        known = np.isfinite(values)
+        spread = values[known].std() if known.any() else 0.0
+        if spread > SMALLEST_SPREAD:
+            found[name] = np.where(known, (values - values[known].mean()) / spread, 0)
+    return np.stack(list(found.values()), axis=1) if found else np.zeros((rows, 0)), list(found)
 
 
 def _detectors(scores: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     columns = {}
     for name in scores:
-        values = scores[name].to_numpy(dtype=np.float64)
+        values = scores[name].to_numpy(dtype=np.float64, copy=True)
         known = np.isfinite(values)
-        columns[str(name)] = np.zeros(len(values))
-        columns[str(name)][known] = normal_scores(values[known])
+        values[known] = normal_scores(values[known])
+        columns[str(name)] = values
     return _standardised(columns, len(scores))
 
 
@@ -162,7 +164,9 @@ def _topics(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
         return np.zeros((len(words), 0)), []
     counted = TfidfVectorizer(analyzer=list, vocabulary=sorted(known)).fit_transform(words)
     found = TruncatedSVD(size, random_state=0).fit_transform(counted)
-    return found, [f"{TOPIC}{number}" for number in range(1, size + 1)]
+    found -= found.mean(axis=0)
+    total = np.sqrt((found**2).sum(axis=1).mean())  # the directions keep their proportions: the first tell most
+    return found * (np.sqrt(size) / max(total, SMALLEST_SPREAD)), [f"{TOPIC}{number}" for number in range(1, size + 1)]
 
 
 def _groups(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
@@ -298,7 +302,7 @@ def _told_features(found: Features, decided: np.ndarray, known: np.ndarray) -> l
         if min(len(wrong), len(right)) < TOLD_FROM:
             continue
         spread = np.sqrt((wrong.var(axis=0) + right.var(axis=0)) / 2)
-        gap = (wrong.mean(axis=0) - right.mean(axis=0)) / np.where(spread > 1e-9, spread, np.inf)
+        gap = (wrong.mean(axis=0) - right.mean(axis=0)) / np.where(spread > SMALLEST_SPREAD, spread, np.inf)
         gaps |= {(group, number): float(gap[number]) for number, name in enumerate(found.names)
                  if not name.startswith(TOPIC) and abs(gap[number]) >= TOLD_GAP}
     strongest = sorted(gaps, key=lambda place: -abs(gaps[place]))[:TOLD_FEATURES]

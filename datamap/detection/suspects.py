@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -24,37 +25,69 @@ if TYPE_CHECKING:
 PRINTED = 60  # characters of a text on the console
 AROUND = 100  # characters shown on either side of an answer
 PROPOSED_ABOVE = 0.5  # out-of-fold probability of another label for it to be proposed
+JUDGE = "judge"
 COLUMNS = ("id", "suspicion", "gold", "predicted", "reasons", "evidence", "proposed", "decision", "corrected")
+
+
+class Opinion(NamedTuple):
+    """What somebody else says of an example. probability: of being wrong, 0..1. words: verdict and reason, for a
+    person. correction: what it should be, None where nothing is proposed."""
+
+    probability: float
+    words: str
+    correction: str | None
+
+
+Judge = Callable[[Split, np.ndarray], dict[str, Opinion]]  # suspicion (N,) -> opinions of some examples, by id
 
 
 def find_suspects(
     split: Split, cartography_dir: str, *, embedding_dir: str | None = None, cluster_dir: str | None = None,
-    predictions: str | None = None, decisions: str | None = None,
+    predictions: str | None = None, decisions: str | None = None, judge: Judge | None = None,
 ) -> tuple[pd.DataFrame, list[str]]:
     """The table of suspects from finished artifacts, and what to say of it: of what it was made, and what the
     decisions so far (a file, ``read_decisions``) teach.
 
-    With decisions suspicion is what they make of it (``review.rank``), and what is decided stands below the rest.
+    With decisions suspicion is what they make of it (``review.rank``), and what is decided stands below the rest. A
+    judge is shown suspicion without them, so that it is asked the same however far the review is.
     """
     import pandas as pd
 
     places = {"embedding_dir": embedding_dir, "cluster_dir": cluster_dir, "predictions": predictions}
     evidence = load_evidence(split, cartography_dir, **places)  # type: ignore[arg-type]
     said = [described(evidence, [flag for flag, place in places.items() if not place])]
-    if not decisions:
-        scores = score_all(evidence, detectors_needed(evidence))
-        values, made_of = suspicion(evidence, scores)
-        return suspects_table(evidence, scores, values, made_of), said
-    decided = decisions_on(split, decisions)
-    scores = score_all(evidence)  # a review learns from all
+    decided = decisions_on(split, decisions) if decisions else None
+    scores = score_all(evidence, detectors_needed(evidence) if decided is None else None)  # a review learns from all
     values, made_of = suspicion(evidence, scores)
+    opinions = judge(split, values) if judge else {}
+    if opinions:
+        evidence.opinions = {JUDGE: np.array([opinions[each].probability if each in opinions else np.nan
+                                              for each in split.ids])}
+        scores = scores.assign(**evidence.opinions)
+        said.append(f"a judge's opinion of {len(opinions):,} examples, column {JUDGE}")
+    if decided is None:
+        return with_opinions(suspects_table(evidence, scores, values, made_of), opinions), said
     ranking = rank(evidence, scores, values, decided["decision"].to_dict())
     made_of = f"{made_of}, {len(decided):,} decision{'s' * (len(decided) != 1)}"
-    table = suspects_table(evidence, scores, ranking.probability, made_of)
+    table = with_opinions(suspects_table(evidence, scores, ranking.probability, made_of), opinions)
     for column in ("decision", "corrected"):
         table[column] = table["id"].map(decided[column].where(decided[column] != "", None))
     is_decided = table["decision"].notna()
     return pd.concat([table[~is_decided], table[is_decided]], ignore_index=True), [*said, *ranking.learned]
+
+
+def with_opinions(table: pd.DataFrame, opinions: Mapping[str, Opinion]) -> pd.DataFrame:
+    """The table with a column JUDGE behind suspicion, its words before the other reasons, and its correction where
+    models propose none; as it is without opinions."""
+    if not opinions:
+        return table
+    found = [opinions.get(example) for example in table["id"]]
+    table.insert(2, JUDGE, [None if each is None else each.probability for each in found])
+    table["reasons"] = ["; ".join(filter(None, [each.words if each else "", reasons]))
+                        for each, reasons in zip(found, table["reasons"], strict=True)]
+    table["proposed"] = [each.correction if each and not isinstance(proposed, str) else proposed
+                         for each, proposed in zip(found, table["proposed"], strict=True)]
+    return table
 
 
 def decisions_on(split: Split, path: str) -> pd.DataFrame:
@@ -109,7 +142,7 @@ def suspects_table(
     known = predicted(evidence)
     columns: dict[str, Any] = {"id": evidence.split.ids, "suspicion": suspicion}
     for name, values in texts.items():
-        columns[f"data_{name}" if name in COLUMNS else name] = values
+        columns[f"data_{name}" if name in (*COLUMNS, JUDGE) else name] = values
     columns |= {
         "gold": golds(evidence), "predicted": known, "reasons": reasons(evidence, scores), "evidence": made_of,
         "proposed": proposals(evidence), "decision": None, "corrected": None,
