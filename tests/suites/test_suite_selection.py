@@ -118,6 +118,7 @@ def test_the_dry_run_prints_both_commands(suite, capsys):
         ({"selector": "random", "k": 5}, {"train_ids": "some.csv"}, "select and train_ids both say"),
         ({"selector": "random", "k": 5}, {"do_train": False, "model": "a/b", "hidden_size": None},
          "select says what to train on; add do_train"),
+        ({"selector": "random", "k": 5}, {"plant_errors": 0.1}, "data without the errors of plant_errors"),
         ({"selector": "forgetting", "k": 5}, {}, "cartography_output: no such file or directory"),
         ("random", {}, "expected flags and their values"),
     ],

@@ -12,7 +12,9 @@ import extract_embeddings
 import run
 from datamap.core.artifacts import recorded_dataset
 from datamap.core.splits import load_split
+from datamap.suites.definition import fingerprints
 from datamap.tasks.registry import get_task
+from datamap.training.arguments import parse_args
 
 SMALL = ["--no_cuda", "--model", "tiny", "--hidden_size", "32", "--num_layers", "1", "--max_length", "64",
          "--save_strategy", "no", "--max_steps", "2"]
@@ -74,6 +76,13 @@ def test_later_stages_go_on_with_the_planted_data(planted, tmp_path, capsys):
          "--doc_stride", "16", "--output_dir", tmp_path / "p")
     wrong = by_id(planted / "m/planted_data/train.jsonl")
     assert all(row["answers"] == wrong[row["id"]]["answers"] for row in lines(tmp_path / "p/eval_predictions.jsonl"))
+
+
+def test_a_suite_knows_what_a_run_with_planted_errors_trains_on(planted, qa_dir):
+    args = parse_args(["--do_train", "--do_eval", "--dataset", str(qa_dir), "--plant_errors", "0.5", *QA])
+    found = fingerprints(args)
+    assert found["train"] == recorded_dataset(planted / "m")["fingerprint"]
+    assert found["validation"] == load_split(str(qa_dir), "validation", get_task("qa")).fingerprint
 
 
 def test_the_plant_seed_alone_says_which(planted, qa_dir, tmp_path):
