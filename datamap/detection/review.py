@@ -44,7 +44,7 @@ TOLD_GAP = 0.5  # standard deviations
 
 
 @dataclass(frozen=True)
-class Features:
+class ReviewFeatures:
     """What the review looks at, of N examples.
 
     values: (N, B) float64, each of mean 0, scaled so that the columns of one kind (detectors, opinions, shapes of the
@@ -62,11 +62,11 @@ class Features:
     def __len__(self) -> int:
         return len(self.group)
 
-    def rows(self, chosen: np.ndarray) -> Features:
-        return Features(self.values[chosen], self.names, self.group[chosen], self.groups, self.offset[chosen])
+    def rows(self, chosen: np.ndarray) -> ReviewFeatures:
+        return ReviewFeatures(self.values[chosen], self.names, self.group[chosen], self.groups, self.offset[chosen])
 
 
-def features(evidence: Evidence, scores: pd.DataFrame, suspicion: np.ndarray) -> Features:
+def features(evidence: Evidence, scores: pd.DataFrame, suspicion: np.ndarray) -> ReviewFeatures:
     """What there is to look at in ``evidence``.
 
     scores: of the detectors and opinions, ``base.score_all``; their ranks are looked at, and one that says nothing is
@@ -81,7 +81,7 @@ def features(evidence: Evidence, scores: pd.DataFrame, suspicion: np.ndarray) ->
     offset = _log_odds(suspicion)
     slope = SLOPE_SPREAD * (offset - offset.mean())[:, None]
     values = np.hstack([*(values for values, _ in blocks), slope])
-    return Features(values, [*(name for _, names in blocks for name in names), SUSPICION], group, groups, offset)
+    return ReviewFeatures(values, [*(name for _, names in blocks for name in names), SUSPICION], group, groups, offset)
 
 
 def _log_odds(suspicion: np.ndarray) -> np.ndarray:
@@ -182,7 +182,7 @@ def _groups(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
 # --- learning ----------------------------------------------------------------------------------------------------
 
 
-def design(found: Features) -> np.ndarray:
+def design(found: ReviewFeatures) -> np.ndarray:
     """(N, G + B + G B): one column per group, each feature, and each feature within each group, 0 outside of it."""
     rows, groups = len(found), len(found.groups)
     inside = np.zeros((rows, groups))
@@ -221,7 +221,7 @@ def _height(rows: np.ndarray, offset: np.ndarray, wrong: np.ndarray, weights: np
     return float((wrong * z - np.logaddexp(0, z)).sum() - (weights @ weights) / 2)
 
 
-def review(found: Features, decided: np.ndarray) -> np.ndarray:
+def review(found: ReviewFeatures, decided: np.ndarray) -> np.ndarray:
     """The probability that each example is wrong, (N,) float64 in 0..1, after what was decided.
 
     decided: (N,), 1 wrong, 0 right, NaN undecided. Without decisions it is suspicion.
@@ -255,7 +255,7 @@ def rank(
     return Ranking(review(found, decided), learned(evidence, found, decided))
 
 
-def learned(evidence: Evidence, found: Features, decided: np.ndarray) -> list[str]:
+def learned(evidence: Evidence, found: ReviewFeatures, decided: np.ndarray) -> list[str]:
     """What the decisions say, in words that can be checked with them: by class or question type; how many were wrong
     where suspicion expected how many; words and features that wrong and right ones differ in."""
     known = np.isfinite(decided)
@@ -270,7 +270,7 @@ def learned(evidence: Evidence, found: Features, decided: np.ndarray) -> list[st
     return [*said, *_told_features(found, decided, known), *_told_words(evidence, decided, known)]
 
 
-def _by_group(evidence: Evidence, found: Features, decided: np.ndarray, known: np.ndarray) -> str:
+def _by_group(evidence: Evidence, found: ReviewFeatures, decided: np.ndarray, known: np.ndarray) -> str:
     """``of 41 reviewed pairs labelled neutral 14 were wrong, of 60 labelled contradiction none``"""
     texts = "questions" if evidence.answers_questions else "pairs" if len(_text_names(evidence)) == 2 else "texts"
     kind = "of type" if evidence.answers_questions else "labelled"
@@ -292,7 +292,7 @@ def _were(number: int) -> str:
     return "was" if number == 1 else "were"
 
 
-def _told_features(found: Features, decided: np.ndarray, known: np.ndarray) -> list[str]:
+def _told_features(found: ReviewFeatures, decided: np.ndarray, known: np.ndarray) -> list[str]:
     """Of the features that have a name a person knows, and each group with decisions enough: those whose means differ
     most between wrong and right ones, in pooled standard deviations."""
     gaps: dict[tuple[int, int], float] = {}
@@ -329,11 +329,11 @@ def _told_words(evidence: Evidence, decided: np.ndarray, known: np.ndarray) -> l
 
 
 def simulate_review(
-    found: Features, truth: np.ndarray, *, depth: int, every: int | None = 10, seed: int = 0
+    found: ReviewFeatures, truth: np.ndarray, *, depth: int, every: int | None = 10, seed: int = 0
 ) -> np.ndarray:
     """How many wrong ones somebody finds who decides by ``truth`` (N,) bool: (depth,) int64, after each decision.
 
-    found: of the N examples that may be decided (``Features.rows``). every: after how many decisions the rest is
+    found: of the N examples that may be decided (``ReviewFeatures.rows``). every: after how many decisions the rest is
     ranked anew; None: the order of suspicion to the end. seed: of the order among equals.
     """
     depth, every = min(depth, len(truth)), every or len(truth)

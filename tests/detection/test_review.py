@@ -19,7 +19,7 @@ from datamap.detection.review import (
     MOST_GROUPS,
     OTHERS,
     SLOPE_SPREAD,
-    Features,
+    ReviewFeatures,
     design,
     features,
     learn,
@@ -50,7 +50,7 @@ def suspicion_of(evidence, seed=0):
 def made_features(n=400, width=6, groups=3, seed=0, suspicion=0.1):
     rng = np.random.default_rng(seed)
     offset = np.full(n, np.log(suspicion / (1 - suspicion))) + 0.01 * rng.normal(size=n)
-    return Features(rng.normal(size=(n, width)) * 0.3, [f"f{place}" for place in range(width)],
+    return ReviewFeatures(rng.normal(size=(n, width)) * 0.3, [f"f{place}" for place in range(width)],
                     rng.integers(0, groups, n), [f"g{place}" for place in range(groups)], offset)
 
 
@@ -190,7 +190,7 @@ def test_the_columns_within_a_group_are_those_of_its_own_examples():
         one_hot = np.eye(3)[group]
         within = np.concatenate([found.values[row] * (place == group) / np.sqrt(3) for place in range(3)])
         assert np.allclose(rows[row], np.concatenate([GROUP_SPREAD * one_hot, found.values[row], within]))
-    alone = Features(found.values, found.names, np.zeros(9, dtype=int), ["all"], found.offset)
+    alone = ReviewFeatures(found.values, found.names, np.zeros(9, dtype=int), ["all"], found.offset)
     assert design(alone).shape == (9, 3)
 
 
@@ -309,7 +309,7 @@ def test_a_simulated_review_counts_what_it_decided():
 
 def test_ties_are_drawn_by_the_seed():
     found = made_features(n=50)
-    flat = Features(found.values, found.names, found.group, found.groups, np.zeros(50))
+    flat = ReviewFeatures(found.values, found.names, found.group, found.groups, np.zeros(50))
     truth = np.arange(50) < 10
     orders = {tuple(simulate_review(flat, truth, depth=50, every=None, seed=seed)) for seed in range(5)}
     assert len(orders) == 5
