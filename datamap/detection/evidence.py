@@ -14,6 +14,7 @@ from datamap.core.artifacts import check_same_dataset
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.splits import Split
 from datamap.detection.base import SEED, Evidence
+from datamap.detection.detect_answers import out_of_fold_answers
 from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE, PROBABILITY, load_out_of_fold, probability_columns
 
 if TYPE_CHECKING:
@@ -51,7 +52,9 @@ def load_evidence(
         evidence.predictions = predictions_of(predictions, split)
     if evidence.answers_questions:
         texts = split.task.readable(split.data)
-        answers = evidence.predictions or _out_of_fold_answers(evidence)
+        answers = evidence.predictions
+        if answers is None and evidence.out_of_fold is not None and "predicted_answer" in evidence.out_of_fold:
+            answers = out_of_fold_answers(evidence)
         evidence.rules = flag_errors(texts["question"], texts["context"], texts["answer"], answers)
         evidence.rules.index = _ids(split)
     return evidence
@@ -91,10 +94,3 @@ def class_probabilities(evidence: Evidence) -> np.ndarray | None:
         raise UserError(f"{OUT_OF_FOLD_FILE} has no column {name_a_few(missing)}, but {evidence.split.name} has that "
                         "class; make it again with run.py --cross_fit")
     return table[[known[name] for name in evidence.class_names]].to_numpy(dtype=np.float64)
-
-
-def _out_of_fold_answers(evidence: Evidence) -> list[str | None] | None:
-    table = evidence.out_of_fold
-    if table is None or "predicted_answer" not in table:
-        return None
-    return [answer if isinstance(answer, str) else None for answer in table["predicted_answer"].tolist()]
