@@ -163,7 +163,8 @@ def _topics(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
     if size < 1:
         return np.zeros((len(words), 0)), []
     counted = TfidfVectorizer(analyzer=list, vocabulary=sorted(known)).fit_transform(words)
-    found = TruncatedSVD(size, random_state=0).fit_transform(counted)
+    with np.errstate(invalid="ignore"):  # the share of no variance, which nobody asks for, where all texts are alike
+        found = TruncatedSVD(size, random_state=0).fit_transform(counted)
     found -= found.mean(axis=0)
     total = np.sqrt((found**2).sum(axis=1).mean())  # the directions keep their proportions: the first tell most
     return found * (np.sqrt(size) / max(total, SMALLEST_SPREAD)), [f"{TOPIC}{number}" for number in range(1, size + 1)]
