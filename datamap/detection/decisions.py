@@ -53,7 +53,7 @@ def write_for_spreadsheet(path: str | Path, frame: pd.DataFrame) -> None:
 
     With a byte order mark, without which Excel takes UTF-8 for the code page of the system.
     """
-    shown = frame.copy()
+    shown = frame.rename(columns=neutralised)
     for column in shown.columns:
         if shown[column].dtype.kind == "O" or shown[column].dtype.name.startswith("str"):
             shown[column] = [neutralised(cell) if isinstance(cell, str) else cell for cell in shown[column].tolist()]

@@ -88,6 +88,11 @@ def test_our_own_readers_read_the_file_too(tmp_path):
     assert read["gold"].iloc[0] == "'=a"
 
 
+def test_a_column_is_no_formula_either(tmp_path):
+    write_for_spreadsheet(tmp_path / "suspects.csv", pd.DataFrame({"id": ["a"], "=1+1": ["b"]}))
+    assert list(read_table(tmp_path / "suspects.csv")) == ["id", "'=1+1"]
+
+
 # --- dialects ----------------------------------------------------------------------------------------------------
 
 
