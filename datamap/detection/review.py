@@ -194,6 +194,15 @@ def design(found: ReviewFeatures) -> np.ndarray:
     return np.hstack([GROUP_SPREAD * inside, found.values, within.reshape(rows, -1)])
 
 
+def weighted(found: ReviewFeatures, weights: np.ndarray) -> np.ndarray:
+    """``design(found) @ weights``, (N,), without the many zeros."""
+    groups, width = len(found.groups), found.values.shape[1]
+    own = np.broadcast_to(weights[groups : groups + width], (groups, width))
+    if groups > 1:
+        own = own + weights[groups + width :].reshape(groups, width) / np.sqrt(groups)
+    return GROUP_SPREAD * weights[found.group] + np.einsum("nb,nb->n", found.values, own[found.group])
+
+
 def learn(rows: np.ndarray, offset: np.ndarray, wrong: np.ndarray) -> np.ndarray:
     """Weights (P,) float64 that maximise the log-likelihood of the decisions less half the sum of their squares.
 
@@ -227,8 +236,9 @@ def review(found: ReviewFeatures, decided: np.ndarray) -> np.ndarray:
 
     decided: (N,), 1 wrong, 0 right, NaN undecided. Without decisions it is suspicion.
     """
-    rows, known = design(found), np.isfinite(decided)
-    return sigmoid(found.offset + rows @ learn(rows[known], found.offset[known], decided[known]))
+    known = np.isfinite(decided)
+    weights = learn(design(found.rows(known)), found.offset[known], decided[known])
+    return sigmoid(found.offset + weighted(found, weights))
 
 
 # --- a ranking ---------------------------------------------------------------------------------------------------

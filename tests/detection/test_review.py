@@ -27,6 +27,7 @@ from datamap.detection.review import (
     review,
     simulate_review,
     telling_words,
+    weighted,
 )
 from datamap.tasks.registry import get_task
 
@@ -192,6 +193,9 @@ def test_the_columns_within_a_group_are_those_of_its_own_examples():
         assert np.allclose(rows[row], np.concatenate([GROUP_SPREAD * one_hot, found.values[row], within]))
     alone = ReviewFeatures(found.values, found.names, np.zeros(9, dtype=int), ["all"], found.offset)
     assert design(alone).shape == (9, 3)
+    for each in (found, alone):
+        weights = np.random.default_rng(0).normal(size=design(each).shape[1])
+        assert np.allclose(weighted(each, weights), design(each) @ weights)
 
 
 def test_rare_groups_share_their_weights(asked):
