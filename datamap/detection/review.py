@@ -191,7 +191,7 @@ def design(found: ReviewFeatures) -> np.ndarray:
     if groups == 1:  # the features within the one group are the features
         return np.hstack([GROUP_SPREAD * inside, found.values])
     within = inside[:, :, None] * found.values[:, None, :] / np.sqrt(groups)
-    return np.hstack([GROUP_SPREAD * inside, found.values, within.reshape(rows, -1)])
+    return np.hstack([GROUP_SPREAD * inside, found.values, within.reshape(rows, groups * found.values.shape[1])])
 
 
 def weighted(found: ReviewFeatures, weights: np.ndarray) -> np.ndarray:
