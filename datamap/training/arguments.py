@@ -38,7 +38,7 @@ from datamap.tasks.qa_features import ABLATIONS
 from datamap.tasks.registry import TASKS, add_task_flags, task_of
 from datamap.training.library_flags import add_training_flags
 from datamap.training.models import SCRATCH_MODELS, place_of
-from datamap.training.planted import PLANTED_DATA, add_planting_flags, complete, plants_errors
+from datamap.training.planted import PLANTED_DATA, PLANTED_FILE, add_planting_flags, complete, plants_errors
 
 DESCRIPTION = "Train or evaluate one model, and watch how it learns each example."
 SIZES = ("hidden_size", "num_layers", "dropout", "vocab_size")
@@ -63,7 +63,7 @@ EVALUATION_FILES = (
 )
 TRAINING_FILES = (
     *EVALUATION_FILES, "filter_report.json", "train_metrics.json", "training_log.csv", "top_epochs.json",
-    "moved_answers.csv",
+    "moved_answers.csv", PLANTED_FILE, PLANTED_DATA,
     "checkpoint-[0-9]*",
 )
 MIN_EPOCHS = 3  # below that the variability of an example says little

@@ -23,7 +23,7 @@ from datamap.training.data import RunData, features_of, leave_out_unlearnable, w
 from datamap.training.evaluation import title_of
 from datamap.training.library_flags import given_training_flags, library_arguments
 from datamap.training.models import learning_rate_of
-from datamap.training.planted import PLANTED_DATA, PLANTED_FILE, place_of_planted, plants_errors
+from datamap.training.planted import PLANTED_FILE, place_of_planted, plants_errors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -152,8 +152,6 @@ def write_planted_errors(args: argparse.Namespace, data: RunData) -> None:
     place.mkdir(parents=True, exist_ok=True)
     others = [dataclasses.replace(split, data=split.whole) for split in data.evaluated
               if split.split != args.train_split]
-    for old in place.iterdir():
-        old.unlink()
     for split in (data.loaded, *others):
         write_split(place / f"{split.split}.jsonl", split)
     write_csv(Path(args.output_dir) / PLANTED_FILE, pd.DataFrame(data.loaded.planted))
@@ -164,8 +162,7 @@ def training_stages(args: argparse.Namespace, data: RunData, resumes: bool) -> I
     """The stages of a training: of the model in --output_dir, and of the dynamics where they are recorded."""
     assert data.train is not None
     read = [data.train, *data.evaluated]
-    owned: Sequence[str] = TRAINING_FILES if plants_errors(args) else (*TRAINING_FILES, PLANTED_FILE, PLANTED_DATA)
-    stages: list[tuple[str, Sequence[str], list[Split]]] = [(args.output_dir, owned, read)]
+    stages: list[tuple[str, Sequence[str], list[Split]]] = [(args.output_dir, TRAINING_FILES, read)]
     if args.enable_cartography:
         stages.append((args.cartography_output_dir, CARTOGRAPHY_FILES, read[:1]))
     with ExitStack() as stack:

@@ -96,6 +96,17 @@ def test_a_run_and_what_it_leaves(suite):
     assert (run.directory / "run_meta.json").read_bytes() == before
 
 
+def test_planted_errors_are_left_with_the_data_that_has_them(tmp_path, monkeypatch, qa_dir, tiny_model):
+    monkeypatch.chdir(tmp_path)
+    dirty = {"name": "dirty", "args": {"plant_errors": 0.25, "max_steps": 1}}
+    runs = runs_of(write_suite(tmp_path / "dirty.json", qa_dir, tiny_model, [dirty]))
+    for run in runs:
+        assert execute(run, retry=False, keep_model=False).state == FINISHED
+        assert {"planted_errors.csv", "planted_data"} <= everything(run.directory)
+    one, other = ((run.directory / "planted_errors.csv").read_bytes() for run in runs)
+    assert one == other, "the seeds of an experiment learn the same errors"
+
+
 def test_what_another_command_left_there_is_not_taken_for_the_run(suite, monkeypatch):
     """Somebody tries a variation of a printed command, and forgets to change its --output_dir."""
     import run as script
