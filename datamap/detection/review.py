@@ -26,6 +26,7 @@ WRONG = {"keep": 0.0, "drop": 1.0, "fix": 1.0}
 FLOOR = 1e-4  # suspicion is taken for at least this far from 0 and 1, so that decisions can move it
 # How far each kind of feature moves the log-odds before any decision, as a standard deviation. A class can be another
 # matter altogether; what tells wrong from right within it adds to suspicion, which knows the detectors already.
+# Half and twice of these 0.5 find as many planted errors of SST-2 and SICK, within a few in a hundred.
 GROUP_SPREAD, FEATURE_SPREAD = 1.0, 0.5
 SLOPE_SPREAD = 0.3  # of the factor, 1 before any decision, by which suspicion's log-odds count: it may be too sure
 TOPICS = 32  # directions of the words; more tell no more with some hundred decisions
