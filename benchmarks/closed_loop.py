@@ -12,8 +12,6 @@ evaluated on the same clean validation split, with each seed; what is dropped ha
 from __future__ import annotations
 
 import argparse
-import runpy
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,19 +22,12 @@ from datamap.core.artifacts import recorded_split, recorded_task
 from datamap.core.errors import command_line
 from datamap.core.files import read_json, read_table, write_csv, write_json
 from datamap.core.flags import Parser, fraction, seed_number
-from datamap.core.places import script_file
+from datamap.detection.decisions import restored, write_for_spreadsheet
+from datamap.suites.runner import carry_out
+from datamap.tasks.registry import get_task
 
 FLAGS = ("task", "model", "num_train_epochs", "per_device_train_batch_size", "max_length", "doc_stride", "no_cuda",
          "learning_rate")
-
-
-def script(name: str, *argv: str) -> None:
-    """Do here what ``python NAME ARGV`` does."""
-    before, sys.argv = sys.argv, [name, *argv]
-    try:
-        runpy.run_path(str(script_file(name)), run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -53,32 +44,50 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
+    import pandas as pd
+
     args = parse_args(argv)
     run, output = Path(args.run), Path(args.output_dir)
+    output.mkdir(parents=True, exist_ok=True)
+
+    def script(name: str, *argv: str) -> None:
+        print(f"{name}: see {output / 'log.txt'}")
+        carry_out(name, argv, output / "log.txt")
+
+    task = recorded_task(run / "map")
+    assert task is not None
+    its_task = ["--task", task["name"]]
+    for setting in ("text_columns", "label_column"):
+        if task.get(setting):
+            value = task[setting]
+            its_task += [f"--{setting}", value if isinstance(value, str) else ",".join(value)]
     script("analyze_dataset.py", "--find_errors", "--cartography_dir", str(run / "map"), "--embedding_dir",
            str(run / "embeddings"), "--cluster_dir", str(run / "clusters"), "--predictions", str(run / "model"),
            "--output_dir", str(output / "suspects"))
-    suspects = read_table(output / "suspects" / "suspects.csv", ("id", "suspicion", "proposed", "decision"))
+    suspects = pd.read_csv(output / "suspects" / "suspects.csv", dtype=str, keep_default_na=False,
+                           encoding="utf-8-sig")
+    suspects["id"] = [restored(cell) for cell in suspects["id"]]
     top = suspects.head(round(args.share * len(suspects)))
     kept = suspects["id"][~suspects["id"].isin(top["id"])]
     write_csv(output / "kept.csv", kept.to_frame())
-    proposed = top[top["proposed"].notna() & (top["proposed"] != "")]
+    proposed = top[top["proposed"] != ""]
     experiments: list[dict[str, Any]] = [
         {"name": "dirty", "description": "as it is", "args": {}},
         {"name": "filtered", "description": f"without the {args.share:.0%} most suspicious",
          "args": {"train_ids": str(output / "kept.csv")}},
     ]
-    cleaned = {"proposed": proposed.assign(decision="fix", corrected=proposed["proposed"])}
+    cleaned = {"proposed": proposed.assign(decision="fix", corrected="")}  # takes what is proposed
     if args.corrections:
         experts = read_table(args.corrections, ("id", "label", "corrected_label"))
         wrong = experts[experts["label"].astype(str) != experts["corrected_label"].astype(str)]
         wrong = wrong[wrong["id"].isin(suspects["id"])]
         cleaned["experts"] = wrong.assign(decision="fix", corrected=wrong["corrected_label"].astype(str))
-    split_of = recorded_split(run / "map", None, None, _task(run))
+    split_of = recorded_split(run / "map", None, None, get_task(**task))
     assert split_of is not None
     for name, decisions in cleaned.items():
-        write_csv(output / f"decisions_{name}.csv", decisions[["id", "decision", "corrected"]])
-        script("dataset_filters.py", "--dataset", split_of.name, "--decisions", str(output / f"decisions_{name}.csv"),
+        write_for_spreadsheet(output / f"decisions_{name}.csv", decisions[[
+            column for column in ("id", "decision", "corrected", "proposed") if column in decisions]])
+        script("dataset_filters.py", "--dataset", split_of.name, *its_task, "--decisions", str(output / f"decisions_{name}.csv"),
                "--eval_split", "validation", "--output_dir", str(output / f"data_{name}"))
         experiments.append({"name": name, "description": f"{len(decisions):,} labels or answers put right",
                             "args": {"dataset": str(output / f"data_{name}")}, "control": False})
@@ -94,13 +103,6 @@ def main(argv: Sequence[str] | None = None) -> None:
                                        "baseline": "dirty", "base": base, "experiments": experiments})
     script("run_experiments.py", "--mode", "run", "--suite", str(output / "suite.json"), "--workers", args.workers,
            "--output_dir", str(output / "experiments"), "--seeds", *map(str, args.seeds))
-
-
-def _task(run: Path) -> Any:
-    from datamap.tasks.registry import get_task
-
-    settings = dict(recorded_task(run / "map") or {})
-    return get_task(settings.pop("name"), **settings)
 
 
 if __name__ == "__main__":
