@@ -85,9 +85,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     split_of = recorded_split(run / "map", None, None, get_task(**task))
     assert split_of is not None
     for name, decisions in cleaned.items():
-        write_for_spreadsheet(output / f"decisions_{name}.csv", decisions[[
-            column for column in ("id", "decision", "corrected", "proposed") if column in decisions]])
-        script("dataset_filters.py", "--dataset", split_of.name, *its_task, "--decisions", str(output / f"decisions_{name}.csv"),
+        file, columns = output / f"decisions_{name}.csv", ("id", "decision", "corrected", "proposed")
+        write_for_spreadsheet(file, decisions[[column for column in columns if column in decisions]])
+        script("dataset_filters.py", "--dataset", split_of.name, *its_task, "--decisions", str(file),
                "--eval_split", "validation", "--output_dir", str(output / f"data_{name}"))
         experiments.append({"name": name, "description": f"{len(decisions):,} labels or answers put right",
                             "args": {"dataset": str(output / f"data_{name}")}, "control": False})

@@ -116,7 +116,8 @@ def steps(job: Job) -> list[tuple[str, str, list[str]]]:
     at, about = job.directory, job.about
     train = ["--do_train", "--do_eval", "--eval_split", "train", "--enable_cartography", "--task", about.task,
              "--model", about.model, "--dataset", place_of(job), *about.training.split(), "--seed", str(job.seed),
-             "--output_dir", str(at / "model"), "--cartography_output_dir", str(at / "map"), "--overwrite", "--no_cuda"]
+             "--output_dir", str(at / "model"), "--cartography_output_dir", str(at / "map"), "--overwrite",
+             "--no_cuda"]
     if job.most:
         train += ["--max_train_samples", str(job.most), "--max_eval_samples", str(job.most)]
     if about.plant:

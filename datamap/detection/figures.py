@@ -47,7 +47,7 @@ def precision_at(wrong: np.ndarray, scores: np.ndarray, n: int) -> float:
 
 
 def figures(wrong: np.ndarray, scores: np.ndarray) -> dict[str, float]:
-    """average_precision, auroc, precision_at_errors (as many as are wrong), precision_at_1 and _5 (percent looked at)."""
+    """average_precision, auroc, precision_at_errors (as many as are wrong), precision_at_1 and _5 (percent of all)."""
     scores = ranked_first(scores)
     found = {"average_precision": average_precision(wrong, scores), "auroc": auroc(wrong, scores),
              "precision_at_errors": precision_at(wrong, scores, int(wrong.sum()))}
