@@ -194,7 +194,7 @@ def test_the_columns_within_a_group_are_those_of_its_own_examples():
     alone = ReviewFeatures(found.values, found.names, np.zeros(9, dtype=int), ["all"], found.offset)
     assert design(alone).shape == (9, 3)
     for each in (found, alone):
-        weights = np.random.default_rng(0).normal(size=design(each).shape[1])
+        weights: np.ndarray = np.random.default_rng(0).normal(size=(design(each).shape[1],))
         assert np.allclose(weighted(each, weights), design(each) @ weights)
 
 

@@ -1,5 +1,6 @@
 """The judge of suspects: whom it is asked about, what is read out of answers, and its verdicts in suspects.csv."""
 
+import functools
 import json
 import re
 
@@ -172,9 +173,14 @@ def test_an_answer_is_proposed_where_it_stands_in_the_context(tmp_path, asked):
     assert "copied letter by letter" in prompt
 
 
+def _always(reply: str, request: object) -> str:
+    return reply
+
+
 def test_only_what_is_wrong_is_corrected(tmp_path, pairs):
     for number, said in enumerate((verdict("right", 0.2), verdict("unsure", 0.5))):
-        with chat_server(lambda _, said=said: json.dumps(said)) as server:
+        reply = json.dumps(said)
+        with chat_server(functools.partial(_always, reply)) as server:
             assert judged(pairs, tmp_path / str(number), server, np.eye(9)[1], top=1)["p1"].correction is None
 
 
