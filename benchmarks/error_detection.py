@@ -59,8 +59,10 @@ class ErrorSet(NamedTuple):
 
 
 # What two hours on two cores allow for five seeds: few epochs, two folds, some hundred examples.
-QA = "--num_train_epochs 3 --per_device_train_batch_size 16 --max_length 256 --doc_stride 64 --cross_fit 2"
-LABELS = "--num_train_epochs 3 --per_device_train_batch_size 32 --max_length 128 --cross_fit 2"
+QA = ("--learning_rate 2e-4 --num_train_epochs 3 --per_device_train_batch_size 16 --max_length 256 --doc_stride 64 "
+      "--cross_fit 2")
+LABELS = ("--learning_rate 1e-4 --num_train_epochs 3 --per_device_train_batch_size 32 --max_length 128 "
+          "--cross_fit 2")
 SETS: dict[str, ErrorSet] = {
     "clinical": ErrorSet("demo:clinical", "qa", "tiny", "", "--num_train_epochs 5 --max_length 128 --doc_stride 32 "
                          "--cross_fit 3", None, "planted_error"),

@@ -53,7 +53,7 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("models and features")
     group.add_argument("--model", default=DEFAULT_ENCODER,
-                       help="Hub name or directory: gives embeddings, pseudo-perplexity and word pieces; also what a "
+                       help="Hub name, directory or minilm: gives embeddings, pseudo-perplexity and word pieces; also what a "
                             "warm-up trains")
     group.add_argument("--model_path", metavar="DIR", help="trained model for predictive_entropy and consistency, and "
                        "for el2n and grand instead of a warm-up")
