@@ -3,8 +3,8 @@
 Reads runs of error_detection.py (of labels). Both sides get the same labels, out-of-fold probabilities, embeddings and
 votes; nessie's own models are not trained. Writes compare_nessie.json and .csv to --output_dir.
 
-    pip install --no-deps nessie faiss-cpu pyro-ppl pyro-api opt-einsum awkward awkward-cpp more-itertools netcal iobes \\
-        suffix-tree crowd-kit backoff wget pooch platformdirs diskcache requests lightgbm sentence-transformers
+    pip install --no-deps nessie faiss-cpu pyro-ppl pyro-api opt-einsum awkward awkward-cpp more-itertools netcal \\
+        iobes suffix-tree crowd-kit backoff wget pooch platformdirs diskcache requests lightgbm sentence-transformers
     python benchmarks/compare_nessie.py --runs error_detection_output/runs/sick_real-*
 
 nessie 0.1.1 pins flair 0.11, which today's Python cannot install; its array detectors use nothing of it, so an empty
