@@ -1,0 +1,93 @@
+"""Suspicion: a logistic regression over detectors, with the weights that were fitted on planted errors."""
+
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import norm
+
+from datamap.core.errors import UserError
+from datamap.core.splits import load_split
+from datamap.detection import suspicion as module
+from datamap.detection.base import Evidence, detectors, score_all
+from datamap.detection.figures import auroc
+from datamap.detection.suspicion import MAP, PARTS, TERMS, normal_scores, suspicion, term_values, terms_of, weights
+from datamap.tasks.registry import get_task
+
+
+@pytest.fixture(scope="module")
+def clinical():
+    """A map that knows something of the errors that are planted in the demo."""
+    split = load_split("demo:clinical", "train", get_task("qa"), 500)
+    wrong = np.array([bool(kind) for kind in split.data["planted_error"][:]])
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=500) + 1.5 - 2 * wrong
+    metrics = pd.DataFrame({
+        "confidence": 1 / (1 + np.exp(-logits)), "variability": rng.random(500) / 4, "aum": logits,
+        "correctness": (logits > 0).astype(float), "never_learned": (logits < 0).astype(float),
+        "start_confidence": 1 / (1 + np.exp(-logits)), "end_confidence": 1 / (1 + np.exp(-logits + 0.1)),
+    }, index=pd.Index(split.ids, name="id"))
+    return Evidence(split, metrics), wrong
+
+
+def test_the_terms_are_detectors_and_their_weights_are_there_for_every_combination():
+    known = detectors()
+    for kind, terms in TERMS.items():
+        assert {term.detector for term in terms} <= set(known)
+        for term in terms:
+            assert term.part == MAP or term.part in PARTS
+            assert known[term.detector].tasks in ("any", kind)
+            assert not term.detector.startswith("oof_") or term.part == "out_of_fold"
+        for size in range(len(PARTS) + 1):
+            for parts in itertools.combinations(PARTS, size):
+                fitted = weights()[kind]["+".join((MAP, *parts))]
+                assert fitted["terms"] == [f"{term.detector} ({term.scale})" for term in terms_of(kind, parts)]
+                assert len(fitted["weights"]) == len(fitted["terms"])
+                assert all(weight >= 0 for name, weight in zip(fitted["terms"], fitted["weights"], strict=True)
+                           if not name.startswith("variability"))
+
+
+def test_it_is_the_regression_written_out(clinical):
+    evidence, wrong = clinical
+    scores = score_all(evidence)
+    found = suspicion(evidence, scores)
+    fitted, total = weights()["qa"][MAP], np.zeros(500)
+    for name, weight in zip(fitted["terms"], fitted["weights"], strict=True):
+        detector, scale = name.removesuffix(")").split(" (")
+        values = scores.get(detector, pd.Series(np.nan, scores.index))
+        known = values.notna()
+        if scale == "rank":
+            values = pd.Series(norm.ppf((values.rank() - 0.5) / known.sum()), values.index)
+        total += weight * values.fillna(0).to_numpy()
+    assert np.allclose(found.probability, 1 / (1 + np.exp(-total - fitted["intercept"])))
+    assert found.made_of == "the data map" and auroc(wrong, found.probability) > 0.8
+
+
+def test_what_is_there_is_used_and_named(clinical):
+    evidence, _ = clinical
+    more = Evidence(evidence.split, evidence.metrics, predictions=list(evidence.golds))
+    found = suspicion(more, score_all(more))
+    assert found.made_of == "the data map, the model's predictions"
+    assert not np.allclose(found.probability, suspicion(evidence, score_all(evidence)).probability)
+    with pytest.raises(UserError, match="needs a data map"):
+        suspicion(Evidence(evidence.split), pd.DataFrame(index=evidence.split.ids))
+
+
+def test_what_a_detector_does_not_know_is_neutral():
+    terms = [term for term in TERMS["labels"] if term.detector in ("confidence", "never_learned")]
+    table = pd.DataFrame({"confidence": [0.1, np.nan, 0.9, 0.5]})
+    assert term_values(table, terms)[:, 0].tolist() == [*norm.ppf([1 / 6]), 0, *norm.ppf([5 / 6]), 0]
+    assert term_values(table, terms)[:, 1].tolist() == [0, 0, 0, 0]
+
+
+def test_normal_scores_of_ties_and_of_nothing():
+    np.testing.assert_allclose(normal_scores(np.array([3.0, 1, 3, 3])), norm.ppf(np.array([2.5, 0.5, 2.5, 2.5]) / 4))
+    assert len(normal_scores(np.zeros(0))) == 0
+
+
+def test_logits_are_bounded_and_the_file_is_strict_json():
+    np.testing.assert_allclose(module.logit(np.array([0, 0.5, 1])), [-6, 0, 6])
+    text = (module.resources.files("datamap.detection") / module.WEIGHTS).read_text()
+    assert json.loads(text)["fitted"]["on"] and "NaN" not in text
