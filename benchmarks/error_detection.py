@@ -2,9 +2,9 @@
 
 Trains on each set with errors planted by run.py, or with the errors that experts found in SICK, and scores every
 example with every detector. Writes detectors.csv, kinds.csv, differences.csv, agreement.csv, costs.csv,
-calibration.csv, error_detection.json and pictures to --output_dir, and under runs/ what was trained; what is finished
-there is not run again. --fit also writes the weights of `suspicion` into datamap/detection/, from the planted sets
-alone.
+calibration.csv, review.csv, error_detection.json and pictures to --output_dir, and under runs/ what was trained; what
+is finished there is not run again. --fit also writes the weights of `suspicion` into datamap/detection/, from the
+planted sets alone.
 
     python benchmarks/error_detection.py --data_dir DATA --workers 2 --output_dir ./error_detection_output
     python benchmarks/error_detection.py --sets clinical --seeds 0 --max_examples 300 --output_dir ./tried_output
@@ -37,6 +37,8 @@ from datamap.detection.figures import Judged, average_precision, figures, over_s
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from datamap.detection.base import Evidence
 
 ERROR_SHARE = 0.1
 RIGHT = "right"
@@ -135,22 +137,27 @@ def steps(job: Job) -> list[tuple[str, str, list[str]]]:
 
 def scored(job: Job) -> pd.DataFrame:
     """Every detector's scores of what was trained on; ``error``: its kind, RIGHT, or missing where it is not known."""
-    from datamap.core.artifacts import recorded_split, recorded_task
     from datamap.detection.base import score_all
-    from datamap.detection.evidence import load_evidence
-    from datamap.tasks.registry import get_task
 
-    at, settings = job.directory, dict(recorded_task(job.directory / "map") or {})
-    split = recorded_split(at / "map", None, None, get_task(settings.pop("name"), **settings))
-    assert split is not None
-    evidence = load_evidence(split, at / "map", embedding_dir=at / "embeddings", cluster_dir=at / "clusters",
-                             predictions=at / "model")
-    table = score_all(evidence)
-    known = known_errors(job, split)
-    table.insert(0, "error", [known.get(example) for example in split.ids])
+    evidence = evidence_of(job)
+    table, truth = score_all(evidence), known_errors(job, evidence.split)
+    table.insert(0, "error", [truth.get(example) for example in evidence.split.ids])
     if not evidence.answers_questions:
         table.insert(1, "label", [evidence.class_names[label] for label in evidence.labels])
     return table[table["confidence"].notna()]
+
+
+def evidence_of(job: Job) -> Evidence:
+    from datamap.core.artifacts import recorded_split, recorded_task
+    from datamap.detection.evidence import load_evidence
+    from datamap.tasks.registry import get_task
+
+    at, task = job.directory, recorded_task(job.directory / "map")
+    assert task is not None
+    split = recorded_split(at / "map", None, None, get_task(**task))
+    assert split is not None
+    return load_evidence(split, at / "map", embedding_dir=at / "embeddings", cluster_dir=at / "clusters",
+                         predictions=at / "model")
 
 
 def known_errors(job: Job, split: Any) -> dict[str, str]:
@@ -281,6 +288,36 @@ def calibration_table(found: dict[str, list[pd.DataFrame]], of: str) -> pd.DataF
         for place, among in table.groupby(np.minimum((10 * table[of]).astype(int), 9)):
             rows.append({"set": name, "from": place / 10, "to": (place + 1) / 10, "n": len(among),
                          "suspicion": among[of].mean(), "wrong": (among["error"] != RIGHT).mean()})
+    return pd.DataFrame(rows)
+
+
+def review_table(jobs: Sequence[Job], draws: int = 20) -> pd.DataFrame:
+    """Errors found by a reviewer who goes by the truth, in the fixed order of suspicion and ranked anew after every
+    ten decisions, as deep as REVIEW_DEPTHS: a row for each of ``draws`` random pools of 80 % of the examples."""
+    import pandas as pd
+
+    from datamap.detection.base import score_all
+    from datamap.detection.review import features, simulate_review
+    from datamap.detection.suspicion import suspicion
+
+    prepared = []
+    for job in jobs:
+        evidence = evidence_of(job)
+        scores, truth = score_all(evidence), known_errors(job, evidence.split)
+        looked_at = features(evidence, scores, suspicion(evidence, scores).probability)
+        errors = np.array([truth.get(example, "") for example in evidence.split.ids])
+        prepared.append((looked_at, np.flatnonzero(errors != ""), errors != RIGHT))
+    rows = []
+    for draw in range(draws):
+        looked_at, pool, wrong = prepared[draw % len(prepared)]
+        rng = np.random.default_rng(draw)
+        pool = np.sort(rng.choice(pool, round(0.8 * len(pool)), replace=False))
+        found = {"learned": simulate_review(looked_at.rows(pool), wrong[pool], depth=max(REVIEW_DEPTHS), seed=draw),
+                 "fixed": simulate_review(looked_at.rows(pool), wrong[pool], depth=max(REVIEW_DEPTHS), every=None,
+                                          seed=draw)}
+        for depth in REVIEW_DEPTHS:
+            row = {"draw": draw, "map": draw % len(prepared), "depth": depth, "random": depth * wrong[pool].mean()}
+            rows.append(row | {name: int(counts[depth - 1]) for name, counts in found.items()})
     return pd.DataFrame(rows)
 
 
@@ -445,6 +482,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = {"id": str, "error": str, "label": str}
         tables.setdefault(job.name, []).append(pd.read_csv(job.directory / "scores.csv", dtype=text))
     summarise(args, tables, pd.DataFrame(costs))
+    if reviewed := [job for job in jobs if job.about.truth.endswith(".csv")]:
+        table = review_table(reviewed)
+        write_csv(Path(args.output_dir, "review.csv"), table)
+        print(table.groupby("depth")[["random", "fixed", "learned"]].agg(["mean", "std"]).round(1).to_string())
 
 
 def summarise(args: argparse.Namespace, tables: dict[str, list[pd.DataFrame]], costs: pd.DataFrame) -> None:
