@@ -4,7 +4,10 @@ A logistic regression over a few detectors. Its weights stand in suspicion.json:
 benchmarks/error_detection.py --fit, one set of weights for each combination of what may be there beside the map, so
 that what was not made is left out rather than guessed. A regression and not a vote or a mean of ranks, because
 detectors of one kind repeat each other, and because a sum of evidence reads as a probability; and linear, because with
-some thousand planted errors what is more flexible learns how they were planted.
+some thousand planted errors what is more flexible learns how they were planted. What enters is by how much a score
+stands out from the others of its dataset: that carries over from a model that knows the language to one that does
+not, where ranks do not. No weight is below 0: each detector finds errors of its own kind, and what one of them has
+nothing against takes nothing from what another found.
 """
 
 from __future__ import annotations
@@ -26,35 +29,30 @@ WEIGHTS = "suspicion.json"
 MAP = "metrics"
 # Beside the map: field of Evidence -> what it is called in the column ``evidence``.
 PARTS = {"out_of_fold": "out-of-fold models", "embeddings": "embeddings", "predictions": "the model's predictions"}
-MOST_LOGIT = 6.0
+MOST = 8.0  # by how many interquartile ranges a score counts as standing out
 
 
 class Term(NamedTuple):
-    """One input of the regression: a detector, how it enters, and which part of the evidence it needs."""
+    """One input of the regression: a detector, and which part of the evidence it needs."""
 
     detector: str
-    scale: str  # "rank": normal scores of its ranks; "logit": of a score in 0..1; "flag": as it is
-    part: str
+    part: str = MAP
 
 
 # Few, of different kinds, each of which found something on its own (RESULTS.md).
 TERMS: dict[str, tuple[Term, ...]] = {
     "labels": (
-        Term("confidence", "rank", MAP), Term("aum", "rank", MAP), Term("variability", "rank", MAP),
-        Term("never_learned", "flag", MAP),
-        Term("oof_confidence", "rank", "out_of_fold"), Term("oof_confidence", "logit", "out_of_fold"),
-        Term("confident_learning", "flag", "out_of_fold"),
-        Term("knn_disagreement", "rank", "embeddings"),
+        Term("confidence"), Term("aum"), Term("variability"), Term("never_learned"), Term("duplicate_disagreement"),
+        Term("oof_confidence", "out_of_fold"), Term("oof_aum", "out_of_fold"),
+        Term("confident_learning", "out_of_fold"), Term("knn_disagreement", "embeddings"),
+        Term("mean_distance", "embeddings"), Term("retag", "predictions"),
     ),
     "qa": (
-        Term("confidence", "rank", MAP), Term("weaker_boundary", "rank", MAP), Term("aum", "rank", MAP),
-        Term("variability", "rank", MAP), Term("never_learned", "flag", MAP),
-        Term("odd_question", "rank", MAP), Term("long_answer", "rank", MAP), Term("similar_questions", "rank", MAP),
-        Term("rule_score", "rank", MAP),
-        Term("oof_confidence", "rank", "out_of_fold"), Term("oof_answer_mismatch", "rank", "out_of_fold"),
-        Term("span_margin", "rank", "out_of_fold"),
-        Term("answer_mismatch", "rank", "predictions"),
-        Term("mean_distance", "rank", "embeddings"),
+        Term("weaker_boundary"), Term("aum"), Term("odd_question"), Term("long_answer"), Term("similar_questions"),
+        Term("rule9_question_not_starting_with_qword"),
+        Term("oof_weaker_boundary", "out_of_fold"), Term("oof_aum", "out_of_fold"),
+        Term("span_margin", "out_of_fold"), Term("mean_distance", "embeddings"),
+        Term("answer_mismatch", "predictions"),
     ),
 }
 
@@ -80,24 +78,26 @@ def terms_of(kind: str, parts: tuple[str, ...]) -> list[Term]:
 
 
 def term_values(scores: pd.DataFrame, terms: list[Term]) -> np.ndarray:
-    """The inputs of the regression, (N, terms) float64, from the detectors' scores (N, D); 0 is neutral.
+    """The inputs of the regression, (N, terms) float64 in 0..MOST, from the detectors' scores (N, D).
 
-    A detector that is not there, or says nothing of an example, is neutral.
+    0 where a detector is not there, says nothing of an example, or does not find it more suspicious than the median.
     """
-    columns = [_scaled(scores[term.detector].to_numpy(dtype=np.float64), term.scale)
-               if term.detector in scores else np.zeros(len(scores)) for term in terms]
+    columns = [standing_out(scores[term.detector].to_numpy(dtype=np.float64)) if term.detector in scores
+               else np.zeros(len(scores)) for term in terms]
     return np.stack(columns, axis=1) if columns else np.zeros((len(scores), 0))
 
 
-def _scaled(values: np.ndarray, scale: str) -> np.ndarray:
+def standing_out(values: np.ndarray) -> np.ndarray:
+    """How far each of ``values`` (n,) lies above their median, in interquartile ranges, 0..MOST; 0 for NaN.
+
+    Where half of them or more are alike, as with flags, in standard deviations.
+    """
     known = np.isfinite(values)
     result = np.zeros(len(values))
-    if scale == "rank":
-        result[known] = normal_scores(values[known])
-    elif scale == "logit":
-        result[known] = logit(values[known])
-    else:
-        result[known] = values[known]
+    if known.any():
+        low, middle, high = np.percentile(values[known], [25, 50, 75])
+        spread = high - low or values[known].std() or 1.0
+        result[known] = np.clip((values[known] - middle) / spread, 0, MOST)
     return result
 
 
@@ -107,12 +107,6 @@ def normal_scores(values: np.ndarray) -> np.ndarray:
     from scipy.stats import rankdata
 
     return ndtri((rankdata(values) - 0.5) / len(values)) if len(values) else values
-
-
-def logit(p: np.ndarray) -> np.ndarray:
-    """log p / (1 - p), (n,), clipped to -6..6."""
-    with np.errstate(divide="ignore"):
-        return np.clip(np.log(p) - np.log1p(-p), -MOST_LOGIT, MOST_LOGIT)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -13,7 +13,17 @@ from datamap.core.splits import load_split
 from datamap.detection import suspicion as module
 from datamap.detection.base import Evidence, detectors, score_all
 from datamap.detection.figures import auroc
-from datamap.detection.suspicion import MAP, PARTS, TERMS, normal_scores, suspicion, term_values, terms_of, weights
+from datamap.detection.suspicion import (
+    MAP,
+    PARTS,
+    TERMS,
+    normal_scores,
+    standing_out,
+    suspicion,
+    term_values,
+    terms_of,
+    weights,
+)
 from datamap.tasks.registry import get_task
 
 
@@ -43,10 +53,8 @@ def test_the_terms_are_detectors_and_their_weights_are_there_for_every_combinati
         for size in range(len(PARTS) + 1):
             for parts in itertools.combinations(PARTS, size):
                 fitted = weights()[kind]["+".join((MAP, *parts))]
-                assert fitted["terms"] == [f"{term.detector} ({term.scale})" for term in terms_of(kind, parts)]
-                assert len(fitted["weights"]) == len(fitted["terms"])
-                assert all(weight >= 0 for name, weight in zip(fitted["terms"], fitted["weights"], strict=True)
-                           if not name.startswith("variability"))
+                assert fitted["terms"] == [term.detector for term in terms_of(kind, parts)]
+                assert len(fitted["weights"]) == len(fitted["terms"]) and min(fitted["weights"]) >= 0
 
 
 def test_it_is_the_regression_written_out(clinical):
@@ -54,13 +62,11 @@ def test_it_is_the_regression_written_out(clinical):
     scores = score_all(evidence)
     found = suspicion(evidence, scores)
     fitted, total = weights()["qa"][MAP], np.zeros(500)
-    for name, weight in zip(fitted["terms"], fitted["weights"], strict=True):
-        detector, scale = name.removesuffix(")").split(" (")
-        values = scores.get(detector, pd.Series(np.nan, scores.index))
-        known = values.notna()
-        if scale == "rank":
-            values = pd.Series(norm.ppf((values.rank() - 0.5) / known.sum()), values.index)
-        total += weight * values.fillna(0).to_numpy()
+    for detector, weight in zip(fitted["terms"], fitted["weights"], strict=True):
+        known = scores[detector].dropna() if detector in scores else pd.Series([0.0])
+        spread = known.quantile(0.75) - known.quantile(0.25) or known.std(ddof=0) or 1
+        standing = ((scores.get(detector, pd.Series(0.0, scores.index)) - known.median()) / spread).fillna(0)
+        total += weight * standing.clip(0, 8).to_numpy()
     assert np.allclose(found.probability, 1 / (1 + np.exp(-total - fitted["intercept"])))
     assert found.made_of == "the data map" and auroc(wrong, found.probability) > 0.8
 
@@ -75,11 +81,19 @@ def test_what_is_there_is_used_and_named(clinical):
         suspicion(Evidence(evidence.split), pd.DataFrame(index=evidence.split.ids))
 
 
-def test_what_a_detector_does_not_know_is_neutral():
+def test_what_stands_out_counts_and_what_is_unsuspicious_takes_nothing():
+    values = np.array([0.0, 1, 2, 3, 100, np.nan])
+    np.testing.assert_allclose(standing_out(values), [0, 0, 0, 0.5, 8, 0])
+    flags = np.array([0.0] * 9 + [1])
+    np.testing.assert_allclose(standing_out(flags), [0] * 9 + [1 / 0.3])
+    np.testing.assert_array_equal(standing_out(np.full(3, 7.0)), 0)
+    np.testing.assert_array_equal(standing_out(np.full(3, np.nan)), 0)
+
+
+def test_a_detector_that_is_not_there_is_neutral():
     terms = [term for term in TERMS["labels"] if term.detector in ("confidence", "never_learned")]
-    table = pd.DataFrame({"confidence": [0.1, np.nan, 0.9, 0.5]})
-    assert term_values(table, terms)[:, 0].tolist() == [*norm.ppf([1 / 6]), 0, *norm.ppf([5 / 6]), 0]
-    assert term_values(table, terms)[:, 1].tolist() == [0, 0, 0, 0]
+    found = term_values(pd.DataFrame({"confidence": [0.1, np.nan, 0.9, 0.5]}), terms)
+    np.testing.assert_allclose(found, [[0, 0], [0, 0], [1, 0], [0, 0]])
 
 
 def test_normal_scores_of_ties_and_of_nothing():
@@ -87,7 +101,6 @@ def test_normal_scores_of_ties_and_of_nothing():
     assert len(normal_scores(np.zeros(0))) == 0
 
 
-def test_logits_are_bounded_and_the_file_is_strict_json():
-    np.testing.assert_allclose(module.logit(np.array([0, 0.5, 1])), [-6, 0, 6])
+def test_the_file_is_strict_json():
     text = (module.resources.files("datamap.detection") / module.WEIGHTS).read_text()
     assert json.loads(text)["fitted"]["on"] and "NaN" not in text
