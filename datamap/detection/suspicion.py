@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WEIGHTS = "suspicion.json"
-MAP = "metrics"
+MAP, OUT_OF_FOLD, TEXTS = "metrics", "out_of_fold", "texts"
 # Beside the map: field of Evidence -> what it is called in the column ``evidence``.
 PARTS = {"out_of_fold": "out-of-fold models", "embeddings": "embeddings", "predictions": "the model's predictions"}
+OOF_WRONG = "oof_correctness"
 MOST = 8.0  # by how many interquartile ranges a score counts as standing out
 
 
@@ -42,16 +43,17 @@ class Term(NamedTuple):
 # Few, of different kinds, each of which found something on its own (RESULTS.md).
 TERMS: dict[str, tuple[Term, ...]] = {
     "labels": (
-        Term("confidence"), Term("aum"), Term("variability"), Term("never_learned"), Term("duplicate_disagreement"),
-        Term("oof_confidence", "out_of_fold"), Term("oof_aum", "out_of_fold"),
-        Term("confident_learning", "out_of_fold"), Term("knn_disagreement", "embeddings"),
+        Term("confidence"), Term("aum"), Term("variability"), Term("never_learned"),
+        Term("duplicate_disagreement", TEXTS), Term("oof_confidence", OUT_OF_FOLD), Term("oof_aum", OUT_OF_FOLD),
+        Term("confident_learning", OUT_OF_FOLD), Term("knn_disagreement", "embeddings"),
         Term("mean_distance", "embeddings"), Term("retag", "predictions"),
     ),
     "qa": (
-        Term("weaker_boundary"), Term("aum"), Term("odd_question"), Term("long_answer"), Term("similar_questions"),
-        Term("rule9_question_not_starting_with_qword"),
-        Term("oof_weaker_boundary", "out_of_fold"), Term("oof_aum", "out_of_fold"),
-        Term("span_margin", "out_of_fold"), Term("mean_distance", "embeddings"),
+        Term("weaker_boundary"), Term("aum"), Term("odd_question", TEXTS), Term("long_answer", TEXTS),
+        Term("similar_questions", TEXTS), Term("rule9_question_not_starting_with_qword", TEXTS),
+        Term("oof_weaker_boundary", OUT_OF_FOLD), Term("oof_aum", OUT_OF_FOLD), Term("oof_loss", OUT_OF_FOLD),
+        Term("span_margin", OUT_OF_FOLD), Term("oof_answer_mismatch", OUT_OF_FOLD),
+        Term("mean_distance", "embeddings"),
         Term("answer_mismatch", "predictions"),
     ),
 }
@@ -74,17 +76,28 @@ def parts_of(evidence: Evidence) -> tuple[str, ...]:
 
 
 def terms_of(kind: str, parts: tuple[str, ...]) -> list[Term]:
-    return [term for term in TERMS[kind] if term.part in (MAP, *parts)]
+    return [term for term in TERMS[kind] if term.part in (MAP, TEXTS, *parts)]
 
 
 def term_values(scores: pd.DataFrame, terms: list[Term]) -> np.ndarray:
     """The inputs of the regression, (N, terms) float64 in 0..MOST, from the detectors' scores (N, D).
 
     0 where a detector is not there, says nothing of an example, or does not find it more suspicious than the median.
+    With out-of-fold models, what they say counts by the share of examples that they get right, and what was recorded
+    in training by the rest: a model that could learn the task has learned its errors too, and one that could not says
+    nothing of what it has not seen.
     """
-    columns = [standing_out(scores[term.detector].to_numpy(dtype=np.float64)) if term.detector in scores
-               else np.zeros(len(scores)) for term in terms]
+    right = right_out_of_fold(scores) if any(term.part == OUT_OF_FOLD for term in terms) else 0.0
+    trust = {OUT_OF_FOLD: right, MAP: 1 - right}
+    columns = [trust.get(term.part, 1.0) * standing_out(scores[term.detector].to_numpy(dtype=np.float64))
+               if term.detector in scores else np.zeros(len(scores)) for term in terms]
     return np.stack(columns, axis=1) if columns else np.zeros((len(scores), 0))
+
+
+def right_out_of_fold(scores: pd.DataFrame) -> float:
+    """The share that models trained without them get right, 0..1; 1 where that is not known."""
+    wrong = scores[OOF_WRONG].to_numpy(dtype=np.float64) if OOF_WRONG in scores else np.full(1, np.nan)
+    return 1 - float(np.nanmean(wrong)) if np.isfinite(wrong).any() else 1.0
 
 
 def standing_out(values: np.ndarray) -> np.ndarray:

@@ -15,8 +15,12 @@ from datamap.detection.base import Evidence, detectors, score_all
 from datamap.detection.figures import auroc
 from datamap.detection.suspicion import (
     MAP,
+    OOF_WRONG,
+    OUT_OF_FOLD,
     PARTS,
     TERMS,
+    TEXTS,
+    Term,
     normal_scores,
     standing_out,
     suspicion,
@@ -45,9 +49,9 @@ def clinical():
 def test_the_terms_are_detectors_and_their_weights_are_there_for_every_combination():
     known = detectors()
     for kind, terms in TERMS.items():
-        assert {term.detector for term in terms} <= set(known)
+        assert {term.detector for term in terms} | {OOF_WRONG} <= set(known)
         for term in terms:
-            assert term.part == MAP or term.part in PARTS
+            assert term.part in (MAP, TEXTS, *PARTS)
             assert known[term.detector].tasks in ("any", kind)
             assert not term.detector.startswith("oof_") or term.part == "out_of_fold"
         for size in range(len(PARTS) + 1):
@@ -94,6 +98,16 @@ def test_a_detector_that_is_not_there_is_neutral():
     terms = [term for term in TERMS["labels"] if term.detector in ("confidence", "never_learned")]
     found = term_values(pd.DataFrame({"confidence": [0.1, np.nan, 0.9, 0.5]}), terms)
     np.testing.assert_allclose(found, [[0, 0], [0, 0], [1, 0], [0, 0]])
+
+
+def test_models_that_have_not_seen_an_example_count_by_what_they_get_right():
+    terms = [Term("aum"), Term("oof_aum", OUT_OF_FOLD), Term("odd_question", TEXTS)]
+    table = pd.DataFrame({name: [0.0, 1, 2, 3, 4] for name in ("aum", "oof_aum", "odd_question")})
+    for wrong, trust in ((0.0, 1.0), (0.25, 0.75), (1.0, 0.0)):
+        found = term_values(table.assign(oof_correctness=wrong), terms)
+        np.testing.assert_allclose(found[-1], [1 - trust, trust, 1])
+    np.testing.assert_allclose(term_values(table, terms)[-1], [0, 1, 1])  # how many are right is not known
+    np.testing.assert_allclose(term_values(table.assign(oof_correctness=0.5), terms[:1])[-1], [1])  # not asked
 
 
 def test_normal_scores_of_ties_and_of_nothing():
