@@ -351,7 +351,7 @@ def fitted(found: dict[str, list[pd.DataFrame]], kind: str, parts: tuple[str, ..
         if kind_of_set(name) == kind and is_planted(name):
             for table in tables:
                 is_known = table["error"].notna().to_numpy()
-                inputs.append(term_values(table, terms)[is_known])
+                inputs.append(term_values(table, terms, kind)[is_known])
                 wrong.append((known(table)["error"] != RIGHT).to_numpy(dtype=float))
                 weight.append(np.full(is_known.sum(), 1 / (is_known.sum() * len(tables))))
     if not inputs:
@@ -394,7 +394,7 @@ def with_suspicion(found: dict[str, list[pd.DataFrame]]) -> dict[str, list[pd.Da
         others = {other: each for other, each in found.items() if SETS[other].dataset != SETS[name].dataset}
         columns = {SUSPICION: fitted(found, kind, tuple(PARTS)), HELD_OUT: fitted(others, kind, tuple(PARTS))}
         terms = terms_of(kind, tuple(PARTS))
-        result[name] = [known(table.assign(**{column: sigmoid(linear(table, terms, weights))
+        result[name] = [known(table.assign(**{column: sigmoid(linear(table, terms, kind, weights))
                                               for column, weights in columns.items() if weights}))
                         for table in tables]
     return result

@@ -4,10 +4,12 @@ A logistic regression over a few detectors. Its weights stand in suspicion.json:
 benchmarks/error_detection.py --fit, one set of weights for each combination of what may be there beside the map, so
 that what was not made is left out rather than guessed. A regression and not a vote or a mean of ranks, because
 detectors of one kind repeat each other, and because a sum of evidence reads as a probability; and linear, because with
-some thousand planted errors what is more flexible learns how they were planted. What enters is by how much a score
-stands out from the others of its dataset: that carries over from a model that knows the language to one that does
-not, where ranks do not. No weight is below 0: each detector finds errors of its own kind, and what one of them has
-nothing against takes nothing from what another found.
+some thousand planted errors what is more flexible learns how they were planted. No weight is below 0.
+
+Of questions it counts by how much a score stands out from the others of its dataset, which carries over from a model
+that knows the language to one that does not, where ranks do not; and only that, as each detector finds errors of its
+own kind: what one has nothing against takes nothing from what another found. Of labels all detectors ask the same, how
+well it fits, so that both ends of their ranks tell.
 """
 
 from __future__ import annotations
@@ -79,17 +81,17 @@ def terms_of(kind: str, parts: tuple[str, ...]) -> list[Term]:
     return [term for term in TERMS[kind] if term.part in (MAP, TEXTS, *parts)]
 
 
-def term_values(scores: pd.DataFrame, terms: list[Term]) -> np.ndarray:
-    """The inputs of the regression, (N, terms) float64 in 0..MOST, from the detectors' scores (N, D).
+def term_values(scores: pd.DataFrame, terms: list[Term], kind: str) -> np.ndarray:
+    """The inputs of the regression, (N, terms) float64, from the detectors' scores (N, D), as SCALES has them.
 
-    0 where a detector is not there, says nothing of an example, or does not find it more suspicious than the median.
+    0 where a detector is not there or says nothing of an example.
     With out-of-fold models, what they say counts by the share of examples that they get right, and what was recorded
     in training by the rest: a model that could learn the task has learned its errors too, and one that could not says
     nothing of what it has not seen.
     """
     right = right_out_of_fold(scores) if any(term.part == OUT_OF_FOLD for term in terms) else 0.0
     trust = {OUT_OF_FOLD: right, MAP: 1 - right}
-    columns = [trust.get(term.part, 1.0) * standing_out(scores[term.detector].to_numpy(dtype=np.float64))
+    columns = [trust.get(term.part, 1.0) * SCALES[kind](scores[term.detector].to_numpy(dtype=np.float64))
                if term.detector in scores else np.zeros(len(scores)) for term in terms]
     return np.stack(columns, axis=1) if columns else np.zeros((len(scores), 0))
 
@@ -114,12 +116,23 @@ def standing_out(values: np.ndarray) -> np.ndarray:
     return result
 
 
+def among_the_rest(values: np.ndarray) -> np.ndarray:
+    """``normal_scores`` of ``values`` (n,), 0 for NaN."""
+    known = np.isfinite(values)
+    result = np.zeros(len(values))
+    result[known] = normal_scores(values[known])
+    return result
+
+
 def normal_scores(values: np.ndarray) -> np.ndarray:
     """Quantiles of the standard normal distribution at the ranks of ``values``, (n,); ties share their mean rank."""
     from scipy.special import ndtri
     from scipy.stats import rankdata
 
     return ndtri((rankdata(values) - 0.5) / len(values)) if len(values) else values
+
+
+SCALES = {"labels": among_the_rest, "qa": standing_out}
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:
@@ -136,13 +149,13 @@ def suspicion(evidence: Evidence, scores: pd.DataFrame) -> Suspicion:
         raise UserError("suspicion needs a data map: run.py --do_train --enable_cartography records one")
     kind, parts = kind_of(evidence), parts_of(evidence)
     terms = terms_of(kind, parts)
-    probability = sigmoid(linear(scores, terms, weights()[kind]["+".join((MAP, *parts))]))
+    probability = sigmoid(linear(scores, terms, kind, weights()[kind]["+".join((MAP, *parts))]))
     return Suspicion(probability, ", ".join(["the data map", *(PARTS[part] for part in parts)]))
 
 
-def linear(scores: pd.DataFrame, terms: list[Term], fitted: dict[str, Any]) -> np.ndarray:
+def linear(scores: pd.DataFrame, terms: list[Term], kind: str, fitted: dict[str, Any]) -> np.ndarray:
     """The log-odds that each example is wrong, (N,)."""
-    return term_values(scores, terms) @ np.array(fitted["weights"]) + fitted["intercept"]
+    return term_values(scores, terms, kind) @ np.array(fitted["weights"]) + fitted["intercept"]
 
 
 @functools.cache

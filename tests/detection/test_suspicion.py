@@ -96,18 +96,20 @@ def test_what_stands_out_counts_and_what_is_unsuspicious_takes_nothing():
 
 def test_a_detector_that_is_not_there_is_neutral():
     terms = [term for term in TERMS["labels"] if term.detector in ("confidence", "never_learned")]
-    found = term_values(pd.DataFrame({"confidence": [0.1, np.nan, 0.9, 0.5]}), terms)
-    np.testing.assert_allclose(found, [[0, 0], [0, 0], [1, 0], [0, 0]])
+    table = pd.DataFrame({"confidence": [0.1, np.nan, 0.9, 0.5]})
+    np.testing.assert_allclose(term_values(table, terms, "qa"), [[0, 0], [0, 0], [1, 0], [0, 0]])
+    ranks = norm.ppf(np.array([1, 5, 3]) / 6)
+    np.testing.assert_allclose(term_values(table, terms, "labels")[:, 0], [ranks[0], 0, ranks[1], ranks[2]], atol=1e-12)
 
 
 def test_models_that_have_not_seen_an_example_count_by_what_they_get_right():
     terms = [Term("aum"), Term("oof_aum", OUT_OF_FOLD), Term("odd_question", TEXTS)]
     table = pd.DataFrame({name: [0.0, 1, 2, 3, 4] for name in ("aum", "oof_aum", "odd_question")})
     for wrong, trust in ((0.0, 1.0), (0.25, 0.75), (1.0, 0.0)):
-        found = term_values(table.assign(oof_correctness=wrong), terms)
+        found = term_values(table.assign(oof_correctness=wrong), terms, "qa")
         np.testing.assert_allclose(found[-1], [1 - trust, trust, 1])
-    np.testing.assert_allclose(term_values(table, terms)[-1], [0, 1, 1])  # how many are right is not known
-    np.testing.assert_allclose(term_values(table.assign(oof_correctness=0.5), terms[:1])[-1], [1])  # not asked
+    np.testing.assert_allclose(term_values(table, terms, "qa")[-1], [0, 1, 1])  # how many are right is not known
+    np.testing.assert_allclose(term_values(table.assign(oof_correctness=0.5), terms[:1], "qa")[-1], [1])  # not asked
 
 
 def test_normal_scores_of_ties_and_of_nothing():
