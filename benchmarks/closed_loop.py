@@ -5,7 +5,7 @@ Writes suspects/, the datasets, suite.json, the suite's runs and comparison.csv 
 evaluated on the same clean validation split, with each seed; what is dropped has a size-matched random control.
 
     python benchmarks/closed_loop.py --run ./error_detection_output/runs/sst2-0 --output_dir ./closed_loop_sst2
-    python benchmarks/closed_loop.py --run ./error_detection_output/runs/sick_real-0 \\
+    python benchmarks/closed_loop.py --run ./error_detection_output/runs/sick-real-0 \\
         --corrections DATA/sick_nli/corrections.csv --output_dir ./closed_loop_sick
 """
 

@@ -5,7 +5,7 @@ votes; nessie's own models are not trained. Writes compare_nessie.json and .csv 
 
     pip install --no-deps nessie faiss-cpu pyro-ppl pyro-api opt-einsum awkward awkward-cpp more-itertools netcal \\
         iobes suffix-tree crowd-kit backoff wget pooch platformdirs diskcache requests lightgbm sentence-transformers
-    python benchmarks/compare_nessie.py --runs error_detection_output/runs/sick_real-*
+    python benchmarks/compare_nessie.py --runs error_detection_output/runs/sick-real-*
 
 nessie 0.1.1 pins flair 0.11, which today's Python cannot install; its array detectors use nothing of it, so an empty
 module stands in for it.

@@ -72,9 +72,9 @@ SETS: dict[str, ErrorSet] = {
     "policyqa": ErrorSet("policyqa", "qa", "minilm", "qa", QA, 600),
     "xquad": ErrorSet("squad_xquad_en/xquad.en.json", "qa", "minilm", "qa", QA, 600),
     "sst2": ErrorSet("sst2", "classification", "minilm", "uniform", LABELS, 1000),
-    "sst2 plausible": ErrorSet("sst2", "classification", "minilm", "plausible", LABELS, 1000),
+    "sst2-plausible": ErrorSet("sst2", "classification", "minilm", "plausible", LABELS, 1000),
     "sick": ErrorSet("sick_nli", "nli", "minilm", "confusion", LABELS, 1000),
-    "sick real": ErrorSet("sick_nli", "nli", "minilm", "", LABELS, None, "sick_nli/corrections.csv"),
+    "sick-real": ErrorSet("sick_nli", "nli", "minilm", "", LABELS, None, "sick_nli/corrections.csv"),
 }
 
 
@@ -236,7 +236,7 @@ def difference_table(found: dict[str, list[pd.DataFrame]], best: dict[str, str],
         rivals = {best[name]: "best single detector", **dict.fromkeys(RIVALS, "")}
         if (cleanlab := [each for each in CLEANLAB if each in tables[0]]):
             rivals.setdefault(max(cleanlab, key=lambda each: mean_precision(tables, each)), "cleanlab's best")
-        for ours in (SUSPICION, HELD_OUT):
+        for ours in [each for each in (SUSPICION, HELD_OUT) if each in tables[0]]:
             for rival, what in rivals.items():
                 for kind, among in subsets(name, tables).items():
                     pairs = [[mine[0], other[0]] for mine, other in zip(judged(among, ours), judged(among, rival),
@@ -249,7 +249,7 @@ def difference_table(found: dict[str, list[pd.DataFrame]], best: dict[str, str],
 def subsets(name: str, tables: Sequence[pd.DataFrame]) -> dict[str, list[pd.DataFrame]]:
     """All, and of SICK's real errors the scattered (entailment that is neutral) and the systematic ones apart."""
     every = {"all": list(tables)}
-    if name == "sick real":
+    if name == "sick-real":
         for what, kind in (("scattered", "0 to 1"), ("systematic", "1 to 2")):
             every[what] = [table[table["error"].isin([RIGHT, kind])] for table in tables]
     return every
@@ -286,13 +286,14 @@ def agreement_table(found: dict[str, list[pd.DataFrame]]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def calibration_table(found: dict[str, list[pd.DataFrame]], of: str) -> pd.DataFrame:
-    """Of the examples whose suspicion lies in a tenth of 0..1: its mean, and the share that is wrong."""
+def calibration_table(found: dict[str, list[pd.DataFrame]]) -> pd.DataFrame:
+    """Of the examples whose suspicion (by other sets, where there are any) lies in a tenth of 0..1: its mean, and the
+    share that is wrong."""
     import pandas as pd
 
     rows = []
     for name, tables in found.items():
-        table = pd.concat(tables)
+        table, of = pd.concat(tables), HELD_OUT if HELD_OUT in tables[0] else SUSPICION
         for place, among in table.groupby(np.minimum((10 * table[of]).astype(int), 9)):
             rows.append({"set": name, "from": place / 10, "to": (place + 1) / 10, "n": len(among),
                          "suspicion": among[of].mean(), "wrong": (among["error"] != RIGHT).mean()})
@@ -461,7 +462,7 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
             about = SETS[name]
             if about.dataset.startswith("demo:") or Path(args.data_dir, about.dataset).exists():
                 most = min(filter(None, (about.most, args.max_examples)), default=None)
-                place = Path(args.output_dir, "runs", f"{name.replace(' ', '_')}-{seed}")
+                place = Path(args.output_dir, "runs", f"{name}-{seed}")
                 jobs.append(Job(name, seed, about, place, args.data_dir, most))
             else:
                 raise UserError(f"--data_dir {args.data_dir} holds no {about.dataset}; name another, or leave {name} "
@@ -507,7 +508,7 @@ def summarise(args: argparse.Namespace, tables: dict[str, list[pd.DataFrame]], c
     best = {name: str(part.loc[part["average_precision"].idxmax(), "detector"])
             for name, part in single.groupby("set")}
     differences = difference_table(found, best, args.draws)
-    calibration = calibration_table({name: each for name, each in found.items() if HELD_OUT in each[0]}, HELD_OUT)
+    calibration = calibration_table(found)
     measures = demo_measures(found["clinical"]) if "clinical" in found else []
     report(args, __file__, {"best_single": best, "seconds": float(costs.drop(columns=["set", "seed"]).sum().sum())},
            measures, enforce=False)

@@ -99,7 +99,8 @@ def test_a_detector_that_is_not_there_is_neutral():
     table = pd.DataFrame({"confidence": [0.1, np.nan, 0.9, 0.5]})
     np.testing.assert_allclose(term_values(table, terms, "qa"), [[0, 0], [0, 0], [1, 0], [0, 0]])
     ranks = norm.ppf(np.array([1, 5, 3]) / 6)
-    np.testing.assert_allclose(term_values(table, terms, "labels")[:, 0], [ranks[0], 0, ranks[1], ranks[2]], atol=1e-12)
+    found = term_values(table, terms, "labels")[:, 0]
+    np.testing.assert_allclose(found, [ranks[0], 0, ranks[1], ranks[2]], atol=1e-12)
 
 
 def test_models_that_have_not_seen_an_example_count_by_what_they_get_right():
