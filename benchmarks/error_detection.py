@@ -341,18 +341,27 @@ def is_planted(name: str) -> bool:
     return not SETS[name].truth.endswith(".csv")
 
 
+def inputs_of(table: pd.DataFrame, kind: str, parts: tuple[str, ...]) -> np.ndarray:
+    import pandas as pd
+
+    from datamap.detection.suspicion import chance_agreement, term_values, terms_of
+
+    chance = chance_agreement(pd.factorize(table["label"])[0]) if kind == "labels" else 0.0
+    return term_values(table, terms_of(kind, parts), kind, chance)
+
+
 def fitted(found: dict[str, list[pd.DataFrame]], kind: str, parts: tuple[str, ...]) -> dict[str, Any] | None:
     """Weights of 0 and more from the planted errors of these sets, each set with the same say; None without one."""
     from scipy.optimize import minimize
 
-    from datamap.detection.suspicion import sigmoid, term_values, terms_of
+    from datamap.detection.suspicion import sigmoid, terms_of
 
     terms, inputs, wrong, weight = terms_of(kind, parts), [], [], []
     for name, tables in found.items():
         if kind_of_set(name) == kind and is_planted(name):
             for table in tables:
                 is_known = table["error"].notna().to_numpy()
-                inputs.append(term_values(table, terms, kind)[is_known])
+                inputs.append(inputs_of(table, kind, parts)[is_known])
                 wrong.append((known(table)["error"] != RIGHT).to_numpy(dtype=float))
                 weight.append(np.full(is_known.sum(), 1 / (is_known.sum() * len(tables))))
     if not inputs:
@@ -387,15 +396,14 @@ def every_combination(found: dict[str, list[pd.DataFrame]], kind: str) -> dict[s
 def with_suspicion(found: dict[str, list[pd.DataFrame]]) -> dict[str, list[pd.DataFrame]]:
     """Two more columns: suspicion from the weights as they are fitted on all planted sets, and, to be judged by, from
     weights fitted without the very set (and others of the same texts). Of what comes back the truth is known."""
-    from datamap.detection.suspicion import PARTS, linear, sigmoid, terms_of
+    from datamap.detection.suspicion import PARTS, linear, sigmoid
 
     result = {}
     for name, tables in found.items():
         kind = kind_of_set(name)
         others = {other: each for other, each in found.items() if SETS[other].dataset != SETS[name].dataset}
         columns = {SUSPICION: fitted(found, kind, tuple(PARTS)), HELD_OUT: fitted(others, kind, tuple(PARTS))}
-        terms = terms_of(kind, tuple(PARTS))
-        result[name] = [known(table.assign(**{column: sigmoid(linear(table, terms, kind, weights))
+        result[name] = [known(table.assign(**{column: sigmoid(linear(inputs_of(table, kind, tuple(PARTS)), weights))
                                               for column, weights in columns.items() if weights}))
                         for table in tables]
     return result

@@ -31,7 +31,7 @@ WEIGHTS = "suspicion.json"
 MAP, OUT_OF_FOLD, TEXTS = "metrics", "out_of_fold", "texts"
 # Beside the map: field of Evidence -> what it is called in the column ``evidence``.
 PARTS = {"out_of_fold": "out-of-fold models", "embeddings": "embeddings", "predictions": "the model's predictions"}
-OOF_WRONG = "oof_correctness"
+OOF_WRONG, OTHER_NEIGHBOURS = "oof_correctness", "knn_disagreement"
 MOST = 8.0  # by how many interquartile ranges a score counts as standing out
 
 
@@ -81,25 +81,46 @@ def terms_of(kind: str, parts: tuple[str, ...]) -> list[Term]:
     return [term for term in TERMS[kind] if term.part in (MAP, TEXTS, *parts)]
 
 
-def term_values(scores: pd.DataFrame, terms: list[Term], kind: str) -> np.ndarray:
-    """The inputs of the regression, (N, terms) float64, from the detectors' scores (N, D), as SCALES has them.
+def term_values(scores: pd.DataFrame, terms: list[Term], kind: str, chance: float = 0.0) -> np.ndarray:
+    """The inputs of the regression, (N, terms) float64, from the detectors' scores (N, D), as SCALES has them; 0 where
+    a detector is not there or says nothing of an example.
 
-    0 where a detector is not there or says nothing of an example.
-    With out-of-fold models, what they say counts by the share of examples that they get right, and what was recorded
-    in training by the rest: a model that could learn the task has learned its errors too, and one that could not says
-    nothing of what it has not seen.
+    Each part of the evidence counts as far as it can be trusted (``trust``). chance: see there.
     """
-    right = right_out_of_fold(scores) if any(term.part == OUT_OF_FOLD for term in terms) else 0.0
-    trust = {OUT_OF_FOLD: right, MAP: 1 - right}
-    columns = [trust.get(term.part, 1.0) * SCALES[kind](scores[term.detector].to_numpy(dtype=np.float64))
+    trusted = trust(scores, terms, kind, chance)
+    columns = [trusted.get(term.part, 1.0) * SCALES[kind](scores[term.detector].to_numpy(dtype=np.float64))
                if term.detector in scores else np.zeros(len(scores)) for term in terms]
     return np.stack(columns, axis=1) if columns else np.zeros((len(scores), 0))
 
 
-def right_out_of_fold(scores: pd.DataFrame) -> float:
-    """The share that models trained without them get right, 0..1; 1 where that is not known."""
-    wrong = scores[OOF_WRONG].to_numpy(dtype=np.float64) if OOF_WRONG in scores else np.full(1, np.nan)
-    return 1 - float(np.nanmean(wrong)) if np.isfinite(wrong).any() else 1.0
+def trust(scores: pd.DataFrame, terms: list[Term], kind: str, chance: float) -> dict[str, float]:
+    """Part of the evidence -> how much it counts, 0..1.
+
+    Out-of-fold models by the share of examples that they get right, and what was recorded in training by the rest: a
+    model that could learn the task has learned its errors too, and one that could not says nothing of what it has not
+    seen. Embeddings, of labels, by the square of Cohen's kappa between the labels of neighbours; chance: how often two
+    examples drawn at random have the same label, 0..1.
+    """
+    right, found = 0.0, {}
+    if any(term.part == OUT_OF_FOLD for term in terms):
+        right = 1 - _mean(scores, OOF_WRONG)
+        found[OUT_OF_FOLD] = right
+    found[MAP] = 1 - right
+    if kind == "labels" and chance < 1:
+        found["embeddings"] = max(0.0, 1 - _mean(scores, OTHER_NEIGHBOURS) / (1 - chance)) ** 2
+    return found
+
+
+def _mean(scores: pd.DataFrame, detector: str) -> float:
+    """Of what it says; 0 where it says nothing."""
+    values = scores[detector].to_numpy(dtype=np.float64) if detector in scores else np.zeros(0)
+    return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else 0.0
+
+
+def chance_agreement(labels: np.ndarray) -> float:
+    """How often two examples drawn at random have the same label, 0..1; labels (N,), -1 for none."""
+    _, counts = np.unique(labels[labels >= 0], return_counts=True)
+    return float(((counts / counts.sum()) ** 2).sum()) if len(counts) else 0.0
 
 
 def standing_out(values: np.ndarray) -> np.ndarray:
@@ -149,13 +170,15 @@ def suspicion(evidence: Evidence, scores: pd.DataFrame) -> Suspicion:
         raise UserError("suspicion needs a data map: run.py --do_train --enable_cartography records one")
     kind, parts = kind_of(evidence), parts_of(evidence)
     terms = terms_of(kind, parts)
-    probability = sigmoid(linear(scores, terms, kind, weights()[kind]["+".join((MAP, *parts))]))
+    chance = chance_agreement(evidence.labels) if kind == "labels" else 0.0
+    fitted = weights()[kind]["+".join((MAP, *parts))]
+    probability = sigmoid(linear(term_values(scores, terms, kind, chance), fitted))
     return Suspicion(probability, ", ".join(["the data map", *(PARTS[part] for part in parts)]))
 
 
-def linear(scores: pd.DataFrame, terms: list[Term], kind: str, fitted: dict[str, Any]) -> np.ndarray:
-    """The log-odds that each example is wrong, (N,)."""
-    return term_values(scores, terms, kind) @ np.array(fitted["weights"]) + fitted["intercept"]
+def linear(values: np.ndarray, fitted: dict[str, Any]) -> np.ndarray:
+    """The log-odds that each example is wrong, (N,), from ``term_values``."""
+    return values @ np.array(fitted["weights"]) + fitted["intercept"]
 
 
 @functools.cache
