@@ -46,6 +46,7 @@ SUSPICION, HELD_OUT = "suspicion", "suspicion, other sets"
 RIVALS = ("confidence", "aum", "el2n")  # and the best of cleanlab's, on the real errors
 CLEANLAB = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
 DEMO_ALL, DEMO_KIND = 0.95, 0.85  # least average precision on the demo
+LEAST_GAIN = 1.5  # times a random order, for the picture
 REVIEW_DEPTHS = (100, 200, 300)
 
 
@@ -413,10 +414,13 @@ def with_suspicion(found: dict[str, list[pd.DataFrame]]) -> dict[str, list[pd.Da
 
 
 def plot_detectors(path: Path, table: pd.DataFrame) -> None:
-    """Average precision of every detector on every set, the best on top, suspicion marked."""
+    """Average precision of the detectors that find something, set by set, the best on top, suspicion marked."""
     names = list(table["set"].unique())
-    order = table.groupby("detector")["average_precision"].mean().sort_values()
-    figure, axes = new_figure(2.1 * len(names) + 2.2, 0.19 * len(order) + 1.4, 1, len(names), sharey=True)
+    gain = table["average_precision"] * table["examples"] / table["errors"]
+    order = gain.groupby(table["detector"]).mean().sort_values()
+    order = order[order >= LEAST_GAIN]
+    table = table[table["detector"].isin(order.index)]
+    figure, axes = new_figure(1.7 * len(names) + 2.2, 0.19 * len(order) + 1.4, 1, len(names), sharey=True)
     rows = {detector: place for place, detector in enumerate(order.index)}
     for axis, name in zip(np.atleast_1d(axes), names, strict=True):
         part = table[table["set"] == name]
@@ -430,10 +434,13 @@ def plot_detectors(path: Path, table: pd.DataFrame) -> None:
         axis.title.set_fontsize(8)
         axis.tick_params(labelsize=7)
         axis.set_xlabel("average precision", fontsize=8)
-    np.atleast_1d(axes)[0].set_yticks(range(len(order)), [name.replace("_", " ") for name in order.index], fontsize=7)
-    seeds = sorted(table["seeds"].unique())
+    first = np.atleast_1d(axes)[0]
+    first.set_yticks(range(len(order)), [name.replace("_", " ") for name in order.index], fontsize=7)
+    first.set_ylim(-0.8, len(order) - 0.2)
+    seeds = " or ".join(map(str, sorted(table["seeds"].unique())))
     save_figure(figure, path, "How well each detector ranks wrong examples first",
-                f"Bars: 95 % intervals over {' or '.join(map(str, seeds))} seeds and examples. Grey: a random order")
+                f"Bars: 95 % intervals over seeds ({seeds}) and examples. Grey: a random order. Left out: detectors that "
+                f"are on average less than {LEAST_GAIN:g} times as good")
 
 
 def plot_calibration(path: Path, table: pd.DataFrame) -> None:

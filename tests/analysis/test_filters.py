@@ -768,4 +768,4 @@ def test_a_filter_takes_its_settings_by_name_alone():
     assert len(every) > 6
     for each in every:
         with pytest.raises(TypeError, match="positional"):
-            each("somewhere")
+            each("somewhere")  # type: ignore[call-arg]
