@@ -439,8 +439,8 @@ def plot_detectors(path: Path, table: pd.DataFrame) -> None:
     first.set_ylim(-0.8, len(order) - 0.2)
     seeds = " or ".join(map(str, sorted(table["seeds"].unique())))
     save_figure(figure, path, "How well each detector ranks wrong examples first",
-                f"Bars: 95 % intervals over seeds ({seeds}) and examples. Grey: a random order. Left out: detectors that "
-                f"are on average less than {LEAST_GAIN:g} times as good")
+                f"Bars: 95 % intervals over seeds ({seeds}) and examples. Grey: a random order. Left out: detectors "
+                f"that are on average less than {LEAST_GAIN:g} times as good")
 
 
 def plot_calibration(path: Path, table: pd.DataFrame) -> None:
