@@ -21,7 +21,8 @@ def bench(monkeypatch):
 
 def made(seed: int, n: int = 200, wrong: int = 30) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    error = np.repeat(np.array(["right", "uniform", "other"], dtype=object), [n - wrong, wrong // 2, wrong - wrong // 2])
+    counts = [n - wrong, wrong // 2, wrong - wrong // 2]
+    error = np.repeat(np.array(["right", "uniform", "other"], dtype=object), counts)
     is_wrong = error != "right"
     table = pd.DataFrame({"id": [f"e{row}" for row in range(n)], "error": error,
                           "label": rng.choice(["a", "b"], n), "confidence": rng.random(n) + is_wrong,
