@@ -163,8 +163,8 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def suspicion(evidence: Evidence, scores: pd.DataFrame) -> Suspicion:
     """How likely each example is wrong, from the scores of all detectors (``base.score_all``).
 
-    Calibrated on planted errors, a tenth of the examples wrong: of those at .8 about 80 % were (RESULTS.md says how it
-    comes out on real ones). Of data with fewer errors it says too much; the order is what to go by.
+    Fitted where a tenth of the examples is wrong. The order is what to go by: as a probability it says too much of some
+    data and too little of other (RESULTS.md).
     """
     if not evidence.has(MAP):
         raise UserError("suspicion needs a data map: run.py --do_train --enable_cartography records one")
