@@ -163,8 +163,8 @@ def sigmoid(x: np.ndarray) -> np.ndarray:
 def suspicion(evidence: Evidence, scores: pd.DataFrame) -> Suspicion:
     """How likely each example is wrong, from the scores of all detectors (``base.score_all``).
 
-    Fitted where a tenth of the examples is wrong. The order is what to go by: as a probability it says too much of some
-    data and too little of other (RESULTS.md).
+    Fitted where a tenth of the examples is wrong. The order is what to go by: as a probability it says too much of
+    some data and too little of other (RESULTS.md).
     """
     if not evidence.has(MAP):
         raise UserError("suspicion needs a data map: run.py --do_train --enable_cartography records one")
