@@ -30,7 +30,7 @@ class Browser:
         line = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
         # The browser reads from descriptor 3 and writes to 4.
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{read} 4>&{write}', "sh", *line], pass_fds=(read, write),
+            ["bash", "-c", f'exec "$@" 3<&{read} 4>&{write}', "bash", *line], pass_fds=(read, write),
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )
         os.close(read)

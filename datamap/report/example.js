@@ -133,7 +133,7 @@ function correction(row) {
 /** While a fix is asked for, text selected in the context becomes the corrected answer. */
 function takeSelection() {
   const field = byId("example").querySelector(".correction input"), chosen = getSelection();
-  const inside = chosen.anchorNode?.parentElement?.closest(".whole");
+  const start = chosen.anchorNode, inside = (start instanceof Element ? start : start?.parentElement)?.closest(".whole");
   if (field && inside && chosen.toString().trim()) field.value = chosen.toString().trim();
 }
 
@@ -208,7 +208,7 @@ function neighbours(row) {
   if (!rows.length) return null;
   return h("ol", { class: "near" }, ...rows.map((other) => h("li", {}, h("button", { type: "button", onclick: () => open(other) },
     h("span", { class: "text", dir: "auto" }, shorten(textsOf(other).slice(0, answersQuestions() ? 1 : 2).join(" — "), 140)),
-    h("bdi", { class: said("gold", other) === said("gold", row) ? "is" : "is differs" }, shorten(said("gold", other) ?? "", 60))))));
+    h("bdi", { class: answersQuestions() || said("gold", other) === said("gold", row) ? "is" : "is differs" }, shorten(said("gold", other) ?? "", 60))))));
 }
 
 function everything(row) {

@@ -68,6 +68,22 @@ function axes(title) {
     color: muted, ticks: "", automargin: true };
 }
 
+/** The cuts, and a ring around the open example. */
+function shapesOf(map) {
+  const cuts = (map.cuts ?? []).map((cut) => ({ type: "line", layer: "above",
+    line: { color: style("--muted"), width: 1, dash: "dot" }, ...cut }));
+  const x = map.xs[page.at], y = map.ys[page.at];
+  return !Number.isFinite(x) || !Number.isFinite(y) ? cuts : [...cuts, { type: "circle", layer: "above",
+    xsizemode: "pixel", ysizemode: "pixel", xanchor: x, yanchor: y, x0: -8, x1: 8, y0: -8, y1: 8,
+    line: { color: style("--ink"), width: 2 } }];
+}
+
+/** Change a map when it is done with what was asked of it before: Plotly cannot do two things at once. */
+function change(map, what) {
+  map.busy = map.busy.then(() => what(map.id));
+  return map.busy;
+}
+
 function mapLayout(map) {
   const muted = style("--muted");
   return {
@@ -76,8 +92,7 @@ function mapLayout(map) {
     hoverdistance: 12, xaxis: { ...axes(map.x.title), ...map.x.more }, yaxis: { ...axes(map.y.title), ...map.y.more },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: style("--accent"), orientation: "h" },
     newselection: { line: { color: style("--ink"), width: 1.5, dash: "dot" } },
-    shapes: map.shapes ? map.shapes.map((shape) => ({ type: "line", layer: "above",
-      line: { color: muted, width: 1, dash: "dot" }, ...shape })) : [],
+    shapes: shapesOf(map),
   };
 }
 
@@ -95,7 +110,7 @@ function drawMaps() {
     MAPS.push({ id: "map-data", xs: values("variability"), ys: values("confidence"),
       x: { title: "variability (SD of p(gold) over epochs)", more: { range: [-0.01, Math.max(0.3, 1.03 * widest)] } },
       y: { title: "confidence (mean p(gold))", more: { range: [-0.02, 1.02] } },
-      shapes: cuts ? [{ x0: cuts.variability, x1: cuts.variability, y0: 0, y1: 1, yref: "paper" },
+      cuts: cuts ? [{ x0: cuts.variability, x1: cuts.variability, y0: 0, y1: 1, yref: "paper" },
         { x0: 0, x1: cuts.variability, y0: cuts.confidence, y1: cuts.confidence }] : [] });
   }
   if (values("dim1") && values("dim2")) {
@@ -112,54 +127,53 @@ function drawMaps() {
     const points = { type, mode: "markers", x: map.xs, y: map.ys, hoverinfo: "none",
       marker: { size, opacity: 0.75, line: { width: 0 }, ...colouring() },
       selected: { marker: { opacity: 0.85 } }, unselected: { marker: { opacity: 0.06 } } };
-    const ring = { type, mode: "markers", x: [], y: [], hoverinfo: "skip",
-      marker: { size: 15, symbol: "circle-open", color: style("--ink"), line: { width: 2, color: style("--ink") } } };
-    return Plotly.newPlot(map.id, [points, ring], mapLayout(map), config).then((plot) => {
-      plot.on("plotly_selected", (event) => event && select(event.points.filter((each) => each.curveNumber === 0)
-        .map((each) => each.pointIndex), map));
+    map.busy = Plotly.newPlot(map.id, [points], mapLayout(map), config).then((plot) => {
+      plot.on("plotly_selected", (event) => {
+        if (!event?.lassoPoints && !event?.range) return; // not drawn by hand: the line was taken off
+        select(event.points.map((each) => each.pointIndex), map);
+      });
       plot.on("plotly_deselect", () => select(null, map));
       plot.on("plotly_click", (event) => open(event.points[0].pointIndex));
       plot.on("plotly_hover", (event) => showTip(event.points[0].pointIndex, event.event));
       plot.on("plotly_unhover", hideTip);
     });
+    return map.busy;
   }));
+}
+
+/** After the maps were hidden: the window may be another size. */
+function fitMaps() {
+  for (const map of MAPS) change(map, (id) => byId(id).offsetParent && Plotly.Plots.resize(id));
 }
 
 /** Take over what was drawn in one map; the line around it goes from the other. */
 function select(rows, from) {
   page.drawn = rows === null ? null : new Set(rows);
-  for (const map of MAPS) if (map !== from) Plotly.relayout(map.id, { selections: [] });
+  for (const map of MAPS) if (map !== from) change(map, (id) => Plotly.relayout(id, { selections: [] }));
   refresh();
 }
 
 /** Show in the maps what the table lists, and which example is open. */
 function paintMaps() {
-  const all = page.view.length === page.n;
-  for (const map of MAPS) Plotly.restyle(map.id, { selectedpoints: [all ? null : page.view.slice()] }, [0]);
-  paintRing();
+  const shown = page.view.length === page.n ? null : page.view.slice();
+  for (const map of MAPS) change(map, (id) => Plotly.restyle(id, { selectedpoints: [shown] }));
 }
 
 function paintRing() {
-  for (const map of MAPS) {
-    const there = page.at !== null && Number.isFinite(map.xs[page.at]) && Number.isFinite(map.ys[page.at]);
-    Plotly.restyle(map.id, { x: [there ? [map.xs[page.at]] : []], y: [there ? [map.ys[page.at]] : []] }, [1]);
-  }
+  for (const map of MAPS) change(map, (id) => Plotly.relayout(id, { shapes: shapesOf(map) }));
 }
 
 function paintColours() {
   const { color, colorscale, cmin, cmax } = colouring();
   for (const map of MAPS) {
-    Plotly.restyle(map.id, { "marker.color": [color], "marker.colorscale": [colorscale], "marker.cmin": cmin,
-      "marker.cmax": cmax }, [0]);
+    change(map, (id) => Plotly.restyle(id, { "marker.color": [color], "marker.colorscale": [colorscale],
+      "marker.cmin": cmin, "marker.cmax": cmax }));
   }
   drawLegend();
 }
 
 function paintTheme() {
-  for (const map of MAPS) {
-    Plotly.relayout(map.id, mapLayout(map));
-    Plotly.restyle(map.id, { "marker.color": style("--ink"), "marker.line.color": style("--ink") }, [1]);
-  }
+  for (const map of MAPS) change(map, (id) => Plotly.relayout(id, mapLayout(map)));
 }
 
 function showTip(row, event) {

@@ -164,7 +164,7 @@ function showTab() {
   const parts = ["explore", "overview", "dataset", "made"], wanted = parts.includes(location.hash.slice(1)) ? location.hash.slice(1) : parts[0];
   for (const part of parts) byId(`part-${part}`).hidden = part !== wanted;
   for (const link of byId("tabs").children) link.setAttribute("aria-current", link.hash === `#${wanted}` ? "page" : "false");
-  if (wanted === "explore") for (const map of MAPS) Plotly.Plots.resize(map.id);
+  if (wanted === "explore") fitMaps();
   if (wanted === "overview" && !byId("part-overview").childElementCount) drawOverview();
   scrollTo(0, 0);
 }
@@ -173,7 +173,7 @@ function listen() {
   addEventListener("keydown", onKey);
   addEventListener("hashchange", showTab);
   addEventListener("scroll", hideTip, { passive: true });
-  addEventListener("beforeprint", () => { drawOverview(); for (const map of MAPS) Plotly.Plots.resize(map.id); });
+  addEventListener("beforeprint", drawOverview);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintTheme);
   byId("download-decisions").addEventListener("click", () => download("decisions.csv", decisionsCsv()));
   byId("download-ids").addEventListener("click", () => download("train_ids.csv", trainIdsCsv()));
