@@ -213,12 +213,12 @@ def find_errors(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    from datamap.report.page import MAX_POINTS, REPORT_FILE, REPORT_FILES, gather, write_report
+    from datamap.report.page import MAX_POINTS, REPORT_FILE, REPORT_FILES, gather, known_of, write_report
 
     split, given = read_for(args, "--report")
-    found = gather(split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
-                   predictions=args.predictions, decisions=args.decisions,
-                   max_points=args.report_max_points or MAX_POINTS)
+    known = known_of(split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
+                     predictions=args.predictions)
+    found = gather(known, decisions=args.decisions, max_points=args.report_max_points or MAX_POINTS)
     with stage(args.output_dir, args, owns=REPORT_FILES, inputs=given, datasets=[split]) as path:
         write_report(path, found)
     size = (path / REPORT_FILE).stat().st_size / 1e6

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
-from collections.abc import Iterator, Sequence, Sized
+from array import array
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,8 +19,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ALIKE = 0.8  # Jaccard overlap of the words of near copies, of every text of an example
-HASHES, BANDS = 64, 16  # a pair at 0.8 is found with probability 1 - (1 - 0.8^4)^16 = 0.9998
-MOST_IN_BUCKET = 50  # of texts with a common band, how many each is compared with
+LIKELY = 0.65  # share of the hashes in which a pair must agree to be compared: 0.8 is 3.7 standard errors above
+HASHES, BANDS = 96, 16  # a pair at 0.8 is found with probability 1 - (1 - 0.8^6)^16 = 0.992
+MOST_IN_BUCKET = 20  # of texts with a common band, how many each is compared with
+FACTOR = np.uint64(6364136223846793005)  # of a linear congruential generator
 SEPARATOR = "\x1f"
 LEAK_COLUMNS = ("id", "split", "other_id", "kind", "overlap", "same_gold")
 DUPLICATE_COLUMNS = ("id", "other_id", "kind", "overlap", "same_gold")
@@ -98,65 +103,73 @@ def leaks(split: Split, others: Sequence[Split]) -> pd.DataFrame:
 # --- near copies -------------------------------------------------------------------------------------------------
 
 
-def near_pairs(keys: Sequence[str], others: Sequence[str] | None) -> Iterator[tuple[int, int, float]]:
+def near_pairs(keys: Sequence[str], others: Sequence[str] | None) -> list[tuple[int, int, float]]:
     """Places in ``keys`` and ``others`` (None: in keys again, the first below the second) whose every text shares
     ALIKE of its words, and the smallest of these overlaps.
 
-    Candidates are found by MinHash (Broder 1997) over the words of all texts, in BANDS bands, then compared exactly;
-    texts of fewer than three words are not compared. Overlap of all the words above ALIKE is asked for to be a
-    candidate, so a pair with a short and a long text is told by the long one first.
+    Candidates are found by MinHash (Broder 1997) over the words of all texts together, and compared exactly. Texts of
+    fewer than three words together are not compared, and of many that are candidates of each other each is with the
+    MOST_IN_BUCKET that follow it.
     """
-    everything = [*keys, *(others or ())]
-    words = [dict.fromkeys(key.split()) for key in everything]  # in the order of the text, which is always the same
-    usable = np.array([len(each) >= 3 for each in words], dtype=bool)
-    bands, border, seen = _bands(words, usable), len(keys), set()
-    for band in range(bands.shape[1]):
-        rows = np.flatnonzero(usable)
-        order = rows[np.argsort(bands[rows, band], kind="stable")]
-        cuts = np.flatnonzero(np.diff(bands[order, band])) + 1
-        for bucket in np.split(order, cuts):
-            if len(bucket) < 2:
-                continue
-            for place, one in enumerate(bucket.tolist()):
-                for other in bucket[place + 1 : place + 1 + MOST_IN_BUCKET].tolist():
-                    low, high = min(one, other), max(one, other)
-                    if (others is not None and (low < border) == (high < border)) or (low, high) in seen:
-                        continue
-                    seen.add((low, high))
-                    overlap = _overlap(everything[low], everything[high], words[low], words[high])
-                    if overlap >= ALIKE:
-                        yield low, high - (border if others is not None else 0), overlap
+    everything, border = [*keys, *(others or ())], len(keys)
+    found = []
+    for low, high in _candidates(_signatures(everything)).tolist():
+        if others is not None and (low < border) == (high < border):
+            continue
+        overlap = _overlap(everything[low], everything[high])
+        if overlap >= ALIKE:
+            found.append((low, high - (border if others is not None else 0), overlap))
+    return found
 
 
-def _overlap(one: str, other: str, words: Sized, more: Sized) -> float:
-    if min(len(words), len(more)) < ALIKE * max(len(words), len(more)):
-        return 0.0
-    parts, others = one.split(SEPARATOR), other.split(SEPARATOR)
-    return min(1.0 if part == another else _jaccard(set(part.split()), set(another.split()))
-               for part, another in zip(parts, others, strict=True))
+def _overlap(one: str, other: str) -> float:
+    return min(_jaccard(set(part.split()), set(another.split()))
+               for part, another in zip(one.split(SEPARATOR), other.split(SEPARATOR), strict=True))
 
 
 def _jaccard(one: set[str], other: set[str]) -> float:
-    common = len(one & other)
-    return common / (len(one) + len(other) - common) if common else 0.0
+    return len(one & other) / len(one | other) if one or other else 1.0
 
 
-def _bands(words: Sequence[dict[str, None]], usable: np.ndarray) -> np.ndarray:
-    """(N, BANDS) uint64: two rows share a band with probability J^4, J the Jaccard overlap of their words."""
-    numbers: dict[str, int] = {}
-    compared = [words[row] for row in np.flatnonzero(usable).tolist()]
-    lengths = np.array([len(each) for each in compared], dtype=np.int64)
-    flat = np.fromiter((numbers.setdefault(word, len(numbers)) for each in compared for word in each), dtype=np.int64,
-                       count=int(lengths.sum()))
-    bands = np.zeros((len(words), BANDS), dtype=np.uint64)
-    if not len(flat):
-        return bands
+def _signatures(texts: Sequence[str]) -> np.ndarray:
+    """(N, HASHES) uint32, 0 for texts of fewer than three words: two texts agree in a column with probability J, the
+    Jaccard overlap of their words."""
+    numbers: dict[str, int] = defaultdict(itertools.count().__next__)
+    flat, lengths = array("i"), []
+    for text in texts:
+        words = dict.fromkeys(text.split())
+        lengths.append(len(words) if len(words) >= 3 else 0)
+        if lengths[-1]:
+            flat.extend(map(numbers.__getitem__, words))
+    found, counts = np.zeros((len(texts), HASHES), dtype=np.uint32), np.array(lengths)
+    usable = np.flatnonzero(counts)
+    if not len(usable):
+        return found
+    places = np.frombuffer(flat, dtype=np.int32)
+    starts = np.concatenate([[0], np.cumsum(counts[usable])[:-1]])
     rng = np.random.default_rng(0)
-    # A random number for each word and hash, in the stead of a hash function: the words are numbered already.
-    starts = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    for number in range(HASHES):
+    for column in range(HASHES):  # a random number for each word: a hash function
         ranks = rng.permutation(len(numbers)).astype(np.uint32)
-        smallest = np.minimum.reduceat(ranks[flat], starts).astype(np.uint64)
-        band = number * BANDS // HASHES
-        bands[usable, band] = bands[usable, band] * np.uint64(1_000_003) + smallest
-    return bands
+        found[usable, column] = np.minimum.reduceat(ranks[places], starts) + 1
+    return found
+
+
+def _candidates(signatures: np.ndarray) -> np.ndarray:
+    """(P, 2) int64, sorted: pairs of rows that agree in a band of columns, and in LIKELY of all."""
+    rows, width = len(signatures), HASHES // BANDS
+    pairs = np.zeros(0, dtype=np.int64)
+    for first in range(0, HASHES, width):
+        band = np.zeros(rows, dtype=np.uint64)
+        for column in range(first, first + width):
+            band = band * FACTOR + signatures[:, column]
+        order = np.argsort(band, kind="stable")
+        order = order[signatures[order, 0] > 0]
+        for shift in range(1, MOST_IN_BUCKET + 1):
+            alike = band[order[:-shift]] == band[order[shift:]]
+            if not alike.any():
+                break
+            one, other = order[:-shift][alike], order[shift:][alike]
+            likely = (signatures[one] == signatures[other]).mean(axis=1) >= LIKELY
+            one, other = one[likely], other[likely]
+            pairs = np.union1d(pairs, np.minimum(one, other) * rows + np.maximum(one, other))
+    return np.stack(np.divmod(pairs, rows), axis=1) if rows else np.zeros((0, 2), dtype=np.int64)

@@ -152,6 +152,12 @@ def _of_rows(values: Sequence[Any], rows: np.ndarray) -> list[Any]:
     return [values[row] for row in rows.tolist()]
 
 
+def groups_of(evidence: Evidence) -> tuple[str, list[str]]:
+    """By what the examples are grouped, a class or a kind of question, and the group of each."""
+    by, groups = evidence.split.task.groups(evidence.split.data)
+    return by, [str(each) for each in groups]
+
+
 # --- columns -----------------------------------------------------------------------------------------------------
 
 
@@ -174,9 +180,9 @@ def example_columns(evidence: Evidence, rows: np.ndarray, suspicion: np.ndarray,
                     for name, label in (("dim1", "dimension 1"), ("dim2", "dimension 2"),
                                         ("cluster_probability", "cluster probability"),
                                         ("outlier_score", "outlier score")) if name in evidence.clusters]
-    by, groups = evidence.split.task.groups(evidence.split.data)
+    by, groups = evidence.once(groups_of)
     if by != "task":
-        columns.append(factor(by, by.replace("_", " "), _of_rows([str(each) for each in groups], rows), "text"))
+        columns.append(factor(by, by.replace("_", " "), _of_rows(groups, rows), "text"))
     columns += rule_columns(evidence.rules, rows)
     if evidence.out_of_fold is not None:
         columns += [number(f"out_of_fold {name}", f"out-of-fold {label}",

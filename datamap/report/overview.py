@@ -16,7 +16,7 @@ from datamap.cartography.categories import CATEGORIES
 from datamap.core.artifacts import load_meta
 from datamap.core.files import nulls_for_nan
 from datamap.detection.base import Evidence
-from datamap.report.examples import SUSPECT, rule_label
+from datamap.report.examples import SUSPECT, groups_of, rule_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,10 +29,10 @@ def joined(evidence: Evidence, suspicion: np.ndarray) -> pd.DataFrame:
     """One row per example: metrics, category, cluster, the rules, the group, suspicion; what there is of these."""
     import pandas as pd
 
-    by, groups = evidence.split.task.groups(evidence.split.data)
+    by, groups = evidence.once(groups_of)
     tables = [table for table in (evidence.metrics, evidence.clusters, evidence.rules) if table is not None]
     frame = pd.concat(tables, axis=1) if tables else pd.DataFrame(index=pd.Index(evidence.split.ids, name="id"))
-    frame = frame.assign(suspicion=suspicion, group=[str(each) for each in groups])
+    frame = frame.assign(suspicion=suspicion, group=groups)
     frame.attrs["by"] = by
     return frame.astype({"cluster": "Int64"}) if "cluster" in frame else frame
 

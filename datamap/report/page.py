@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ from datamap.detection.decisions import NO_ANSWER
 from datamap.detection.evidence import load_evidence
 from datamap.detection.review import GROUP_SPREAD, PRECISION, ROUNDING, SMALLEST_STEP, STEPS, features
 from datamap.detection.suspects import decisions_on
-from datamap.detection.suspicion import suspicion
+from datamap.detection.suspicion import Suspicion, suspicion
 from datamap.report import copies, examples, overview, texts
 
 if TYPE_CHECKING:
@@ -42,6 +42,16 @@ EVERY = 10  # decisions after which the page ranks anew
 STYLE, SCRIPTS = "report.css", ("learn.js", "data.js", "maps.js", "table.js", "example.js", "overview.js", "report.js")
 
 logger = logging.getLogger(__name__)
+
+
+class Known(NamedTuple):
+    """Of a split: the evidence, the scores of all detectors (``score_all``), suspicion, and the artifacts that these
+    were made from, by what they are; "data map" is among them."""
+
+    evidence: Evidence
+    scores: pd.DataFrame
+    suspicion: Suspicion
+    sources: dict[str, str | Path | None]
 
 
 @dataclass
@@ -58,24 +68,29 @@ class Report:
 # --- what it is made of ------------------------------------------------------------------------------------------
 
 
-def gather(
+def known_of(
     split: Split, cartography_dir: str | Path, *, embedding_dir: str | Path | None = None,
-    cluster_dir: str | Path | None = None, predictions: str | Path | None = None, decisions: str | Path | None = None,
-    max_points: int = MAX_POINTS, seed: int = SEED,
-) -> Report:
-    """Read these artifacts of ``split`` and work out what the page shows; what is not given is left out of it.
-
-    decisions: a file of earlier decisions (``read_decisions``), with which the page begins. max_points: above so many
-    examples a sample drawn by ``seed`` is on the page, beside all suspects.
-    """
-    sources = {"data map": cartography_dir, "embeddings": embedding_dir, "clusters": cluster_dir,
-               "predictions": predictions}
+    cluster_dir: str | Path | None = None, predictions: str | Path | None = None, seed: int = SEED,
+) -> Known:
+    """What these artifacts say of ``split``; None leaves one out."""
     evidence = load_evidence(split, cartography_dir, embedding_dir=embedding_dir, cluster_dir=cluster_dir,
                              predictions=predictions, seed=seed)
-    assert evidence.metrics is not None
-    epochs = epochs_of(split, cartography_dir)
     scores = score_all(evidence)
-    suspected, made_of = suspicion(evidence, scores)
+    sources = {"data map": cartography_dir, "embeddings": embedding_dir, "clusters": cluster_dir,
+               "predictions": predictions}
+    return Known(evidence, scores, suspicion(evidence, scores), sources)
+
+
+def gather(known: Known, *, decisions: str | Path | None = None, max_points: int = MAX_POINTS) -> Report:
+    """Work out what the page shows; what is not known is left out of it.
+
+    decisions: a file of earlier decisions (``read_decisions``), with which the page begins. max_points: above so many
+    examples a sample of so many is on the page, drawn by the seed of the evidence, beside all suspects.
+    """
+    evidence, scores, (suspected, made_of) = known.evidence, known.scores, known.suspicion
+    split, seed, cartography_dir = evidence.split, evidence.seed, known.sources["data map"]
+    assert evidence.metrics is not None and cartography_dir is not None
+    epochs = epochs_of(split, cartography_dir)
     rows = examples.shown_rows(suspected, evidence.order, max_points, seed)
     known_texts = examples.Texts()
     warning = (map_learning(cartography_dir, evidence.metrics) or {}).get("warning")
@@ -102,12 +117,12 @@ def gather(
         "decisions": _given_decisions(split, decisions, rows),
         "overview": overview.overview(evidence, suspected, epochs, cuts, warning, rows),
         "data": {
-            "by": split.task.groups(split.data)[0], "classes": texts.classes_of(evidence),
+            "by": evidence.once(examples.groups_of)[0], "classes": texts.classes_of(evidence),
             "lengths": texts.lengths_of(split, tokenizer, max_length, seed),
             "duplicates": texts.described_copies(duplicates), "compared": [other.split for other in others],
             "leaks": None if leaks is None else texts.described_copies(leaks), "unread": unread,
         },
-        "provenance": overview.provenance(sources),
+        "provenance": overview.provenance(known.sources),
         "texts": list(known_texts.place),
     }
     return Report(content, leaks, duplicates, len(rows))

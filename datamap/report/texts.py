@@ -12,6 +12,7 @@ import numpy as np
 
 from datamap.core.artifacts import load_meta, model_meta
 from datamap.core.splits import Split
+from datamap.report.examples import groups_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,9 +90,8 @@ def _described(name: str, lengths: np.ndarray) -> dict[str, Any]:
 
 
 def classes_of(evidence: Evidence) -> list[dict[str, Any]]:
-    """Of each class, or question type, how many; the commonest first. Questions without an answer come beside."""
-    by, groups = evidence.split.task.groups(evidence.split.data)
-    return [{"name": str(name), "n": n} for name, n in Counter(groups).most_common(MOST_CLASSES)]
+    """Of each class, or question type, how many; the commonest first."""
+    return [{"name": name, "n": n} for name, n in Counter(evidence.once(groups_of)[1]).most_common(MOST_CLASSES)]
 
 
 def described_copies(table: pd.DataFrame) -> dict[str, Any]:
