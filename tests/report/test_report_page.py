@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import json
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -89,10 +88,10 @@ def test_rules_and_regions_are_those_of_the_unified_table(written, questions, tm
 
 
 def test_gold_spans_point_at_the_answers_in_utf16(tmp_path, monkeypatch):
-    rows: list[dict[str, Any]] = qa_rows(6, seed=3)
-    for row in rows:
-        row["context"] = f"🙂🙂 {row['context']}"
-        row["answers"]["answer_start"] = [row["answers"]["answer_start"][0] + 3]
+    rows = qa_rows(6, seed=3)
+    for each in rows:
+        each["context"] = f"🙂🙂 {each['context']}"
+        each["answers"]["answer_start"] = [each["answers"]["answer_start"][0] + 3]
     rows[2]["answers"] = {"text": [], "answer_start": []}
     split = load_split(str(write_rows(tmp_path / "e.jsonl", rows)), "train", get_task("qa"))
     found = content(make_page(tmp_path, split, monkeypatch))
