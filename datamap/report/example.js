@@ -34,7 +34,8 @@ function drawExample() {
   }
   panel.replaceChildren(exampleHead(row), decisionButtons(row), page.fixing ? correction(row) : "",
     reasonList(row), ...wholeTexts(row), answers(row), ...section("Probability of the gold annotation per epoch", curve(row)),
-    ...section("Nearest neighbours", neighbours(row)), everything(row));
+    ...section("Nearest neighbours", neighbours(row)), ...section("Columns of the data", ownColumns(row)),
+    everything(row));
 }
 
 const section = (title, content) => (content ? [h("h3", {}, title), content] : []);
@@ -211,8 +212,18 @@ function neighbours(row) {
     h("bdi", { class: answersQuestions() || said("gold", other) === said("gold", row) ? "is" : "is differs" }, shorten(said("gold", other) ?? "", 60))))));
 }
 
+function listed(columns, row) {
+  return columns.map((column) => [column.label, shownValue(column, row)]).filter(([, value]) => value !== "")
+    .flatMap(([name, value]) => [h("dt", {}, h("bdi", {}, name)), h("dd", { dir: "auto" }, value)]);
+}
+
+/** What the dataset says of it beside its texts, such as a chain of thought. */
+function ownColumns(row) {
+  const lines = listed([...page.columns.values()].filter((column) => column.group === "data"), row);
+  return lines.length ? h("dl", { class: "own" }, ...lines) : null;
+}
+
 function everything(row) {
-  const lines = [...page.columns.values()].map((column) => [column.label, shownValue(column, row)]).filter(([, value]) => value !== "");
-  return h("details", { class: "all" }, h("summary", {}, "All columns"), h("dl", {}, ...lines.flatMap(([name, value]) =>
-    [h("dt", {}, h("bdi", {}, name)), h("dd", { dir: "auto" }, value)])));
+  const lines = listed([...page.columns.values()].filter((column) => column.group !== "data"), row);
+  return h("details", { class: "all" }, h("summary", {}, "All that is known of it"), h("dl", {}, ...lines));
 }

@@ -22,13 +22,17 @@ function levelColours(column) {
   });
 }
 
+/** Of low to high numbers; the darkest cannot be told from a dark ground. */
+const shades = () => (matchMedia("(prefers-color-scheme: dark)").matches ? CIVIDIS.slice(2) : CIVIDIS);
+
 /** Numbers for Plotly's marker.color, with their scale, by the column that is chosen. */
 function colouring() {
   const column = page.columns.get(page.colour);
   if (column.kind === "number") {
     const values = column.key === "suspicion" ? page.suspicion : column.values;
-    const [low, high] = ["suspicion", "confidence", "correctness"].includes(column.key) ? [0, 1] : finite(values);
-    const steps = CIVIDIS.map((colour, i) => [i / (CIVIDIS.length - 1), colour]);
+    const [least, high] = ["confidence", "correctness"].includes(column.key) ? [0, 1] : finite(values);
+    const low = column.key === "suspicion" ? 0 : least, colours = shades();
+    const steps = colours.map((colour, i) => [i / (colours.length - 1), colour]);
     return { color: Array.from(values), colorscale: steps, cmin: low, cmax: high > low ? high : low + 1 };
   }
   const colours = [GREY, ...levelColours(column)]; // the first of rows without a level
@@ -42,7 +46,7 @@ function drawLegend() {
   if (column.kind === "number") {
     const { cmin, cmax } = colouring();
     const bar = h("span", { class: "scale", "aria-hidden": "true" });
-    bar.style.background = `linear-gradient(90deg, ${CIVIDIS.join(", ")})`;
+    bar.style.background = `linear-gradient(90deg, ${shades().join(", ")})`;
     legend.replaceChildren(h("span", {}, column.label), h("span", {}, decimal(cmin)), bar, h("span", {}, decimal(cmax)));
     return;
   }
@@ -174,6 +178,7 @@ function paintColours() {
 
 function paintTheme() {
   for (const map of MAPS) change(map, (id) => Plotly.relayout(id, mapLayout(map)));
+  paintColours();
 }
 
 function showTip(row, event) {

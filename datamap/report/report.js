@@ -112,7 +112,7 @@ function drawProgress() {
   const counts = ["keep", "drop", "fix"].map((word) => [word, words.filter((each) => each === word).length]).filter(([, many]) => many);
   byId("progress").replaceChildren(h("b", {}, count(n)), n ? ` decided: ${counts.map(([word, many]) => `${count(many)} ${word}`).join(", ")}` : " decided",
     h("span", { class: "quiet" }, n ? ` · ${page.rankedAfter ? `ranked after ${count(page.rankedAfter)}` : `ranked anew in ${plural(every - (n % every), "decision")}`}` : ` · ${plural(suspects, "suspect")}`));
-  byId("progress-bar").style.width = `${suspects ? Math.min(100, (100 * n) / suspects) : 0}%`;
+  byId("progress-bar").style.width = `${Math.min(100, (100 * n) / Math.max(suspects, every))}%`;
 }
 
 // --- downloads ---

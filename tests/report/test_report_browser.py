@@ -7,13 +7,16 @@ import csv
 import json
 
 import numpy as np
+import pandas as pd
 import pytest
 from browser import CHROMIUM, Browser
 from conftest import qa_rows, write_rows
-from made_report import make_page
+from made_report import by_confidence, make_page
 
+import analyze_dataset
+from datamap.core.files import read_table
 from datamap.core.splits import load_split
-from datamap.detection import review
+from datamap.detection import review, suspects
 from datamap.detection.decisions import read_decisions
 from datamap.detection.review import ReviewFeatures
 from datamap.report.examples import packed
@@ -214,6 +217,43 @@ def test_after_ten_decisions_the_rest_is_ranked_anew(opened, report):
     left = [row for row in np.argsort(-after, kind="stable").tolist() if row not in rows]
     assert opened.run("page.view") == [*left, *sorted(rows, key=lambda row: -after[row])]
     assert opened.run("page.at") == left[0]
+
+
+def test_the_decisions_of_the_page_make_of_the_rest_what_find_errors_makes(opened, questions, report, tmp_path,
+                                                                          monkeypatch):
+    """Ten decisions in the browser, downloaded, and given to --find_errors: the same suspicion."""
+    for place in range(10):
+        opened.key("d" if place % 4 else "k")
+    on_page = dict(zip(questions.ids, opened.run("[...page.suspicion]"), strict=True))
+    file = opened.download(tmp_path, "decisions.csv", lambda: opened.run("byId('download-decisions').click()"))
+    monkeypatch.setattr(suspects, "suspicion", by_confidence)
+    made = report.parent.parent / "made"
+    analyze_dataset.main(["--find_errors", "--decisions", str(file), "--cartography_dir", str(made / "map"),
+                          "--embedding_dir", str(made / "embeddings"), "--cluster_dir", str(made / "clusters"),
+                          "--predictions", str(made / "predictions"), "--dataset", questions.name,
+                          "--output_dir", str(tmp_path / "suspects")])
+    table = read_table(tmp_path / "suspects" / "suspects.csv").set_index("id")
+    assert np.abs(table["suspicion"] - pd.Series(on_page)).max() < 1e-6
+    undecided = table[table["decision"].isna()].index.tolist()
+    assert [questions.ids[row] for row in opened.run("page.view")][:30] == undecided
+
+
+@pytest.mark.slow
+def test_from_the_browser_to_a_retrained_model(opened, questions, tiny_model, tmp_path):
+    import dataset_filters
+    import run
+
+    order = opened.run("page.view")
+    for _ in range(3):
+        opened.key("d")
+    file = opened.download(tmp_path, "decisions.csv", lambda: opened.run("byId('download-decisions').click()"))
+    dataset_filters.main(["--decisions", str(file), "--dataset", questions.name, "--task", "qa",
+                          "--output_dir", str(tmp_path / "cleaned")])
+    run.main(["--do_train", "--dataset", str(tmp_path / "cleaned"), "--model", str(tiny_model), "--no_cuda",
+              "--max_length", "128", "--doc_stride", "32", "--num_train_epochs", "1", "--enable_cartography",
+              "--output_dir", str(tmp_path / "model"), "--cartography_output_dir", str(tmp_path / "map")])
+    trained_on = set(read_table(tmp_path / "map" / "cartography_metrics.csv")["id"])
+    assert trained_on == set(questions.ids) - {questions.ids[row] for row in order[:3]}
 
 
 def features_on(report) -> ReviewFeatures:
