@@ -2,9 +2,9 @@
 
 Trains on each set with errors planted by run.py, or with the errors that experts found in SICK, and scores every
 example with every detector. Writes detectors.csv, kinds.csv, differences.csv, agreement.csv, costs.csv,
-calibration.csv, error_detection.json and pictures to --output_dir, and under runs/ what was trained; what is finished
-there is not run again. --fit also writes the weights of `suspicion` into datamap/detection/, from the planted sets
-alone.
+calibration.csv, review.csv, error_detection.json and pictures to --output_dir, and under runs/ what was trained; what
+is finished there is not run again. --fit also writes the weights of `suspicion` into datamap/detection/, from the
+planted sets alone.
 
     python benchmarks/error_detection.py --data_dir DATA --workers 2 --output_dir ./error_detection_output
     python benchmarks/error_detection.py --sets clinical --seeds 0 --max_examples 300 --output_dir ./tried_output
@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from timing import bench_parser, report
+from timing import Measure, bench_parser, report
 
 from datamap.core.errors import UserError, command_line, setup_logging
 from datamap.core.files import read_json, read_table, write_csv, write_json
@@ -38,11 +38,14 @@ from datamap.detection.figures import Judged, average_precision, figures, over_s
 if TYPE_CHECKING:
     import pandas as pd
 
+    from datamap.detection.base import Evidence
+
 ERROR_SHARE = 0.1
 RIGHT = "right"
 SUSPICION, HELD_OUT = "suspicion", "suspicion, other sets"
 RIVALS = ("confidence", "aum", "el2n")  # and the best of cleanlab's, on the real errors
 CLEANLAB = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")
+DEMO_ALL, DEMO_KIND = 0.95, 0.85  # least average precision on the demo
 REVIEW_DEPTHS = (100, 200, 300)
 
 
@@ -59,8 +62,10 @@ class ErrorSet(NamedTuple):
 
 
 # What two hours on two cores allow for five seeds: few epochs, two folds, some hundred examples.
-QA = "--num_train_epochs 3 --per_device_train_batch_size 16 --max_length 256 --doc_stride 64 --cross_fit 2"
-LABELS = "--num_train_epochs 3 --per_device_train_batch_size 32 --max_length 128 --cross_fit 2"
+QA = ("--learning_rate 2e-4 --num_train_epochs 3 --per_device_train_batch_size 16 --max_length 256 --doc_stride 64 "
+      "--cross_fit 2")
+LABELS = ("--learning_rate 1e-4 --num_train_epochs 3 --per_device_train_batch_size 32 --max_length 128 "
+          "--cross_fit 2")
 SETS: dict[str, ErrorSet] = {
     "clinical": ErrorSet("demo:clinical", "qa", "tiny", "", "--num_train_epochs 5 --max_length 128 --doc_stride 32 "
                          "--cross_fit 3", None, "planted_error"),
@@ -133,22 +138,27 @@ def steps(job: Job) -> list[tuple[str, str, list[str]]]:
 
 def scored(job: Job) -> pd.DataFrame:
     """Every detector's scores of what was trained on; ``error``: its kind, RIGHT, or missing where it is not known."""
-    from datamap.core.artifacts import recorded_split, recorded_task
     from datamap.detection.base import score_all
-    from datamap.detection.evidence import load_evidence
-    from datamap.tasks.registry import get_task
 
-    at, settings = job.directory, dict(recorded_task(job.directory / "map") or {})
-    split = recorded_split(at / "map", None, None, get_task(settings.pop("name"), **settings))
-    assert split is not None
-    evidence = load_evidence(split, at / "map", embedding_dir=at / "embeddings", cluster_dir=at / "clusters",
-                             predictions=at / "model")
-    table = score_all(evidence)
-    known = known_errors(job, split)
-    table.insert(0, "error", [known.get(example) for example in split.ids])
+    evidence = evidence_of(job)
+    table, truth = score_all(evidence), known_errors(job, evidence.split)
+    table.insert(0, "error", [truth.get(example) for example in evidence.split.ids])
     if not evidence.answers_questions:
         table.insert(1, "label", [evidence.class_names[label] for label in evidence.labels])
     return table[table["confidence"].notna()]
+
+
+def evidence_of(job: Job) -> Evidence:
+    from datamap.core.artifacts import recorded_split, recorded_task
+    from datamap.detection.evidence import load_evidence
+    from datamap.tasks.registry import get_task
+
+    at, task = job.directory, recorded_task(job.directory / "map")
+    assert task is not None
+    split = recorded_split(at / "map", None, None, get_task(**task))
+    assert split is not None
+    return load_evidence(split, at / "map", embedding_dir=at / "embeddings", cluster_dir=at / "clusters",
+                         predictions=at / "model")
 
 
 def known_errors(job: Job, split: Any) -> dict[str, str]:
@@ -208,6 +218,13 @@ def figure_table(found: dict[str, list[pd.DataFrame]], draws: int) -> tuple[pd.D
     order = ["set", "detector", "seeds", "examples", "errors", "average_precision", "low", "high"]
     table = pd.DataFrame(rows)
     return table[[*order, *(name for name in table if name not in order)]], pd.DataFrame(kinds)
+
+
+def demo_measures(tables: Sequence[pd.DataFrame]) -> list[Measure]:
+    """Average precision of suspicion on demo:clinical, of each kind of its errors against the right ones too."""
+    kinds = sorted(set(tables[0]["error"]) - {RIGHT})
+    return [Measure(f"suspicion on clinical, {kind or 'all errors'}", [average_precision(*run[0]) for run in judged(
+        tables, SUSPICION, kind)], least=DEMO_KIND if kind else DEMO_ALL) for kind in ("", *kinds)]
 
 
 def difference_table(found: dict[str, list[pd.DataFrame]], best: dict[str, str], draws: int) -> pd.DataFrame:
@@ -282,6 +299,36 @@ def calibration_table(found: dict[str, list[pd.DataFrame]], of: str) -> pd.DataF
     return pd.DataFrame(rows)
 
 
+def review_table(jobs: Sequence[Job], draws: int = 20) -> pd.DataFrame:
+    """Errors found by a reviewer who goes by the truth, in the fixed order of suspicion and ranked anew after every
+    ten decisions, as deep as REVIEW_DEPTHS: a row for each of ``draws`` random pools of 80 % of the examples."""
+    import pandas as pd
+
+    from datamap.detection.base import score_all
+    from datamap.detection.review import features, simulate_review
+    from datamap.detection.suspicion import suspicion
+
+    prepared = []
+    for job in jobs:
+        evidence = evidence_of(job)
+        scores, truth = score_all(evidence), known_errors(job, evidence.split)
+        looked_at = features(evidence, scores, suspicion(evidence, scores).probability)
+        errors = np.array([truth.get(example, "") for example in evidence.split.ids])
+        prepared.append((looked_at, np.flatnonzero(errors != ""), errors != RIGHT))
+    rows = []
+    for draw in range(draws):
+        looked_at, pool, wrong = prepared[draw % len(prepared)]
+        rng = np.random.default_rng(draw)
+        pool = np.sort(rng.choice(pool, round(0.8 * len(pool)), replace=False))
+        found = {"learned": simulate_review(looked_at.rows(pool), wrong[pool], depth=max(REVIEW_DEPTHS), seed=draw),
+                 "fixed": simulate_review(looked_at.rows(pool), wrong[pool], depth=max(REVIEW_DEPTHS), every=None,
+                                          seed=draw)}
+        for depth in REVIEW_DEPTHS:
+            row = {"draw": draw, "map": draw % len(prepared), "depth": depth, "random": depth * wrong[pool].mean()}
+            rows.append(row | {name: int(counts[depth - 1]) for name, counts in found.items()})
+    return pd.DataFrame(rows)
+
+
 # --- suspicion -----------------------------------------------------------------------------------------------------
 
 
@@ -294,11 +341,7 @@ def is_planted(name: str) -> bool:
 
 
 def fitted(found: dict[str, list[pd.DataFrame]], kind: str, parts: tuple[str, ...]) -> dict[str, Any] | None:
-    """Weights from the planted errors of these sets, each set with the same say; None without such a set.
-
-    Weights below 0 are not allowed for what is suspicious when high: a sum of evidence, and none against it but by
-    ``variability``, of which either end may be.
-    """
+    """Weights of 0 and more from the planted errors of these sets, each set with the same say; None without one."""
     from scipy.optimize import minimize
 
     from datamap.detection.suspicion import sigmoid, term_values, terms_of
@@ -321,10 +364,10 @@ def fitted(found: dict[str, list[pd.DataFrame]], kind: str, parts: tuple[str, ..
         loss = -(w * (y * np.log(p + 1e-12) + (1 - y) * np.log(1 - p + 1e-12))).sum() + (penalty * beta**2).sum() / 2
         return loss, x.T @ (w * (p - y)) + penalty * beta
 
-    bounds = [(None, None) if term.detector == "variability" else (0, None) for term in terms] + [(None, None)]
+    bounds = [(0, None)] * len(terms) + [(None, None)]
     beta = minimize(objective, np.zeros(x.shape[1]), jac=True, bounds=bounds, method="L-BFGS-B").x
-    named = [f"{term.detector} ({term.scale})" for term in terms]
-    return {"terms": named, "weights": [round(value, 4) for value in beta[:-1]], "intercept": round(beta[-1], 4)}
+    rounded = [round(value, 4) for value in beta.tolist()]
+    return {"terms": [term.detector for term in terms], "weights": rounded[:-1], "intercept": rounded[-1]}
 
 
 def every_combination(found: dict[str, list[pd.DataFrame]], kind: str) -> dict[str, Any]:
@@ -443,6 +486,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         text = {"id": str, "error": str, "label": str}
         tables.setdefault(job.name, []).append(pd.read_csv(job.directory / "scores.csv", dtype=text))
     summarise(args, tables, pd.DataFrame(costs))
+    if reviewed := [job for job in jobs if job.about.truth.endswith(".csv")]:
+        table = review_table(reviewed)
+        write_csv(Path(args.output_dir, "review.csv"), table)
+        print(table.groupby("depth")[["random", "fixed", "learned"]].agg(["mean", "std"]).round(1).to_string())
 
 
 def summarise(args: argparse.Namespace, tables: dict[str, list[pd.DataFrame]], costs: pd.DataFrame) -> None:
@@ -461,7 +508,9 @@ def summarise(args: argparse.Namespace, tables: dict[str, list[pd.DataFrame]], c
             for name, part in single.groupby("set")}
     differences = difference_table(found, best, args.draws)
     calibration = calibration_table({name: each for name, each in found.items() if HELD_OUT in each[0]}, HELD_OUT)
-    report(args, __file__, {"best_single": best, "seconds": float(costs.drop(columns=["set", "seed"]).sum().sum())})
+    measures = demo_measures(found["clinical"]) if "clinical" in found else []
+    report(args, __file__, {"best_single": best, "seconds": float(costs.drop(columns=["set", "seed"]).sum().sum())},
+           measures, enforce=False)
     output = Path(args.output_dir)
     for name, each in {"detectors": table, "kinds": kinds, "differences": differences, "costs": costs,
                        "calibration": calibration, "agreement": agreement_table(found)}.items():

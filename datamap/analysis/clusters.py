@@ -162,8 +162,8 @@ def cluster(
     if sampled:
         others = np.setdiff1d(np.arange(rows), fitted)
         labels[others], probabilities[others] = hdbscan.approximate_predict(clusterer, values[others])
-        # A row denser than every fitted one comes out below 0.
-        scores[others] = np.clip(hdbscan.approximate_predict_scores(clusterer, values[others]), 0, 1)
+        # A row denser than every fitted one comes out below 0; none comes out above 1.
+        scores[others] = np.maximum(hdbscan.approximate_predict_scores(clusterer, values[others]), 0)
     return number_by_size(Clustering(labels, probabilities, scores, clusterer.cluster_persistence_, len(fitted)))
 
 

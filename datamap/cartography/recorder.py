@@ -274,8 +274,10 @@ class CartographyCallback(TrainerCallback):
                     file.unlink()
             for epoch in range(1, len(self._history) + 1):
                 self._write_epoch(epoch)
-        if self._values is not None and round(state.epoch or 0, 6) >= len(self._history) + 1:
-            self._end_epoch(state)  # the checkpoint was written on the last step of an epoch
+        if self._values is not None:  # of a checkpoint, which says how far its epoch was
+            assert state.epoch is not None
+            if round(state.epoch, 6) >= len(self._history) + 1:
+                self._end_epoch(state)  # it was written on the last step of an epoch
 
     def on_epoch_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         began = time.perf_counter()

@@ -20,6 +20,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -139,12 +140,15 @@ def corrupted(rng: np.random.Generator, passage: Passage, asked: Asked, kind: st
 def _wrong_span(rng: np.random.Generator, passage: Passage, asked: Asked) -> Span | None:
     """One to four words that are nobody's answer, of another sentence where there is one."""
     taken = sorted({span for other in passage.asked for span in other.golds})
+    starts, ends = [start for start, _ in taken], list(accumulate((end for _, end in taken), max))
     first, last = asked.sentences
     elsewhere: list[Span] = []
     beside: list[Span] = []
     for number, sentence in enumerate(passage.sentences):
         words = _words(passage.text, sentence)
-        free = [not any(_overlaps(word, gold) for gold in taken) for word in words]
+        # Of the answers that begin before a word ends, the one that goes on longest tells whether the word is taken.
+        before = [bisect_left(starts, end) for _, end in words]
+        free = [not place or ends[place - 1] <= start for place, (start, _) in zip(before, words, strict=True)]
         spans = [
             (words[place][0], words[place + length - 1][1])
             for length in range(1, 5) for place in range(len(words) - length + 1) if all(free[place : place + length])

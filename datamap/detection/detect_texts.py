@@ -108,12 +108,12 @@ def _similar_questions(evidence: Evidence) -> np.ndarray:
     return np.divide(total, count, out=np.full(len(evidence), np.nan), where=count > 0)
 
 
-@detector("odd_question", "surprise in nats at the least expected step from word to word of the question, after those "
-          "of the other questions", needs=(), tasks="qa", range="0 and more", cost=COST)
+@detector("odd_question", "mean surprise in nats at the steps from word to word of the question, after those of the "
+          "other questions", needs=(), tasks="qa", range="0 and more", cost=COST)
 def _odd_question(evidence: Evidence) -> np.ndarray:
-    """Of a bigram model over all other examples, with beginning and end: the largest -log p(next word | word), where
-    p backs off to the share of the next word among all words (a tenth of its weight). A cut, garbled or shuffled
-    question has steps that no other question takes."""
+    """Of a bigram model over all other examples, with beginning and end: the mean of -log p(next word | word), where p
+    backs off to the share of the next word among all words (which weighs as one step seen). A cut, garbled or
+    shuffled question has steps that no other question takes."""
     questions = [[BEGIN, *fold(question).split(), END] for question in evidence.split.data["question"][:]]
     pairs = Counter(pair for words in questions for pair in itertools.pairwise(words))
     singles = Counter(word for words in questions for word in words[1:])
@@ -126,8 +126,8 @@ def _odd_question(evidence: Evidence) -> np.ndarray:
         likely = []
         for a, b in steps:
             share = (singles[b] - arriving[b] + 1) / (total - len(steps) + len(singles) + 1)
-            likely.append((pairs[a, b] - mine[a, b] + 0.1 * share) / (froms[a] - leaving[a] + 0.1))
-        scores[row] = -np.log(min(likely))
+            likely.append((pairs[a, b] - mine[a, b] + share) / (froms[a] - leaving[a] + 1))
+        scores[row] = -np.log(likely).mean()
     return scores
 
 

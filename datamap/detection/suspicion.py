@@ -4,7 +4,10 @@ A logistic regression over a few detectors. Its weights stand in suspicion.json:
 benchmarks/error_detection.py --fit, one set of weights for each combination of what may be there beside the map, so
 that what was not made is left out rather than guessed. A regression and not a vote or a mean of ranks, because
 detectors of one kind repeat each other, and because a sum of evidence reads as a probability; and linear, because with
-some thousand planted errors what is more flexible learns how they were planted.
+some thousand planted errors what is more flexible learns how they were planted. What enters is by how much a score
+stands out from the others of its dataset: that carries over from a model that knows the language to one that does
+not, where ranks do not. No weight is below 0: each detector finds errors of its own kind, and what one of them has
+nothing against takes nothing from what another found.
 """
 
 from __future__ import annotations
@@ -23,38 +26,35 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WEIGHTS = "suspicion.json"
-MAP = "metrics"
+MAP, OUT_OF_FOLD, TEXTS = "metrics", "out_of_fold", "texts"
 # Beside the map: field of Evidence -> what it is called in the column ``evidence``.
 PARTS = {"out_of_fold": "out-of-fold models", "embeddings": "embeddings", "predictions": "the model's predictions"}
-MOST_LOGIT = 6.0
+OOF_WRONG = "oof_correctness"
+MOST = 8.0  # by how many interquartile ranges a score counts as standing out
 
 
 class Term(NamedTuple):
-    """One input of the regression: a detector, how it enters, and which part of the evidence it needs."""
+    """One input of the regression: a detector, and which part of the evidence it needs."""
 
     detector: str
-    scale: str  # "rank": normal scores of its ranks; "logit": of a score in 0..1; "flag": as it is
-    part: str
+    part: str = MAP
 
 
 # Few, of different kinds, each of which found something on its own (RESULTS.md).
 TERMS: dict[str, tuple[Term, ...]] = {
     "labels": (
-        Term("confidence", "rank", MAP), Term("aum", "rank", MAP), Term("variability", "rank", MAP),
-        Term("never_learned", "flag", MAP),
-        Term("oof_confidence", "rank", "out_of_fold"), Term("oof_confidence", "logit", "out_of_fold"),
-        Term("confident_learning", "flag", "out_of_fold"),
-        Term("knn_disagreement", "rank", "embeddings"),
+        Term("confidence"), Term("aum"), Term("variability"), Term("never_learned"),
+        Term("duplicate_disagreement", TEXTS), Term("oof_confidence", OUT_OF_FOLD), Term("oof_aum", OUT_OF_FOLD),
+        Term("confident_learning", OUT_OF_FOLD), Term("knn_disagreement", "embeddings"),
+        Term("mean_distance", "embeddings"), Term("retag", "predictions"),
     ),
     "qa": (
-        Term("confidence", "rank", MAP), Term("weaker_boundary", "rank", MAP), Term("aum", "rank", MAP),
-        Term("variability", "rank", MAP), Term("never_learned", "flag", MAP),
-        Term("odd_question", "rank", MAP), Term("long_answer", "rank", MAP), Term("similar_questions", "rank", MAP),
-        Term("rule_score", "rank", MAP),
-        Term("oof_confidence", "rank", "out_of_fold"), Term("oof_answer_mismatch", "rank", "out_of_fold"),
-        Term("span_margin", "rank", "out_of_fold"),
-        Term("answer_mismatch", "rank", "predictions"),
-        Term("mean_distance", "rank", "embeddings"),
+        Term("weaker_boundary"), Term("aum"), Term("odd_question", TEXTS), Term("long_answer", TEXTS),
+        Term("similar_questions", TEXTS), Term("rule9_question_not_starting_with_qword", TEXTS),
+        Term("oof_weaker_boundary", OUT_OF_FOLD), Term("oof_aum", OUT_OF_FOLD), Term("oof_loss", OUT_OF_FOLD),
+        Term("span_margin", OUT_OF_FOLD), Term("oof_answer_mismatch", OUT_OF_FOLD),
+        Term("mean_distance", "embeddings"),
+        Term("answer_mismatch", "predictions"),
     ),
 }
 
@@ -76,28 +76,41 @@ def parts_of(evidence: Evidence) -> tuple[str, ...]:
 
 
 def terms_of(kind: str, parts: tuple[str, ...]) -> list[Term]:
-    return [term for term in TERMS[kind] if term.part in (MAP, *parts)]
+    return [term for term in TERMS[kind] if term.part in (MAP, TEXTS, *parts)]
 
 
 def term_values(scores: pd.DataFrame, terms: list[Term]) -> np.ndarray:
-    """The inputs of the regression, (N, terms) float64, from the detectors' scores (N, D); 0 is neutral.
+    """The inputs of the regression, (N, terms) float64 in 0..MOST, from the detectors' scores (N, D).
 
-    A detector that is not there, or says nothing of an example, is neutral.
+    0 where a detector is not there, says nothing of an example, or does not find it more suspicious than the median.
+    With out-of-fold models, what they say counts by the share of examples that they get right, and what was recorded
+    in training by the rest: a model that could learn the task has learned its errors too, and one that could not says
+    nothing of what it has not seen.
     """
-    columns = [_scaled(scores[term.detector].to_numpy(dtype=np.float64), term.scale)
+    right = right_out_of_fold(scores) if any(term.part == OUT_OF_FOLD for term in terms) else 0.0
+    trust = {OUT_OF_FOLD: right, MAP: 1 - right}
+    columns = [trust.get(term.part, 1.0) * standing_out(scores[term.detector].to_numpy(dtype=np.float64))
                if term.detector in scores else np.zeros(len(scores)) for term in terms]
     return np.stack(columns, axis=1) if columns else np.zeros((len(scores), 0))
 
 
-def _scaled(values: np.ndarray, scale: str) -> np.ndarray:
+def right_out_of_fold(scores: pd.DataFrame) -> float:
+    """The share that models trained without them get right, 0..1; 1 where that is not known."""
+    wrong = scores[OOF_WRONG].to_numpy(dtype=np.float64) if OOF_WRONG in scores else np.full(1, np.nan)
+    return 1 - float(np.nanmean(wrong)) if np.isfinite(wrong).any() else 1.0
+
+
+def standing_out(values: np.ndarray) -> np.ndarray:
+    """How far each of ``values`` (n,) lies above their median, in interquartile ranges, 0..MOST; 0 for NaN.
+
+    Where half of them or more are alike, as with flags, in standard deviations.
+    """
     known = np.isfinite(values)
     result = np.zeros(len(values))
-    if scale == "rank":
-        result[known] = normal_scores(values[known])
-    elif scale == "logit":
-        result[known] = logit(values[known])
-    else:
-        result[known] = values[known]
+    if known.any():
+        low, middle, high = np.percentile(values[known], [25, 50, 75])
+        spread = high - low or values[known].std() or 1.0
+        result[known] = np.clip((values[known] - middle) / spread, 0, MOST)
     return result
 
 
@@ -107,12 +120,6 @@ def normal_scores(values: np.ndarray) -> np.ndarray:
     from scipy.stats import rankdata
 
     return ndtri((rankdata(values) - 0.5) / len(values)) if len(values) else values
-
-
-def logit(p: np.ndarray) -> np.ndarray:
-    """log p / (1 - p), (n,), clipped to -6..6."""
-    with np.errstate(divide="ignore"):
-        return np.clip(np.log(p) - np.log1p(-p), -MOST_LOGIT, MOST_LOGIT)
 
 
 def sigmoid(x: np.ndarray) -> np.ndarray:

@@ -53,8 +53,8 @@ def build_parser() -> Parser:
 
     group = parser.add_argument_group("models and features")
     group.add_argument("--model", default=DEFAULT_ENCODER,
-                       help="Hub name or directory: gives embeddings, pseudo-perplexity and word pieces; also what a "
-                            "warm-up trains")
+                       help="Hub name, directory or minilm: gives embeddings, pseudo-perplexity and word pieces; also "
+                            "what a warm-up trains")
     group.add_argument("--model_path", metavar="DIR", help="trained model for predictive_entropy and consistency, and "
                        "for el2n and grand instead of a warm-up")
     group.add_argument("--pooling", choices=POOLINGS, help="of embeddings (default: mean; of qa cls_and_answer_mean)")

@@ -381,6 +381,6 @@ def learning_curves(results: Sequence[RunResult]) -> pd.DataFrame:
                 parts.append(log.apply(pd.to_numeric).assign(experiment=each.experiment, seed=each.seed))
     if not parts:
         return pd.DataFrame()
-    table = pd.concat(parts, ignore_index=True)
+    table = pd.concat(parts)
     first = ["experiment", "seed", "step", "epoch"]
     return table[[*first, *(name for name in table.columns if name not in first)]]

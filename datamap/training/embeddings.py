@@ -108,7 +108,7 @@ def embedder(
 
 def build_parser() -> Parser:
     parser = Parser("Turn each example of a dataset into one vector of a trained model.", "extract_embeddings.py")
-    parser.add_argument("--model_path", required=True, help="directory that run.py wrote, or a Hub name")
+    parser.add_argument("--model_path", required=True, help="directory that run.py wrote, a Hub name, or minilm")
     parser.add_argument(
         "--dataset", help="Hub name, file, directory or demo:... (default: the one the model was trained on)"
     )

@@ -456,6 +456,7 @@ def test_many_values_are_drawn_in_their_bins(tmp_path, pictures):
     frame = pd.DataFrame({"confidence": 0.3 + rng.random(300) / 5, "loss": rng.exponential(2, 300),
                           "category": rng.choice(CATEGORIES, 300, p=(0.7, 0.2, 0.1))})
     table = map_summary.distributions(frame)
+    assert table.index.tolist() == list(range(len(table)))
     map_summary.plot_distributions(tmp_path / "metric_distributions.png", table, (0.4, 0.1), "n = 300")
     for axis, metric in zip(pictures["metric_distributions.png"].axes, ("confidence", "loss"), strict=True):
         edges = np.histogram_bin_edges(frame[metric], 40)

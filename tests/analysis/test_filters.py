@@ -758,3 +758,14 @@ def test_the_demo_says_how_to_make_what_it_reads(demo, tmp_path, capsys):
         demo.main(["--cartography_dir", str(tmp_path / "nothing")])
     assert status.value.code == 2
     assert "no such file or directory; run.py" in capsys.readouterr().err
+
+
+def test_a_filter_takes_its_settings_by_name_alone():
+    from datamap.analysis import filters
+
+    every = [each for each in vars(filters).values()
+             if isinstance(each, type) and issubclass(each, filters.Filter) and each is not filters.Filter]
+    assert len(every) > 6
+    for each in every:
+        with pytest.raises(TypeError, match="positional"):
+            each("somewhere")

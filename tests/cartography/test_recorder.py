@@ -15,6 +15,7 @@ from conftest import REPOSITORY, write_rows
 import run
 from datamap.cartography.dynamics import read_dynamics
 from datamap.cartography.metrics import load_cartography_metrics
+from datamap.cartography.recorder import CartographyCallback
 from datamap.core.files import read_json
 from datamap.training import trainer as trainers
 
@@ -267,3 +268,30 @@ def test_resuming_needs_the_recorded_dynamics(qa_dir, tiny_model, tmp_path, refu
     command = arguments(qa_dir, tiny_model, tmp_path, "--learning_rate", "1e-3", "--resume_from_checkpoint")
     assert "no whole checkpoint" in refused(run.main, *command)
     assert "not a whole checkpoint" in refused(run.main, *command, checkpoints[0])
+
+
+def test_a_row_that_belongs_to_no_example_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="points at 2, there are 2 ids"):
+        CartographyCallback(["a", "b"], tmp_path / "map", [0, 1, 2])
+    CartographyCallback([], tmp_path / "map")
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_who_runs_a_stage_keeps_its_run_meta(tmp_path, attached):
+    """Beside a Trainer of somebody else's it would describe this recording wrongly; in run.py it says `running`."""
+    from types import SimpleNamespace
+
+    meta, stale = tmp_path / "run_meta.json", tmp_path / "training_dynamics_epoch_7.json"
+    meta.write_text("{}")
+    stale.write_text("{}")
+    recorder = CartographyCallback(["a"], tmp_path)
+    if attached:
+        import datasets
+        from transformers import Trainer, TrainingArguments
+
+        model = torch.nn.Linear(1, 1)
+        given = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+        recorder.attach(Trainer(model=model, args=given, train_dataset=datasets.Dataset.from_dict({"x": [1.0]})))
+    state = SimpleNamespace(global_step=0, is_world_process_zero=True)
+    recorder.on_train_begin(SimpleNamespace(n_gpu=0), state, None)
+    assert meta.exists() is not attached and not stale.exists()

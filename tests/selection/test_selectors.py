@@ -1151,3 +1151,13 @@ def test_check_passes_what_is_whole_and_what_is_masked():
     broken.among(np.array([0, 1, 3])).check(["a"])  # the examples at hand alone are looked at
     with pytest.raises(UserError, match="'x002'"):
         broken.among(np.array([1, 2])).check(["a"])
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    (np.array([[0.0, 1.0], [np.nan, np.inf]]), "the vector of example 'b' holds 2 values"),
+    (np.ma.masked_array([[0.0, 1.0], [2.0, np.nan]], mask=[[0, 0], [0, 0]]), r"some of example 'b' is nan, no finite"),
+    (np.array([0.0, np.inf]), "some of example 'b' is inf, no finite number"),
+])
+def test_what_is_no_number_is_named(values, said):
+    with pytest.raises(UserError, match=said):
+        Features(["a", "b"], {"some": values}).check(["some"])

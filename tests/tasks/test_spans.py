@@ -15,7 +15,7 @@ from datamap.core.splits import load_split
 from datamap.tasks.qa import QAEvaluation
 from datamap.tasks.qa_features import MIN_ADVANCE
 from datamap.tasks.registry import get_task
-from datamap.tasks.spans import answer_tokens, place_of, stands_at, visible
+from datamap.tasks.spans import answer_tokens, place_of, places_of, stands_at, visible
 from datamap.training.tiny_model import train_tokenizer
 
 datasets.disable_progress_bars()
@@ -287,3 +287,15 @@ def test_a_long_question_keeps_as_many_tokens_as_there_is_room_for(caplog):
     who = tokenizer.convert_tokens_to_ids("who")
     assert [tokens.count(who) for tokens in windows["input_ids"][:]] == [room, room]
     assert f"1 questions are longer than {room} tokens" in caplog.text
+
+
+@pytest.mark.parametrize(("context", "text", "found"), [
+    ("a \ufb01t", "f", []), ("a \ufb01", "i", []), ("a \ufb01t", "fit", [(2, 4)]),
+])
+def test_no_place_begins_or_ends_within_a_character(context, text, found):
+    assert places_of(context, text) == found
+
+
+def test_a_place_too_far_off_is_none_though_it_is_alike():
+    context = "x" * 5 + " " * 18 + "3\u00a0mg"
+    assert place_of(context, "3 mg", 0) is None and place_of(context, "3 mg", 4) == (23, 27)

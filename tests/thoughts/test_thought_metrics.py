@@ -120,6 +120,12 @@ def test_mcnemar_is_that_of_statsmodels(pairs):
     assert -1 <= found["difference_low"] <= found["difference"] <= found["difference_high"] <= 1
 
 
+def test_an_interval_that_ends_at_the_margin_lies_within_it(monkeypatch):
+    found = compare_runs([True] * 30, [True] * 30)
+    monkeypatch.setattr(thought_metrics, "MARGIN", max(-found["difference_low"], found["difference_high"]))
+    assert compare_runs([True] * 30, [True] * 30)["verdict"] == "no detectable difference"
+
+
 def test_the_verdict_follows_p_and_direction():
     def verdict(ours, theirs):
         right = [(True, True)] * 20 + [(True, False)] * ours + [(False, True)] * theirs

@@ -38,3 +38,7 @@ def test_one_window_each_is_a_mean_over_examples():
     weights = weights_of(variability, 0.1, 10.0)
     assert weights.mean() == pytest.approx(1)
     np.testing.assert_allclose(weights, weights_of(variability, 0.1, 10.0, np.ones(30, dtype=int)))
+
+
+def test_where_no_example_varies_all_weights_are_1():
+    np.testing.assert_array_equal(weights_of(np.array([0.0, 0.0, np.nan]), 0.1, 10.0), [1, 1, 1])
