@@ -20,7 +20,10 @@ from datamap.detection.reasons import NEAREST, RULE_WORDS, reasons
 from datamap.detection.suspects import golds, predicted, proposals
 
 if TYPE_CHECKING:
+    import datasets
     import pandas as pd
+
+    from datamap.tasks.base import Task
 
 SUSPECT = 0.5  # suspicion from which an example is on the page whatever the sample
 TEXT_CHARACTERS = 24_000_000  # of all texts together; above it the longest are shown around their answers
@@ -115,21 +118,19 @@ def utf16(text: str, start: int, end: int) -> tuple[int, int]:
     return len(before.encode("utf-16-le")) // 2, len(inside.encode("utf-16-le")) // 2
 
 
-def spans_of(evidence: Evidence, rows: np.ndarray) -> list[tuple[int, int]]:
-    """(start, length) of the first gold answer of each row, (-1, 0) where there is none or it stands elsewhere."""
-    answers = evidence.split.data["answers"][:]
-    usable = evidence.split.task.is_usable(evidence.split.data)
-    return [(answers[row]["answer_start"][0], len(answers[row]["text"][0])) if usable[row] and answers[row]["text"]
-            else (-1, 0) for row in rows.tolist()]
+def spans_of(task: Task, data: datasets.Dataset) -> list[tuple[int, int]]:
+    """(start, length) of the first gold answer of each example, (-1, 0) where there is none or it stands elsewhere."""
+    return [(answer["answer_start"][0], len(answer["text"][0])) if usable and answer["text"] else (-1, 0)
+            for answer, usable in zip(data["answers"][:], task.is_usable(data), strict=True)]
 
 
 def text_columns(evidence: Evidence, rows: np.ndarray, texts: Texts) -> dict[str, Any]:
     """``columns``, ``spans`` (start and length of the gold answer in the last of them, in UTF-16; questions only) and
     ``cut``, the length that texts were cut to."""
-    names = evidence.split.task.text_columns
-    found = {name: _of_rows(evidence.split.data[name][:], rows) for name in names}
+    names, data = evidence.split.task.text_columns, evidence.split.data.select(rows)
+    found = {name: data[name][:] for name in names}
     most = excerpt_length(list(found.values()))
-    spans = spans_of(evidence, rows) if evidence.answers_questions else None
+    spans = spans_of(evidence.split.task, data) if evidence.answers_questions else None
     if most is not None:
         for name in names:
             marked = spans if spans is not None and name == "context" else None
@@ -216,11 +217,11 @@ def data_columns(evidence: Evidence, rows: np.ndarray, texts: Texts) -> list[dic
 
     from datamap.core.files import nulls_for_nan, plain
 
-    data, found = evidence.split.data, []
+    data, found = evidence.split.data.select(rows), []
     for name in data.column_names:
         if name == "id" or name in evidence.split.task.content_columns:
             continue
-        values = _of_rows(data[name][:], rows)
+        values = data[name][:]
         names = getattr(data.features[name], "names", None)
         known = [value for value in values if value is not None and value == value]
         if not known:
