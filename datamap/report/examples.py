@@ -53,8 +53,11 @@ def packed(values: np.ndarray, kind: str = "<f4") -> str:
 
 
 def number(key: str, label: str, values: Any, group: str) -> dict[str, Any]:
-    """A column of numbers; values: (n,)."""
-    return {"key": key, "label": label, "group": group, "kind": "number", "values": packed(np.asarray(values))}
+    """A column of numbers; values: (n,). In single precision, unless whole numbers have no room in that."""
+    values = np.asarray(values, dtype=float)
+    wide = bool((np.abs(values[np.isfinite(values)]) > 2**24).any())
+    return {"key": key, "label": label, "group": group, "kind": "number", "wide": wide,
+            "values": packed(values, "<f8" if wide else "<f4")}
 
 
 def factor(
@@ -239,7 +242,8 @@ def data_columns(evidence: Evidence, rows: np.ndarray, texts: Texts) -> list[dic
             elif names is not None:
                 written.append(names[value] if value >= 0 else None)
             else:
-                written.append(json.dumps(nulls_for_nan(value), ensure_ascii=False, default=plain))
+                text = json.dumps(nulls_for_nan(value), ensure_ascii=False, default=plain)
+                written.append(json.loads(text) if text.startswith('"') else text)  # a date is no quoted text
         if len(set(written)) <= MOST_LEVELS and max(len(text) for text in written if text is not None) <= 80:
             found.append(factor(f"data {name}", name, written, "data"))
         else:

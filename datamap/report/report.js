@@ -8,7 +8,7 @@ async function begin() {
   const { data } = page;
   page.n = data.ids.length;
   for (const column of data.columns) {
-    if (column.kind === "number") column.values = numbers(column.values);
+    if (column.kind === "number") column.values = numbers(column.values, column.wide ? "f8" : "f4");
     page.columns.set(column.key, column);
   }
   if (data.epochs.count) {

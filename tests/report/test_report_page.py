@@ -177,12 +177,14 @@ def test_columns_of_the_data_become_what_they_are(tmp_path, monkeypatch):
     rows = qa_rows(12, seed=3)
     for number, row in enumerate(rows):
         row |= {"size": number / 2 if number else None, "kind": "ab"[number % 2], "note": f"note {number} " * 20,
-                "tags": ["x", str(number)], "empty": None}
+                "tags": ["x", str(number)], "serial": 1234567890 + number, "done": number > 3, "empty": None}
     split = load_split(str(write_rows(tmp_path / "c.jsonl", rows)), "train", get_task("qa"))
     found = columns(make_page(tmp_path, split, monkeypatch))
     assert np.isnan(values(found["data size"])[0]) and values(found["data size"])[3] == 1.5
     assert found["data kind"]["levels"] == ["a", "b"] and found["data kind"]["codes"][:3] == [0, 1, 0]
     assert found["data note"]["kind"] == "text" and "data empty" not in found
+    assert np.frombuffer(base64.b64decode(found["data serial"]["values"]), "<f8")[5] == 1234567895
+    assert found["data done"]["levels"] == ["true", "false"]
     assert '["x", "0"]' in found["data tags"]["levels"]
 
 
