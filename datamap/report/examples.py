@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datamap.tasks.base import Task
 
 SUSPECT = 0.5  # suspicion from which an example is on the page whatever the sample
-TEXT_CHARACTERS = 24_000_000  # of all texts together; above it the longest are shown around their answers
+TEXT_BYTES = 36_000_000  # of all texts together, in UTF-8; above it the longest are shown around their answers
 EXCERPTS = (8000, 3000, 1000, 400)  # characters of a text, the first length at which all have room
 MOST_LEVELS = 60  # different values of a column by which one can colour and filter
 
@@ -95,11 +95,12 @@ class Texts:
 
 def excerpt_length(columns: Sequence[Sequence[str]]) -> int | None:
     """How many characters of each text the page has room for; None where all are whole."""
-    lengths = np.array([len(text) for text in {text for column in columns for text in column}])
-    if lengths.sum() <= TEXT_CHARACTERS:
+    size = sum(len(text.encode()) for text in {text for column in columns for text in column})
+    if size <= TEXT_BYTES:
         return None
-    each = np.array([len(text) for column in columns for text in column])  # cut, no two need be alike
-    return next((most for most in EXCERPTS if np.minimum(each, most).sum() <= TEXT_CHARACTERS), EXCERPTS[-1])
+    every = [text for column in columns for text in column]  # cut, no two need be alike
+    return next((most for most in EXCERPTS
+                 if sum(len(text[:most].encode()) for text in every) <= TEXT_BYTES), EXCERPTS[-1])
 
 
 def excerpt(text: str, start: int, length: int, most: int) -> tuple[str, int]:

@@ -117,7 +117,7 @@ def test_excerpts_hold_their_answers(start, length, most, expected):
 
 
 def test_long_texts_are_cut_to_what_there_is_room_for(tmp_path, questions, monkeypatch):
-    monkeypatch.setattr(examples, "TEXT_CHARACTERS", 3000)
+    monkeypatch.setattr(examples, "TEXT_BYTES", 3000)
     monkeypatch.setattr(examples, "EXCERPTS", (200, 60, 30))
     found = content(make_page(tmp_path, questions, monkeypatch))
     assert found["text"]["cut"] in (30, 60)
