@@ -5,11 +5,13 @@ category_cluster_overlap.csv, cluster_difficulty.csv, cluster_map.csv, patterns.
 --export_unified also unified_analysis.csv (one row per example of the split) and overlap_summary.json. The error rules
 are for question answering; for classification and NLI the table goes without them. With --find_errors it writes only
 suspects.csv, every example with its suspicion and reasons, the most suspicious first, for a person to decide on;
-dataset_filters.py --decisions takes it from there.
+dataset_filters.py --decisions takes it from there. With --report it writes only report.html, all of this as one page
+to look at and to decide on in a browser, and duplicates.csv and leaks.csv, the copies within the split and in others.
 
     python analyze_dataset.py --cartography_dir ./cartography_output --cluster_dir ./cluster_output
     python analyze_dataset.py --export_unified --predictions ./train_predictions/eval_predictions.jsonl
     python analyze_dataset.py --find_errors --cartography_dir ./cartography_output --output_dir ./suspects
+    python analyze_dataset.py --report --cartography_dir ./cartography_output --output_dir ./report
 """
 
 from __future__ import annotations
@@ -39,6 +41,7 @@ from datamap.core.plots import dataset_label
 from datamap.tasks.registry import add_task_flags, task_of
 
 if TYPE_CHECKING:
+    from datamap.core.splits import Split
     from datamap.detection.suspects import Judge
 
 OWNS = (
@@ -56,8 +59,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is read")
     group.add_argument("--cartography_dir", default="./cartography_output", help="written by run.py")
     group.add_argument("--cluster_dir", help="written by cluster_analysis.py (default: ./cluster_output; with "
-                       "--find_errors none)")
-    group.add_argument("--embedding_dir", help="written by extract_embeddings.py, for --find_errors (default: none)")
+                       "--find_errors and --report none)")
+    group.add_argument("--embedding_dir", help="written by extract_embeddings.py, for --find_errors and --report "
+                       "(default: none)")
     group.add_argument("--dataset", help="dataset with the texts (default: the one recorded in the artifacts)")
     group.add_argument("--split", help="its split (default: the one recorded in the artifacts, else train)")
     add_task_flags(group)
@@ -66,9 +70,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--predictions", metavar="FILE",
                        help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; with "
                             "--export_unified it feeds rules 4 and 8 (qa), or gives the column predicted_label; with "
-                            "--find_errors it is evidence")
+                            "--find_errors and --report it is evidence")
     group.add_argument("--decisions", metavar="FILE", help="suspects.csv with some decisions filled in: --find_errors "
-                       "ranks what is left by what they teach")
+                       "ranks what is left by what they teach, --report begins with them")
     group.add_switch("--allow_changed", help=ALLOW_CHANGED)
     group = parser.add_argument_group("a chat model as a judge, for --find_errors (the key: OPENAI_API_KEY)")
     group.add_argument("--judge_top", type=positive_int, metavar="N",
@@ -78,27 +82,33 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is written")
     group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
     group.add_switch("--find_errors", help="write suspects.csv instead: every example, the most suspicious first")
+    group.add_switch("--report", help="write report.html instead: maps, table, review and overview in one page")
+    group.add_argument("--report_max_points", type=positive_int, metavar="N", help="above so many examples a random N "
+                       "of them are on the page, and all suspects (default: 20,000)")
     group.add_switch("--list_detectors", help="only list the detectors of wrong examples: range, which end is "
                      "suspicious, cost, what each needs, paper")
     group.add_argument("--output_dir", help="where the files go (default: ./integrated_analysis; with "
-                       "--export_unified ./unified_export; with --find_errors ./suspects)")
+                       "--export_unified ./unified_export; with --find_errors ./suspects; with --report ./report)")
     args = parser.parse_args(argv)
-    if args.find_errors and args.export_unified:
-        parser.error("--find_errors and --export_unified write different tables; run one after the other")
-    if args.predictions and not (args.export_unified or args.find_errors):
+    asked = [flag for flag in ("export_unified", "find_errors", "report") if getattr(args, flag)]
+    if len(asked) > 1:
+        parser.error(f"--{asked[0]} and --{asked[1]} write different files; run one after the other")
+    if args.predictions and not asked:
         parser.error("--predictions is for the unified table, which only --export_unified writes; add it (or "
-                     "--find_errors)")
+                     "--find_errors, or --report)")
     for flag in ("embedding_dir", "decisions", "judge_top", "judge_model", "base_url"):
-        if getattr(args, flag) and not args.find_errors:
+        if getattr(args, flag) and not (args.find_errors or args.report and flag in ("embedding_dir", "decisions")):
             parser.error(f"--{flag} is for --find_errors; add it")
+    if args.report_max_points and not args.report:
+        parser.error("--report_max_points is for --report; add it")
     if bool(args.judge_top) != bool(args.judge_model):
         parser.error("--judge_top and --judge_model belong together: how many examples, and which chat model is asked")
     if args.base_url and not args.judge_top:
         parser.error("--base_url is where a judge is asked; add --judge_top and --judge_model")
-    if not args.find_errors:
+    if not (args.find_errors or args.report):
         args.cluster_dir = args.cluster_dir or "./cluster_output"
-    default = "./unified_export" if args.export_unified else "./suspects" if args.find_errors else None
-    args.output_dir = args.output_dir or default or "./integrated_analysis"
+    defaults = {"export_unified": "./unified_export", "find_errors": "./suspects", "report": "./report"}
+    args.output_dir = args.output_dir or (defaults[asked[0]] if asked else "./integrated_analysis")
     return args
 
 
@@ -111,6 +121,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return print(described())
     if args.find_errors:
         return find_errors(args)
+    if args.report:
+        return report(args)
     from datamap.analysis import integrated
     from datamap.analysis.map_summary import printed_groups
     from datamap.analysis.unified_table import predictions_of, summarize_overlap, unified_table
@@ -185,18 +197,8 @@ def find_errors(args: argparse.Namespace) -> None:
     from datamap.detection.decisions import SUSPECTS_FILE, check_not_edited, write_for_spreadsheet
     from datamap.detection.suspects import find_suspects, printed_suspects
 
-    sources = {"cartography": args.cartography_dir, "embeddings": args.embedding_dir, "clusters": args.cluster_dir,
-               "predictions": args.predictions, "decisions": args.decisions}
-    given = {label: path for label, path in sources.items() if path}
-    check_not_read(args.output_dir, *given.values())
     check_not_edited(args.output_dir)
-    artifact_file(args.cartography_dir, METRICS_FILE, "run.py --do_train --enable_cartography")
-    task = task_of(args, recorded_task(*given.values()))
-    split = recorded_split(args.cartography_dir, args.dataset, args.split, task, args.max_samples)
-    if split is None:
-        raise UserError(f"{args.cartography_dir} records no dataset; --find_errors shows its texts: name it with "
-                        "--dataset")
-    split.allow_changed = args.allow_changed
+    split, given = read_for(args, "--find_errors")
     table, said = find_suspects(
         split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
         predictions=args.predictions, decisions=args.decisions, judge=judge_of(args),
@@ -208,6 +210,35 @@ def find_errors(args: argparse.Namespace) -> None:
         print(line)
     print(f"wrote {SUSPECTS_FILE}, {len(table):,} examples, to {path}; fill in its column decision (keep, drop, fix), "
           f"then dataset_filters.py --decisions {path / SUSPECTS_FILE}")
+
+
+def report(args: argparse.Namespace) -> None:
+    from datamap.report.page import MAX_POINTS, REPORT_FILE, REPORT_FILES, gather, known_of, write_report
+
+    split, given = read_for(args, "--report")
+    known = known_of(split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
+                     predictions=args.predictions)
+    found = gather(known, decisions=args.decisions, max_points=args.report_max_points or MAX_POINTS)
+    with stage(args.output_dir, args, owns=REPORT_FILES, inputs=given, datasets=[split]) as path:
+        write_report(path, found)
+    size = (path / REPORT_FILE).stat().st_size / 1e6
+    print(f"{found.shown:,} of {len(split.data):,} examples are on the page, {size:.1f} MB")
+    print(f"wrote {path / REPORT_FILE}; open {(path / REPORT_FILE).resolve().as_uri()}")
+
+
+def read_for(args: argparse.Namespace, flag: str) -> tuple[Split, dict[str, str]]:
+    """The split whose texts ``flag`` shows, and the artifacts that are given, by what they are."""
+    sources = {"cartography": args.cartography_dir, "embeddings": args.embedding_dir, "clusters": args.cluster_dir,
+               "predictions": args.predictions, "decisions": args.decisions}
+    given = {label: path for label, path in sources.items() if path}
+    check_not_read(args.output_dir, *given.values())
+    artifact_file(args.cartography_dir, METRICS_FILE, "run.py --do_train --enable_cartography")
+    task = task_of(args, recorded_task(*given.values()))
+    split = recorded_split(args.cartography_dir, args.dataset, args.split, task, args.max_samples)
+    if split is None:
+        raise UserError(f"{args.cartography_dir} records no dataset; {flag} shows its texts: name it with --dataset")
+    split.allow_changed = args.allow_changed
+    return split, given
 
 
 def judge_of(args: argparse.Namespace) -> Judge | None:

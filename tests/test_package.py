@@ -44,9 +44,11 @@ FINDS = """
 import json
 from datamap.core.configs import read_mapping
 from datamap.core.places import EXAMPLES
+from datamap.report.page import html_of
 from datamap.suites.definition import suite_file
 from datamap.thoughts.prompts import PROMPTS, load_prompt
 
+assert "Plotly" in html_of({})
 print(json.dumps([str(suite_file("sample")), str(EXAMPLES), sorted(read_mapping(EXAMPLES / "demo.json")),
                   sorted(file.name for file in PROMPTS.glob("*.txt"))]))
 """

@@ -129,21 +129,26 @@ def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
     return tuple((str(file), (status := file.stat()).st_mtime_ns, status.st_size) for file in files) or None
 
 
-def default_eval_split(name: str) -> str:
-    """The split to evaluate on when none is named: validation, or what stands for it (MNLI: validation_matched)."""
+def splits_of(name: str) -> list[str]:
+    """The splits that a dataset has, as far as that can be told without loading it."""
     path = Path(name)
     if path.is_file():
-        return "train"  # the only one
-    known: Sequence[str] = ()
+        return ["train"]
     if name.startswith("demo:"):
         from datamap.demo.builtin import DEMOS
 
         demo = DEMOS.get(name.removeprefix("demo:"))
-        known = list(demo.sizes) if demo else ()
-    elif path.is_dir():
-        known = _directory_splits(path)
-    elif path.suffix not in FILE_SUFFIXES:
-        known = _hub_splits(name)
+        return list(demo.sizes) if demo else []
+    if path.is_dir():
+        return list(_directory_splits(path))
+    return [] if path.suffix in FILE_SUFFIXES else list(_hub_splits(name))
+
+
+def default_eval_split(name: str) -> str:
+    """The split to evaluate on when none is named: validation, or what stands for it (MNLI: validation_matched)."""
+    if Path(name).is_file():
+        return "train"  # the only one
+    known = splits_of(name)
     return next((split for split in EVAL_SPLITS if split in known), EVAL_SPLITS[0])
 
 

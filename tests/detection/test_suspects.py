@@ -287,7 +287,7 @@ def test_without_a_decision_the_order_is_that_of_suspicion(tmp_path, finished, c
 @pytest.mark.parametrize(
     "flags, said",
     [
-        (["--find_errors", "--export_unified"], "write different tables"),
+        (["--find_errors", "--export_unified"], "write different files"),
         (["--decisions", "d.csv"], "--decisions is for --find_errors"),
         (["--embedding_dir", "e"], "--embedding_dir is for --find_errors"),
         (["--find_errors", "--cartography_dir", "none"], "no such file or directory"),

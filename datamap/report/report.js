@@ -1,0 +1,194 @@
+"use strict";
+// The page as a whole: what it begins with, decisions and where they are kept, ranking anew, downloads, keys.
+
+const WRONG = { keep: 0, drop: 1, fix: 1 };
+
+async function begin() {
+  page.data = await unpacked();
+  const { data } = page;
+  page.n = data.ids.length;
+  for (const column of data.columns) {
+    if (column.kind === "number") column.values = numbers(column.values, column.wide ? "f8" : "f4");
+    page.columns.set(column.key, column);
+  }
+  if (data.epochs.count) {
+    data.epochs.confidence = numbers(data.epochs.confidence);
+    data.epochs.correct = numbers(data.epochs.correct, "u1");
+  }
+  if (data.neighbours) data.neighbours.rows = numbers(data.neighbours.rows, "i4");
+  data.review.values = numbers(data.review.values);
+  data.review.offset = numbers(data.review.offset, "f8");
+  page.suspicion = Float64Array.from(page.columns.get("suspicion").values);
+  page.colour = page.columns.has("category") ? "category" : "suspicion";
+  byId("title").textContent = document.title = data.title;
+  byId("subtitle").textContent = [plural(data.total, "example"), page.n < data.total ? `${count(page.n)} on this page` : null,
+    { qa: "question answering", nli: "natural language inference" }[data.task] ?? data.task,
+    data.epochs.count ? plural(data.epochs.count, "epoch") : null].filter(Boolean).join(" · ");
+  if (data.overview.warning) { byId("notice").textContent = data.overview.warning; byId("notice").hidden = false; }
+  page.rows = new Map(data.ids.map((id, row) => [id, row]));
+  recall();
+  page.rankedAfter = 0;
+  page.decidedBefore = new Set();
+  if (page.decisions.size >= data.every) rankAnew();
+  page.decidedBefore = new Set(page.decisions.keys());
+  fillControls();
+  await drawMaps();
+  drawLegend();
+  refresh();
+  drawProgress();
+  drawExample();
+  drawData();
+  drawMade();
+  listen();
+  showTab();
+  if (page.view.length && matchMedia("(min-width: 1100px)").matches) open(page.view[0]);
+  document.body.dataset.ready = "true";
+}
+
+// --- decisions ---
+
+const storeKey = () => `data map review ${page.data.fingerprint}`;
+
+/** What was decided: what the page was made with, then what this browser keeps. */
+function recall() {
+  let kept = [];
+  try {
+    kept = JSON.parse(localStorage.getItem(storeKey()) ?? "[]");
+  } catch (error) {
+    notify(`Decisions cannot be kept in this browser (${error.name}); download them before you leave.`);
+  }
+  for (const [id, word, corrected] of [...page.data.decisions, ...kept]) {
+    const row = page.rows.get(id);
+    if (row === undefined) continue;
+    if (word === "") page.decisions.delete(row);
+    else if (word in WRONG) page.decisions.set(row, { word, corrected });
+  }
+}
+
+function keep() {
+  const ids = page.data.ids, given = new Set(page.data.decisions.map(([id]) => id));
+  const list = [...page.decisions].map(([row, { word, corrected }]) => [ids[row], word, corrected]);
+  for (const id of given) if (!page.decisions.has(page.rows.get(id))) list.push([id, "", ""]); // taken back
+  try {
+    localStorage.setItem(storeKey(), JSON.stringify(list));
+  } catch (error) {
+    notify(`Decisions cannot be kept in this browser (${error.name}); download them before you leave.`);
+  }
+}
+
+function notify(text) {
+  byId("notice").textContent = text;
+  byId("notice").hidden = false;
+}
+
+/** After a decision: keep it, show it, and after every ten rank the rest anew; whether it did. */
+function decisionsChanged(row) {
+  keep();
+  redrawRow(row);
+  drawExample();
+  const n = page.decisions.size, due = n > 0 && n % page.data.every === 0 && n !== page.rankedAfter;
+  if (due) rankAnew();
+  drawProgress();
+  return due;
+}
+
+/** Suspicion as the decisions make it (learn.js), and the list in its order. */
+function rankAnew() {
+  const decided = new Float64Array(page.n).fill(NaN);
+  for (const [at, { word }] of page.decisions) decided[at] = WRONG[word];
+  page.suspicion = review(page.data.review, decided);
+  page.rankedAfter = page.decisions.size;
+  page.decidedBefore = new Set(page.decisions.keys());
+  if (!page.view.length) return; // nothing is drawn yet
+  refresh();
+  if (page.colour === "suspicion") paintColours();
+  drawOverview();
+  drawProgress();
+}
+
+function drawProgress() {
+  const words = [...page.decisions.values()].map((decision) => decision.word), n = words.length;
+  const { every } = page.data, suspects = page.data.overview.suspects;
+  const counts = ["keep", "drop", "fix"].map((word) => [word, words.filter((each) => each === word).length]).filter(([, many]) => many);
+  byId("progress").replaceChildren(h("b", {}, count(n)), n ? ` decided: ${counts.map(([word, many]) => `${count(many)} ${word}`).join(", ")}` : " decided",
+    h("span", { class: "quiet" }, n ? ` · ${page.rankedAfter ? `ranked after ${count(page.rankedAfter)}` : `ranked anew in ${plural(every - (n % every), "decision")}`}` : ` · ${plural(suspects, "suspect")}`));
+  byId("progress-bar").style.width = `${Math.min(100, (100 * n) / Math.max(suspects, every))}%`;
+}
+
+// --- downloads ---
+
+/** A text as a cell that no spreadsheet runs, as datamap/detection/decisions.py makes it. */
+const neutralised = (text) => (/^'*[\s\x00-\x1f\u0085\u200b\ufeff]*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]/.test(text) ? `'${text}` : text);
+const cell = (value) => { const text = String(value); return /[",\n\r]/.test(text) ? `"${text.replaceAll('"', '""')}"` : text; };
+const csv = (rows) => rows.map((row) => `${row.map(cell).join(",")}\r\n`).join("");
+
+function download(name, text) {
+  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type: "text/csv" })), download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  byId("downloads").open = false;
+}
+
+/** Every example on the page, so that dataset_filters.py --drop_above knows the suspicion of the others. */
+function decisionsCsv() {
+  const rows = [...Array(page.n).keys()].sort(order);
+  return `\ufeff${csv([["id", "suspicion", "decision", "corrected"], ...rows.map((row) => {
+    const { word = "", corrected = "" } = page.decisions.get(row) ?? {};
+    return [neutralised(page.data.ids[row]), page.suspicion[row], word, word === "fix" ? neutralised(corrected) : ""];
+  })])}`;
+}
+
+const idsCsv = (ids) => csv([["id"], ...ids.map((id) => [id])]);
+const trainIdsCsv = () => idsCsv([...page.data.ids.filter((id, row) => page.decisions.get(row)?.word !== "drop"), ...page.data.other_ids]);
+
+// --- keys and parts ---
+
+function onKey(event) {
+  if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.closest("input, select, textarea")) {
+    if (event.key === "Escape" && event.target.id === "search") event.target.blur();
+    return;
+  }
+  if (byId("part-explore").hidden) return;
+  const keys = { ArrowDown: () => step(1), ArrowRight: () => step(1), ArrowUp: () => step(-1), ArrowLeft: () => step(-1),
+    k: () => decide("keep"), d: () => decide("drop"), f: () => decide("fix"), "/": () => byId("search").focus(), Escape: close };
+  const act = keys[event.key] ?? keys[event.key.toLowerCase()];
+  if (!act) return;
+  event.preventDefault();
+  act();
+}
+
+function showTab() {
+  const parts = ["explore", "overview", "dataset", "made"], wanted = parts.includes(location.hash.slice(1)) ? location.hash.slice(1) : parts[0];
+  for (const part of parts) byId(`part-${part}`).hidden = part !== wanted;
+  for (const link of byId("tabs").children) link.setAttribute("aria-current", link.hash === `#${wanted}` ? "page" : "false");
+  if (wanted === "explore") fitMaps();
+  if (wanted === "overview" && !byId("part-overview").childElementCount) drawOverview();
+  scrollTo(0, 0);
+}
+
+function listen() {
+  addEventListener("keydown", onKey);
+  addEventListener("hashchange", showTab);
+  addEventListener("scroll", hideTip, { passive: true });
+  addEventListener("beforeprint", drawOverview);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintTheme);
+  byId("download-decisions").addEventListener("click", () => download("decisions.csv", decisionsCsv()));
+  byId("download-ids").addEventListener("click", () => download("train_ids.csv", trainIdsCsv()));
+  byId("download-shown").addEventListener("click", () => download("shown_ids.csv", idsCsv(page.view.map((row) => page.data.ids[row]))));
+  byId("rank").addEventListener("click", () => { rankAnew(); byId("downloads").open = false; });
+  byId("forget").addEventListener("click", () => {
+    if (!confirm(`Forget ${plural(page.decisions.size, "decision")}?`)) return;
+    page.decisions.clear();
+    keep();
+    rankAnew();
+    drawExample();
+  });
+}
+
+begin().catch((error) => {
+  notify(`This page could not be drawn: ${error.message}`);
+  throw error;
+});
