@@ -63,8 +63,8 @@ class ErrorSet(NamedTuple):
 
 
 # What two hours on two cores allow for five seeds: few epochs, two folds, some hundred examples.
-DEMO = ("--learning_rate 2e-3 --warmup_steps 0.1 --num_train_epochs 4 --per_device_train_batch_size 16 --max_length 128 "
-        "--doc_stride 32 --cross_fit 3")  # as make demo trains
+DEMO = ("--learning_rate 2e-3 --warmup_steps 0.1 --num_train_epochs 4 --per_device_train_batch_size 16 "
+        "--max_length 128 --doc_stride 32 --cross_fit 3")  # as make demo trains
 QA = ("--learning_rate 2e-4 --num_train_epochs 3 --per_device_train_batch_size 16 --max_length 256 --doc_stride 64 "
       "--cross_fit 2")
 LABELS = ("--learning_rate 1e-4 --num_train_epochs 3 --per_device_train_batch_size 32 --max_length 128 "
