@@ -235,7 +235,7 @@ def difference_table(found: dict[str, list[pd.DataFrame]], best: dict[str, str],
 
     rows = []
     for name, tables in found.items():
-        rivals = {best[name]: "best single detector", **dict.fromkeys(RIVALS, "")}
+        rivals = dict.fromkeys(RIVALS, "") | {best[name]: "best single detector"}
         if (cleanlab := [each for each in CLEANLAB if each in tables[0]]):
             rivals.setdefault(max(cleanlab, key=lambda each: mean_precision(tables, each)), "cleanlab's best")
         for ours in [each for each in (SUSPICION, HELD_OUT) if each in tables[0]]:
