@@ -64,7 +64,7 @@ def theirs(evidence: Evidence) -> dict[str, Callable[[], np.ndarray]]:
     assert evidence.probabilities is not None and evidence.embeddings is not None
     probabilities = evidence.probabilities[:, [evidence.class_names.index(name) for name in encoder.classes_]]
     predicted = encoder.classes_[probabilities.argmax(axis=1)]
-    ballots = np.array(evidence.class_names)[np.stack(list(votes(evidence).values()))]
+    ballots = np.stack(list(votes(evidence).values()))  # numbers: SciPy takes no names since 1.11
     embedded = {"labels": labels, "embedded_instances": evidence.embeddings}
     return {
         "self_confidence": lambda: made("classification_uncertainty", "ClassificationUncertainty").score(
@@ -78,9 +78,9 @@ def theirs(evidence: Evidence) -> dict[str, Callable[[], np.ndarray]]:
         "knn_entropy": lambda: made("knn_entropy", "KnnEntropy").score(**embedded),
         "mean_distance": lambda: made("mean_distance", "MeanDistance").score(**embedded),
         "majority_vote": lambda: made("ensemble", "MajorityVotingEnsemble").score(
-            labels=labels, ensemble_predictions=ballots),
+            labels=evidence.labels, ensemble_predictions=ballots),
         "item_discrimination": lambda: made("irt", "ItemResponseTheoryFlagger", num_iters=2000).score(
-            labels=labels, ensemble_predictions=ballots),
+            labels=evidence.labels, ensemble_predictions=ballots),
     }
 
 
