@@ -24,10 +24,11 @@ from datamap.core.files import read_json, read_table, write_csv, write_json
 from datamap.core.flags import Parser, fraction, seed_number
 from datamap.detection.decisions import restored, write_for_spreadsheet
 from datamap.suites.runner import carry_out
+from datamap.suites.runs import last_lines
 from datamap.tasks.registry import get_task
 
 FLAGS = ("task", "model", "num_train_epochs", "per_device_train_batch_size", "max_length", "doc_stride", "no_cuda",
-         "learning_rate")
+         "learning_rate", "warmup_steps")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -51,8 +52,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     output.mkdir(parents=True, exist_ok=True)
 
     def script(name: str, *argv: str) -> None:
-        print(f"{name}: see {output / 'log.txt'}")
-        carry_out(name, argv, output / "log.txt")
+        log = output / "log.txt"
+        print(f"{name}: see {log}")
+        try:
+            carry_out(name, argv, log)
+        except SystemExit:
+            print("".join(last_lines(log, 1)), end="")
+            raise
 
     task = recorded_task(run / "map")
     assert task is not None
@@ -102,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     write_json(output / "suite.json", {"name": "closed_loop", "description": "Does it help to mend what is found?",
                                        "baseline": "dirty", "base": base, "experiments": experiments})
     script("run_experiments.py", "--mode", "run", "--suite", str(output / "suite.json"), "--workers", args.workers,
-           "--output_dir", str(output / "experiments"), "--seeds", *map(str, args.seeds))
+           "--experiments_dir", str(output / "experiments"), "--seeds", *map(str, args.seeds))
 
 
 if __name__ == "__main__":
