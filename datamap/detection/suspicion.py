@@ -73,8 +73,11 @@ def kind_of(evidence: Evidence) -> str:
 
 
 def parts_of(evidence: Evidence) -> tuple[str, ...]:
-    """Which of PARTS are there, in their order."""
-    return tuple(part for part in PARTS if evidence.has(part))
+    """Which of PARTS are there, in their order. Out-of-fold models of which is not known how often they are right are
+    left out: how far to trust them cannot be told."""
+    table = evidence.out_of_fold
+    unknown = table is not None and not ("correctness" in table and table["correctness"].notna().any())
+    return tuple(part for part in PARTS if evidence.has(part) and not (part == OUT_OF_FOLD and unknown))
 
 
 def terms_of(kind: str, parts: tuple[str, ...]) -> list[Term]:

@@ -96,6 +96,17 @@ def test_what_stands_out_counts_and_what_is_unsuspicious_takes_nothing():
     np.testing.assert_array_equal(standing_out(np.full(3, np.nan)), 0)
 
 
+def test_out_of_fold_models_that_may_be_right_or_wrong_are_left_out(clinical):
+    evidence, _ = clinical
+    with_folds = Evidence(evidence.split, evidence.metrics, out_of_fold=evidence.metrics)
+    found = suspicion(with_folds, score_all(with_folds))
+    assert found.made_of == "the data map, out-of-fold models"
+    without = Evidence(evidence.split, evidence.metrics, out_of_fold=evidence.metrics[["confidence", "aum"]])
+    found = suspicion(without, score_all(without))
+    assert found.made_of == "the data map"
+    assert np.allclose(found.probability, suspicion(evidence, score_all(evidence)).probability)
+
+
 def test_a_detector_that_is_not_there_is_neutral():
     terms = [term for term in TERMS["labels"] if term.detector in ("confidence", "never_learned")]
     table = pd.DataFrame({"confidence": [0.1, np.nan, 0.9, 0.5]})
