@@ -71,8 +71,8 @@ LABELS = ("--learning_rate 1e-4 --num_train_epochs 3 --per_device_train_batch_si
           "--cross_fit 2")
 SETS: dict[str, ErrorSet] = {
     "clinical": ErrorSet("demo:clinical", "qa", "tiny", "", DEMO, None, "planted_error"),
-    "policyqa": ErrorSet("policyqa", "qa", "minilm", "qa", QA, 600),
-    "xquad": ErrorSet("squad_xquad_en/xquad.en.json", "qa", "minilm", "qa", QA, 600),
+    "policyqa": ErrorSet("policyqa", "qa", "minilm", "qa", QA, 400),
+    "xquad": ErrorSet("squad_xquad_en/xquad.en.json", "qa", "minilm", "qa", QA, 400),
     "sst2": ErrorSet("sst2", "classification", "minilm", "uniform", LABELS, 1000),
     "sst2-plausible": ErrorSet("sst2", "classification", "minilm", "plausible", LABELS, 1000),
     "sick": ErrorSet("sick_nli", "nli", "minilm", "confusion", LABELS, 1000),
