@@ -240,8 +240,8 @@ def test_neighbours_by_all_distances():
 
 
 def test_mean_distance():
-    unit, labels = compared(LABELS.embeddings), LABELS.labels
-    same(score("mean_distance"), [math.dist(unit[row], unit[labels == label].mean(axis=0))
+    vectors, labels = LABELS.embeddings.astype(np.float64), LABELS.labels
+    same(score("mean_distance"), [math.dist(vectors[row], vectors[labels == label].mean(axis=0))
                                   for row, label in enumerate(labels)], 1e-5)
 
 
