@@ -34,6 +34,7 @@ from datamap.core.flags import positive_int, seed_number
 from datamap.core.places import CHECKOUT
 from datamap.core.plots import COLORS, LIGHT_GREY, new_figure, save_figure
 from datamap.detection.figures import Judged, average_precision, figures, over_seeds_and_examples, ranked_first
+from datamap.training.planted import PLANTED_DATA
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -134,8 +135,14 @@ def steps(job: Job) -> list[tuple[str, str, list[str]]]:
              "--output_dir", str(at / "embeddings")]
     cluster = ["--embedding_dir", str(at / "embeddings"), "--output_dir", str(at / "clusters"),
                "--visualization_method", "pca"]
-    return [("training", "run.py", train), ("embeddings", "extract_embeddings.py", embed),
-            ("clusters", "cluster_analysis.py", cluster)]
+    all_steps = [("training", "run.py", train), ("embeddings", "extract_embeddings.py", embed),
+                 ("clusters", "cluster_analysis.py", cluster)]
+    if about.task != "qa":  # what run.py --cross_fit_head does before it trains
+        untrained = ["--model_path", about.model, "--pooling", "mean", "--task", about.task, "--no_cuda", "--dataset",
+                     str(at / "model" / PLANTED_DATA) if about.plant else place_of(job), "--output_dir",
+                     str(at / "untrained")]
+        all_steps.append(("untrained", "extract_embeddings.py", untrained))
+    return all_steps
 
 
 def scored(job: Job) -> pd.DataFrame:
@@ -147,7 +154,26 @@ def scored(job: Job) -> pd.DataFrame:
     table.insert(0, "error", [truth.get(example) for example in evidence.split.ids])
     if not evidence.answers_questions:
         table.insert(1, "label", [evidence.class_names[label] for label in evidence.labels])
+        head = said_by_head(job, evidence)
+        table = table.assign(head_confidence=-head["confidence"], head_aum=-head["aum"])
     return table[table["confidence"].notna()]
+
+
+def said_by_head(job: Job, evidence: Evidence) -> pd.DataFrame:
+    """What run.py --cross_fit_head writes to out_of_fold.csv."""
+    import dataclasses
+
+    from datamap.detection.evidence import load_evidence
+    from datamap.detection.out_of_fold import HEAD_FOLDS, folds_of, head_table
+
+    split = evidence.split
+    usable = np.flatnonzero(split.task.is_usable(split.data))
+    usable_split = dataclasses.replace(split, data=split.data.select(usable))
+    vectors = load_evidence(split, embedding_dir=job.directory / "untrained").embeddings
+    assert vectors is not None
+    table = head_table(usable_split.ids, vectors[usable], evidence.labels[usable], evidence.class_names,
+                       folds_of(usable_split, HEAD_FOLDS, job.seed), job.seed)
+    return table.set_index("id").reindex(split.ids)
 
 
 def evidence_of(job: Job) -> Evidence:
