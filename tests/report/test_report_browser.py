@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, Hands
 from conftest import qa_rows, write_rows
 from made_report import by_confidence, make_page
 
@@ -29,7 +29,7 @@ PAINTED = "MAPS[0].busy.then(() => document.querySelector('#map-data').data[0].s
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    found = Browser(tmp_path_factory.mktemp("profile"))
+    found = Hands(tmp_path_factory.mktemp("profile"))
     yield found
     found.close()
 

@@ -1,0 +1,54 @@
+"""What a model gets wrong: wrong answers by their kind, labels as gold against predicted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from datamap.core.splits import Split
+from datamap.tasks.span_errors import NONE, SPAN_ERRORS, span_errors
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LABEL_ERRORS = (NONE, "wrong")
+
+
+def predicted_table(split: Split, predictions: Sequence[str | None]) -> pd.DataFrame:
+    """One row per example that has a gold annotation and a prediction, in the order of the split: ``id``, of questions
+    ``question_type``, ``gold`` (the first annotated answer, or the class), ``predicted``, ``error``.
+
+    predictions: an answer ("": that there is none) or the name of a class for each example, None where there is none.
+    error: of answers one of ``SPAN_ERRORS``, to which all annotated answers count; of labels of ``LABEL_ERRORS``.
+    """
+    import pandas as pd
+
+    data, task = split.data, split.task
+    columns: dict[str, Any] = {"id": split.ids}
+    if task.name == "qa":
+        by, columns[by] = task.groups(data)
+        columns |= {"gold": task.readable(data)["answer"], "predicted": list(predictions)}
+        errors, kinds = span_errors(data["context"][:], data["answers"][:], predictions), SPAN_ERRORS
+    else:
+        names = data.features[task.label_column].names
+        gold = [None if number is None or number < 0 else names[number] for number in data[task.label_column][:]]
+        columns |= {name: pd.Categorical(values, names) for name, values in (("gold", gold), ("predicted", predictions))}
+        errors = [None if one is None or other is None else LABEL_ERRORS[one != other]
+                  for one, other in zip(gold, columns["predicted"], strict=True)]
+        kinds = LABEL_ERRORS
+    table = pd.DataFrame({**columns, "error": pd.Categorical(errors, kinds)})
+    return table[table["error"].notna()].reset_index(drop=True)
+
+
+def error_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a ``predicted_table``: how many examples of each question type (rows, the commonest first; ``all`` below)
+    have each kind of error, and ``n``; of labels how many of each class (rows) were predicted to be which."""
+    import pandas as pd
+
+    if "question_type" not in table:
+        return pd.crosstab(table["gold"], table["predicted"], dropna=False)
+    counts = pd.crosstab(table["question_type"], table["error"], dropna=False)
+    counts.columns = counts.columns.astype("str")
+    counts = counts.assign(n=counts.sum(axis=1)).sort_values("n", ascending=False, kind="stable")
+    counts.loc["all"] = counts.sum()
+    return counts
