@@ -17,17 +17,19 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the package beside this folder, installed or not
 
+from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import atomic, read_text
 from datamap.core.flags import Parser, positive_int
 from datamap.report.browser import CHROMIUM, NAMES, Browser
+from datamap.report.page import REPORT_FILE
 
 COLOURS = 256
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("A picture of a page, drawn by Chromium without a window.")
-    parser.add_argument("report", help="report.html, from analyze_dataset.py --report")
+    parser.add_argument("report", help="report.html, or its directory, from analyze_dataset.py --report")
     parser.add_argument("--output", required=True, metavar="FILE", help="the PNG that is written")
     parser.add_argument("--width", type=positive_int, default=1400, help="of the window, pixels (default: 1400)")
     parser.add_argument("--height", type=positive_int, default=900, help="of the window, pixels (default: 900)")
@@ -38,7 +40,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    page, output = Path(args.report), Path(args.output)
+    page, output = artifact_file(args.report, REPORT_FILE, "analyze_dataset.py --report"), Path(args.output)
     if 'id="data"' not in read_text(page):
         raise UserError(f"{page} is no page of analyze_dataset.py --report")
     if CHROMIUM is None:
@@ -46,7 +48,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if not output.absolute().parent.is_dir():
         raise UserError(f"--output {output}: there is no directory {output.parent}; make it first")
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile:
-        with closing(Browser(Path(profile), width=args.width, height=args.height)) as browser:
+        size = {"width": args.width, "height": args.height}
+        with closing(Browser(Path(profile), **size, flags=["--hide-scrollbars"])) as browser:
             browser.dark(args.dark)
             browser.open(page)
             picture = browser.screenshot()

@@ -28,15 +28,14 @@ def predicted_table(split: Split, predictions: Sequence[str | None]) -> pd.DataF
     if task.name == "qa":
         by, columns[by] = task.groups(data)
         columns |= {"gold": task.readable(data)["answer"], "predicted": list(predictions)}
-        errors, kinds = span_errors(data["context"][:], data["answers"][:], predictions), SPAN_ERRORS
+        errors = pd.Categorical(span_errors(data["context"][:], data["answers"][:], predictions), SPAN_ERRORS)
     else:
         names = data.features[task.label_column].names
         gold = [None if number is None or number < 0 else names[number] for number in data[task.label_column][:]]
-        columns |= {name: pd.Categorical(values, names) for name, values in (("gold", gold), ("predicted", predictions))}
-        errors = [None if one is None or other is None else LABEL_ERRORS[one != other]
-                  for one, other in zip(gold, columns["predicted"], strict=True)]
-        kinds = LABEL_ERRORS
-    table = pd.DataFrame({**columns, "error": pd.Categorical(errors, kinds)})
+        columns |= {"gold": pd.Categorical(gold, names), "predicted": pd.Categorical(predictions, names)}
+        errors = pd.Categorical([None if one is None or other is None else LABEL_ERRORS[one != other]
+                                 for one, other in zip(gold, predictions, strict=True)], LABEL_ERRORS)
+    table = pd.DataFrame({**columns, "error": errors})
     return table[table["error"].notna()].reset_index(drop=True)
 
 

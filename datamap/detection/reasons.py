@@ -146,7 +146,7 @@ def _never_agreed(evidence: Evidence) -> Iterator[Reason]:
     epochs = table["num_epochs"].to_numpy()
     what = "its answer" if evidence.answers_questions else "its label"
     yield (np.flatnonzero((table["correctness"].to_numpy() == 0) & (epochs > 1)),
-           lambda row: f"in none of {epochs[row]:.0f} epochs did it give {what}")
+           lambda row: f"a model trained without it gave {what} in none of {epochs[row]:.0f} epochs")
 
 
 # --- questions ---------------------------------------------------------------------------------------------------

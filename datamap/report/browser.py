@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,12 @@ PATIENCE = 60.0  # seconds
 class Browser:
     """One page. What it logs, throws and asks of the network is kept: ``errors``, ``requests``."""
 
-    def __init__(self, profile: Path, *, width: int = 1440, height: int = 900):
+    def __init__(self, profile: Path, *, width: int = 1440, height: int = 900, flags: Sequence[str] = ()):
         read, self._commands = os.pipe()
         self._answers, write = os.pipe()
         assert CHROMIUM
-        line = [CHROMIUM, *FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", "about:blank"]
+        line = [CHROMIUM, *FLAGS, *flags, f"--user-data-dir={profile}", f"--window-size={width},{height}",
+                "about:blank"]
         # The browser reads from descriptor 3 and writes to 4.
         self._process = subprocess.Popen(
             ["bash", "-c", f'exec "$@" 3<&{read} 4>&{write}', "bash", *line], pass_fds=(read, write),

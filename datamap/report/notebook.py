@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 MAP_FILE, PICTURE = "cartography_metrics.csv", "cartography_map.png"
-FILES = {"embedding_dir": "embeddings.npy", "cluster_dir": "cluster_assignments.csv"}
 PREDICTIONS = "eval_predictions.jsonl"
 MAX_POINTS = 5_000  # a notebook keeps what it shows
 HEIGHT = 900  # pixels
@@ -46,12 +45,13 @@ def open_map(directory: str | Path) -> Known:
     cartography_dir = _only(directory, MAP_FILE)
     if cartography_dir is None:
         raise UserError(f"no folder of {directory} holds a {MAP_FILE}; make demo or map_dataset.py make one")
-    places = {name: _only(directory, file) for name, file in FILES.items()}
-    recorded = dict(recorded_task(cartography_dir, *filter(None, places.values())) or {"name": DEFAULT_TASK})
+    recorded = recorded_task(cartography_dir) or {"name": DEFAULT_TASK}
     split = recorded_split(cartography_dir, None, None, get_task(**recorded))
     if split is None:
         raise UserError(f"{cartography_dir} records no dataset; analyze_dataset.py --report --dataset NAME shows it")
-    return known_of(split, cartography_dir, predictions=_predictions_of(directory, split), **places)
+    return known_of(split, cartography_dir, embedding_dir=_only(directory, "embeddings.npy"),
+                    cluster_dir=_only(directory, "cluster_assignments.csv"),
+                    predictions=_predictions_of(directory, split))
 
 
 def _only(directory: Path, file: str) -> Path | None:
@@ -65,11 +65,11 @@ def _only(directory: Path, file: str) -> Path | None:
 
 def _predictions_of(directory: Path, split: Split) -> Path | None:
     """The predictions that cover most of the split; None where none cover any of it."""
-    ids, best = set(split.ids), (0, None)
-    for file in sorted(directory.glob(f"*/{PREDICTIONS}")):
-        covered = len(ids & {str(row["id"]) for row in read_jsonl(file, ("id",))})
-        best = max(best, (covered, file), key=lambda each: each[0])
-    return best[1]
+    ids = set(split.ids)
+    covered = {file: len(ids & {str(row["id"]) for row in read_jsonl(file, ("id",))})
+               for file in sorted(directory.glob(f"*/{PREDICTIONS}"))}
+    best = max(covered, key=lambda file: covered[file], default=None)
+    return best if best and covered[best] else None
 
 
 def linked_maps(known: Known, max_points: int = MAX_POINTS) -> Shown:
