@@ -56,7 +56,8 @@ def test_what_is_refused(page, tmp_path, refused, monkeypatch):
     other.write_text("<html></html>")
     output = ["--output", str(tmp_path / "page.png")]
     assert "is no page of analyze_dataset.py --report" in refused(screenshots.main, other, *output)
-    assert "no.html: no such file or directory; analyze_dataset.py --report writes report.html" in refused(screenshots.main, tmp_path / "no.html", *output)
+    missing = refused(screenshots.main, tmp_path / "no.html", *output)
+    assert "no.html: no such file or directory; analyze_dataset.py --report writes report.html" in missing
     if CHROMIUM:
         assert "there is no directory" in refused(screenshots.main, page, "--output", tmp_path / "no" / "page.png")
     monkeypatch.setattr(screenshots, "CHROMIUM", None)
