@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM
 from conftest import REPOSITORY, review_rows, write_rows
 from packaging.requirements import Requirement
 
@@ -38,6 +39,7 @@ NOT_RUN_HERE = (
     r"make (demo|demo-thoughts|test|test-slow)",
     r"export OPENAI_API_KEY=YOUR_KEY",
     r"make map DATASET=my\.jsonl( [A-Z]+=\S+)*",
+    *([r"python demos/screenshots\.py .*"] if CHROMIUM is None else []),
 )
 SMALL = {
     "run.py": ["--no_cuda", "--max_length", "128", "--per_device_train_batch_size", "8"],

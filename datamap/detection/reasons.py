@@ -129,7 +129,7 @@ def _of_labels(evidence: Evidence) -> Iterator[Reason]:
             text = f"a model trained without it says {names[said[row]]}"
             if p_said is None or p_gold is None or np.isnan(p_said[row]):
                 return text
-            return f"{text} (probability {p_said[row]:.2f}, of {names[gold[row]]} {p_gold[row]:.2f})"
+            return f"{text} with probability {p_said[row]:.2f}, {names[gold[row]]} with {p_gold[row]:.2f}"
 
         yield np.flatnonzero((said >= 0) & (said != gold)), words
         yield from _never_agreed(evidence)

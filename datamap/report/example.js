@@ -179,7 +179,7 @@ function answers(row) {
 /** Lines over epochs as SVG. lines: {values, colour, name, right: whether each was right}; values 0..1. */
 function lineChart(lines, label, wide = 360, high = 130) {
   const epochs = lines[0].values.length, left = 30, bottom = 20;
-  const x = (i) => left + (epochs > 1 ? (i * (wide - left - 12)) / (epochs - 1) : (wide - left) / 2);
+  const x = (i) => left + (epochs > 1 ? 8 + (i * (wide - left - 20)) / (epochs - 1) : (wide - left) / 2);
   const y = (value) => 8 + (1 - value) * (high - bottom - 8);
   const chart = svg("svg", { viewBox: `0 0 ${wide} ${high}`, class: "chart", role: "img", "aria-label": label });
   for (const value of [0, 0.5, 1]) {

@@ -22,8 +22,12 @@ function levelColours(column) {
   });
 }
 
-/** Of low to high numbers; the darkest cannot be told from a dark ground. */
-const shades = () => (matchMedia("(prefers-color-scheme: dark)").matches ? CIVIDIS.slice(2) : CIVIDIS);
+/** Of low to high numbers, without what can hardly be told from the ground; what is suspicious stands out from it. */
+function shades(key) {
+  if (matchMedia("(prefers-color-scheme: dark)").matches) return CIVIDIS.slice(2);
+  const colours = CIVIDIS.slice(0, -1);
+  return key === "suspicion" ? colours.reverse() : colours;
+}
 
 /** Numbers for Plotly's marker.color, with their scale, by the column that is chosen. */
 function colouring() {
@@ -31,7 +35,7 @@ function colouring() {
   if (column.kind === "number") {
     const values = column.key === "suspicion" ? page.suspicion : column.values;
     const [least, high] = ["confidence", "correctness"].includes(column.key) ? [0, 1] : finite(values);
-    const low = column.key === "suspicion" ? 0 : least, colours = shades();
+    const low = column.key === "suspicion" ? 0 : least, colours = shades(column.key);
     const steps = colours.map((colour, i) => [i / (colours.length - 1), colour]);
     return { color: Array.from(values), colorscale: steps, cmin: low, cmax: high > low ? high : low + 1 };
   }
@@ -46,7 +50,7 @@ function drawLegend() {
   if (column.kind === "number") {
     const { cmin, cmax } = colouring();
     const bar = h("span", { class: "scale", "aria-hidden": "true" });
-    bar.style.background = `linear-gradient(90deg, ${shades().join(", ")})`;
+    bar.style.background = `linear-gradient(90deg, ${shades(column.key).join(", ")})`;
     legend.replaceChildren(h("span", {}, column.label), h("span", {}, decimal(cmin)), bar, h("span", {}, decimal(cmax)));
     return;
   }
@@ -61,9 +65,9 @@ function drawLegend() {
       : h("span", {}, dot, text);
   };
   legend.replaceChildren(h("span", {}, column.label),
-    ...own.map((i) => entry(colours[i], `${shorten(column.levels[i], 30)} ${count(counts[i])}`,
+    ...own.map((i) => entry(colours[i], `${shorten(column.levels[i], 30)} (${count(counts[i])})`,
       () => addFilter({ key: column.key, level: i }))),
-    ...(others ? [entry(GREY, `${count(others)} others`)] : []), ...(none ? [entry(GREY, `none ${count(none)}`)] : []));
+    ...(others ? [entry(GREY, `${count(others)} others`)] : []), ...(none ? [entry(GREY, `none (${count(none)})`)] : []));
 }
 
 function axes(title) {

@@ -75,7 +75,7 @@ function learningCurves(curves) {
   const key = curves.map((each) => {
     const dot = h("span", { class: "dot" });
     dot.style.background = colour(each.name);
-    return h("span", {}, dot, `${each.name} ${count(each.n)}`);
+    return h("span", {}, dot, `${each.name} (${count(each.n)})`);
   });
   return h("div", {}, h("div", { class: "pair" }, chart("confidence", "Mean probability of the gold annotation per epoch"), chart("correct", "Share predicted right per epoch")),
     h("div", { class: "legend" }, ...key));

@@ -85,7 +85,7 @@ def test_reasons_of_labels(pairs):
     assert found[2] == ["it lies in no cluster"]
     assert found[3] == [
         "never learned in 5 epochs",
-        "a model trained without it says contradiction (probability 0.95, of neutral 0.03)",
+        "a model trained without it says contradiction with probability 0.95, neutral with 0.03",
         "a model trained without it gave its label in none of 5 epochs",
         "the trained model says contradiction, though it was trained on this label",
     ]

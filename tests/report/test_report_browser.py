@@ -154,7 +154,7 @@ def test_colours_follow_the_column(opened):
     for key in ("suspicion", "cluster", "question_type", "rule3_low_q_similarity", "data source"):
         opened.run(f"byId('colour').value = {json.dumps(key)}; byId('colour').dispatchEvent(new Event('change'))")
         assert opened.run("page.colour") == key
-    assert opened.texts("#legend button") == ["story 20", "tale 20"]
+    assert opened.texts("#legend button") == ["story (20)", "tale (20)"]
 
 
 def test_a_review_by_keyboard_is_kept_downloaded_and_read(opened, questions, tmp_path):
