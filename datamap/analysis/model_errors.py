@@ -39,15 +39,19 @@ def predicted_table(split: Split, predictions: Sequence[str | None]) -> pd.DataF
     return table[table["error"].notna()].reset_index(drop=True)
 
 
-def error_counts(table: pd.DataFrame) -> pd.DataFrame:
-    """Of a ``predicted_table``: how many examples of each question type (rows, the commonest first; ``all`` below)
-    have each kind of error, and ``n``; of labels how many of each class (rows) were predicted to be which."""
+def error_counts(table: pd.DataFrame, by: str) -> pd.DataFrame:
+    """Of a ``predicted_table``: how many examples of each group in its column ``by`` (rows, the largest first; ``all``
+    below) have each kind of error (columns), and ``n``."""
     import pandas as pd
 
-    if "question_type" not in table:
-        return pd.crosstab(table["gold"], table["predicted"], dropna=False)
-    counts = pd.crosstab(table["question_type"], table["error"], dropna=False)
+    counts = pd.crosstab(table[by], table["error"], dropna=False)
     counts.columns = counts.columns.astype("str")
     counts = counts.assign(n=counts.sum(axis=1)).sort_values("n", ascending=False, kind="stable")
-    counts.loc["all"] = counts.sum()
-    return counts
+    return pd.concat([counts, counts.sum().to_frame("all").T]).rename_axis(index=by, columns=None)
+
+
+def confusion_counts(table: pd.DataFrame) -> pd.DataFrame:
+    """Of a ``predicted_table`` of labels: how many examples of each class (rows) were predicted to be which."""
+    import pandas as pd
+
+    return pd.crosstab(table["gold"], table["predicted"], dropna=False)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from conftest import qa_rows, review_rows, write_rows
 
-from datamap.analysis.model_errors import error_counts, predicted_table
+from datamap.analysis.model_errors import confusion_counts, error_counts, predicted_table
 from datamap.core.splits import load_split
 from datamap.tasks.questions import question_type_of
 from datamap.tasks.registry import get_task
@@ -25,7 +25,7 @@ def test_answers(questions):
     assert table["id"].tolist() == questions.ids[1:]
     assert table["error"].tolist() == ["no answer given", "elsewhere", "no answer wanted"] + ["none"] * 16
     assert table["gold"].tolist()[2] == "" and table["predicted"].tolist()[2] == "Nobody"
-    counts = error_counts(table)
+    counts = error_counts(table, "question_type")
     assert counts.columns.tolist() == ["none", "truncated", "overlong", "shifted", "elsewhere", "no answer given",
                                        "no answer wanted", "n"]
     assert counts.loc["all"].tolist() == [16, 0, 0, 0, 1, 1, 1, 19]
@@ -44,7 +44,10 @@ def test_labels(tmp_path):
     table = predicted_table(split, said)
     assert table["id"].tolist() == split.ids[2:]
     assert (table["error"] == "none").tolist() == [name == "good" for name in gold[2:]]
-    counts = error_counts(table)
+    counts = confusion_counts(table)
     assert counts.index.tolist() == counts.columns.tolist() == ["bad", "good", "so-so"]  # those never predicted too
     assert counts["good"].tolist() == [gold[2:].count(name) for name in counts.index]
     assert np.asarray(counts).sum() == 28
+    by_size = error_counts(table.assign(size=[size for size in split.data["size"][2:]]), "size")
+    assert by_size.columns.tolist() == ["none", "wrong", "n"] and by_size.index.tolist()[-1] == "all"
+    assert by_size.loc["all"].tolist() == [gold[2:].count("good"), 28 - gold[2:].count("good"), 28]

@@ -15,7 +15,7 @@ from conftest import REPOSITORY, qa_rows, review_rows, write_rows
 from made_report import record, write_artifacts
 
 import analyze_dataset
-from datamap.analysis.model_errors import error_counts, predicted_table
+from datamap.analysis.model_errors import confusion_counts, error_counts, predicted_table
 from datamap.core.errors import UserError
 from datamap.core.files import read_jsonl, read_table
 from datamap.core.splits import load_split
@@ -96,7 +96,8 @@ def test_it_runs_from_start_to_end(finished, tmp_path, monkeypatch):
     errors = predicted_table(split, said)
     assert read_table(tmp_path / "errors.csv")["error"].tolist() == errors["error"].tolist()
     assert len(set(errors["error"])) > 1
-    assert re.findall(r"<td>(\d+)</td>", counts) == [str(each) for each in error_counts(errors).to_numpy().ravel()]
+    wanted = error_counts(errors, "question_type") if split.task.name == "qa" else confusion_counts(errors)
+    assert re.findall(r"<td>(\d+)</td>", counts) == [str(each) for each in wanted.to_numpy().ravel()]
 
 
 def test_the_predictions_of_the_split_are_found(tmp_path):
