@@ -32,6 +32,7 @@ HUB_DATASET, HUB_MODEL = "Eladio/emrqa-msquad", "google/electra-small-discrimina
 LAUNCHERS = ("-m torch.distributed.run ", "launch --multi_gpu ")  # of two processes
 # These need a fresh clone or minutes: .ci/run goes through them, and below it is checked that make knows the targets.
 NOT_RUN_HERE = (
+    *([r"python demos/screenshots\.py .*"] if CHROMIUM is None else []),
     r"git clone \S+ cartography && cd cartography",
     r"python3 -m venv \.venv",
     r"\. \.venv/bin/activate",
@@ -39,7 +40,6 @@ NOT_RUN_HERE = (
     r"make (demo|demo-thoughts|test|test-slow)",
     r"export OPENAI_API_KEY=YOUR_KEY",
     r"make map DATASET=my\.jsonl( [A-Z]+=\S+)*",
-    *([r"python demos/screenshots\.py .*"] if CHROMIUM is None else []),
 )
 SMALL = {
     "run.py": ["--no_cuda", "--max_length", "128", "--per_device_train_batch_size", "8"],

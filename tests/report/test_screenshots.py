@@ -1,16 +1,26 @@
 """demos/screenshots.py: a small picture of the page with both maps in their colours and an example opened."""
 
+import importlib.util
+
 import numpy as np
 import pytest
 from browser import CHROMIUM
-from conftest import qa_rows, write_rows
+from conftest import REPOSITORY, qa_rows, write_rows
 from made_report import make_page
 from PIL import Image
 
 from datamap.core.plots import CATEGORY_COLORS
 from datamap.core.splits import load_split
 from datamap.tasks.registry import get_task
-from demos import screenshots
+
+
+@pytest.fixture(scope="module")
+def screenshots():
+    spec = importlib.util.spec_from_file_location("screenshots", REPOSITORY / "demos" / "screenshots.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +45,7 @@ def near(pixels, wanted):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="pictures are drawn by Chromium, which is not installed here")
 @pytest.mark.parametrize("dark", [False, True])
-def test_a_picture(page, dark, tmp_path, capsys):
+def test_a_picture(screenshots, page, dark, tmp_path, capsys):
     output = tmp_path / "page.png"
     screenshots.main([str(page), "--output", str(output), *(["--dark"] if dark else [])])
     assert capsys.readouterr().out.startswith(f"wrote {output}, 1400 x 900 pixels, ")
@@ -51,7 +61,7 @@ def test_a_picture(page, dark, tmp_path, capsys):
     assert near(pixels, rgb("#173c56" if dark else "#cfe6f5"))[150:, 940:].sum() > 100  # the answer in the example
 
 
-def test_what_is_refused(page, tmp_path, refused, monkeypatch):
+def test_what_is_refused(screenshots, page, tmp_path, refused, monkeypatch):
     other = tmp_path / "other.html"
     other.write_text("<html></html>")
     output = ["--output", str(tmp_path / "page.png")]
