@@ -22,7 +22,7 @@ from datamap.core.artifacts import check_writable
 from datamap.core.errors import command_line
 from datamap.core.flags import Parser, number, positive_int
 from datamap.thoughts.chains import FAILURES, FILES, MODES
-from datamap.thoughts.chat_client import KEY_VARIABLE
+from datamap.thoughts.chat_client import KEY_VARIABLE, server_address
 from datamap.thoughts.data import add_pair_flags
 from datamap.thoughts.records import locked
 
@@ -97,8 +97,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{flag} is for --mode {' or '.join(modes)}, this is {args.mode}")
     if args.mode == "generate" and not args.dataset:
         parser.error("--mode generate needs --dataset: pairs with premise and hypothesis, such as demo:nli")
-    if args.mode in ONLY_FOR["model"] and not args.model:
-        parser.error(f"--mode {args.mode} needs --model: the name of a chat model as the server calls it")
+    if args.mode in ONLY_FOR["model"]:
+        if not args.model:
+            parser.error(f"--mode {args.mode} needs --model: the name of a chat model as the server calls it")
+        server_address(args.base_url)
     if (args.input_price is None) != (args.output_price is None):
         parser.error("--input_price and --output_price belong together: give both, per million tokens")
     args.prices = None if args.input_price is None else (args.input_price, args.output_price)

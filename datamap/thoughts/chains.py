@@ -13,7 +13,8 @@ from datamap.core.artifacts import recorded_dataset, stage
 from datamap.core.errors import name_a_few
 from datamap.core.files import read_json, write_json
 from datamap.core.tables import console_table
-from datamap.thoughts.chat_client import TOKENS, Answers, Question, ask_all, cost_of, total
+from datamap.thoughts.chat_client import Answers, Question, ask_all, total
+from datamap.thoughts.chat_pace import TOKENS, cost_of
 from datamap.thoughts.data import TRUE_LABEL, is_right, load_pairs, read_reflections, read_thoughts
 from datamap.thoughts.prompts import PAIR, PROMPTS, fill_tagged, load_prompt
 from datamap.thoughts.reader import (
