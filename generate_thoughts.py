@@ -69,7 +69,8 @@ def build_parser() -> Parser:
                        help="of a million answered tokens")
     group.add_argument("--max_retries", type=lambda text: int(number(text, 0, 100)), default=5, metavar="N",
                        help="how often a question is asked again that got no answer (after 0.5 s, twice as long each "
-                            "time, 8 s at most), or none that can be read")
+                            "time, 8 s at most), or none that can be read (at temperature 0.7 where it was 0); a rate "
+                            "limit does not count, all requests wait for its end")
     group.add_argument("--timeout", type=lambda text: number(text, 0.1), default=120.0, metavar="SECONDS",
                        help="without a sign of the server")
     group.add_switch("--retry_failures", help="ask again for what stands in failures.jsonl")

@@ -347,8 +347,8 @@ def train(
     if answers is not None:
         answers.measure()
     if not math.isfinite(evaluated.get("eval_loss", 0)):
-        logger.warning(f"the loss on the held-out rows is {evaluated['eval_loss']}, no number, and recorded as missing "
-                       "(the weights are finite); a lower --learning_rate may help")
+        logger.warning(f"the loss on the held-out rows is {evaluated['eval_loss']}, no number, and recorded as "
+                       "missing; the weights are finite, a lower --learning_rate may help")
     trained, everything = model.get_nb_trainable_parameters()
     return nulls_for_nan({
         **{name: value for name, value in result.metrics.items() if name not in ("train_loss", "total_flos")},

@@ -426,6 +426,8 @@ CLIENT = """
 import sys
 import openai._base_client
 openai._base_client.INITIAL_RETRY_DELAY = 0.05
+import datamap.thoughts.chat_pace
+datamap.thoughts.chat_pace.FIRST_PAUSE = 0.05
 import generate_thoughts
 generate_thoughts.main(sys.argv[1:])
 """
