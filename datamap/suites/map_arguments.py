@@ -56,7 +56,7 @@ def build_parser() -> Parser:
     group.add_argument("--model", help=f"Hub name, directory, {PACKAGED_MODEL} or tiny (default: {DEFAULT_MODEL}; "
                        f"where the Hub is out of reach {PACKAGED_MODEL})")
     group.add_argument("--output_dir", default="./my_map", help="everything goes there, the page as report.html")
-    group.add_list("--skip", choices=STAGES[1:], default=[], help=f"stages to leave out: {', '.join(STAGES[1:])}")
+    group.add_list("--skip", choices=STAGES[1:], help=f"stages to leave out: {', '.join(STAGES[1:])}")
     group.add_argument("--report_max_points", type=positive_int, metavar="N",
                        help="above so many examples a random N of them are on the page (default: 20,000)")
     group.add_switch("--overwrite", help="do every stage anew, also over what other commands wrote to --output_dir")
@@ -82,6 +82,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         theirs = {action.dest for action in other._actions} - decided
         handed_on[name] = {flag: given.pop(flag) for flag in sorted(theirs & given.keys())}
     args = argparse.Namespace(**given, **handed_on)
+    args.skip = args.skip or []
     _check(parser, args)
     return args
 

@@ -28,7 +28,8 @@ class Console(logging.Handler):
     def __init__(self, log: Path):
         super().__init__(logging.WARNING)
         self.log, self.seen = log, set[str]()
-        self.stream = sys.stderr
+        self.expected = ""  # how a warning begins that is not shown
+        self.stream = self.original = sys.stderr
         self.bar: Any = None
         self.began, self.told = time.monotonic(), time.monotonic()
         self.weights: dict[str, Mapping[str, float]] = {}  # of the stages that are not done, the current one first
@@ -44,10 +45,12 @@ class Console(logging.Handler):
         print(text, file=self.stream, flush=True)
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = f"{record.levelname.lower()}: {record.getMessage()}"
-        if text not in self.seen:
-            self.seen.add(text)
-            self.say(text)
+        if sys.stderr is self.original:  # no stage holds it: it shows the record itself
+            return
+        message = record.getMessage()
+        if message not in self.seen and not (self.expected and message.startswith(self.expected)):
+            self.seen.add(message)
+            self.say(f"{record.levelname.lower()}: {message}")
 
     # --- how far all of it is ---
 
@@ -89,9 +92,9 @@ class Console(logging.Handler):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Show it, on the terminal of the moment: stages print into the log inside the block."""
-        original, root = self.stream, logging.getLogger()
-        with _kept(original) as self.stream, progress.watching():
-            if original.isatty():
+        root = logging.getLogger()
+        with _kept(self.original) as self.stream, progress.watching():
+            if self.original.isatty():
                 from tqdm import tqdm
 
                 self.bar = tqdm(total=1000, file=self.stream, bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
@@ -107,7 +110,7 @@ class Console(logging.Handler):
                 watcher.join()
                 if self.bar is not None:
                     self.bar.close()
-        self.stream = original
+        self.stream = self.original
 
     def _watch(self) -> None:
         while not self.ended.wait(BAR_SECONDS):

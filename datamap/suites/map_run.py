@@ -28,6 +28,7 @@ from datamap.training.models import PACKAGED_MODEL, TOKENIZER_FILES, place_of
 ROWS_LOOKED_AT = 10_000
 PATIENCE = 5.0  # seconds for the Hub to answer
 WIDTH = 12  # of the names of stages
+BEGINS, GOES_ON = "begins", "goes on"
 
 logger = logging.getLogger(__name__)
 
@@ -41,8 +42,7 @@ def make_map(args: argparse.Namespace) -> dict[str, str]:
     have = given_artifacts(args)
     guess = task_of_map(args)
     if "cartography" not in have:
-        args.model = args.model or state["model"] or default_model()
-        state["model"] = args.model
+        args.model = args.model or model_of_map(state)
     console = Console(Path(args.output_dir) / LOG)
     console.expect(WEIGHTS)
     with console.running():
@@ -56,7 +56,7 @@ def make_map(args: argparse.Namespace) -> dict[str, str]:
                 console.say(f"{name:<{WIDTH}} left out: {stage}")
                 continue
             console.weights[name] = stage.weights
-            if why := why_to_do(stage, state, args.overwrite):
+            if why := why_to_do(stage, state, args):
                 do(stage, why, state, args, console)
             console.finished(name)
             have |= stage.leaves
@@ -66,40 +66,40 @@ def make_map(args: argparse.Namespace) -> dict[str, str]:
 # --- one stage ----------------------------------------------------------------------------------------------------
 
 
-def why_to_do(stage: Stage, state: dict[str, Any], overwrite: bool) -> str:
+def why_to_do(stage: Stage, state: dict[str, Any], args: argparse.Namespace) -> str:
     """Why a stage is to be done; "" where it is done."""
-    record, made = state["stages"].get(stage.name), stage.made()
-    if record is None or overwrite:
-        return "begins"
-    if record["settings"] != stage.settings:
-        gone = [word for word in record["settings"] if word not in stage.settings]
-        new = [word for word in stage.settings if word not in record["settings"]]
-        return f"again, {' '.join(new) or 'without them'} instead of {' '.join(gone) or 'none'}"
+    record, made, settings = state["stages"].get(stage.name), stage.made(), stage.settings(args.output_dir)
+    if record is None or args.overwrite:
+        return BEGINS
+    if record["settings"] != settings:
+        gone = [word for word in record["settings"] if word not in settings]
+        new = [word for word in settings if word not in record["settings"]]
+        return f"{' '.join(new) or 'no flag'} instead of {' '.join(gone) or 'none'}"
     read = stage.what_is_read()
     if changed := [name for name in read if record["reads"].get(name) != read[name]]:
-        return f"again, other {' and '.join(changed)}"
+        return f"{' and '.join(changed)} changed"
     if record["made"] is None:
-        return "" if made not in (None, record["replaces"]) else "goes on"
-    return "" if made == record["made"] else "again, what it left has changed"
+        return "" if made not in (None, record["replaces"]) else GOES_ON
+    return "" if made == record["made"] else "what it had left changed"
 
 
 def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, console: Console) -> None:
     """Carry a stage out. What is begun is written down first, so that a killed one is known for what it was."""
-    file, goes_on = Path(args.output_dir) / STATE, why == "goes on"
-    if not goes_on:
-        state["stages"][stage.name] = {"settings": stage.settings, "reads": stage.what_is_read(),
+    file, log = Path(args.output_dir) / STATE, console.log
+    if why != GOES_ON:
+        state["stages"][stage.name] = {"settings": stage.settings(args.output_dir), "reads": stage.what_is_read(),
                                        "replaces": stage.made(), "made": None}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, state)
     argv = list(stage.argv)
     if stage.name == "train":
-        resumes = goes_on and has_whole_checkpoint(stage.directories[0], with_dynamics=True)
+        resumes = why == GOES_ON and has_whole_checkpoint(stage.directories[0], with_dynamics=True)
         why = "goes on from its last checkpoint" if resumes else why
         argv += ["--resume_from_checkpoint" if resumes else "--overwrite"]
-    if why != "begins":
-        console.say(f"{stage.name:<{WIDTH}} {why}")
-    began, log = time.monotonic(), console.log
-    size = log.stat().st_size if log.exists() else 0
+    if why not in (BEGINS, GOES_ON):
+        console.say(f"{stage.name:<{WIDTH}} {'' if why.startswith(GOES_ON) else 'again: '}{why}")
+    began, size = time.monotonic(), log.stat().st_size if log.exists() else 0
+    console.expected = stage.expected
     try:
         carry_out(stage.script, argv, log)
     except BaseException as error:
@@ -112,7 +112,7 @@ def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, 
     state["stages"][stage.name]["made"] = stage.made()
     write_json(file, state)
     wrote = next((line for line in reversed(said_since(log, size)) if line.startswith("wrote ")), "")
-    console.say(f"{stage.name:<{WIDTH}} {time.monotonic() - began:5.0f} s  {wrote}")
+    console.say(f"{stage.name:<{WIDTH}} {time.monotonic() - began:5.0f} s  {wrote.partition(';')[0]}")
 
 
 def failed(stage: Stage, error: BaseException, said: list[str], console: Console) -> int:
@@ -160,6 +160,15 @@ def task_of_map(args: argparse.Namespace) -> Guess:
     logger.info(f"{args.dataset} is taken for {guess} (guessed from its columns; --task, --text_columns and "
                 "--label_column say otherwise)")
     return guess
+
+
+def model_of_map(state: dict[str, Any]) -> str:
+    """The model where none is named: the one that was taken when the map was begun, whether the Hub answers or not."""
+    if state["default_model"] is None:
+        state["default_model"] = default_model()
+    elif state["default_model"] != DEFAULT_MODEL:
+        logger.info(f"--model {state['default_model']} is taken, as before")
+    return state["default_model"]
 
 
 def default_model() -> str:

@@ -40,7 +40,7 @@ class Stage:
 
     reads: what it reads -> its place; it is done again when one of these has changed. leaves: name -> place of what
     later stages read. files: that must be there, as patterns. parts: the weights (WEIGHTS) of its parts, by what their
-    Progress calls them.
+    Progress calls them. expected: how a warning begins that it is bound to give, and that tells nobody anything.
     """
 
     name: str
@@ -50,6 +50,7 @@ class Stage:
     leaves: Mapping[str, str]
     files: tuple[str, ...]
     parts: Mapping[str, float] | None = None
+    expected: str = ""
 
     @property
     def weights(self) -> Mapping[str, float]:
@@ -60,26 +61,28 @@ class Stage:
         """Those that it writes run_meta.json into, the main one first."""
         return list(dict.fromkeys(Path(place) for place in self.leaves.values()))
 
-    @property
-    def settings(self) -> list[str]:
-        """Its command line, the same from wherever it is started."""
+    def settings(self, home: str) -> list[str]:
+        """Its command line, the same from wherever it is started and wherever ``home``, the output directory, lies."""
         def fixed(word: str) -> str:
-            flag, equals, value = word.partition("=")
-            return f"{flag}={os.path.abspath(value)}" if equals and os.path.exists(value) else word
+            flag, _, value = word.partition("=")
+            path = os.path.abspath(value)
+            inside = os.path.relpath(path, home)
+            if not inside.startswith(".."):
+                return f"{flag}={inside}"
+            return f"{flag}={path}" if os.path.exists(path) else word
 
-        return [self.script, *map(fixed, self.argv)]
+        return [self.script, *(fixed(word) if "=" in word else word for word in self.argv)]
 
     def what_is_read(self) -> dict[str, str]:
         return {name: content_key(place) if Path(place).exists() else place for name, place in self.reads.items()}
 
     def made(self) -> str | None:
         """What tells what it left from what it leaves when it is done again; None where that is not whole."""
-        metas = [load_meta(place) if place.is_dir() else None for place in self.directories]
-        if not all(meta and meta.get("status") == "finished" for meta in metas):
-            return None
-        home = self.directories[0]
-        files = [home / name for name in metas[0]["outputs"]]  # type: ignore[index]
-        if not all(file.exists() for file in files) or not all(next(home.glob(each), None) for each in self.files):
+        for directory in self.directories:
+            meta = (load_meta(directory) if directory.is_dir() else None) or {}
+            if meta.get("status") != "finished" or not all((directory / name).exists() for name in meta["outputs"]):
+                return None
+        if not all(next(self.directories[0].glob(each), None) for each in self.files):
             return None
         return digest([content_key(place) for place in self.directories])
 
@@ -97,9 +100,12 @@ def train(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> St
         **(CHECKPOINTS if not SAVING & given.keys() else {}), **given,
         "output_dir": place(args, "trainer_output"), "cartography_output_dir": place(args, "cartography_output"),
     }
+    argv = words(parser, flags)
+    inputs = arguments.inputs_of(arguments.parse_args(argv))  # says at once what contradicts what
     epochs, folds = flags["num_train_epochs"], given.get("cross_fit", 0)
     return Stage(
-        "train", "run.py", tuple(words(parser, flags)), {"dataset": args.dataset},
+        "train", "run.py", tuple(argv),
+        {"dataset": args.dataset, **{name: path for name, path in inputs.items() if path}},
         {"model": place(args, "trainer_output"), "cartography": place(args, "cartography_output")},
         ("config.json", *(["eval_metrics*.json"] if evaluates else [])),
         {**({"folds": 4.0 * epochs * (folds - 1)} if folds else {}), "training": 3.0 * epochs, "evaluating": 0.3},
@@ -117,7 +123,7 @@ def predictions(args: argparse.Namespace, guess: Guess, have: Mapping[str, str])
                                                "per_device_eval_batch_size", "ablations") if flag in given},
              "output_dir": place(args, "train_predictions")}
     return Stage("predictions", "run.py", tuple(words(arguments.build_parser(), flags)), {"model": have["model"]},
-                 {"predictions": place(args, "train_predictions")}, (PREDICTIONS,))
+                 {"predictions": place(args, "train_predictions")}, (PREDICTIONS,), expected="evaluating on ")
 
 
 def samples(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
@@ -242,4 +248,4 @@ def read_state(args: argparse.Namespace) -> dict[str, Any]:
         if there:
             raise UserError(f"{args.output_dir} holds {there[0]} that another command made: name another "
                             "--output_dir, or replace it with --overwrite")
-    return {"model": None, "stages": {}}
+    return {"default_model": None, "stages": {}}

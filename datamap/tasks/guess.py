@@ -18,8 +18,8 @@ NLI_WORDS = {"entailment", "contradiction", "not_entailment"}
 MORE_TEXTS = (("text_a", "text_b"), ("text1", "text2"), ("question1", "question2"), ("comment",), ("headline",),
               ("message",), ("body",), ("utterance",), ("document",), ("post",))
 MORE_LABELS = ("sentiment", "category", "topic", "intent", "emotion", "target", "stars", "rating", "y")
-# By values: a label is one of few, each there about three times; a text has words, and seldom comes twice.
-MOST_CLASSES, FEWEST_OF_A_CLASS, FEWEST_WORDS, DIFFERENT = 100, 3, 2, 0.5
+# By values: a label is one of few, which come twice or more on average; a text has words, and seldom comes twice.
+MOST_CLASSES, FEWEST_OF_A_CLASS, FEWEST_WORDS, DIFFERENT = 100, 2, 2, 0.5
 
 
 class Guess(NamedTuple):
@@ -53,11 +53,10 @@ def guess_task(
     label = label_column or _label(rows, names, text_columns)
     texts = tuple(text_columns) or _texts(rows, names, label)
     if not (label and texts):
-        what = "text nor label" if not (label or texts) else "label" if texts else "text"
+        lacking = " and no ".join([*["text"] * (not texts), *["label"] * (not label)])
         raise UserError(
-            f"{source}: {'neither ' * (not (label or texts))}{'no ' * bool(label or texts)}{what} column can be told "
-            f"from the names {', '.join(rows)}; name them with --text_columns and --label_column (questions on a "
-            "context need question, context and answers)"
+            f"{source}: no {lacking} column can be told from the names {', '.join(rows)}; name them with "
+            "--text_columns and --label_column (questions on a context need question, context and answers)"
         )
     lower = tuple(text.strip().casefold() for text in texts)
     if task is None:
