@@ -81,11 +81,11 @@ class Console(logging.Handler):
         return self.shown
 
     def text(self) -> str:
-        """``train, training: 120 of 625 steps, loss 0.41, 212 examples/s, 1 min left; all: 40%, 3 min left``"""
+        """``40%, 3 min left: train, training: 120 of 625 steps, loss 0.41, 212 examples/s, 1 min left``"""
         share, stage = self.share(), next(iter(self.weights), "")
         seconds = (time.monotonic() - self.began) * (1 - share) / share if share > TOLD else None
         left = f", {duration(seconds)} left" if seconds is not None else ""
-        return ", ".join(filter(None, [stage, progress.underway()])) + f"; all: {share:.0%}{left}"
+        return f"{share:.0%}{left}: " + ", ".join(filter(None, [stage, progress.underway()]))
 
     # --- the thread that shows it ---
 
@@ -97,7 +97,7 @@ class Console(logging.Handler):
             if self.original.isatty():
                 from tqdm import tqdm
 
-                self.bar = tqdm(total=1000, file=self.stream, bar_format="{percentage:3.0f}%|{bar:20}| {desc}",
+                self.bar = tqdm(total=1000, file=self.stream, bar_format="|{bar:10}| {desc}",
                                 leave=False, dynamic_ncols=True)
             root.addHandler(self)
             watcher = threading.Thread(target=self._watch, name="console", daemon=True)

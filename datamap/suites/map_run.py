@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from datamap.core.artifacts import recorded_task
+from datamap.core.artifacts import content_key, recorded_task
 from datamap.core.errors import UserError, first_line
 from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_MODEL
-from datamap.core.splits import raw_split
+from datamap.core.splits import EVAL_SPLITS, raw_split, splits_of
 from datamap.suites.map_arguments import SAVING, check_text_columns
 from datamap.suites.map_console import Console
 from datamap.suites.map_stages import ORDER, STATE, WEIGHTS, Stage, given_artifacts, read_state
@@ -40,7 +40,7 @@ def make_map(args: argparse.Namespace) -> dict[str, str]:
     """
     state = read_state(args)
     have = given_artifacts(args)
-    guess = task_of_map(args)
+    guess, args.evaluates = known_of_data(args, state)
     if "cartography" not in have:
         args.model = args.model or model_of_map(state)
     console = Console(Path(args.output_dir) / LOG)
@@ -140,6 +140,22 @@ def said_since(log: Path, size: int) -> list[str]:
 # --- what is not given --------------------------------------------------------------------------------------------
 
 
+def known_of_data(args: argparse.Namespace, state: dict[str, Any]) -> tuple[Guess, bool]:
+    """The task, and whether there is something to evaluate on. Of the same data it stands in ``state``: the Hub need
+    not answer again, and what it does not tell now changes nothing."""
+    asked = [content_key(args.dataset) if args.dataset and Path(args.dataset).exists() else args.dataset,
+             args.task, args.text_columns, args.label_column, args.training.get("train_split")]
+    if state["data"] is None or state["data"]["asked"] != asked:
+        evaluates = bool(args.dataset) and any(split in splits_of(args.dataset) for split in EVAL_SPLITS)
+        state["data"] = {"asked": asked, "task": task_of_map(args), "evaluates": evaluates}
+    task, texts, label = state["data"]["task"]
+    guess = Guess(task, tuple(texts), label)
+    if args.dataset and not (args.task and (args.label_column or not label)):
+        logger.info(f"{args.dataset} is taken for {guess} (guessed from its columns; --task, --text_columns and "
+                    "--label_column say otherwise)")
+    return guess, state["data"]["evaluates"]
+
+
 def task_of_map(args: argparse.Namespace) -> Guess:
     """The task of a finished map, else what the flags say, and where they are silent what the columns look like."""
     if args.cartography_dir and (recorded := recorded_task(args.cartography_dir)) and not args.task:
@@ -157,8 +173,6 @@ def task_of_map(args: argparse.Namespace) -> Guess:
             rows[column] = [names[value] if value is not None and value >= 0 else None for value in values]
     guess = guess_task(rows, args.dataset, args.task, given.text_columns, args.label_column)
     check_text_columns(guess.text_columns)
-    logger.info(f"{args.dataset} is taken for {guess} (guessed from its columns; --task, --text_columns and "
-                "--label_column say otherwise)")
     return guess
 
 

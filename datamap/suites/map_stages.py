@@ -19,7 +19,6 @@ from datamap.analysis import cluster_arguments
 from datamap.core.artifacts import content_key, digest, load_meta, recorded_dataset
 from datamap.core.errors import UserError
 from datamap.core.files import read_json
-from datamap.core.splits import EVAL_SPLITS, splits_of
 from datamap.suites.map_arguments import CHECKPOINTS, EPOCHS, SAVING, words
 from datamap.tasks.guess import Guess
 from datamap.training import arguments, embeddings
@@ -92,7 +91,7 @@ class Stage:
 
 def train(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
     parser, given = arguments.build_parser(), args.training
-    evaluates = any(split in splits_of(args.dataset) for split in EVAL_SPLITS) or "eval_split" in given
+    evaluates = args.evaluates or "eval_split" in given
     flags = {
         "do_train": True, **({"do_eval": True} if evaluates else {}), "enable_cartography": True, "task": guess.task,
         "text_columns": list(guess.text_columns) or None, "label_column": guess.label_column or None,
@@ -241,11 +240,16 @@ def given_artifacts(args: argparse.Namespace) -> dict[str, str]:
 def read_state(args: argparse.Namespace) -> dict[str, Any]:
     """What earlier commands began and finished in --output_dir; UserError where others wrote there."""
     file = Path(args.output_dir) / STATE
-    if file.exists():
-        return read_json(file)
+    dataset = os.path.abspath(args.dataset) if args.dataset and os.path.exists(args.dataset) else args.dataset
+    if file.exists() and not args.overwrite:
+        state = read_json(file)
+        if dataset and state["dataset"] != dataset:
+            raise UserError(f"{args.output_dir} holds the map of {state['dataset']}: name another --output_dir, or "
+                            "replace it with --overwrite")
+        return state
     if not args.overwrite:
         there = [name for name in DIRECTORIES if (Path(args.output_dir) / name / "run_meta.json").exists()]
         if there:
             raise UserError(f"{args.output_dir} holds {there[0]} that another command made: name another "
                             "--output_dir, or replace it with --overwrite")
-    return {"default_model": None, "stages": {}}
+    return {"dataset": dataset, "data": None, "default_model": None, "stages": {}}

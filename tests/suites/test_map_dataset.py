@@ -97,16 +97,16 @@ def test_one_command_makes_everything(made):
     directory, said = made
     assert said.status == 0, said.err
     for folder, names in ARTIFACTS.items():
-        for name in [*names.split(), "run_meta.json"]:
-            assert (directory / folder / name).stat().st_size > 0
+        for file in [*names.split(), "run_meta.json"]:
+            assert (directory / folder / file).stat().st_size > 0
         assert meta_of(directory / folder)["status"] == "finished"
     assert not list(directory.rglob("checkpoint-*")) and not list(directory.rglob(LOCK))
     assert sorted(ARTIFACTS) == sorted([*DIRECTORIES, "."])
     assert stages_of(said) == list(ORDER)
     assert "is taken for qa (guessed from its columns; --task, " in said.err[0]
     assert len(said.err) <= 15
-    names = [line.split("  ")[0] for line in said.out]
-    assert names[:-1] == ["evaluation", "data map", "clusters", "error rules", "most suspicious"]
+    titles = [line.split("  ")[0] for line in said.out]
+    assert titles[:-1] == ["evaluation", "data map", "clusters", "error rules", "most suspicious"]
     page = directory / "report.html"
     assert said.out[-1] == f"wrote {page}; open {page.resolve().as_uri()}"
 
@@ -122,8 +122,8 @@ def test_each_stage_is_the_command_that_its_artifact_names(made, tmp_path):
         program, *words = shlex.split(meta_of(directory / folder)["command"])
         assert program == f"{script.__name__}.py"
         script.main([word.replace(f"{directory}/{folder}", str(tmp_path / folder)) for word in words])
-        file = files[folder]
-        assert (tmp_path / folder / file).read_bytes() == (directory / folder / file).read_bytes()
+        made_here = tmp_path / folder / files[folder]
+        assert made_here.read_bytes() == (directory / folder / files[folder]).read_bytes()
     log = (directory / "log.txt").read_text(encoding="utf-8")
     commands = [line.partition(" python ")[2] for line in log.splitlines() if line.startswith("--- ")]
     assert [meta_of(directory / folder)["command"] for folder in ("train_predictions", ".")] == \
@@ -258,6 +258,12 @@ def test_two_commands_on_one_directory(made, qa_dir, refused):
     assert "another process is writing" in line
 
 
+def test_the_map_of_an_other_dataset_is_not_written_over(made, refused):
+    directory, _ = made
+    line = refused(map_dataset.main, "--dataset", "demo:clinical", "--output_dir", directory, *SMALL)
+    assert "holds the map of " in line and "--overwrite" in line
+
+
 def test_what_others_made_is_not_written_over(tmp_path, refused):
     (tmp_path / "trainer_output").mkdir()
     (tmp_path / "trainer_output" / "run_meta.json").write_text('{"status": "finished"}')
@@ -303,13 +309,13 @@ def test_a_line_says_how_far_it_is(tmp_path):
     console = map_console.Console(tmp_path / "log.txt")
     console.expect({"train": {"folds": 4.0, "training": 4.0}, "page": {"": 2.0}})
     with map_console.progress.watching():
-        assert console.text() == "train; all: 0%"
+        assert console.text() == "0%: train"
         with Progress("folds", 2, "folds") as folds:
             folds.advance()
             with Progress("training", 10, "steps", note=lambda: "loss 0.5") as training:
                 training.advance(5)
                 assert console.share() == pytest.approx(0.4 * 0.75)
-                assert console.text().startswith("train, folds 2 of 2, training: 5 of 10 steps, loss 0.5, ")
+                assert "left: train, folds 2 of 2, training: 5 of 10 steps, loss 0.5, " in console.text()
             folds.advance()
         with Progress("training", 10, "steps") as training:
             training.advance(5)
@@ -317,7 +323,7 @@ def test_a_line_says_how_far_it_is(tmp_path):
         with Progress("evaluating", 10, "batches"):
             assert console.share() == pytest.approx(0.6)  # it never falls
         console.finished("train")
-        assert console.share() == pytest.approx(0.8) and console.text().startswith("page; all: 80%, 0 s left")
+        assert console.share() == pytest.approx(0.8) and console.text() == "80%, 0 s left: page"
     assert EVERY == 30
 
 
