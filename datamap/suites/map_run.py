@@ -58,6 +58,7 @@ def make_map(args: argparse.Namespace) -> dict[str, str]:
             console.weights[name] = stage.weights
             if why := why_to_do(stage, state, args):
                 do(stage, why, state, args, console)
+            settle(stage, state, args)
             console.finished(name)
             have |= stage.leaves
     return have
@@ -106,13 +107,20 @@ def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, 
         raise SystemExit(failed(stage, error, said_since(log, size), console)) from error
     finally:
         free_memory()
+    wrote = next((line for line in reversed(said_since(log, size)) if line.startswith("wrote ")), "")
+    console.say(f"{stage.name:<{WIDTH}} {time.monotonic() - began:5.0f} s  {wrote.partition(';')[0]}")
+
+
+def settle(stage: Stage, state: dict[str, Any], args: argparse.Namespace) -> None:
+    """Behind a stage that is finished, now or by a command that was killed right behind it: leave nothing over, and
+    write down what it has left."""
     if stage.name == "train" and not SAVING & args.training.keys():
         for checkpoint in checkpoints_in(stage.directories[0]):
             shutil.rmtree(checkpoint)
-    state["stages"][stage.name]["made"] = stage.made()
-    write_json(file, state)
-    wrote = next((line for line in reversed(said_since(log, size)) if line.startswith("wrote ")), "")
-    console.say(f"{stage.name:<{WIDTH}} {time.monotonic() - began:5.0f} s  {wrote.partition(';')[0]}")
+    record = state["stages"][stage.name]
+    if record["made"] is None:
+        record["made"] = stage.made()
+        write_json(Path(args.output_dir) / STATE, state)
 
 
 def failed(stage: Stage, error: BaseException, said: list[str], console: Console) -> int:

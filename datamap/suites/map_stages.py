@@ -133,8 +133,9 @@ def samples(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> 
 def embed(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
     if (lacking := lacks_model(have)) is not None:
         return lacking
-    taken = ("max_length", "no_cuda", *(["doc_stride"] if guess.task == "qa" else []))
+    taken = ("max_length", *(["doc_stride"] if guess.task == "qa" else []))
     flags = {"model_path": have["model"], **of_task(args),
+             "no_cuda": args.training.get("no_cuda") or args.training.get("use_cpu"),
              **{flag: args.training[flag] for flag in taken if flag in args.training},
              "output_dir": place(args, "embeddings_output")}
     return Stage("embeddings", "extract_embeddings.py", tuple(words(embeddings.build_parser(), flags)),

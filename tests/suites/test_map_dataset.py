@@ -19,7 +19,7 @@ from conftest import REPOSITORY, held_elsewhere, qa_rows, review_rows, write_row
 import map_dataset
 from datamap.core import plots
 from datamap.core.artifacts import load_meta
-from datamap.core.files import read_json
+from datamap.core.files import read_json, write_json
 from datamap.core.locks import LOCK
 from datamap.core.progress import EVERY
 from datamap.report.page import content_of
@@ -104,7 +104,7 @@ def test_one_command_makes_everything(made):
     assert sorted(ARTIFACTS) == sorted([*DIRECTORIES, "."])
     assert stages_of(said) == list(ORDER)
     assert "is taken for qa (guessed from its columns; --task, " in said.err[0]
-    assert len(said.err) <= 15
+    assert len([line for line in said.err if not line[0].isdigit()]) <= 15  # on a slow machine also how far it is
     titles = [line.split("  ")[0] for line in said.out]
     assert titles[:-1] == ["evaluation", "data map", "clusters", "error rules", "most suspicious"]
     page = directory / "report.html"
@@ -137,6 +137,14 @@ def test_what_is_finished_is_not_done_again(made, qa_dir, monkeypatch):
     said = call("--dataset", qa_dir, "--output_dir", "stories", *SMALL)  # from elsewhere
     assert said.status == 0 and files_in(directory) == before
     assert said.out[:-1] == first.out[:-1] and stages_of(said) == []
+    # Killed behind a training, before its end was written down.
+    state = read_json(directory / "map.json")
+    write_json(directory / "map.json", {**state, "stages": {
+        **state["stages"], "train": {**state["stages"]["train"], "made": None}}})
+    (directory / "trainer_output" / "checkpoint-9").mkdir()
+    assert stages_of(call("--dataset", qa_dir, "--output_dir", "stories", *SMALL)) == []
+    assert read_json(directory / "map.json") == state
+    assert not (directory / "trainer_output" / "checkpoint-9").exists()
 
 
 def test_other_settings_do_again_only_what_depends_on_them(made, qa_dir):
