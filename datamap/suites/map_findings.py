@@ -8,7 +8,7 @@ from pathlib import Path
 from datamap.core.artifacts import artifact_file
 from datamap.core.files import read_json, read_table
 
-SHOWN = 110  # characters of the most suspicious example
+SHOWN = {"gold": 40, "reasons": 80}  # characters of the most suspicious example
 
 
 def findings(have: Mapping[str, str]) -> Iterator[tuple[str, str]]:
@@ -34,9 +34,13 @@ def findings(have: Mapping[str, str]) -> Iterator[tuple[str, str]]:
         table = read_table(Path(have["suspects"]) / "suspects.csv", text=("gold", "reasons"))
         if len(table):
             first = table.iloc[0]
-            text = " ".join(f"{first['id']}: {first['gold']!r}: {first['reasons']}".split())
-            short = text if len(text) <= SHOWN else f"{text[: SHOWN - 3]}..."
-            yield "most suspicious", f"{short} (suspicion {first['suspicion']:.2f})"
+            gold, reason = (shortened(str(first[column]), length) for column, length in SHOWN.items())
+            yield "most suspicious", f"{first['id']}, suspicion {first['suspicion']:.2f}: {gold!r}: {reason}"
+
+
+def shortened(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def quality(metrics: Mapping[str, float]) -> str:
