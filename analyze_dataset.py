@@ -38,6 +38,7 @@ from datamap.core.errors import UserError, command_line
 from datamap.core.files import write_csv, write_json
 from datamap.core.flags import ALLOW_CHANGED, Parser, positive_int
 from datamap.core.plots import dataset_label
+from datamap.core.progress import Progress
 from datamap.tasks.registry import add_task_flags, task_of
 
 if TYPE_CHECKING:
@@ -220,9 +221,12 @@ def report(args: argparse.Namespace) -> None:
     from datamap.report.page import MAX_POINTS, REPORT_FILE, REPORT_FILES, gather, known_of, write_report
 
     split, given = read_for(args, "--report")
-    known = known_of(split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
-                     predictions=args.predictions)
-    found = gather(known, decisions=args.decisions, max_points=args.report_max_points or MAX_POINTS)
+    with Progress("page", 2, "steps") as progress:
+        known = known_of(split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
+                         predictions=args.predictions)
+        progress.advance()
+        found = gather(known, decisions=args.decisions, max_points=args.report_max_points or MAX_POINTS)
+        progress.advance()
     with stage(args.output_dir, args, owns=REPORT_FILES, inputs=given, datasets=[split]) as path:
         write_report(path, found)
     size = (path / REPORT_FILE).stat().st_size / 1e6

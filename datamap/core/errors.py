@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from datamap.core.progress import all_ended
+
 T = TypeVar("T")
 
 QUIET_LIBRARIES = (
@@ -65,7 +67,8 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
         name = Path(main.__globals__["__file__"]).name
         setup_logging()
         try:
-            main(argv)
+            with all_ended():
+                main(argv)
         except UserError as error:
             print(f"{name}: error: {error}", file=sys.stderr)
             raise SystemExit(2) from None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import difflib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,7 @@ class _Flags:
     """The two kinds of flag that plain argparse lacks, for parsers and for their groups."""
 
     add_argument: Callable[..., argparse.Action]
+    _add_action: Callable[[Any], Any]
 
     def add_switch(self, flag: str, *, help: str, default: bool = False) -> argparse.Action:
         return self.add_argument(
@@ -101,6 +103,16 @@ class _Flags:
         choices: Sequence[Any] | None = None, metavar: str = "A,B",
     ) -> argparse.Action:
         return self.add_argument(flag, type=ListOf(type, choices), default=default, metavar=metavar, help=help)
+
+    def take_flags(self, other: Parser, left_out: Set[str], shown: Mapping[str, str]) -> None:
+        """The flags of another script's parser but those ``left_out``: absent from the namespace unless given. In
+        --help stand those ``shown``, with a text for each."""
+        for action in other._actions:
+            if action.dest in left_out:
+                continue
+            taken = copy.copy(action)
+            taken.default, taken.help = argparse.SUPPRESS, shown.get(action.dest, argparse.SUPPRESS)
+            self._add_action(taken)
 
 
 class _Group(argparse._ArgumentGroup, _Flags):

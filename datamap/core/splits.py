@@ -110,7 +110,7 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
 @functools.lru_cache(maxsize=4)
 def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
     """``stamp`` tells a file from its older contents: the runs of a suite load the same splits again and again."""
-    data = _read(name, split)
+    data = raw_split(name, split)
     if len(data) == 0:
         raise UserError(f"{name}: split {split!r} holds no examples")
     data = _respelled(data, ("id", *task.sought(data.column_names)), name)
@@ -216,7 +216,8 @@ def _as_text(data: datasets.Dataset, column: str) -> list[str]:
     ]
 
 
-def _read(name: str, split: str) -> datasets.Dataset:
+def raw_split(name: str, split: str) -> datasets.Dataset:
+    """One split as it is stored, in whatever columns."""
     path = Path(name)
     if name.startswith("demo:"):
         return _read_demo(name, split)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from datamap.core.progress import Progress
 from datamap.core.splits import Split
 from datamap.core.tables import console_table
 from datamap.detection.neighbours import Neighbours, nearest
@@ -178,8 +179,12 @@ def score_all(evidence: Evidence, names: tuple[str, ...] | None = None) -> pd.Da
     names = (*known, *opinions) if names is None else names
     if unknown := set(names) - known.keys() - opinions.keys():
         raise ValueError(f"no detectors: {', '.join(sorted(unknown))}")
-    scores = {name: known[name](evidence) if name in known else np.asarray(opinions[name], dtype=np.float64)
-              for name in names if name not in known or known[name].can_judge(evidence)}
+    able = [name for name in names if name not in known or known[name].can_judge(evidence)]
+    scores = {}
+    with Progress("scoring", len(able), "detectors") as progress:
+        for name in able:
+            scores[name] = known[name](evidence) if name in known else np.asarray(opinions[name], dtype=np.float64)
+            progress.advance()
     told = {name: score for name, score in scores.items() if not np.isnan(score).all()}
     return pd.DataFrame(told, index=pd.Index(evidence.split.ids, name="id"))
 

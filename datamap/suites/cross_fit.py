@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from datamap.core.configs import flags_to_argv
 from datamap.core.errors import UserError
 from datamap.core.files import read_table
+from datamap.core.progress import Progress
 from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE
 from datamap.suites.definition import settings_hash
 from datamap.suites.runner import Outcome, execute, run_locally
@@ -53,12 +54,15 @@ def train_folds(args: argparse.Namespace, data: RunData) -> list[Run]:
     workers = getattr(args, "cross_fit_workers", 1)
     logger.info(f"{len(runs)} folds of {len(data.folds):,} examples, {min(workers, len(runs))} at a time, into "  # type: ignore[arg-type]
                 f"{runs[0].directory.parent}")
-    for run, outcome in _carried_out(runs, workers):
-        if outcome.state != FINISHED:
-            raise UserError(f"{run.experiment} is {outcome.state} ({outcome.error or 'another process is at it'}); "
-                            f"see {run.directory / LOG}, and start the same command again: finished folds are kept")
-        logger.info(f"{run.experiment} of {len(runs)}: " + (f"trained in {outcome.seconds:.0f} s" if outcome.seconds
-                                                            else "was trained before"))
+    with Progress("folds", len(runs), "folds") as progress:
+        for run, outcome in _carried_out(runs, workers):
+            if outcome.state != FINISHED:
+                why = outcome.error or "another process is at it"
+                raise UserError(f"{run.experiment} is {outcome.state} ({why}); see {run.directory / LOG}, and start "
+                                "the same command again: finished folds are kept")
+            logger.info(f"{run.experiment} of {len(runs)}: " + (f"trained in {outcome.seconds:.0f} s"
+                                                                if outcome.seconds else "was trained before"))
+            progress.advance()
     return runs
 
 

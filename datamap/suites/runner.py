@@ -100,7 +100,7 @@ def execute(run: Run, retry: bool, keep_model: bool) -> Outcome:
         return Outcome(FAILED, time.monotonic() - began, _mark_failed(run, reason))
     finally:
         held.close()
-        _free_memory()
+        free_memory()
 
 
 def _mark_failed(run: Run, reason: str) -> str:
@@ -186,7 +186,7 @@ def _tidy(run: Run, keep_model: bool) -> None:
     write_json(run.directory / CONFIG, run.config)
 
 
-def _free_memory() -> None:
+def free_memory() -> None:
     """Of the model, which the Trainer's cycles hold, for the next run and for others on the same GPU."""
     gc.collect()
     if (torch := sys.modules.get("torch")) is not None and torch.cuda.is_available():

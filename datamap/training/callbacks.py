@@ -12,6 +12,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from datamap.core.errors import UserError
+from datamap.core.progress import Progress
 from datamap.tasks import slices
 from datamap.tasks.evaluation import SPEED, Evaluation
 from datamap.training.checkpoints import TopEpochs, write_manifest
@@ -38,18 +39,53 @@ def training_log(history: Sequence[Mapping[str, float]]) -> pd.DataFrame:
     return pd.DataFrame(list(steps.values()), columns=[*first, *others])
 
 
-class ProgressBar(ProgressCallback):
-    """The library's bar without its dump of every logged number."""
+class ProgressOfTrainer(TrainerCallback):
+    """How far training and evaluation are, in place of the library's bars: with the loss of the last batch."""
 
-    def on_log(self, *args: Any, **kwargs: Any) -> None:
-        pass
+    def __init__(self, trainer: Trainer, bar: bool):
+        self.trainer, self.bar = trainer, bar
+        self.training: Progress | None = None
+        self.predicting: Progress | None = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.is_world_process_zero:
+            size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
+            self.training = Progress("training", state.max_steps, "steps", done=state.global_step, size=size,
+                                     note=self._loss, bar=self.bar)
+            self.training.__enter__()
+
+    def _loss(self) -> str:
+        loss = getattr(self.trainer, "last_loss", None)
+        return "" if loss is None else f"loss {float(loss):.3g}"
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.training is not None:
+            self.training.advance(state.global_step - self.training.done)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.training is not None:
+            self.training.close()
+
+    def on_prediction_step(self, args: Any, state: Any, control: Any, eval_dataloader: Any = None,
+                           **kwargs: Any) -> None:
+        if state.is_world_process_zero and eval_dataloader is not None:
+            if self.predicting is None:
+                self.predicting = Progress("evaluating", len(eval_dataloader), "batches",
+                                           size=args.eval_batch_size * args.world_size, bar=self.bar)
+                self.predicting.__enter__()
+            self.predicting.advance()
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.predicting is not None:
+            self.predicting.close()
+        self.predicting = None
 
 
 def tell_in_lines(trainer: Trainer) -> None:
-    """A word for each step and evaluation instead of the library's dump of all the numbers."""
+    """Our own progress, and a word for each logged step and evaluation, instead of the library's bars and dumps."""
+    has_bars = trainer.pop_callback(ProgressCallback) is not None
     trainer.remove_callback(PrinterCallback)
-    if trainer.pop_callback(ProgressCallback) is not None:
-        trainer.add_callback(ProgressBar)
+    trainer.add_callback(ProgressOfTrainer(trainer, has_bars))
     trainer.add_callback(StatusCallback)
 
 

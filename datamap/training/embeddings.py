@@ -15,6 +15,7 @@ from datamap.core.artifacts import check_not_read, recorded_split, recorded_task
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import atomic
 from datamap.core.flags import Parser, positive_int
+from datamap.core.progress import Progress
 from datamap.core.splits import Split
 from datamap.tasks.registry import TASKS, add_task_flags, task_of
 from datamap.training.models import check_whole_model, load_encoder
@@ -187,14 +188,13 @@ def write_embeddings(
     batch_size: int,
 ) -> tuple[int, int]:
     """Embed all rows into a .npy file of float32; returns its shape."""
-    from tqdm.auto import tqdm
-
     shape = (len(rows), spans.shape[1] * model.config.hidden_size)
     order, embed = embedder(model, tokenizer, rows, spans, batch_size)
-    with atomic(path) as temporary:
+    with atomic(path) as temporary, Progress("embedding", len(order), size=1) as progress:
         out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
-        for first in tqdm(range(0, len(order), batch_size), desc="embedding", unit="batch", disable=None):
+        for first in range(0, len(order), batch_size):
             places = order[first : first + batch_size]
             out[places] = embed(places)
+            progress.advance(len(places))
         out.flush()
     return shape

@@ -43,6 +43,7 @@ class CartographyTrainer(Trainer):
         self.model_accepts_loss_kwargs = False
         self.task = task
         self.dynamics = dynamics
+        self.last_loss: torch.Tensor | None = None  # for who watches; not to be waited for in every step
         self._smoothing, self._weights = (
             None if values is None else torch.as_tensor(values, dtype=torch.float32, device=self.args.device)
             for values in (smoothing, weights)
@@ -67,6 +68,7 @@ class CartographyTrainer(Trainer):
         if self._weights is not None:
             losses = losses * self._weights[row_index]
         loss = losses.mean()
+        self.last_loss = loss.detach()
         return (loss, outputs) if return_outputs else loss
 
     def prediction_step(

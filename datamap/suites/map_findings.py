@@ -1,0 +1,50 @@
+"""What a finished map found, in a few lines: map_dataset.py ends with them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from datamap.core.artifacts import artifact_file
+from datamap.core.files import read_json, read_table
+
+SHOWN = {"gold": 40, "reasons": 80}  # characters of the most suspicious example
+
+
+def findings(have: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """(name, text) of what each stage found, of those that there are."""
+    from datamap.cartography.categories import counted
+    from datamap.cartography.maps import load_map
+
+    if "model" in have:
+        for file in sorted(Path(have["model"]).glob("eval_metrics*.json")):  # several where there are several splits
+            split = file.stem.removeprefix("eval_metrics").replace("_", " ", 1)
+            yield f"evaluation{split}", quality(read_json(artifact_file(file, file.name, "run.py --do_eval")))
+    frame, cuts = load_map(have["cartography"])
+    yield "data map", f"{len(frame):,} examples: {counted(frame, cuts)}"
+    if "clusters" in have:
+        found = read_json(artifact_file(have["clusters"], "cluster_metadata.json", "cluster_analysis.py"))
+        yield "clusters", f"{found['num_clusters']}, and {found['noise_fraction']:.1%} of the examples in none"
+    if "unified" in have:
+        maker = "analyze_dataset.py --export_unified"
+        found = read_json(artifact_file(have["unified"], "overlap_summary.json", maker))
+        if "dataset_errors" in found:
+            yield "error rules", f"{found['dataset_errors']['n']:,} of {found['total_examples']:,} break 3 or more"
+    if "suspects" in have:
+        table = read_table(Path(have["suspects"]) / "suspects.csv", text=("gold", "reasons"))
+        if len(table):
+            first = table.iloc[0]
+            gold, reason = (shortened(str(first[column]), length) for column, length in SHOWN.items())
+            yield "most suspicious", f"{first['id']}, suspicion {first['suspicion']:.2f}: {gold!r}: {reason}"
+
+
+def shortened(text: str, length: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= length else f"{text[: length - 3]}..."
+
+
+def quality(metrics: Mapping[str, float]) -> str:
+    if "eval_exact_match" in metrics:
+        return f"exact match {metrics['eval_exact_match']:.1f}, F1 {metrics['eval_f1']:.1f}"
+    baseline = f"majority baseline {metrics['eval_majority_baseline']:.1%}"
+    return f"accuracy {metrics['eval_accuracy']:.1%} ({baseline}), macro F1 {metrics['eval_f1']:.3f}"
