@@ -171,8 +171,9 @@ def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name:
     """Rows for the tokens that the tokenizer has and the model has not, the same ones whenever it is loaded."""
     import torch
 
-    before, needed = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values()) + 1
-    if needed <= before:
+    before = getattr(model.config.get_text_config(), "vocab_size", None)  # CANINE, which hashes characters, has none
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if before is None or needed <= before:
         return
     logger.info(f"the tokenizer of {name} knows {needed - before:,} tokens that the model has no vectors for: until "
                 "they are trained, theirs is the mean of the others")

@@ -45,6 +45,12 @@ def visible_gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
+def one_gpu() -> dict[str, str]:
+    """What a process must have in its environment to see one of them: on several the library splits batches over
+    threads, which trains with larger ones and records nothing."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[0]} if (gpus := visible_gpus()) else {}
+
+
 def is_made(each: Prerequisite) -> bool:
     metas = [load_meta(each.directory) if each.directory.is_dir() else None]
     model = each.directory.parent / "trainer_output"
@@ -72,12 +78,9 @@ def make(needed: Sequence[Prerequisite]) -> None:
             logger.info(f"making {each.directory}: {shlex.join(['python', script, *argv])}")
             log = home / "log.txt"
             with log.open("a", encoding="utf-8") as file:
-                # The child holds the lock too: when this process is killed, the next one waits for it. One GPU, as
-                # for the runs of a suite: on several the library would train with other batches, and not record.
-                gpus = visible_gpus()
-                one = {"CUDA_VISIBLE_DEVICES": gpus[0]} if gpus else {}
+                # The child holds the lock too: when this process is killed, the next one waits for it.
                 done = subprocess.run([sys.executable, str(script_file(script)), *argv], stdout=file, stderr=file,
-                                      pass_fds=descriptors, env={**os.environ, **one})
+                                      pass_fds=descriptors, env={**os.environ, **one_gpu()})
             if done.returncode:
                 last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
                 raise PrerequisiteFailed("\n".join([f"{each.name} could not be made ({log}):", *last]))
