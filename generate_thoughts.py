@@ -38,7 +38,8 @@ def build_parser() -> Parser:
     group.add_argument("--dataset", help="pairs (generate): Hub name or name:subset, file, directory, or demo:nli")
     group.add_argument("--split", default="train", help="of the dataset")
     add_pair_flags(group)
-    group.add_argument("--max_samples", type=positive_int, metavar="N", help="the first N pairs (default: all)")
+    group.add_argument("--max_samples", type=positive_int, metavar="N", help="the first N pairs or chains (default: "
+                       "all)")
     group.add_argument("--thoughts", metavar="PATH", help="chains to reflect on, score or count: a directory, a "
                        "file, also of others, or a Hub name (default: --output_dir)")
     group.add_argument("--reflections", metavar="PATH", help="repaired chains, for score and statistics (default: "
@@ -88,6 +89,11 @@ ONLY_FOR = {
     "label_column": ("generate",), "thoughts": ("reflect", "score", "statistics"),
     "reflections": ("score", "statistics"), "position_samples": ("score",), "model": ("generate", "reflect", "score"),
 }
+# Of asking a server, which statistics do without.
+ONLY_FOR |= dict.fromkeys((
+    "base_url", "key_variable", "prompt_file", "temperature", "max_tokens", "response_format", "workers",
+    "requests_per_minute", "max_requests", "max_cost", "max_retries", "timeout", "retry_failures",
+), ONLY_FOR["model"])
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

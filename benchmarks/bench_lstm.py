@@ -40,7 +40,7 @@ class Runner:
         self.model.train()
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3)
         features = split.task.features(split.data, tokenizer, TOKENS)
-        collate, names = PadToLongest(tokenizer, split.task), tokenizer.model_input_names
+        collate, names = PadToLongest(tokenizer, split.task, self.model), tokenizer.model_input_names
         rows = [features[row] for row in range(len(features))]
         batches = [collate(rows[first : first + BATCH_SIZE]) for first in range(0, len(rows), BATCH_SIZE)]
         self.batches = [{key: batch[key] for key in (*names, "labels")} for batch in batches]

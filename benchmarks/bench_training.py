@@ -59,8 +59,8 @@ class Bench:
         self.features = self.task.features(data, self.tokenizer, PADDED_LENGTH)
         self.weights = {name: value.clone() for name, value in self.model.state_dict().items()}
         self.collators = {
-            False: PadToLongest(self.tokenizer, self.task),
-            True: PadToLongest(self.tokenizer, self.task, PADDED_LENGTH),
+            False: PadToLongest(self.tokenizer, self.task, self.model),
+            True: PadToLongest(self.tokenizer, self.task, self.model, PADDED_LENGTH),
         }
 
     def train(

@@ -18,6 +18,7 @@ import numpy as np
 
 from datamap.core.errors import UserError, first_line, name_a_few, repeated
 from datamap.core.files import csv_records, read_bytes, read_json, read_rows
+from datamap.core.hub import hub_splits, read_hub
 
 if TYPE_CHECKING:
     import datasets
@@ -141,7 +142,7 @@ def splits_of(name: str) -> list[str]:
         return list(demo.sizes) if demo else []
     if path.is_dir():
         return list(_directory_splits(path))
-    return [] if path.suffix in FILE_SUFFIXES else list(_hub_splits(name))
+    return [] if path.suffix in FILE_SUFFIXES else list(hub_splits(name))
 
 
 def default_eval_split(name: str) -> str:
@@ -287,31 +288,6 @@ def _split_files(path: Path) -> dict[str, Path]:
 def _check_split(name: str, split: str, known: Sequence[str]) -> None:
     if split not in known:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(sorted(known))}")
-
-
-def read_hub(name: str, split: str) -> datasets.Dataset:
-    import datasets
-
-    repository, _, subset = name.partition(":")
-    try:
-        return datasets.load_dataset(repository, subset or None, split=split)
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError) as error:
-        raise UserError(
-            f"dataset {name!r} is neither a local file or directory nor to be had from the Hub "
-            f"({first_line(error)}); check the name, the network, or log in with `hf auth login`"
-        ) from error
-    except ValueError as error:  # an unknown split or subset: the message lists the known ones
-        raise UserError(f"dataset {name!r}: {first_line(error)}") from error
-
-
-def _hub_splits(name: str) -> Sequence[str]:
-    import datasets
-
-    repository, _, subset = name.partition(":")
-    try:
-        return datasets.get_dataset_split_names(repository, subset or None)
-    except (datasets.exceptions.DatasetNotFoundError, FileNotFoundError, ConnectionError, ValueError):
-        return ()  # loading it comes next and says what is wrong
 
 
 def _read_file(path: Path) -> datasets.Dataset:

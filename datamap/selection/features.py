@@ -147,6 +147,7 @@ def model_key(name: str, no_cuda: bool) -> dict[str, Any]:
     import torch
 
     precision = "bfloat16" if torch.cuda.is_available() and not no_cuda else "float32"
+    models.check_whole_model(name)
     if Path(name).exists():
         return {"content": content_key(name), "precision": precision}
     return {"name": name, "commit": getattr(_config(name), "_commit_hash", None), "precision": precision}

@@ -242,7 +242,7 @@ def _forward_of(
     on_gpu = device.type == "cuda"
     accepted = inspect.signature(model.forward).parameters
     inputs = [name for name in tokenizer.model_input_names if name in rows.column_names and name in accepted]
-    collate = PadToLongest(tokenizer, task, 8 if on_gpu else 1)
+    collate = PadToLongest(tokenizer, task, model, 8 if on_gpu else 1)
     rows = rows.select_columns([name for name in rows.column_names if name in (*collate.fill, *collate.numbers)])
     model.eval()
 

@@ -25,9 +25,11 @@ LEFT_OUT = (
     "use_soft_weighting", "weight_clip_min", "weight_clip_max", "cross_fit", "cross_fit_workers", "cross_fit_head",
     "mc_dropout",
     # Nor does it evaluate: suites that differ in how they do share a map.
-    "do_eval", "eval_split", "eval_strategy", "eval_steps", "eval_ablations", "max_eval_samples", "slice_by",
-    "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model", "greater_is_better", "max_answer_length",
+    "do_eval", "eval_split", "eval_strategy", "eval_steps", "eval_on_start", "eval_ablations", "max_eval_samples",
+    "slice_by", "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
+    "max_answer_length",
 )
+DEFAULT_EPOCHS = 3.0  # the library's
 # What a map depends on, beside the data and the number of rows.
 MADE_WITH = ("model", "spans", "ablations", "confidence_type", "hidden_size", "num_layers", "dropout", "vocab_size")
 
@@ -47,18 +49,24 @@ def plan(suite: Suite, experiments_dir: Path) -> list[Prerequisite]:
     home = experiments_dir / "shared" / f"cartography-{identity[:8]}"
     asked = [word.partition("=")[0].removeprefix("--") for word in flags["cartography"]]
     there = Path(arguments.cartography_output_dir)
-    reason = _why_not(there, arguments, asked)
+    reason = _why_not(there, arguments)
+    given = any(word.startswith("--cartography_output_dir") for word in suite.base)
+    other = _made_otherwise(there, arguments, asked) if reason is None else {}
+    # Epochs are a matter of more or less; with other flags it is used only where somebody names it.
+    if not given and (differ := [text for name, text in other.items() if name != "num_train_epochs"]):
+        reason = differ[0]
     if reason is not None and there.exists():
         logger.info(f"{there} is no map of all of {arguments.dataset} [{arguments.train_split}] by {arguments.model} "
                     f"({reason}): not used")
-    given = any(word.startswith("--cartography_output_dir") for word in suite.base)
     if given and reason is not None:
-        raise UserError(f"{where}: {there} is no finished map of {arguments.dataset} "
-                        f"[{arguments.train_split}]; leave --cartography_output_dir out to have one made")
+        raise UserError(f"{where}: {there} is no finished map of {arguments.dataset} [{arguments.train_split}] by "
+                        f"{arguments.model} ({reason}); leave --cartography_output_dir out to have one made")
     places = [f"--cartography_output_dir={home / 'cartography_output'}", f"--output_dir={home / 'trainer_output'}"]
     made = Prerequisite("cartography", home / "cartography_output", ["run.py", *argv, *places], identity)
     # One that was made before has been read by the runs that are there.
     is_ours = reason is not None or (not given and is_made(made))
+    if other and not is_ours:
+        logger.info(f"{there} is used all the same: {', '.join(other.values())}")
     needed = [made if is_ours else Prerequisite("cartography", there, [], None)]
     if "embeddings" in suite.prerequisites or "clusters" in suite.prerequisites:
         needed += _clusters(suite, flags, arguments, needed[0], home)
@@ -70,11 +78,20 @@ def _recorded_with(meta: Mapping[str, Any]) -> dict[str, Any]:
     return meta["arguments"].get("recorded_with") or meta["arguments"]
 
 
-def _why_not(directory: Path, arguments: argparse.Namespace, asked: Sequence[str]) -> str | None:
-    """What keeps a directory from being a finished map of what the baseline trains on, by the same model; or None.
+def _made_otherwise(directory: Path, arguments: argparse.Namespace, asked: Sequence[str]) -> dict[str, str]:
+    """Of the flags that the suite itself gives for its map (asked), those with which a map that is there was not made:
+    name -> words."""
+    before = {"num_train_epochs": DEFAULT_EPOCHS, **_recorded_with(load_meta(directory) or {})}
+    return {name: f"its {name} is {_shown(before.get(name))}, where the suite asks for {_shown(wanted)}"
+            for name in dict.fromkeys(asked) if before.get(name) != (wanted := getattr(arguments, name))}
 
-    asked: names of the flags that the suite itself gives for its map.
-    """
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _why_not(directory: Path, arguments: argparse.Namespace) -> str | None:
+    """What keeps a directory from being a finished map of what the baseline trains on, by the same model; or None."""
     meta = load_meta(directory) if directory.is_dir() else None
     if meta is None:
         return "it holds no run_meta.json"
@@ -83,7 +100,7 @@ def _why_not(directory: Path, arguments: argparse.Namespace, asked: Sequence[str
     if not meta.get("datasets"):
         return "it names no dataset"
     before = _recorded_with(meta)
-    for name in dict.fromkeys((*MADE_WITH, *asked)):
+    for name in MADE_WITH:
         if before.get(name) != getattr(arguments, name):
             return f"its {name} is {before.get(name)}, not {getattr(arguments, name)}"
     rows = meta["datasets"][0]["rows"]

@@ -13,7 +13,6 @@ import runpy
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import traceback
@@ -51,6 +50,7 @@ from datamap.suites.runs import (
 )
 from datamap.training.arguments import TRAINING_FILES
 from datamap.training.checkpoints import has_whole_checkpoint
+from datamap.training.prerequisites import visible_gpus
 
 POLL_SECONDS = 1.0  # between two looks at a run that another process carries out
 STOP_SECONDS = 10.0  # that a worker has to go after it was terminated
@@ -196,22 +196,11 @@ def free_memory() -> None:
 # --- many runs on this machine ------------------------------------------------------------------------------------
 
 
-def visible_gpus() -> list[str]:
-    """The GPUs that workers may share, as CUDA_VISIBLE_DEVICES would name them; found without importing torch."""
-    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
-        return [name for name in visible.split(",") if name.strip()]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    ask = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
-    listed = subprocess.run(ask, capture_output=True, text=True)
-    return listed.stdout.split() if listed.returncode == 0 else []
-
-
 def worker_environment(number: int, workers: int, gpus: Sequence[str]) -> dict[str, str]:
     """What the libraries of worker ``number`` of ``workers`` read from their environment."""
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     if workers > 1:  # threads that share a core wait for each other
-        cores = len(os.sched_getaffinity(0))
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         environment["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS", str(max(1, cores // workers)))
     if gpus:
         environment["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]

@@ -9,12 +9,13 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +67,15 @@ def _drop_signal_handlers() -> None:
 def submit(
     call: Callable[[Any], Any], items: Sequence[Any], folder: Path, *, name: str, time_minutes: int,
     partition: str | None, gpus: int, cpus: int, parallel: int | None = None, after: str | None = None,
+    behind: str | None = None,
 ) -> str:
     """Submit one array job whose task i runs ``call(items[i])``, at least one item; return the job id.
 
     ``call`` is pickled by reference when it stands in a module of the package, with its code otherwise. Tasks run in
     the current directory and environment; their logs and pickles go to ``folder``, which the nodes must see. At most
     ``parallel`` tasks run at a time (None: all). ``after`` is a job that must have ended well first; when it fails,
-    this one is cancelled. Accounts and the like: sbatch's variables, SBATCH_ACCOUNT. Raises UserError when Slurm or
-    submitit is missing, and with sbatch's own words when it refuses.
+    this one is cancelled. ``behind`` is one that must have ended, however. Accounts and the like: sbatch's variables,
+    SBATCH_ACCOUNT. Raises UserError when Slurm or submitit is missing, and with sbatch's own words when it refuses.
     """
     missing = [program for program in ("sbatch", "srun", "squeue") if shutil.which(program) is None]
     if missing:
@@ -90,8 +92,9 @@ def submit(
     # -P: otherwise modules in the current directory, a helpers.py of the user's, would come before ours.
     executor = submitit.SlurmExecutor(folder, MAX_TIMEOUTS, python=f"{shlex.quote(sys.executable)} -P")
     extra: dict[str, Any] = {"requeue": True}  # the cluster's default may be never to requeue
-    if after is not None:
-        extra["dependency"] = f"afterok:{after}"
+    waits = [f"{how}:{job}" for how, job in (("afterok", after), ("afterany", behind)) if job is not None]
+    if waits:
+        extra["dependency"] = ",".join(waits)
         extra["kill-on-invalid-dep"] = "yes"  # by default it would be pending for ever
     executor.update_parameters(
         job_name=name, time=time_minutes, array_parallelism=parallel or len(items), cpus_per_task=cpus,
@@ -111,6 +114,16 @@ def submit(
     except (FailedSubmissionError, UncompletedJobError) as error:
         raise UserError(f"sbatch refused {name}: {_one_line(str(error))}") from error
     return jobs[0].job_id.split("_")[0]
+
+
+def array_limit() -> int | None:
+    """The most tasks that the cluster takes in one array job; None where it does not say."""
+    try:
+        shown = subprocess.run(["scontrol", "show", "config"], capture_output=True, text=True, check=False).stdout
+    except FileNotFoundError:
+        return None
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", shown, re.MULTILINE)
+    return int(found[1]) if found and int(found[1]) else None  # 0: no arrays at all, which sbatch will say
 
 
 def states(job_id: str) -> dict[int, str]:
@@ -151,15 +164,48 @@ def submit_suite(
     if not todo:
         logger.info("nothing to submit")
         return
-    folder, name, after = directory / "slurm", directory.name, None
-    if not all(is_made(each) for each in needed):
-        after = submit(make, [needed], folder, name=f"{name}-prerequisites", **limits)
-        logger.info(f"job {after} makes the prerequisites, the runs wait for it")
-    items = [(run, retry, keep_models) for run in todo]
-    job = submit(execute_task, items, folder, name=name, parallel=parallel, after=after, **limits)
+    if limits["gpus"] > 1 and any(run.records for run in todo):
+        raise UserError(f"--slurm_gpus {limits['gpus']}: these runs record training dynamics, which takes one process "
+                        "per GPU; give --slurm_gpus 1")
+    folder, name = directory / "slurm", directory.name
+    after = _job_that_makes(needed, folder, f"{name}-prerequisites", limits)
+    most = array_limit() or len(todo)
     jobs = read_json(directory / JOBS) if (directory / JOBS).exists() else []
-    write_json(directory / JOBS, [*jobs, {"job": job, "runs": [run.directory.name for run in todo]}])
-    print(f"submitted job {job} with {len(todo):,} runs; --mode status shows them, --mode analyze compares")
+    submitted: list[str] = []
+    for first in range(0, len(todo), most):
+        some = todo[first : first + most]
+        # So that no more than ``parallel`` of all arrays run at a time.
+        behind = submitted[-1] if submitted and parallel else None
+        submitted.append(submit(execute_task, [(run, retry, keep_models) for run in some], folder, name=name,
+                                parallel=parallel, after=after, behind=behind, **limits))
+        jobs.append({"job": submitted[-1], "runs": [run.directory.name for run in some]})
+        write_json(directory / JOBS, jobs)
+    arrays = f" as {len(submitted)} arrays, as the cluster takes {most:,} in one" if len(submitted) > 1 else ""
+    print(f"submitted job {', '.join(submitted)} with {len(todo):,} runs{arrays}; --mode status shows them, --mode "
+          "analyze compares")
+
+
+def _job_that_makes(
+    needed: Sequence[Prerequisite], folder: Path, name: str, limits: Mapping[str, Any]
+) -> str | None:
+    """The job that makes what is missing, one that is in the queue already or a new one; None where nothing is.
+
+    It is noted beside what it makes, which suites share.
+    """
+    notes = {each.directory.parent / JOBS for each in needed if not is_made(each)}
+    if not notes:
+        return None
+    known = {read_json(note)["job"] if note.exists() else None for note in notes}
+    job = known.pop() if len(known) == 1 else None
+    if job is not None and states(job):
+        logger.info(f"job {job}, in Slurm's queue already, makes the prerequisites, the runs wait for it")
+        return job
+    job = submit(make, [needed], folder, name=name, **limits)
+    for note in notes:
+        note.parent.mkdir(parents=True, exist_ok=True)
+        write_json(note, {"job": job})
+    logger.info(f"job {job} makes the prerequisites, the runs wait for it")
+    return job
 
 
 def queued_runs(directory: Path) -> dict[str, str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from datamap.core.artifacts import model_meta
 from datamap.core.errors import UserError, first_line, name_a_few
 from datamap.core.files import read_json
+from datamap.core.hub import unreachable
 from datamap.training import models
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
     """Tokenizer of a Hub name, of a model directory or of an adapter, whose pad token is not its EOS token.
 
     A model that is trained with EOS as padding may never learn to stop. The pad token is the tokenizer's own, else
-    its unk token, else a new ``<pad>``, for which ``load_causal_lm`` makes room in the model. ``padding_side`` is as
+    its unk token, else a new ``<pad>``, for which ``load_pretrained`` makes room in the model. ``padding_side`` is as
     saved. UserError when there is no tokenizer, or one without EOS.
     """
     tokenizer = models.load_tokenizer(name)
@@ -75,7 +76,6 @@ def load_causal_lm(
     model: Any = models.load_pretrained(
         name, AutoModelForCausalLM, "a causal language model", tokenizer=tokenizer, **settings
     )[0]
-    _make_room(model, tokenizer)
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if model.generation_config is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -124,28 +124,13 @@ def _keep_weights_trainable(model: PreTrainedModel) -> None:
             module.support_avx512bf16_for_cpu = False
 
 
-def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Rows for the tokens that the tokenizer has and the model has not, the same ones whenever it is loaded."""
-    import torch
-
-    before = model.get_input_embeddings().weight.shape[0]
-    if len(tokenizer) <= before:
-        return
-    # The library would draw them at random: the same adapter would then not be the same model twice.
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with torch.no_grad():
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            if layer is not None:
-                layer.weight[before:] = layer.weight[:before].float().mean(dim=0).to(layer.weight.dtype)
-                if getattr(layer, "bias", None) is not None:
-                    layer.bias[before:] = layer.bias[:before].float().mean().to(layer.bias.dtype)
-
-
 def _with_adapter(model: PreTrainedModel, adapter: str, name: str, trainable: bool, in_bfloat16: bool) -> PeftModel:
     """in_bfloat16: as TRL trains adapters of 4-bit models; in float32, which PEFT would make of them, sums differ."""
     from peft import PeftModel
     from safetensors import SafetensorError
 
+    if not Path(adapter).is_dir():
+        unreachable()  # then only the cache is asked
     settings: dict[str, Any] = {"is_trainable": trainable, "autocast_adapter_dtype": not in_bfloat16}
     try:
         with warnings.catch_warnings():

@@ -158,8 +158,7 @@ def reflect(args: argparse.Namespace) -> None:
 def score(args: argparse.Namespace) -> None:
     from datamap.thoughts.statistics import chain_lengths, judge_report, position_report
 
-    chains = read_thoughts(args.thoughts)[: args.max_samples]
-    reflections = read_reflections(args.reflections) if args.reflections else None
+    chains, reflections = _read(args)
     lengths, unit = chain_lengths(chains, args.tokenizer)
     questions = [
         (chain["id"], {**chain, "thought": chain[THOUGHT], "label": chain[LABEL]},
@@ -200,10 +199,20 @@ def shown_in_both_orders(
 
 
 def statistics(args: argparse.Namespace) -> None:
-    chains = read_thoughts(args.thoughts)
-    reflections = read_reflections(args.reflections) if args.reflections else None
+    chains, reflections = _read(args)
     with _stage(args):
         summarize(args, chains, reflections)
+
+
+def _read(args: argparse.Namespace) -> tuple[list[dict[str, Any]], list[dict[str, Any]] | None]:
+    """The first chains, as many as --max_samples asks for, and the repaired ones of the same pairs."""
+    chains = read_thoughts(args.thoughts)
+    reflections = read_reflections(args.reflections) if args.reflections else None
+    if args.max_samples is None:
+        return chains, reflections
+    chains = chains[: args.max_samples]
+    known = {chain["id"] for chain in chains}
+    return chains, None if reflections is None else [each for each in reflections if each["id"] in known]
 
 
 def _stage(args: argparse.Namespace) -> Any:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_rows
-from datamap.core.splits import Split, load_split, read_hub
+from datamap.core.hub import read_hub
+from datamap.core.splits import Split, load_split
 from datamap.tasks.classification import NO_GOLD_LABEL, gold_labels
 from datamap.tasks.nli import NaturalLanguageInference
 from datamap.thoughts.reader import IMPROVED, LABEL, LABELS, THOUGHT, as_label

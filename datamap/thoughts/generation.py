@@ -17,6 +17,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
 from datamap.core.errors import UserError, first_line
 from datamap.thoughts.reader import LABELS, tells_reasoning
+from datamap.training.models import positions_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -111,7 +112,7 @@ def stop_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> l
 
 
 def _check_room(model: PreTrainedModel, lengths: Sequence[int], max_new_tokens: int) -> None:
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.config)
     longest = max(lengths, default=0)
     if positions and longest + max_new_tokens > positions:
         mend = f"lower --max_new_tokens to {positions - longest:,}, or " * (longest < positions)

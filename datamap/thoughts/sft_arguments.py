@@ -143,8 +143,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for name in ("eval_split", "label_map", "text_columns", "label_column"):
         if getattr(args, name) and not args.eval_dataset:
             parser.error(f"--{name} does nothing without --eval_dataset")
-    if not args.eval_fraction and getattr(args, "eval_strategy", "no") != "no":
-        parser.error(f"--eval_strategy {args.eval_strategy} needs rows to evaluate on: --eval_fraction is 0")
+    for flag, off in (("eval_strategy", "no"), ("eval_on_start", False)):
+        if not args.eval_fraction and (value := getattr(args, flag, off)) != off:
+            parser.error(f"--{flag} {value} needs rows to evaluate on: --eval_fraction is 0")
     _set_accumulation(parser, args)
     return args
 

@@ -23,7 +23,8 @@ from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import chat_text, model_prompt, neutral
 from datamap.thoughts.reader import completion_text, parse_thought
 from datamap.training.callbacks import Manifests, tell_in_lines
-from datamap.training.library_flags import SFT_CONFIG, given_training_flags, library_arguments
+from datamap.training.library_flags import SFT_CONFIG, check_batches, given_training_flags, library_arguments
+from datamap.training.models import positions_of
 
 if TYPE_CHECKING:
     import datasets
@@ -221,6 +222,7 @@ def build_trainer(
         raise UserError(f"the trainer refuses these settings: {first_line(error)}") from error
     if not args.packing:
         _check_same_tokens(trainer.train_dataset, train, args.max_length)
+    check_batches(config, len(trainer.train_dataset))
     tell_in_lines(trainer)
     trainer.add_callback(Continuity(trainer))
     return trainer
@@ -319,7 +321,7 @@ class GeneratedAnswers(TrainerCallback):
 
 def check_size(model: PreTrainedModel, longest: int, on_gpu: bool) -> None:
     """longest: tokens of the longest row. UserError where the model has not so many positions."""
-    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    positions = positions_of(model.config)
     if positions and longest > positions:
         raise UserError(f"a row of {longest:,} tokens is longer than the {positions:,} positions of the model; lower "
                         f"--max_length to {positions:,}")

@@ -139,13 +139,13 @@ class EvaluationCallback(TrainerCallback):
         self.training = True
         # Of a training that goes on: the best so far.
         before = [(round(log["epoch"], 4), log["step"], quality(log)) for log in state.log_history
-                  if f"eval_{self.metric}" in log]
+                  if f"eval_{self.metric}" in log and log["step"]]
         self.ranking.restore(before, standing=bool(self.keep))
 
     def on_evaluate(self, args: Any, state: Any, control: Any, metrics: dict[str, float], **kwargs: Any) -> None:
         if not self.training:
             return
-        numbers, epoch = quality(metrics), round(state.epoch, 4)
+        numbers, epoch = quality(metrics), round(state.epoch or 0.0, 4)
         if self.metric not in numbers:
             raise UserError(f"--metric_for_best_model {self.metric}: there is {', '.join(numbers)}")
         evaluation: Evaluation = self.trainer.compute_metrics  # type: ignore[assignment]
@@ -153,14 +153,17 @@ class EvaluationCallback(TrainerCallback):
         if self.slice_values:
             table = slices.slice_table(self.slice_values, evaluation.slice_statistics)
             rows = table.astype(object).where(table.notna(), None).to_dict("records")
+        extra = f"majority baseline {numbers['majority_baseline']:.4g}" if "majority_baseline" in numbers else ""
+        line = f"epoch {epoch:g}: {self.metric} {numbers[self.metric]:.4g}" + f" ({extra})" * bool(extra)
+        if state.global_step == 0:  # --eval_on_start: no checkpoint of it could be kept, or be the best
+            logger.info(f"{line}, before training")
+            return
         before = self.ranking.entries[0] if self.ranking.entries else None
         self.ranking.add(epoch, state.global_step, numbers, rows)
         best = self.ranking.entries[0]
         # The files tell of the model that is left at the end.
         if table is not None and (best["step"] == state.global_step or not args.load_best_model_at_end):
             write_slices(table, list(self.slice_values), evaluation.rate, self.output_dir, "", self.title)
-        extra = f"majority baseline {numbers['majority_baseline']:.4g}" if "majority_baseline" in numbers else ""
-        line = f"epoch {epoch:g}: {self.metric} {numbers[self.metric]:.4g}" + f" ({extra})" * bool(extra)
         if best["step"] == state.global_step:
             line += ", a new best" + (f"; before {before['metrics'][self.metric]:.4g}" if before else "")
         logger.info(line)

@@ -94,7 +94,7 @@ def load_data(args: argparse.Namespace) -> RunData:
 
 def watches(args: argparse.Namespace) -> bool:
     """Whether the first evaluated split is evaluated during training too."""
-    return getattr(args, "eval_strategy", "no") != "no"
+    return getattr(args, "eval_strategy", "no") != "no" or getattr(args, "eval_on_start", False)
 
 
 def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, dict[str, Any] | None]:
@@ -209,7 +209,8 @@ def features_of(
     state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(id(tokenizer))
     fingerprint = split.data._fingerprint  # of the rows, not of the whole split
     asked = (max_length, doc_stride, ablation)
-    key = (fingerprint, digest([state, tokenizer.model_input_names]), split.task, *asked)
+    read_as = digest([state, tokenizer.model_input_names, tokenizer.split_special_tokens])
+    key = (fingerprint, read_as, split.task, *asked)
     features = _features.pop(key) if key in _features else split.task.features(split.data, tokenizer, *asked)
     _features[key] = features  # the latest stands last
     for old in list(_features)[:-4]:

@@ -118,7 +118,10 @@ def library_arguments(kind: type[T], **settings: Any) -> T:
 
     UserError, in one line, for what the library refuses, also for a tracker that is not installed.
     """
-    from transformers.integrations import get_reporting_integration_callbacks
+    from transformers.integrations import (
+        get_available_reporting_integrations,
+        get_reporting_integration_callbacks,
+    )
     from transformers.utils import logging as library_logging
 
     if not sys.stderr.isatty():
@@ -126,11 +129,23 @@ def library_arguments(kind: type[T], **settings: Any) -> T:
         library_logging.disable_progress_bar()
     try:
         arguments = kind(**settings)
-        for tracker in get_reporting_integration_callbacks(arguments.report_to):  # type: ignore[attr-defined]
+        there, asked = get_available_reporting_integrations(), arguments.report_to  # type: ignore[attr-defined]
+        for name, tracker in zip(asked, get_reporting_integration_callbacks(asked), strict=True):
+            # Neptune's and MLflow's, half made, would print a traceback when they are taken apart again.
+            if name not in (*there, "azure_ml", "flyte"):  # of which it does not tell
+                raise ImportError(f"--report_to {name} needs the package of that name, which is not installed")
             tracker()  # says whether it is installed
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(f"training arguments: {first_line(error)}") from error
     return arguments
+
+
+def check_batches(arguments: Any, rows: int) -> None:
+    """UserError where an epoch over so many rows would be none, as --dataloader_drop_last drops its only batch."""
+    batch = arguments.train_batch_size * arguments.world_size
+    if arguments.dataloader_drop_last and rows < batch:
+        raise UserError(f"--dataloader_drop_last leaves nothing to train on: {rows:,} rows are less than one batch of "
+                        f"{batch:,}; lower --per_device_train_batch_size, or leave it out")
 
 
 def _kind(annotation: str) -> Callable[[str], Any]:

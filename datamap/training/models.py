@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import logging
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from datamap.core.artifacts import model_meta
 from datamap.core.errors import UserError, first_line
 from datamap.core.files import sha256_of
+from datamap.core.hub import unreachable
 from datamap.core.splits import Split
 
 if TYPE_CHECKING:
@@ -101,12 +103,12 @@ def check_whole_model(path: str | Path) -> None:
     """Refuse a model directory whose training did not finish; a Hub name, or one trained elsewhere, passes."""
     if not Path(path).is_dir():
         return
-    if not (Path(path) / "config.json").exists():
-        raise UserError(f"{path} holds no config.json, so no model; run.py --do_train writes one")
-    _check_has_tokenizer(path)
     meta = model_meta(path)
     if meta and meta.get("status") != "finished":
         raise UserError(f"model {path} is not whole: its training is marked {meta.get('status')}; train it again")
+    if not (Path(path) / "config.json").exists():
+        raise UserError(f"{path} holds no config.json, so no model; run.py --do_train writes one")
+    _check_has_tokenizer(path)
 
 
 def _check_has_tokenizer(path: str | Path) -> None:
@@ -155,11 +157,34 @@ def load_pretrained(
     if untrained:
         logger.info(f"{name} brings no {', '.join(sorted({key.split('.')[0] for key in untrained}))} for this task: "
                     "random to begin with")
+    _make_room(model, tokenizer, name)
+    if model.config.is_encoder_decoder:
+        tokenizer.split_special_tokens = True  # a </s> in a text is text: heads such as BART's look for the last one
     if tokenizer.pad_token is None:  # decoders have none; attention never sees it
         tokenizer.pad_token = tokenizer.eos_token
     if model.config.get_text_config().pad_token_id is None:
         model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return model, tokenizer
+
+
+def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str) -> None:
+    """Rows for the tokens that the tokenizer has and the model has not, the same ones whenever it is loaded."""
+    import torch
+
+    before = getattr(model.config.get_text_config(), "vocab_size", None)  # CANINE, which hashes characters, has none
+    needed = max(tokenizer.get_vocab().values()) + 1
+    if before is None or needed <= before:
+        return
+    logger.info(f"the tokenizer of {name} knows {needed - before:,} tokens that the model has no vectors for: until "
+                "they are trained, theirs is the mean of the others")
+    # The library would draw them at random: the same model would then not be the same twice.
+    model.resize_token_embeddings(needed, mean_resizing=False)
+    with torch.no_grad():
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            if layer is not None:
+                layer.weight[before:] = layer.weight[:before].float().mean(dim=0).to(layer.weight.dtype)
+                if getattr(layer, "bias", None) is not None:
+                    layer.bias[before:] = layer.bias[:before].float().mean().to(layer.bias.dtype)
 
 
 def load_encoder(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
@@ -202,33 +227,43 @@ def device_of_process(no_cuda: bool) -> torch.device:
 @contextmanager
 def _loading(name: str, kind: str) -> Iterator[None]:
     """One line for whatever the library cannot load, and none for its report on every weight."""
-    from safetensors import SafetensorError
     from transformers.utils import logging as library_logging
 
     from datamap.training import lstm_model  # noqa: F401  so that the Auto classes know it
 
-    verbosity = library_logging.get_verbosity()
+    why = "" if Path(name).is_dir() else unreachable()
+    verbosity, bars = library_logging.get_verbosity(), library_logging.is_progress_bar_enabled()
     library_logging.set_verbosity_error()
     library_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError,
-            SafetensorError) as error:  # the last ones of files that hold a list where an object should be
+    except Exception as error:  # files of others can break the library in any way
         expected = "expected a directory with config.json, weights and tokenizer"
         if not Path(name).is_dir():
-            expected = ("give a Hub name that can be had (network, login), a directory with config.json, weights and "
-                        f"tokenizer, or to run.py {', '.join([*SCRATCH_MODELS, PACKAGED_MODEL])}")
+            expected = (f"the Hub cannot be reached ({why}); " * bool(why)
+                        + "give a Hub name that can be had (network, login), a directory with config.json, weights "
+                        f"and tokenizer, or to run.py {', '.join([*SCRATCH_MODELS, PACKAGED_MODEL])}")
         raise UserError(f"cannot load {kind} from {name!r} ({first_line(error):.200}); {expected}") from error
     finally:
         library_logging.set_verbosity(verbosity)
+        if bars:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of HF_HUB_DISABLE_PROGRESS_BARS, which stays in force
+                library_logging.enable_progress_bar()
 
 
 # --- lengths ------------------------------------------------------------------------------------------------------
 
 
+def positions_of(config: PreTrainedConfig) -> int | None:
+    """How many tokens a model has positions for; None where it says no limit, as XLNet's -1."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    return positions if positions and positions > 0 else None
+
+
 def usable_length(asked: int, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> int:
     """``--max_length``, or with a warning as much of it as the model has positions for."""
-    positions = getattr(model.config, "max_position_embeddings", None) or asked
+    positions = positions_of(model.config) or asked
     for name, module in model.named_modules():  # RoBERTa and its kin count positions from padding_idx + 1
         if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
             positions = min(positions, module.num_embeddings - module.padding_idx - 1)

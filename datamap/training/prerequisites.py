@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -30,6 +32,23 @@ class Prerequisite:
     directory: Path
     command: list[str]
     identity: str | None  # None: not ours, its content tells it from others
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that processes may share, as CUDA_VISIBLE_DEVICES would name them; found without importing torch."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name.strip()]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    ask = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(ask, capture_output=True, text=True)
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+def one_gpu() -> dict[str, str]:
+    """What a process must have in its environment to see one of them: on several the library splits batches over
+    threads, which trains with larger ones and records nothing."""
+    return {"CUDA_VISIBLE_DEVICES": gpus[0]} if (gpus := visible_gpus()) else {}
 
 
 def is_made(each: Prerequisite) -> bool:
@@ -61,7 +80,7 @@ def make(needed: Sequence[Prerequisite]) -> None:
             with log.open("a", encoding="utf-8") as file:
                 # The child holds the lock too: when this process is killed, the next one waits for it.
                 done = subprocess.run([sys.executable, str(script_file(script)), *argv], stdout=file, stderr=file,
-                                      pass_fds=descriptors)
+                                      pass_fds=descriptors, env={**os.environ, **one_gpu()})
             if done.returncode:
                 last = [line for line in log.read_text(encoding="utf-8").splitlines() if line.strip()][-3:]
                 raise PrerequisiteFailed("\n".join([f"{each.name} could not be made ({log}):", *last]))

@@ -21,7 +21,7 @@ from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of
 from datamap.training.data import RunData, features_of, leave_out_unlearnable, watches, write_split
 from datamap.training.evaluation import title_of
-from datamap.training.library_flags import given_training_flags, library_arguments
+from datamap.training.library_flags import check_batches, given_training_flags, library_arguments
 from datamap.training.models import learning_rate_of
 from datamap.training.planted import PLANTED_FILE, place_of_planted, plants_errors
 
@@ -76,8 +76,9 @@ def build_trainer(
     trainer = CartographyTrainer(
         model=model, args=arguments, processing_class=tokenizer,
         eval_dataset=evaluation and evaluation.features, compute_metrics=evaluation,
-        data_collator=PadToLongest(tokenizer, data.task, 8 if arguments.bf16 or arguments.fp16 else 1), task=data.task,
-        **_what_it_trains_on(args, data, tokenizer, checkpoint),
+        data_collator=PadToLongest(tokenizer, data.task, model, 8 if arguments.bf16 or arguments.fp16 else 1),
+        task=data.task,
+        **_what_it_trains_on(args, arguments, data, tokenizer, checkpoint),
     )
     tell_in_lines(trainer)
     if data.held_out is not None:
@@ -101,7 +102,8 @@ def build_trainer(
 
 
 def _what_it_trains_on(
-    args: argparse.Namespace, data: RunData, tokenizer: PreTrainedTokenizerBase, checkpoint: str | None
+    args: argparse.Namespace, arguments: TrainingArguments, data: RunData, tokenizer: PreTrainedTokenizerBase,
+    checkpoint: str | None,
 ) -> dict[str, Any]:
     """Rows, their smoothing and weights, and the recorder: arguments of the trainer."""
     from datamap.cartography.recorder import CartographyCallback
@@ -111,6 +113,7 @@ def _what_it_trains_on(
     if train is None:
         return {}
     features = features_of(train, tokenizer, args.max_length, args.doc_stride, args.ablations)
+    check_batches(arguments, len(features))
     rows = np.asarray(features["example_index"][:])
     in_rows = f" in {len(features):,} windows" if len(features) > len(train.data) else ""
     composition = train.task.composition(train.data)

@@ -119,10 +119,14 @@ class _SetEpoch(TrainerCallback):
 
 
 class PadToLongest:
-    """Collate rows of ``task.features``, padded to the longest of the batch (to a multiple of 8 for tensor cores)."""
+    """Collate rows of ``task.features``, padded to the longest of the batch (to a multiple of 8 for tensor cores).
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, multiple_of: int = 1):
+    model: of which the rows are. The padding stands on the right, unless its head reads the last position, as XLNet's.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, model: torch.nn.Module, multiple_of: int = 1):
         self.multiple_of = multiple_of
+        self.on_the_left = getattr(getattr(model, "sequence_summary", None), "summary_type", None) == "last"
         self.numbers = ("row_index", *task.targets)
         self.fill = {
             "input_ids": tokenizer.pad_token_id or 0,
@@ -139,7 +143,8 @@ class PadToLongest:
             if name in rows[0]:
                 padded = np.full((len(rows), longest), fill, dtype=np.int64)
                 for place, row in enumerate(rows):
-                    padded[place, : len(row[name])] = row[name]
+                    length = len(row[name])
+                    padded[place, longest - length if self.on_the_left else 0 :][:length] = row[name]
                 batch[name] = torch.from_numpy(padded)
         for name in self.numbers:
             batch[name] = torch.tensor([row[name] for row in rows])

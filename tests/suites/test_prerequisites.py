@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import shlex
 import shutil
 import sys
@@ -406,13 +407,37 @@ def test_a_found_map_lends_its_model_to_the_embeddings(commands, here, qa_dir):
     assert found.embeddings.model_path == "initial_model"
 
 
-def test_a_map_of_other_epochs_than_the_suite_asks_for_is_not_used(planned, here, qa_dir, caplog):
-    finished(here / "cartography_output", qa_dir, "--num_train_epochs", "1")
-    caplog.set_level("INFO")
-    [made], _ = planned({"cartography": {"num_train_epochs": 5}}, args={"use_soft_weighting": True})
-    assert made.command and "its num_train_epochs is 1" in caplog.text
+@pytest.mark.parametrize("epochs", ["1", None])
+@pytest.mark.parametrize("named", [True, False])
+def test_a_map_of_other_epochs_than_the_suite_asks_for_is_used_and_that_is_said(planned, here, qa_dir, caplog, epochs,
+                                                                               named):
+    finished(here / "cartography_output", qa_dir, *(["--num_train_epochs", epochs] if epochs else []))
+    argv = ["--cartography_output_dir", "cartography_output"] if named else []
+    [found], _ = planned({"cartography": {"num_train_epochs": 5}}, args={"use_soft_weighting": True}, argv=argv)
+    assert found.command == []
+    assert f"its num_train_epochs is {epochs or 3}, where the suite asks for 5" in caplog.text
+    caplog.clear()
     [found], _ = planned({"cartography": {}}, args={"use_soft_weighting": True})
-    assert found.command == [], "the suite leaves the epochs open"
+    assert found.command == [] and "num_train_epochs" not in caplog.text, "the suite leaves the epochs open"
+
+
+def test_a_map_made_with_other_flags_is_used_where_it_is_named(planned, here, qa_dir, caplog):
+    finished(here / "cartography_output", qa_dir)
+    needs = {"cartography": {"learning_rate": 0.5}}
+    [made], _ = planned(needs, args={"use_soft_weighting": True})
+    assert made.command and "learning_rate is None, where the suite asks for 0.5): not used" in caplog.text
+    argv = ["--cartography_output_dir", "cartography_output"]
+    [found], _ = planned(needs, args={"use_soft_weighting": True}, argv=argv)
+    assert found.command == [] and "used all the same: its learning_rate is None" in caplog.text
+
+
+def test_the_map_of_the_quick_start_serves_the_suite_sample(here, qa_dir, caplog):
+    finished(here / "cartography_output", qa_dir)
+    write_json(finished(here / "trainer_output", qa_dir) / "config.json", {})
+    flags = ["--dataset", str(qa_dir), "--model", "tiny", "--max_length", "96", "--doc_stride", "16", "--no_cuda"]
+    _, needed, _ = plan_suite(run_experiments.parse_args(["--suite", "sample", *flags]))
+    assert (needed[0].name, needed[0].command) == ("cartography", []) and needed[1].command
+    assert "its num_train_epochs is 3, where the suite asks for 5" in caplog.text
 
 
 def test_how_a_suite_evaluates_does_not_change_its_map(planned, here):
@@ -501,9 +526,10 @@ def calls(monkeypatch):
     """Instead of running commands: each leaves a finished directory, or fails."""
     state = SimpleNamespace(made=[], fails=False)
 
-    def pretend(command, stdout, stderr, pass_fds):
+    def pretend(command, stdout, stderr, pass_fds, env):
         assert command[0] == sys.executable
         state.made.append([Path(command[1]).name, *command[2:]])
+        state.gpus = env.get("CUDA_VISIBLE_DEVICES")
         stdout.write("ValueError: no luck\n" if state.fails else "well\n")
         stdout.flush()
         flag = "--cartography_output_dir=" if "run.py" in command[1] else "--output_dir="
@@ -513,6 +539,7 @@ def calls(monkeypatch):
                 pass
         return SimpleNamespace(returncode=int(state.fails))
 
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # nor nvidia-smi
     monkeypatch.setattr("subprocess.run", pretend)
     return state
 
@@ -525,6 +552,23 @@ def test_what_is_missing_is_made_once(planned, calls):
     assert all(is_made(each) for each in needed)
     make(needed)
     assert len(calls.made) == 3
+
+
+@pytest.mark.parametrize(("visible", "seen"), [("0,1", "0"), ("GPU-7,GPU-9", "GPU-7"), ("", ""), ("3", "3")])
+def test_of_several_gpus_a_prerequisite_sees_one(planned, calls, monkeypatch, visible, seen):
+    """On several the library splits batches over threads, which a recording refuses."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    make(planned()[0])
+    assert calls.gpus == seen
+
+
+def test_the_gpus_are_those_that_nvidia_smi_lists(here, monkeypatch):
+    smi = here / "nvidia-smi"
+    smi.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    smi.chmod(0o755)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("PATH", str(here), prepend=os.pathsep)
+    assert prerequisites.visible_gpus() == ["0", "1"]
 
 
 def test_a_second_suite_finds_it_made(planned, calls):

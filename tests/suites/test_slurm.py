@@ -13,7 +13,10 @@ from typing import Any
 import pytest
 
 from datamap.core.errors import UserError
+from datamap.core.files import read_json
 from datamap.suites import slurm as slurm_launcher
+from datamap.suites.runs import Run
+from datamap.training.prerequisites import Prerequisite
 
 OPTIONS: dict[str, Any] = {
     "name": "test", "time_minutes": 2, "partition": None, "gpus": 0, "cpus": 1, "parallel": None, "after": None,
@@ -70,7 +73,7 @@ def test_without_slurm(tmp_path, monkeypatch):
 
 
 def fake_programs(folder: Path, monkeypatch, script: str) -> None:
-    for name in ("sbatch", "srun", "squeue"):
+    for name in ("sbatch", "srun", "squeue", "scontrol"):
         (folder / name).write_text(f"#!/bin/sh\n{script}\n")
         (folder / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(folder), prepend=os.pathsep)
@@ -95,6 +98,67 @@ def test_options_reach_sbatch(tmp_path, monkeypatch):
     expected |= {"array": "0-2%2", "dependency": "afterok:5", "requeue": "", "signal": "USR2@90"}
     assert expected.items() <= flags.items()
     assert " --cpus-per-task=4 " in script.splitlines()[-1]
+
+
+CLUSTER = """case $(basename "$0") in
+scontrol) echo 'MaxArraySize            = 2' ;;
+squeue) test -e queue && echo "$2 PENDING" || true ;;
+sbatch) job=$(($(cat count 2>/dev/null || echo 100) + 1)); echo $job >count; echo "Submitted batch job $job" ;;
+esac"""
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch):
+    """Slurm that takes arrays of two and runs nothing; in its queue is everything, while the file ``queue`` is there.
+
+    submit(runs, needed, ...): submit them; returns the job ids in the suite's slurm.json with their runs.
+    """
+    pytest.importorskip("submitit")
+    (tmp_path / "bin").mkdir()
+    fake_programs(tmp_path / "bin", monkeypatch, CLUSTER)
+    monkeypatch.chdir(tmp_path)
+    limits = {name: OPTIONS[name] for name in ("time_minutes", "partition", "gpus", "cpus")}
+
+    def submit(count, needed=(), records=False, parallel=None, **changed):
+        runs = [Run("a", seed, "", Path(f"suite/a{seed}"), (), {}, records) for seed in range(count)]
+        slurm_launcher.submit_suite(Path("suite"), needed, runs, retry=False, keep_models=False, parallel=parallel,
+                                    **{**limits, **changed})
+        return {job["job"]: job["runs"] for job in read_json(Path("suite/slurm.json"))}
+
+    return submit
+
+
+def flags_of(job: str) -> dict[str, str]:
+    script = Path(f"suite/slurm/{job}_submission.sh").read_text()
+    return dict(re.findall(r"^#SBATCH --([\w-]+)(?:=(.*))?$", script, re.MULTILINE))
+
+
+@pytest.mark.parametrize("parallel", [None, 1])
+def test_more_runs_than_the_cluster_takes_in_an_array(cluster, capsys, parallel):
+    assert cluster(5, parallel=parallel) == {"101": ["a0", "a1"], "102": ["a2", "a3"], "103": ["a4"]}
+    said = capsys.readouterr().out
+    assert "submitted job 101, 102, 103 with 5 runs as 3 arrays, as the cluster takes 2 in one" in said
+    behind = [None, "afterany:101", "afterany:102"] if parallel else [None] * 3  # no more than --slurm_parallel of all
+    assert [flags_of(job).get("dependency") for job in ("101", "102", "103")] == behind
+    assert flags_of("101")["array"].startswith("0-1")
+
+
+def test_prerequisites_in_the_queue_are_not_queued_again(cluster, capsys):
+    made = Prerequisite("cartography", Path("shared/map/cartography_output"), ["run.py"], "x")
+    Path("queue").touch()
+    assert set(cluster(1, [made], parallel=1)) == {"102"}  # 101 makes the map
+    assert flags_of("102")["dependency"] == "afterok:101"
+    assert cluster(4, [made], parallel=1) == {"102": ["a0"], "103": ["a1", "a2"], "104": ["a3"]}
+    assert [flags_of(job)["dependency"] for job in ("103", "104")] == ["afterok:101", "afterok:101,afterany:103"]
+    Path("queue").unlink()  # the job has failed
+    assert "106" in cluster(1, [made])
+    assert flags_of("106")["dependency"] == "afterok:105"
+
+
+def test_runs_that_record_take_one_gpu(cluster):
+    with pytest.raises(UserError, match="--slurm_gpus 2: these runs record .*give --slurm_gpus 1"):
+        cluster(1, records=True, gpus=2)
+    assert not Path("count").exists()
 
 
 def test_squeue_that_fails(tmp_path, monkeypatch):
@@ -188,6 +252,19 @@ def test_cancelled_task_does_not_hurt_the_others(submit):
     wait_for_end(job)
     assert [len(times(item, "end")) for item in "abc"] == [0, 1, 1]
     assert state_and_exit(f"{job}_0")[0] == "CANCELLED"
+
+
+@pytest.mark.slow
+def test_the_cluster_says_how_large_an_array_may_be(slurm):
+    assert slurm_launcher.array_limit() == 1001, "Slurm's default"
+
+
+@pytest.mark.slow
+def test_behind_a_job_that_failed(submit):
+    failing = submit(work, ["bad"])
+    last = submit(work, ["c"], behind=failing)
+    wait_for_end(failing, last)
+    assert times("bad", "start")[0] < times("c", "start")[0] and times("c", "end")
 
 
 @pytest.mark.slow

@@ -74,6 +74,15 @@ def test_a_command_line_is_carried_out_as_by_python(tmp_path, monkeypatch, capfd
     assert capfd.readouterr() == ("", "to the terminal again\n")
 
 
+def test_cores_are_shared_where_the_system_has_no_affinity(monkeypatch):
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    environment = suite_runner.worker_environment(1, 4, ["0", "1"])
+    assert (environment["OMP_NUM_THREADS"], environment["CUDA_VISIBLE_DEVICES"]) == ("2", "1")
+
+
 def test_a_run_and_what_it_leaves(suite):
     run = runs_of(suite)[0]
     assert state_of(run.directory) == PENDING

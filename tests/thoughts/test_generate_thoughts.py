@@ -506,6 +506,7 @@ def test_a_thousand_pairs_with_faults_and_three_kills(tmp_path):
         (["--mode", "reflect", "--model", "m", "--dataset", "demo:nli"], "--dataset is for --mode generate"),
         (["--mode", "reflect", "--model", "m", "--thoughts", "nowhere"], "nowhere: no such file"),
         (["--mode", "statistics", "--model", "m"], "--model is for"),
+        (["--mode", "statistics", "--workers", "2"], "--workers is for --mode generate or reflect or score"),
         (["--mode", "generate", "--dataset", "demo:nli", "--model", "m"], "--label_map"),
         (["--mode", "generate", "--dataset", "demo:nli", "--model", "m", "--label_map", "entailment=2"], "NAME=1"),
         (["--mode", "generate", "--dataset", "demo:nli", "--model", "m", "--max_cost", "1"], "--input_price"),
@@ -518,6 +519,20 @@ def test_a_thousand_pairs_with_faults_and_three_kills(tmp_path):
 def test_a_mistake_gets_one_line_and_leaves_nothing(tmp_path, refused, argv, words):
     assert words in refused(generate_thoughts.main, *argv, "--output_dir", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_statistics_are_of_the_first_chains_that_were_asked_for(tmp_path):
+    lines = [{"id": f"p{number}", "premise": "A dog.", "hypothesis": "An animal.", "thought_process": "So it is.",
+              "predicted_label": 1, "true_label": int(number < 3)} for number in range(6)]
+    write_rows(tmp_path / "chains.jsonl", lines)
+    write_rows(tmp_path / "repaired.jsonl", [
+        {**lines[number], "error_analysis": "none", "improved_thought_process": "It is.", "predicted_label": 0}
+        for number in (3, 4, 5)
+    ])
+    run("statistics", None, tmp_path / "out", "--thoughts", tmp_path / "chains.jsonl", "--reflections",
+        tmp_path / "repaired.jsonl", "--max_samples", 4)
+    found = load(tmp_path / "out" / "thought_statistics.json")
+    assert (found["generated"], found["right"], found["reflected"], found["repaired"]) == (4, 3, 1, 1)
 
 
 def test_statistics_of_an_empty_directory(tmp_path, refused):

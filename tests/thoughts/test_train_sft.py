@@ -431,6 +431,7 @@ def test_accumulation_follows_from_the_effective_batch_size(monkeypatch, refused
         (["--resume_from_checkpoint", "--overwrite"], "exclude each other"),
         (["--label_map", "yes=1,no=0"], "does nothing without --eval_dataset"),
         (["--eval_fraction", "0", "--eval_strategy", "epoch"], "--eval_fraction is 0"),
+        (["--eval_fraction", "0", "--eval_on_start"], "--eval_fraction is 0"),
         (["--chat_template_path", "x"], "is not taken"),
         (["--no_such_flag", "1"], "unknown argument"),
         (["--lora_target_modules", "nothing_so_called"], "no layer is called nothing_so_called; the linear ones are "

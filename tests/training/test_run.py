@@ -1,7 +1,10 @@
 """run.py through its command line: training, evaluating, filtering, weighting, and every mistake in one line."""
 
+import gc
+import importlib.util
 import json
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +68,40 @@ def test_stage_1_writes_every_artifact(trained, qa_dir):
     [training] = meta["history"]
     assert training["status"] == "finished" and training["datasets"][0]["split"] == "train"
     assert meta["versions"]["torch"] and meta["arguments"]["learning_rate"] == 3e-3
+
+
+def test_one_small_batch_that_would_be_dropped(qa_dir, tiny_model, tmp_path, refused):
+    line = refused(run.main, "--do_train", "--model", tiny_model, "--dataset", qa_dir, "--enable_cartography", *SMALL,
+                   "--per_device_train_batch_size", "500", "--dataloader_drop_last", "--output_dir", tmp_path / "out",
+                   "--cartography_output_dir", tmp_path / "map")
+    assert "--dataloader_drop_last leaves nothing to train on: " in line and "less than one batch of 500" in line
+    assert not (tmp_path / "out").exists() and not (tmp_path / "map").exists()
+
+
+@pytest.mark.parametrize("tracker", ["neptune", "mlflow"])
+def test_a_tracker_that_is_not_installed(qa_dir, tmp_path, refused, monkeypatch, tracker):
+    if importlib.util.find_spec(tracker):
+        pytest.skip(f"{tracker} is installed")
+    unraisable: list = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    line = refused(run.main, "--do_train", "--model", "tiny", "--dataset", qa_dir, "--report_to", tracker, *SMALL,
+                   "--output_dir", tmp_path / "out")
+    gc.collect()
+    assert f"--report_to {tracker} needs the package of that name, which is not installed" in line
+    assert not unraisable, "a traceback of an object that was half made"
+
+
+def test_an_evaluation_before_the_training(qa_dir, tiny_model, tmp_path, caplog):
+    common = ["--do_train", "--model", tiny_model, "--dataset", qa_dir, "--num_train_epochs", "1", "--eval_on_start",
+              *SMALL]
+    call(*common, "--output_dir", tmp_path / "alone")
+    assert "epoch 0: f1 " in caplog.text and "before training" in caplog.text
+    log = pd.read_csv(tmp_path / "alone" / "training_log.csv")
+    assert log["step"].tolist()[0] == 0 and log["eval_f1"].notna().sum() == 1
+    call(*common, "--keep_top_epochs", "1", "--output_dir", tmp_path / "kept")
+    [best] = read(tmp_path / "kept" / "top_epochs.json")
+    assert best["epoch"] == 1 and (tmp_path / "kept" / best["checkpoint"]).exists(), "there is none of the start"
+    assert pd.read_csv(tmp_path / "kept" / "training_log.csv")["eval_f1"].notna().sum() == 2
 
 
 def test_stage_2_smooths_and_weights(trained, qa_dir, tiny_model, tmp_path, monkeypatch):
