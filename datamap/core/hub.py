@@ -9,6 +9,7 @@ import logging
 import os
 import re
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -34,15 +35,26 @@ def unreachable() -> str:
     logging.getLogger("huggingface_hub").handlers.clear()  # its own: every line of it would be printed twice
     if constants.HF_HUB_OFFLINE:
         return "HF_HUB_OFFLINE is set"
-    try:
-        get_session().head(constants.ENDPOINT, timeout=SECONDS)
-    except Exception as error:  # httpx's, requests', or of a proxy's bad URL
+    answers = []
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=SECONDS)
+            answers.append("")
+        except Exception as error:  # httpx's, requests', or of a proxy's bad URL
+            answers.append(first_line(error))
+
+    # No time limit of a request holds for name servers.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(SECONDS + 1)
+    why = answers[0] if answers else f"it has not answered for {SECONDS} s"
+    if why:
         os.environ["HF_HUB_OFFLINE"] = "1"
         constants.HF_HUB_OFFLINE = True
         if "datasets" in sys.modules:
             sys.modules["datasets"].config.HF_HUB_OFFLINE = True
-        return first_line(error)
-    return ""
+    return why
 
 
 def read_hub(name: str, split: str) -> datasets.Dataset:

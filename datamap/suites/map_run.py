@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import shutil
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from datamap.core.artifacts import content_key, recorded_task
 from datamap.core.errors import UserError, first_line
 from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_MODEL
+from datamap.core.hub import unreachable
 from datamap.core.splits import EVAL_SPLITS, raw_split, splits_of
 from datamap.suites.map_arguments import SAVING, check_text_columns
 from datamap.suites.map_console import Console
@@ -26,7 +26,6 @@ from datamap.training.checkpoints import checkpoints_in, has_whole_checkpoint
 from datamap.training.models import PACKAGED_MODEL, TOKENIZER_FILES, place_of
 
 ROWS_LOOKED_AT = 10_000
-PATIENCE = 5.0  # seconds for the Hub to answer
 WIDTH = 12  # of the names of stages
 BEGINS, GOES_ON = "begins", "goes on"
 
@@ -195,8 +194,9 @@ def model_of_map(state: dict[str, Any]) -> str:
 
 def default_model() -> str:
     """The default where the Hub or its cache has it, else the pretrained model that comes as a package."""
-    if _is_cached(DEFAULT_MODEL) or (why := _refusal_of_hub(DEFAULT_MODEL)) is None:
+    if _is_cached(DEFAULT_MODEL) or not (refusal := unreachable()):
         return DEFAULT_MODEL
+    why = f"the Hub cannot be reached: {refusal:.100}"
     try:
         place_of(PACKAGED_MODEL)
     except UserError as error:
@@ -213,23 +213,3 @@ def _is_cached(name: str) -> bool:
         return any(isinstance(try_to_load_from_cache(name, file), str) for file in files)
 
     return has("config.json") and has("model.safetensors", "pytorch_model.bin") and has(*TOKENIZER_FILES)
-
-
-def _refusal_of_hub(name: str) -> str | None:
-    """Why the Hub does not answer for a model, None where it does."""
-    answers: list[str | None] = []
-
-    def ask() -> None:
-        from huggingface_hub import HfApi
-
-        try:
-            HfApi().model_info(name, timeout=PATIENCE)
-            answers.append(None)
-        except Exception as error:  # of the network, of the server, of a proxy: it is said, whichever
-            answers.append(f"the Hub is out of reach: {first_line(error):.100}")
-
-    # No time limit of a request holds for name servers.
-    asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
-    asking.join(PATIENCE + 1)
-    return answers[0] if answers else f"the Hub has not answered for {PATIENCE:.0f} s"

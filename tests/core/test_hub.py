@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from conftest import REPOSITORY, write_rows
@@ -78,3 +79,15 @@ def test_a_retry_is_printed_once(capsys):
             "logging.getLogger('huggingface_hub.utils._http').warning('Retrying in 1s')")
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert done.stderr == "warning: Retrying in 1s\n"
+
+
+def test_a_hub_that_never_answers_is_not_waited_for(monkeypatch):
+    import huggingface_hub
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")  # is set by what is tested, and comes back as it was
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", lambda: time.sleep(20))
+    monkeypatch.setattr(hub, "SECONDS", -0.9)
+    began = time.monotonic()
+    assert "has not answered" in hub.unreachable.__wrapped__()
+    assert time.monotonic() - began < 5
