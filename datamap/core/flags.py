@@ -9,6 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamap.core.errors import one_line
+
 DEFAULT_DATASET = "Eladio/emrqa-msquad"
 DEFAULT_MODEL = "google/electra-small-discriminator"
 DEFAULT_SEED = 42
@@ -170,5 +172,5 @@ class Parser(argparse.ArgumentParser, _Flags):
         return result
 
     def error(self, message: str) -> Any:  # type: ignore[override]
-        print(f"{self.prog}: error: {message} ({self.prog} --help lists the flags)", file=sys.stderr)
+        print(f"{self.prog}: error: {one_line(message)} ({self.prog} --help lists the flags)", file=sys.stderr)
         raise SystemExit(2)
