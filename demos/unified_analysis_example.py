@@ -110,7 +110,7 @@ def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
     )
     axis.tick_params(axis="y", rotation=0)
     axis.set(xlabel="", ylabel="cluster")
-    save_figure(figure, path, "Error rate by category and cluster", caption)
+    save_figure(figure, path, "Examples that break three rules or more, by category and cluster", caption)
 
 
 def plot_rules(path: Path, table: pd.DataFrame, caption: str) -> None:

@@ -32,6 +32,7 @@ MAX_DRAWN_POINTS = 25_000
 FORMATS = ("png", "pdf", "svg")
 MAX_VECTOR_POINTS = 2_000  # of a scatter in a PDF or SVG; more become a picture in it, or it would take megabytes
 MISSING_GLYPH = re.compile(r"Glyph (\d+) .*missing from font", re.DOTALL)  # what matplotlib says
+REGULAR = ("400", "normal", "regular", "book")
 EAST_ASIAN = {"CJK", "HIRAGANA", "KATAKANA", "HANGUL", "BOPOMOFO"}
 
 logger = logging.getLogger(__name__)
@@ -161,11 +162,12 @@ def fonts_with(characters: set[str]) -> tuple[list[str], set[str]]:
         except (OSError, RuntimeError, ValueError) as error:
             logger.debug(f"{file} is no font that can be read: {error}")
     wanted, has = set(map(ord, characters)), {}
-    for entry in manager.ttflist:
+    # Of a family the upright regular face, which texts are drawn in: its others may have fewer characters.
+    for entry in sorted(manager.ttflist, key=lambda each: (each.style != "normal", str(each.weight) not in REGULAR)):
         if not entry.name.startswith("Last Resort") and entry.name not in has and Path(entry.fname).exists():
             has[entry.name] = wanted & FT2Font(entry.fname, face_index=entry.index).get_charmap().keys()
     families = []
-    while has and (best := max(sorted(has, key=lambda name: ("Sans" not in name, name)),
+    while has and (best := max(sorted(has, key=lambda name: ("Sans" not in name, "Mono" in name, name)),
                                key=lambda name: len(wanted & has[name]))) and wanted & has[best]:
         families.append(best)
         wanted -= has.pop(best)
