@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -196,9 +197,20 @@ def check(found: SimpleNamespace, selector: str, k: int, ids) -> None:
         assert set(cost.get("without", [])) <= set(ids)
     recorded = read_json(found.directory / "run_meta.json")
     assert recorded["status"] == "finished" and recorded["arguments"]["selector"] == selector
-    assert set(recorded["outputs"]) == {"selected.csv", "selection_meta.json"}
+    assert set(recorded["outputs"]) == {"selected.csv", "rejected.csv", "selection_meta.json"}
+    rejected = read_table(found.directory / "rejected.csv")
+    assert rejected.columns.tolist() == ["id", "score", "reason"]
+    assert set(ids) - set(chosen) <= set(rejected["id"]) and not set(chosen) & set(rejected["id"])
+    assert all(isinstance(reason, str) and reason for reason in rejected["reason"])
     command, last = found.out.strip().splitlines()
     assert command.startswith("train on them: python run.py --do_train ")
+    args = run.parse_args(shlex.split(command.removeprefix("train on them: python run.py ")))
+    assert args.train_ids == str(found.directory / "selected.csv") and args.output_dir == f"{found.directory}_model"
+    assert args.dataset == recorded["arguments"]["dataset"] and args.task == recorded["arguments"]["task"]
+    assert args.max_train_samples == recorded["arguments"]["max_samples"]
+    settings = recorded["datasets"][0]["task"]
+    assert {name: getattr(args, name) for name in settings if name != "name"} == {
+        name: value for name, value in settings.items() if name != "name"}
     assert f"{k:,} of {len(ids):,}" in last and selector in last and str(found.directory) in last
     assert "Traceback" not in found.err and "error" not in found.err.lower()
 
