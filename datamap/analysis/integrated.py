@@ -190,7 +190,7 @@ def plot_map(path: Path, table: pd.DataFrame, caption: str, axes_of: Sequence[st
         for points, color in ((drawn, LIGHT_GREY), (drawn[drawn["category"] == category], CATEGORY_COLORS[category])):
             axis.scatter(points["dim1"], points["dim2"], s=size, color=color, linewidths=0)
         axis.set_title(f"{category} (n = {(table['category'] == category).sum():,})", fontsize=10)
-        axis.set_xlabel(axes_of[0], fontsize=8)
-    axes[0].set_ylabel(axes_of[1], fontsize=8)
+        axis.set_xlabel(axes_of[0].replace(" (", "\n("))  # three beside each other have no room for one line
+    axes[0].set_ylabel(axes_of[1].replace(" (", "\n("))
     text = f"{caption}{note}; grey: the other categories"
     save_figure(figure, path, "Embeddings in two dimensions, by category", text)

@@ -7,6 +7,7 @@ A spreadsheet runs a cell that begins like a formula. ``neutralised`` puts an ap
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -44,13 +45,20 @@ def console_table(
         texts = ["" if value is None or value != value else form(value) if callable(form) else format(value, form)
                  for value in values.tolist()]
         texts = [_on_one_line(text) for text in texts]
-        width = max(map(len, [str(name), *texts]))
+        cells = [str(name), *texts]
+        blanks = [" " * (max(map(_width, cells)) - _width(cell)) for cell in cells]
         is_text = all(isinstance(value, str) or value is None or value != value for value in values.tolist())
-        columns.append([text.ljust(width) if is_text else text.rjust(width) for text in [str(name), *texts]])
+        columns.append([cell + blank if is_text else blank + cell for cell, blank in zip(cells, blanks, strict=True)])
     lines = ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
     if len(shown) < len(frame):
         lines.append(f"... and {len(frame) - len(shown):,} more")
     return "\n".join(lines)
+
+
+def _width(text: str) -> int:
+    """In columns of a terminal: East Asian characters take two, accents that are characters of their own none."""
+    return len(text) if text.isascii() else sum(
+        0 if unicodedata.combining(each) else 2 if unicodedata.east_asian_width(each) in "WF" else 1 for each in text)
 
 
 def _on_one_line(text: str) -> str:

@@ -54,7 +54,7 @@ def training_loss(arguments: Mapping[str, Any]) -> str:
     """What an experiment's logged loss is, in words: only losses of one name can be compared."""
     smoothed = arguments.get("use_label_smoothing") or arguments.get("label_smoothing_factor")
     words = ["smoothed"] * bool(smoothed) + ["weighted"] * bool(arguments.get("use_soft_weighting"))
-    return " ".join([*filter(None, [" and ".join(words)]), "training loss (nats)"])
+    return " and ".join(words) + "\n" * bool(words) + "training loss (nats)"
 
 
 def _unit(metric: Metric, points: str) -> str:

@@ -377,7 +377,7 @@ def test_scored_selectors_take_one_end(name, keep):
     chosen = select(Features(ids_of(N), {feature: values}), name, 20, 0, Settings(keep=keep))
     expected = sorted(zip(values.tolist(), ids_of(N), strict=True), reverse=end == HIGHEST)[:20]
     assert list(zip(chosen["score"], chosen["id"], strict=True)) == expected
-    told = [f"{name} {score:.4g}, {1 + sum(is_before(other, score, end) for other in values.tolist()):,} of {N:,} from "
+    told = [f"{name} {score:.4g}, {1 + sum(is_before(each, score, end) for each in values.tolist()):,} of {N:,} from "
             f"the {end}" for score in chosen["score"]]
     assert chosen["reason"].tolist() == told
     rest = rejected(Features(ids_of(N), {feature: values}), name, chosen, Settings(keep=keep))

@@ -1181,8 +1181,8 @@ def test_losses_that_cannot_be_compared_have_panels_of_their_own(tmp_path, pictu
     write_report(directory, 1.0)
     figure = pictures["learning_curves.png"]
     assert [(axis.get_ylabel(), len(axis.lines)) for axis in figure.axes] == [
-        ("training loss (nats)", 2), ("smoothed training loss (nats)", 1),
-        ("smoothed and weighted training loss (nats)", 1)]
+        ("training loss (nats)", 2), ("smoothed\ntraining loss (nats)", 1),
+        ("smoothed and weighted\ntraining loss (nats)", 1)]
     assert list(legend(figure.axes[0])) == list(args) and "in a panel of its own" in caption(figure)
 
 
