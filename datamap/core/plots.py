@@ -107,6 +107,8 @@ def save_figure(figure: Figure, path: str | Path, title: str, caption: str) -> N
     About 11 characters of the title and 16 of the caption go into an inch. Beside it, the formats of ``plot_formats``.
     Characters that matplotlib's own font lacks are drawn in an installed one; where none has them, a warning says so.
     """
+    from matplotlib.text import Text
+
     width = figure.get_figwidth()
     title, caption = (text.replace("$", r"\$") for text in (title, caption))  # a bare $ would begin a formula
     lines = [part for line in caption.split("\n") for part in textwrap.wrap(line, int(16 * width))]
@@ -115,13 +117,14 @@ def save_figure(figure: Figure, path: str | Path, title: str, caption: str) -> N
     if missing := _write(figure, Path(path), "png"):
         families, nowhere = fonts_with(missing)
         if families:
-            for text in figure.findobj(lambda artist: hasattr(artist, "set_fontfamily")):
+            for text in figure.findobj(Text):
+                assert isinstance(text, Text)
                 text.set_fontfamily([*text.get_fontfamily(), *families])
             _write(figure, Path(path), "png")
         if nowhere:
             _say_missing(tuple(sorted({_script(character) for character in nowhere})))
     for collection in [each for axis in figure.axes for each in axis.collections] if _formats else ():
-        collection.set_rasterized(len(collection.get_offsets()) > MAX_VECTOR_POINTS)
+        collection.set_rasterized(len(np.asarray(collection.get_offsets())) > MAX_VECTOR_POINTS)
     for kind in _formats:
         _write(figure, Path(path), kind)
 

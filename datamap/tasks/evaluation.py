@@ -107,7 +107,8 @@ def plot_confused_pairs(
     path: Path, counts: np.ndarray, names: Sequence[str], answers: Sequence[str], caption: str
 ) -> None:
     """The pairs of gold and predicted label with the most examples, as bars; counts as for ``plot_confusion``."""
-    wrong = counts * (1 - np.eye(*counts.shape, dtype=int))
+    row, column = np.indices(counts.shape)
+    wrong = np.where(row == column, 0, counts)
     order = np.argsort(-wrong, axis=None, kind="stable")[: min(MAX_PAIRS_DRAWN, np.count_nonzero(wrong))]
     gold, predicted = np.unravel_index(order, counts.shape)
     drawn, places = wrong[gold, predicted], np.arange(len(order))
@@ -115,7 +116,7 @@ def plot_confused_pairs(
     bars = axis.barh(places, drawn, color=COLORS[1])
     shares = 100 * drawn / counts.sum(axis=1)[gold]
     axis.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=2, fontsize=7)
-    labels = [f"{names[row]} → {answers[column]}" for row, column in zip(gold, predicted, strict=True)]
+    labels = [f"{names[one]} → {answers[other]}" for one, other in zip(gold, predicted, strict=True)]
     axis.set_yticks(places, labels, fontsize=8)
     axis.set_ylim(max(len(order), 1) - 0.5, -0.5)
     axis.set_xlabel("examples (count)")

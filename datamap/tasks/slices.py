@@ -220,24 +220,25 @@ def _rows_by(table: pd.DataFrame, columns: Sequence[str], chosen: Sequence[str])
 # --- console and log ---------------------------------------------------------------------------------------------
 
 
-def printed(table: pd.DataFrame, file: str) -> str:
+def printed(table: pd.DataFrame, file: str, ends: int = ENDS_PRINTED) -> str:
     """Aligned lines for the console: slice, n, and the statistics with the interval as ``[low, high]``.
 
     Of many slices the first row, which is of all examples, the worst and the best: those with the lowest upper and the
-    highest lower end of the interval, so that a slice of one example is neither. ``file`` holds the rest.
+    highest lower end of the interval, ``ends`` each, so that a slice of one example is neither. ``file`` holds the
+    rest.
     """
     import pandas as pd
 
-    parts, hidden = [table], len(table) - 1 - 2 * ENDS_PRINTED
+    parts, hidden = [table], len(table) - 1 - 2 * ends
     if hidden > 0:
         rest = table.iloc[1:]
         worst = rest.sort_values(["high", "n"], ascending=[True, False], kind="stable")
-        worst = worst.head(ENDS_PRINTED)
+        worst = worst.head(ends)
         best = rest.drop(worst.index).sort_values(["low", "n"], ascending=False, kind="stable")
-        parts = [table.head(1), worst, best.head(ENDS_PRINTED).iloc[::-1]]
+        parts = [table.head(1), worst, best.head(ends).iloc[::-1]]
     lines = _lines(pd.concat(parts)).split("\n")
     if hidden > 0:
-        lines.insert(2 + ENDS_PRINTED, f"... {hidden:,} more between the worst and the best, in {file}")
+        lines.insert(2 + ends, f"... {hidden:,} more between the worst and the best, in {file}")
     return "\n".join(lines)
 
 

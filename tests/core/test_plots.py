@@ -94,7 +94,7 @@ def font(tmp_path):
     font_manager.fontManager.addfont(tmp_path / "made.ttf")
     yield "Made Sans"
     font_manager.fontManager.ttflist[:] = before
-    font_manager.fontManager._findfont_cached.cache_clear()
+    font_manager.fontManager._findfont_cached.cache_clear()  # type: ignore[attr-defined]
 
 
 def test_characters_are_drawn_in_an_installed_font_that_has_them(tmp_path, font, caplog):

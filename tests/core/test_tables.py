@@ -40,8 +40,8 @@ def test_cells_stay_on_their_line_and_control_nothing():
 
 
 def test_wide_characters_take_two_columns():
-    table = console_table(pd.DataFrame({"label": ["\u597d\u8bc4", "e\u0301t\u00e9", "plain"], "n": [1, 2, 3]})).splitlines()
-    assert table == ["label  n", "\u597d\u8bc4   1", "e\u0301t\u00e9    2", "plain  3"]
+    frame = pd.DataFrame({"label": ["\u597d\u8bc4", "e\u0301t\u00e9", "plain"], "n": [1, 2, 3]})
+    assert console_table(frame).splitlines() == ["label  n", "\u597d\u8bc4   1", "e\u0301t\u00e9    2", "plain  3"]
 
 
 # --- names that are cut ------------------------------------------------------------------------------------------
