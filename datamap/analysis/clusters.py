@@ -324,20 +324,19 @@ def plot_map(
         # In points from the lower left corner; the frame is about 6.2 x 4.9 inches.
         low, high = (np.array(limits) for limits in zip(plot.get_xlim(), plot.get_ylim(), strict=True))
         frame = 72 * np.array([6.2, 4.9])
+        unit = frame / (high - low)
         members = [dims[found.labels == label] for label in range(named)]
-        middles = np.array([np.median(each, axis=0) for each in members])
-        tops = np.array([np.quantile(each[:, 1], 0.98) for each in members])
-        middles, tops = (middles - low) / (high - low) * frame, (tops - low[1]) / (high - low)[1] * frame[1]
+        centres = np.array([np.median(each, axis=0) for each in members])
+        middles = (centres - low) * unit
         # UMAP packs a cluster into a spot smaller than its number, which then goes above it.
-        above = np.where(tops - middles[:, 1] < 8, tops - middles[:, 1] + 8, 0)
-        anchors = middles + np.stack([np.zeros(named), above], axis=1)
+        up = unit[1] * np.array([np.quantile(each[:, 1], 0.98) for each in members]) - unit[1] * centres[:, 1]
+        anchors = middles + np.stack([np.zeros(named), np.where(up < 8, up + 8, 0)], axis=1)
         places = place_names(anchors, [8 + 7 * len(str(label)) for label in range(named)], 13,
                              np.array([[8, 8], frame - 8]))
         for label, (anchor, place) in enumerate(zip(anchors, places, strict=True)):
             away = np.linalg.norm(place - anchor) > 1
             plot.annotate(
-                str(label), middles[label] / frame * (high - low) + low, xytext=place - middles[label],
-                textcoords="offset points", ha="center",
+                str(label), centres[label], xytext=place - middles[label], textcoords="offset points", ha="center",
                 va="center", fontsize=9, path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
                 arrowprops={"arrowstyle": "-", "color": DARK_GREY, "linewidth": 0.6, "shrinkA": 3, "shrinkB": 0}
                 if away else None,

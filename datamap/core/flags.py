@@ -120,6 +120,7 @@ class Parser(argparse.ArgumentParser, _Flags):
         # Whoever calls main, the messages name the script.
         script = script or Path(sys._getframe(1).f_globals["__file__"]).name
         super().__init__(script, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+        self.color = False  # what Python 3.14 colours with escapes, which command_line would show
 
     def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
         group = _Group(self, *args, **kwargs)

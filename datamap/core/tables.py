@@ -126,5 +126,6 @@ def safe_to_open(frame: pd.DataFrame) -> pd.DataFrame:
         texts = {cell for cell in cells if isinstance(cell, str) and not _IS_NUMBER.fullmatch(cell)}
         if changed := {text: neutralised(text) for text in texts if neutralised(text) != text}:
             cells = [changed.get(cell, cell) if isinstance(cell, str) else cell for cell in cells]
-            frame[column] = pd.Series(cells, frame.index, frame[column].dtype)
+            kind = frame[column].dtype
+            frame[column] = pd.Series(cells, frame.index, None if isinstance(kind, pd.CategoricalDtype) else kind)
     return frame.rename(columns=neutralised)
