@@ -281,6 +281,7 @@ def test_the_pictures_show_the_tables_beside_them(tmp_path, pictures, count):
         assert text.xy == pytest.approx(np.median(members, axis=0))
         # Of a spot the number stands above it.
         assert text.xyann[1] >= (8 if label % 2 and count == 3 else -300) and (count > 3 or text.xyann[0] == 0)
+    axis.figure.draw_without_rendering()  # in one resolution
     boxes = [Text.get_window_extent(text) for text in axis.texts]
     assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("UMAP dimension 1", "2")
@@ -321,6 +322,7 @@ def test_numbers_of_clusters_in_one_place_do_not_lie_on_each_other(tmp_path, pic
     colours = clusters.choose_colours(found, dims)
     clusters.plot_map(tmp_path / "map.png", found, dims, colours, ["1", "2"], 0)
     axis = pictures["map.png"].axes[0]
+    axis.figure.draw_without_rendering()  # in one resolution
     boxes = [Text.get_window_extent(text) for text in axis.texts]
     assert len(boxes) == 30
     assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
