@@ -347,6 +347,20 @@ def test_axes_of_the_picture_name_their_variance(shares, explained, expected):
     assert clusters.axis_labels(shares, explained) == expected
 
 
+def test_pictures_for_papers_and_what_their_axes_are(tmp_path):
+    values, _ = blobs()
+    source = write_embeddings(tmp_path / "in", values)
+    run(source, tmp_path / "out", "--plot_format", "pdf", "svg")
+    more = {f"{name}.{kind}" for name in ("cluster_map", "cluster_sizes") for kind in ("pdf", "svg")}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == FILES | more
+    axes = read_json(tmp_path / "out" / "cluster_metadata.json")["axes"]
+    assert clusters.axes_of(tmp_path / "out") == axes and "of variance)" in axes[0]
+    (tmp_path / "out" / "cluster_metadata.json").unlink()
+    assert clusters.axes_of(tmp_path / "out") == ["dimension 1 (no unit)", "dimension 2 (no unit)"]
+    run(source, tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == FILES
+
+
 def test_old_artifacts_go(tmp_path):
     values, _ = blobs()
     (tmp_path / "out").mkdir()

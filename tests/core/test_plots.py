@@ -1,5 +1,6 @@
 """Formats, fonts and axes that all pictures share."""
 
+import importlib
 import warnings
 
 import pytest
@@ -61,6 +62,16 @@ def test_other_formats_are_refused(word, capsys):
     with pytest.raises(SystemExit):
         parser.parse_args(["--plot_format", word])
     assert f"'{word}' is not one of png, pdf, svg" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("script", [
+    "run", "analyze_cartography", "analyze_dataset", "cluster_analysis", "dataset_cartography", "run_experiments",
+    "generate_thoughts", "evaluate_thoughts", "train_sft",
+])
+def test_every_script_that_draws_takes_formats(script, capsys):
+    with pytest.raises(SystemExit):
+        importlib.import_module(script).main(["--help"])
+    assert "--plot_format" in capsys.readouterr().out
 
 
 # --- fonts -------------------------------------------------------------------------------------------------------

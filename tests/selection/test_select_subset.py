@@ -1197,3 +1197,10 @@ def test_a_column_to_stratify_by_may_be_called_as_a_feature_is(choose, home, tmp
     groups = {row["id"]: row["token_count"] for row in rows}
     assert sorted(groups[example] for example in found.table["id"]) == ["a"] * 5 + ["b"] * 5
     assert found.table["reason"].str.contains(r"token_count [12] of 2").all()
+
+
+def test_an_unknown_selector_is_one_readable_line(refused):
+    line = refused(select_subset.main, "--selector", "kcentre", "--k", "3", "--dataset", "demo:nli", "--task", "nli")
+    assert "--selector kcentre: no such selector (--list names all); did you mean kcenter?" in line
+    line = refused(select_subset.main, "--selector", "bogus", "--k", "3", "--dataset", "demo:nli", "--task", "nli")
+    assert "--selector bogus: no such selector (--list names all) (" in line
