@@ -107,6 +107,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error("--judge_top and --judge_model belong together: how many examples, and which chat model is asked")
     if args.base_url and not args.judge_top:
         parser.error("--base_url is where a judge is asked; add --judge_top and --judge_model")
+    if args.base_url:
+        from datamap.thoughts.chat_client import server_address
+
+        server_address(args.base_url)
     if not (args.find_errors or args.report):
         args.cluster_dir = args.cluster_dir or "./cluster_output"
     defaults = {"export_unified": "./unified_export", "find_errors": "./suspects", "report": "./report"}

@@ -23,7 +23,7 @@ from datamap.core.errors import command_line
 from datamap.core.flags import Parser, number, positive_int
 from datamap.core.plots import add_plot_format
 from datamap.thoughts.chains import FAILURES, FILES, MODES
-from datamap.thoughts.chat_client import KEY_VARIABLE
+from datamap.thoughts.chat_client import KEY_VARIABLE, server_address
 from datamap.thoughts.data import add_pair_flags
 from datamap.thoughts.records import locked
 
@@ -71,7 +71,8 @@ def build_parser() -> Parser:
                        help="of a million answered tokens")
     group.add_argument("--max_retries", type=lambda text: int(number(text, 0, 100)), default=5, metavar="N",
                        help="how often a question is asked again that got no answer (after 0.5 s, twice as long each "
-                            "time, 8 s at most), or none that can be read")
+                            "time, 8 s at most), or none that can be read (at temperature 0.7 where it was 0); a rate "
+                            "limit does not count, all requests wait for its end")
     group.add_argument("--timeout", type=lambda text: number(text, 0.1), default=120.0, metavar="SECONDS",
                        help="without a sign of the server")
     group.add_switch("--retry_failures", help="ask again for what stands in failures.jsonl")
@@ -99,8 +100,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             parser.error(f"--{flag} is for --mode {' or '.join(modes)}, this is {args.mode}")
     if args.mode == "generate" and not args.dataset:
         parser.error("--mode generate needs --dataset: pairs with premise and hypothesis, such as demo:nli")
-    if args.mode in ONLY_FOR["model"] and not args.model:
-        parser.error(f"--mode {args.mode} needs --model: the name of a chat model as the server calls it")
+    if args.mode in ONLY_FOR["model"]:
+        if not args.model:
+            parser.error(f"--mode {args.mode} needs --model: the name of a chat model as the server calls it")
+        server_address(args.base_url)
     if (args.input_price is None) != (args.output_price is None):
         parser.error("--input_price and --output_price belong together: give both, per million tokens")
     args.prices = None if args.input_price is None else (args.input_price, args.output_price)

@@ -131,8 +131,10 @@ class ChatServer:
 def surroundings(monkeypatch) -> None:
     """Short delays of the client, and nothing of the machine's own settings."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.01)
+    monkeypatch.setattr("datamap.thoughts.chat_pace.FIRST_PAUSE", 0.01)
     for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS",
-                 "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+                 "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY", "no_proxy",
+                 "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR"):
         monkeypatch.delenv(name, raising=False)
 
 

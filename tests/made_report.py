@@ -8,6 +8,7 @@ from made_dynamics import make_epochs, write_epochs
 
 from datamap.cartography.maps import write_cartography
 from datamap.cartography.metrics import compute_metrics
+from datamap.core.artifacts import stage
 from datamap.core.files import write_csv, write_json, write_jsonl
 from datamap.core.splits import Split
 from datamap.detection.suspicion import Suspicion
@@ -47,6 +48,13 @@ def write_artifacts(directory: Path, split: Split, epochs: int = 3, seed: int = 
                 [{"id": example, column: each} for example, each in zip(ids, said, strict=True)])
     return {"--cartography_dir": str(places["map"]), "--embedding_dir": str(places["embeddings"]),
             "--cluster_dir": str(places["clusters"]), "--predictions": str(places["predictions"])}
+
+
+def record(flags: dict[str, str], split: Split) -> None:
+    """Say beside such artifacts of which split they were made, as the stages do."""
+    for flag, place in flags.items():
+        with stage(place, {"flag": flag}, owns=(), datasets=[split]):
+            pass
 
 
 def command(split: Split, flags: dict[str, str], output_dir: Path) -> list[str]:

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from browser import CHROMIUM
 from conftest import REPOSITORY, review_rows, write_rows
 from packaging.requirements import Requirement
 
@@ -31,6 +32,7 @@ HUB_DATASET, HUB_MODEL = "Eladio/emrqa-msquad", "google/electra-small-discrimina
 LAUNCHERS = ("-m torch.distributed.run ", "launch --multi_gpu ")  # of two processes
 # These need a fresh clone or minutes: .ci/run goes through them, and below it is checked that make knows the targets.
 NOT_RUN_HERE = (
+    *([r"python demos/screenshots\.py .*"] if CHROMIUM is None else []),
     r"git clone \S+ cartography && cd cartography",
     r"python3 -m venv \.venv",
     r"\. \.venv/bin/activate",

@@ -129,7 +129,7 @@ def _of_labels(evidence: Evidence) -> Iterator[Reason]:
             text = f"a model trained without it says {names[said[row]]}"
             if p_said is None or p_gold is None or np.isnan(p_said[row]):
                 return text
-            return f"{text} (probability {p_said[row]:.2f}, of {names[gold[row]]} {p_gold[row]:.2f})"
+            return f"{text} with probability {p_said[row]:.2f}, {names[gold[row]]} with {p_gold[row]:.2f}"
 
         yield np.flatnonzero((said >= 0) & (said != gold)), words
         yield from _never_agreed(evidence)
@@ -146,7 +146,7 @@ def _never_agreed(evidence: Evidence) -> Iterator[Reason]:
     epochs = table["num_epochs"].to_numpy()
     what = "its answer" if evidence.answers_questions else "its label"
     yield (np.flatnonzero((table["correctness"].to_numpy() == 0) & (epochs > 1)),
-           lambda row: f"in none of {epochs[row]:.0f} epochs did it give {what}")
+           lambda row: f"a model trained without it gave {what} in none of {epochs[row]:.0f} epochs")
 
 
 # --- questions ---------------------------------------------------------------------------------------------------

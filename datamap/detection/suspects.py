@@ -108,6 +108,11 @@ def detectors_needed(evidence: Evidence) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(term.detector for term in terms), "odd_question", OOF_WRONG, OTHER_NEIGHBOURS]))
 
 
+def told_reasons(evidence: Evidence, scores: pd.DataFrame) -> list[str]:
+    """``reasons`` by the scores of the detectors that are needed, the same whether the others ran or not."""
+    return reasons(evidence, scores[[name for name in detectors_needed(evidence) if name in scores]])
+
+
 def described(evidence: Evidence, not_given: list[str]) -> str:
     """``evidence: data map, out_of_fold.csv; not given: --cluster_dir``"""
     kinds = {"data map": evidence.metrics, "out_of_fold.csv": evidence.out_of_fold, "embeddings": evidence.embeddings,
@@ -144,7 +149,7 @@ def suspects_table(
     for name, values in texts.items():
         columns[f"data_{name}" if name in (*COLUMNS, JUDGE) else name] = values
     columns |= {
-        "gold": golds(evidence), "predicted": known, "reasons": reasons(evidence, scores), "evidence": made_of,
+        "gold": golds(evidence), "predicted": known, "reasons": told_reasons(evidence, scores), "evidence": made_of,
         "proposed": proposals(evidence), "decision": None, "corrected": None,
     }
     order = np.argsort(-np.nan_to_num(suspicion, nan=-1), kind="stable")

@@ -8,10 +8,15 @@ function open(row) {
   turnTo(row);
   paintRing();
   hideTip();
-  drawExample();
-  const panel = byId("example");
-  panel.scrollTop = 0;
   document.body.classList.add("opened");
+  drawExample();
+  byId("example").scrollTop = 0;
+}
+
+/** Scroll a long text to its answer, and nothing else. */
+function showSpan(panel) {
+  const span = panel.querySelector(".whole mark.gold") ?? panel.querySelector(".whole mark.predicted"), text = span?.closest(".whole");
+  if (text) text.scrollTop += span.getBoundingClientRect().top - text.getBoundingClientRect().top - text.clientHeight / 3;
 }
 
 function close() {
@@ -32,10 +37,13 @@ function drawExample() {
     panel.replaceChildren(h("p", { class: "quiet" }, "Choose an example in the table or in a map."));
     return;
   }
+  const texts = wholeTexts(row);
+  const told = answersQuestions() ? [...texts[0], answers(row), ...texts.slice(1).flat()] : [...texts.flat(), answers(row)];
   panel.replaceChildren(exampleHead(row), decisionButtons(row), page.fixing ? correction(row) : "",
-    reasonList(row), ...wholeTexts(row), answers(row), ...section("Probability of the gold annotation per epoch", curve(row)),
+    reasonList(row), ...told, ...section("Probability of the gold annotation per epoch", curve(row)),
     ...section("Nearest neighbours", neighbours(row)), ...section("Columns of the data", ownColumns(row)),
     everything(row));
+  showSpan(panel);
 }
 
 const section = (title, content) => (content ? [h("h3", {}, title), content] : []);
@@ -147,7 +155,7 @@ function reasonList(row) {
 
 function wholeTexts(row) {
   const texts = textsOf(row), gold = goldSpan(row);
-  return page.data.text.columns.flatMap((column, i) => {
+  return page.data.text.columns.map((column, i) => {
     const spans = [];
     if (answersQuestions() && i === 1) {
       if (gold) spans.push([...gold, "gold"]);
@@ -163,7 +171,7 @@ function wholeTexts(row) {
 function answers(row) {
   const gold = said("gold", row), predicted = said("predicted", row), proposed = said("proposed", row);
   const fixed = page.decisions.get(row)?.corrected;
-  const line = (name, text, kind) => (text ? [h("dt", {}, name), h("dd", {}, h("mark", { class: kind, dir: "auto" }, text))] : []);
+  const line = (name, text, kind) => (text ? [h("dt", {}, name), h("dd", { class: "few" }, h("mark", { class: kind, dir: "auto", title: text }, text))] : []);
   return h("dl", { class: "answers" }, ...line("gold", gold, "gold"), ...line("predicted", predicted, "predicted"),
     ...line("proposed", proposed, "plain"), ...line("corrected", fixed, "plain"));
 }
@@ -171,7 +179,7 @@ function answers(row) {
 /** Lines over epochs as SVG. lines: {values, colour, name, right: whether each was right}; values 0..1. */
 function lineChart(lines, label, wide = 360, high = 130) {
   const epochs = lines[0].values.length, left = 30, bottom = 20;
-  const x = (i) => left + (epochs > 1 ? (i * (wide - left - 12)) / (epochs - 1) : (wide - left) / 2);
+  const x = (i) => left + (epochs > 1 ? 8 + (i * (wide - left - 20)) / (epochs - 1) : (wide - left) / 2);
   const y = (value) => 8 + (1 - value) * (high - bottom - 8);
   const chart = svg("svg", { viewBox: `0 0 ${wide} ${high}`, class: "chart", role: "img", "aria-label": label });
   for (const value of [0, 0.5, 1]) {

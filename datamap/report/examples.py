@@ -16,8 +16,8 @@ from datamap.analysis.error_rules import RULES
 from datamap.analysis.map_summary import METRIC_LABELS
 from datamap.cartography.categories import CATEGORIES
 from datamap.detection.base import Evidence
-from datamap.detection.reasons import NEAREST, RULE_WORDS, reasons
-from datamap.detection.suspects import golds, predicted, proposals
+from datamap.detection.reasons import NEAREST, RULE_WORDS
+from datamap.detection.suspects import golds, predicted, proposals, told_reasons
 
 if TYPE_CHECKING:
     import datasets
@@ -280,6 +280,6 @@ def opinions(evidence: Evidence, scores: pd.DataFrame, rows: np.ndarray, texts: 
     """gold, predicted (out of fold where known), the trained model's, proposed and reasons, as numbers of texts."""
     said: dict[str, Sequence[str | None]] = {
         "gold": golds(evidence), "predicted": predicted(evidence), "proposed": proposals(evidence),
-        "reasons": reasons(evidence, scores),
+        "reasons": told_reasons(evidence, scores),
     }
     return {name: texts.numbers(_of_rows(values, rows)) for name, values in said.items()}

@@ -22,8 +22,12 @@ function levelColours(column) {
   });
 }
 
-/** Of low to high numbers; the darkest cannot be told from a dark ground. */
-const shades = () => (matchMedia("(prefers-color-scheme: dark)").matches ? CIVIDIS.slice(2) : CIVIDIS);
+/** Of low to high numbers, without what can hardly be told from the ground; what is suspicious stands out from it. */
+function shades(key) {
+  if (matchMedia("(prefers-color-scheme: dark)").matches) return CIVIDIS.slice(2);
+  const colours = CIVIDIS.slice(0, -1);
+  return key === "suspicion" ? colours.reverse() : colours;
+}
 
 /** Numbers for Plotly's marker.color, with their scale, by the column that is chosen. */
 function colouring() {
@@ -31,7 +35,7 @@ function colouring() {
   if (column.kind === "number") {
     const values = column.key === "suspicion" ? page.suspicion : column.values;
     const [least, high] = ["confidence", "correctness"].includes(column.key) ? [0, 1] : finite(values);
-    const low = column.key === "suspicion" ? 0 : least, colours = shades();
+    const low = column.key === "suspicion" ? 0 : least, colours = shades(column.key);
     const steps = colours.map((colour, i) => [i / (colours.length - 1), colour]);
     return { color: Array.from(values), colorscale: steps, cmin: low, cmax: high > low ? high : low + 1 };
   }
@@ -46,14 +50,14 @@ function drawLegend() {
   if (column.kind === "number") {
     const { cmin, cmax } = colouring();
     const bar = h("span", { class: "scale", "aria-hidden": "true" });
-    bar.style.background = `linear-gradient(90deg, ${shades().join(", ")})`;
+    bar.style.background = `linear-gradient(90deg, ${shades(column.key).join(", ")})`;
     legend.replaceChildren(h("span", {}, column.label), h("span", {}, decimal(cmin)), bar, h("span", {}, decimal(cmax)));
     return;
   }
   const colours = levelColours(column), counts = new Array(column.levels.length).fill(0);
   for (const code of column.codes) if (code >= 0) counts[code]++;
   const own = column.levels.map((level, i) => i).filter((i) => colours[i] !== GREY || NO_LEVEL.has(column.levels[i]));
-  const others = column.levels.length - own.length;
+  const others = column.levels.length - own.length, none = column.codes.filter((code) => code < 0).length;
   const entry = (colour, text, press) => {
     const dot = h("span", { class: "dot", "aria-hidden": "true" });
     dot.style.background = colour;
@@ -61,9 +65,9 @@ function drawLegend() {
       : h("span", {}, dot, text);
   };
   legend.replaceChildren(h("span", {}, column.label),
-    ...own.map((i) => entry(colours[i], `${shorten(column.levels[i], 30)} ${count(counts[i])}`,
+    ...own.map((i) => entry(colours[i], `${shorten(column.levels[i], 30)} (${count(counts[i])})`,
       () => addFilter({ key: column.key, level: i }))),
-    ...(others ? [entry(GREY, `${count(others)} others`)] : []));
+    ...(others ? [entry(GREY, `${count(others)} others`)] : []), ...(none ? [entry(GREY, `none (${count(none)})`)] : []));
 }
 
 function axes(title) {
@@ -91,7 +95,7 @@ function change(map, what) {
 function mapLayout(map) {
   const muted = style("--muted");
   return {
-    autosize: true, margin: { l: 48, r: 8, t: 8, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
+    autosize: true, margin: { l: 48, r: 8, t: 30, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: style("--font"), size: 12, color: muted }, showlegend: false, dragmode: "lasso", hovermode: "closest",
     hoverdistance: 12, xaxis: { ...axes(map.x.title), ...map.x.more }, yaxis: { ...axes(map.y.title), ...map.y.more },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: style("--accent"), orientation: "h" },
@@ -112,8 +116,8 @@ function drawMaps() {
   if (values("confidence") && values("variability")) {
     const [, widest] = finite(values("variability"));
     MAPS.push({ id: "map-data", xs: values("variability"), ys: values("confidence"),
-      x: { title: "variability (SD of p(gold) over epochs)", more: { range: [-0.01, Math.max(0.3, 1.03 * widest)] } },
-      y: { title: "confidence (mean p(gold))", more: { range: [-0.02, 1.02] } },
+      x: { title: "variability (SD of p(gold) over epochs)", more: { range: [-0.015, Math.max(0.3, 1.04 * widest)] } },
+      y: { title: "confidence (mean p(gold))", more: { range: [-0.035, 1.035] } },
       cuts: cuts ? [{ x0: cuts.variability, x1: cuts.variability, y0: 0, y1: 1, yref: "paper" },
         { x0: 0, x1: cuts.variability, y0: cuts.confidence, y1: cuts.confidence }] : [] });
   }
@@ -124,7 +128,7 @@ function drawMaps() {
   }
   byId("figure-clusters").hidden = !MAPS.some((map) => map.id === "map-clusters");
   const type = hasWebGL() ? "scattergl" : "scatter"; // without a graphics card slower, and the same
-  const size = Math.max(3, Math.min(8, 400 / Math.sqrt(page.n)));
+  const size = Math.max(3, Math.min(7, 260 / Math.sqrt(page.n)));
   const config = { responsive: true, displaylogo: false, displayModeBar: true,
     modeBarButtons: [["lasso2d", "select2d", "zoom2d", "pan2d", "resetScale2d"]] };
   return Promise.all(MAPS.map((map) => {

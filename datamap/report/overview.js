@@ -71,13 +71,13 @@ function drawOverview() {
 function learningCurves(curves) {
   const colour = (name) => (name === "all" ? "var(--ink)" : page.data.category_colors[name]);
   const chart = (what, title) => h("div", {}, h("h3", {}, title), lineChart(curves.map((each) => ({ values: each[what],
-    colour: colour(each.name), dashed: each.name === "all" })), `${title} per epoch`, 420, 200));
+    colour: colour(each.name), dashed: each.name === "all" })), title, 420, 200));
   const key = curves.map((each) => {
     const dot = h("span", { class: "dot" });
     dot.style.background = colour(each.name);
-    return h("span", {}, dot, `${each.name} ${count(each.n)}`);
+    return h("span", {}, dot, `${each.name} (${count(each.n)})`);
   });
-  return h("div", {}, h("div", { class: "pair" }, chart("confidence", "mean probability of the gold annotation"), chart("correct", "share predicted right")),
+  return h("div", {}, h("div", { class: "pair" }, chart("confidence", "Mean probability of the gold annotation per epoch"), chart("correct", "Share predicted right per epoch")),
     h("div", { class: "legend" }, ...key));
 }
 
@@ -113,12 +113,12 @@ function clusterTable(rows) {
 // --- the data alone ---
 
 function drawData() {
-  const { data } = page.data, parts = [], most = Math.max(...data.classes.map((each) => each.n));
+  const { data } = page.data, parts = [];
   const total = data.classes.reduce((sum, each) => sum + each.n, 0);
   if (data.by !== "task") {
     parts.push(card(data.by === "label" ? "Classes" : `${capital(data.by.replaceAll("_", " "))}s`,
       tableOf(heads(data.by.replaceAll("_", " "), "#n", "share"), data.classes.map((each) => [each.name, count(each.n),
-        h("span", { class: "shared" }, shareBar(each.n / most).firstChild, percent(each.n / total))]), (i) => filterLevel(data.by, data.classes[i].name))));
+        shareBar(each.n / total)]), (i) => filterLevel(data.by, data.classes[i].name))));
   }
   parts.push(card(`Lengths in ${data.lengths.unit}`, lengths(data.lengths)));
   parts.push(card("Copies within the split", copyTable(data.duplicates), quiet("duplicates.csv holds every pair.")));
@@ -158,8 +158,11 @@ function copyTable(facts, between = false) {
 
 // --- how it was made ---
 
+/** A command that breaks between its flags, not within them. */
+const flagged = (command) => command.split(/ (?=--)/).flatMap((piece) => [h("span", {}, piece), " "]);
+
 function drawMade() {
-  const one = (each) => card(capital(each.what), h("dl", { class: "made" }, ...[["from", each.path], ["command", each.command && h("code", {}, each.command)],
+  const one = (each) => card(capital(each.what), h("dl", { class: "made" }, ...[["from", each.path], ["command", each.command && h("code", {}, ...flagged(each.command))],
     ["finished", each.finished?.replace("T", " ").replace("+00:00", " UTC")], ["seed", each.seed], ["commit", each.git_commit && `${each.git_commit.slice(0, 12)}${each.git_dirty ? ", changed since" : ""}`],
     ["settings", each.settings.join(" · ")], ["versions", each.versions.join(" · ")]]
     .filter(([, value]) => value !== null && value !== undefined && value !== "").flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value instanceof Node ? value : String(value))])));

@@ -172,6 +172,10 @@ function showTab() {
 function listen() {
   addEventListener("keydown", onKey);
   addEventListener("hashchange", showTab);
+  byId("tabs").addEventListener("click", (event) => { // in a frame without an address a link would leave the page
+    const link = event.target.closest("a");
+    if (link) { event.preventDefault(); location.hash = link.hash; }
+  });
   addEventListener("scroll", hideTip, { passive: true });
   addEventListener("beforeprint", drawOverview);
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintTheme);

@@ -108,13 +108,14 @@ function tableRow(row) {
   const decision = page.decisions.get(row), predicted = said("predicted", row);
   const bar = h("span", { class: "meter", "aria-hidden": "true" }, h("i"));
   bar.firstChild.style.width = `${100 * page.suspicion[row]}%`;
+  const few = (text) => (text ? h("div", { class: "few", dir: "auto" }, shorten(text, 80)) : null); // lines
   const cell = (key) => {
     if (key === "suspicion") return h("td", { class: key, "data-label": "suspicion" }, page.suspicion[row].toFixed(2), bar);
     if (key === null) return h("td", { class: "text" }, ...brief(row, 45));
-    if (key === "gold") return h("td", { class: key, dir: "auto", "data-label": "gold" }, shorten(said("gold", row) ?? "", 80));
+    if (key === "gold") return h("td", { class: key, "data-label": "gold" }, few(said("gold", row)));
     if (key === "predicted") {
-      return h("td", { class: predicted !== said("gold", row) ? "predicted differs" : "predicted", dir: "auto",
-        "data-label": "predicted" }, shorten(predicted ?? "", 80));
+      return h("td", { class: predicted !== said("gold", row) ? "predicted differs" : "predicted",
+        "data-label": "predicted" }, few(predicted));
     }
     if (key === "decision") return h("td", { class: `decision ${decision?.word ?? ""}`, "data-label": "decision" }, decision?.word ?? "");
     return h("td", { class: key, "data-label": key }, shownValue(page.columns.get(key), row));
@@ -174,7 +175,7 @@ function choices(kinds, more = []) {
 function fillControls() {
   byId("colour").replaceChildren(...choices(["factor", "number"]));
   byId("colour").value = page.colour;
-  byId("filter-column").replaceChildren(...choices(["factor", "number"], [["", "…"], ["decision", "decision"]]));
+  byId("filter-column").replaceChildren(...choices(["factor", "number"], [["", "a column"], ["decision", "decision"]]));
   byId("sort").replaceChildren(...choices(["number", "factor"], [["review", "what to review next"], ["decision", "decision"]]));
   byId("colour").addEventListener("change", (event) => { page.colour = event.target.value; paintColours(); });
   byId("sort").addEventListener("change", (event) => sortBy(event.target.value, true));

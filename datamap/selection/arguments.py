@@ -20,6 +20,7 @@ from datamap.selection.selectors import parse_members
 from datamap.selection.text_metrics import MATTR_WINDOW
 from datamap.tasks.base import Task
 from datamap.tasks.registry import TASKS, add_task_flags
+from datamap.thoughts.chat_client import server_address
 
 DEFAULT_DATASET, DEFAULT_TASK = "stanfordnlp/sst2", "classification"
 DEFAULT_ENCODER, DEFAULT_CAUSAL_LM = "answerdotai/ModernBERT-base", "Qwen/Qwen3-1.7B-Base"
@@ -121,6 +122,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
             more = " (--model names the encoder)" if flag == "model_path" and "embeddings" in args.features else ""
             parser.error(f"--{flag} does nothing with --selector {args.selector}{more}")
     _check_idle(parser, args, read)
+    if args.base_url:
+        server_address(args.base_url)
     # What is read records the dataset, and what task it is for.
     sources = {flag: getattr(args, flag) for flag in SOURCES if flag in read}
     args.sources = {flag: path for flag, path in sources.items() if path}

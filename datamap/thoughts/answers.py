@@ -17,7 +17,7 @@ from datamap.core.files import appended_records, read_jsonl, read_rows, write_js
 from datamap.thoughts.data import id_text
 from datamap.thoughts.prompts import PAIR, PROMPT_FILE, PROMPTS, TUNED, load_prompt, model_prompt
 from datamap.thoughts.reader import parse_thought
-from datamap.thoughts.records import line_of, locked, prompt_key
+from datamap.thoughts.records import append, line_of, locked, prompt_key
 from datamap.training.models import TOKENIZER_FILES, check_whole_model
 
 if TYPE_CHECKING:
@@ -150,14 +150,14 @@ def answer_missing(
 
     records: dict[str, dict[str, Any]] = {}
     ids = list(pairs)
-    with path.open("ab") as file, tqdm(total=len(ids), desc="answering", unit="pair", disable=None) as bar:
+    bar = tqdm(total=len(ids), desc="answering", unit="pair", disable=None)
+    with path.open("ab", buffering=0) as file, bar:
         for places, answers in by.answer([prompts[name] for name in ids]):
             batch = {}
             for name, answer in zip((ids[place] for place in places), answers, strict=True):
                 how = {"new_tokens": answer.num_tokens, "finished": answer.finished, **made[name]}
                 batch[name] = judged(pairs[name], answer.text, prompts[name], how)
-            file.write(b"".join(map(line_of, batch.values())))
-            file.flush()  # from here on the batch outlives this process
+            append(file, b"".join(map(line_of, batch.values())))  # from here on the batch outlives this process
             bar.update(len(batch))
             records |= batch
     return records

@@ -108,7 +108,12 @@ def check_whole_adapter(adapter: str, name: str | None = None) -> None:
 def base_of_adapter(adapter: str) -> str | None:
     """The base model that an adapter directory names; None where it names none, or is on the Hub."""
     file = Path(adapter) / ADAPTER_CONFIG
-    return read_json(file).get("base_model_name_or_path") if file.is_file() else None
+    if not file.is_file():
+        return None
+    config = read_json(file)
+    if not isinstance(config, dict):
+        raise UserError(f"{file} holds {config!r:.40}; expected the JSON object that PEFT writes there")
+    return config.get("base_model_name_or_path")
 
 
 def _keep_weights_trainable(model: PreTrainedModel) -> None:
@@ -147,7 +152,7 @@ def _with_adapter(model: PreTrainedModel, adapter: str, name: str, trainable: bo
             warnings.filterwarnings("ignore", "Found missing adapter keys")  # refused below
             adapted = PeftModel.from_pretrained(model, adapter, **settings)
         found = adapted.load_adapter(adapter, "default", **settings)  # once more: this one tells what did not match
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, SafetensorError) as error:
         raise UserError(f"cannot put adapter {adapter!r} on {name!r} ({first_line(error):.200}); give the base model "
                         "that it was trained on") from error
     # Where either has layers that the other has not, the library leaves them out, and half an adapter answers.

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from datamap.core.artifacts import recorded_dataset, stage
-from datamap.core.errors import name_a_few
+from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_json, write_json
 from datamap.core.tables import console_table
-from datamap.thoughts.chat_client import TOKENS, Answers, Question, ask_all, cost_of, total
+from datamap.thoughts.chat_client import Answers, Question, ask_all, total
+from datamap.thoughts.chat_pace import TOKENS, cost_of
 from datamap.thoughts.data import TRUE_LABEL, is_right, load_pairs, read_reflections, read_thoughts
 from datamap.thoughts.prompts import PAIR, PROMPTS, fill_tagged, load_prompt
 from datamap.thoughts.reader import (
@@ -223,6 +224,9 @@ def record_usage(args: argparse.Namespace, kind: str, answers: Answers) -> None:
     """What the answers cost, to usage.json and the console; what was asked for earlier is counted with it."""
     file = Path(args.output_dir) / USAGE
     usage = read_json(file) if file.exists() else {}
+    if not isinstance(usage, dict):
+        raise UserError(f"{file} holds {usage!r:.40}; expected an object by kind of answers: delete it, the records "
+                        "hold the same")
     records = answers.records.values()
     used: dict[str, Any] = {"model": args.model, **answers.usage, "cost": None, "by_outcome": {}}
     known = all(record[name] is not None for record in records for name in TOKENS if record["requests"])

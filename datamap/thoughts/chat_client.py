@@ -1,8 +1,8 @@
 """Questions to an OpenAI-compatible chat server: every answer is recorded as it comes, and none is asked for twice.
 
-The openai client sends, waits and asks again (429, 408, 409, from 500 on, and where the connection fails), also as
-long as a server's Retry-After says, up to two minutes. What it does not do stands here: records, budgets and the rate
-over all requests.
+The openai client sends, waits and asks again (408, 409, from 500 on, and where the connection fails), also as long as
+a server's Retry-After says, up to two minutes. What it does not do stands here: records, what a refusal means
+(chat_errors.py), and budgets and the rate over all requests (chat_pace.py).
 """
 
 from __future__ import annotations
@@ -14,35 +14,43 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from datamap.core.artifacts import check_writable
-from datamap.core.errors import UserError, repeated
-from datamap.thoughts.records import line_of, locked, prompt_key, read_records, rewrite
+from datamap.core.errors import UserError, first_line, repeated
+from datamap.thoughts.chat_errors import (
+    INSTEAD,
+    is_no_credit,
+    is_of_the_question,
+    may_be_of_the_question,
+    parameter_not_taken,
+    wait_said,
+)
+from datamap.thoughts.chat_pace import ATTEMPT, STATUS_SECONDS, TOKENS, Budget, BudgetUsedUp, Stopped
+from datamap.thoughts.records import append, line_of, locked, prompt_key, read_records, rewrite
 
 if TYPE_CHECKING:
     import openai
 
 DEFAULT_URL = "https://api.openai.com/v1"
 KEY_VARIABLE = "OPENAI_API_KEY"
-ADDRESS = re.compile(r"https?://(\[[^]/]+\]|[^/:\s]+)(:[1-9]\d*)?(/\S*)?")
+ADDRESS = re.compile(r"https?://(\[[^]/]+\]|[^/:\s]+)(?P<port>:[1-9]\d*)?(/\S*)?")
 NO_KEY = "none"  # sent where there is no key: the library insists on one, a local server does not look at it
 SECRET_LENGTH = 8  # characters from which on a key is a secret, not a stand-in such as "none" that texts may hold
 
-TOKENS = ("prompt_tokens", "completion_tokens")
-STATUS_SECONDS = 30.0  # between two status lines where there is no bar
 FIRST_ANSWERS = 5  # of a call, which ``verify`` looks at
 TEXT_PARTS = ("text", "output_text")  # of an answer in parts
-# What servers call a refusal that lies in this one question: too long for the model, or its contents.
-OF_THE_QUESTION = ("context_length_exceeded", "exceed_context_size_error", "content_filter")
-TOO_LONG = "maximum context length"  # vLLM has no name for it
+AGAIN = 0.7  # temperature at which an unreadable answer is asked for again: at 0 it would only be given once more
+IN_A_ROW = 20  # questions refused without an answer in between: then it is not the questions
 NO_COMPLETION = 599  # the status of a success that holds no completion, for the client to ask again
-ATTEMPT = "x-stainless-retry-count"  # header of the client: how often it has asked before
+# What decides about connections beside --base_url.
+ENVIRONMENT = ("ALL_PROXY", "HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY", "SSL_CERT_FILE", "SSL_CERT_DIR")
+HEADERS = ("OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_CUSTOM_HEADERS")
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
@@ -90,20 +98,23 @@ def ask_all(
     path: JSON Lines, one record per answered question, known again by its id and by model, parameters and messages. A
     run may be stopped or killed at any moment and loses no more than the answers on their way.
     check: makes of a question's answer what is wanted, or raises ValueError; then the question is asked again up to
-    ``max_retries`` times. Without success it is recorded as a failure and left alone unless ``retry_failures``.
-    parameters: of the request, such as temperature. base_url: None for the library's default.
+    ``max_retries`` times, at a temperature of AGAIN where it was 0. Without success it is recorded as a failure and
+    left alone unless ``retry_failures``. So is a question that the server refuses, while it answers others.
+    parameters: of the request, such as temperature. What a model does not take is left out or sent by its other name,
+    with a warning; a record tells where it was asked with others (``changed_parameters``; None: left out). base_url:
+    None for the library's default.
     keep_parsed: a record holds the mapping that ``check`` made of an answer, beside the raw text.
     failures_path: a file of their own for the failures, so that ``path`` holds usable answers only; what is asked for
     again is taken off it first. verify: says what is wrong with one of the first answers where that ends the run.
     requests_per_minute, max_requests: bounds on what this call sends, retries included; None for no bound.
     max_cost: bound on what its answers cost, in the currency of ``prices`` for a million prompt and a million
     completion tokens; before the first answer is there nobody knows what one costs, so the first ``workers`` requests
-    may go beyond it. max_retries: also how often a request is repeated that got no answer. timeout: seconds without a
-    sign of the server.
+    may go beyond it. max_retries: also how often a request is repeated that got no answer; not for the rate, where
+    all requests wait as long as the server says. timeout: seconds without a sign of the server.
 
     Raises UserError for what a user can mend: a refused key, an unknown model, a server that cannot be reached, a
-    used up budget. All that was answered by then is recorded, and the same call goes on from there. A question that
-    gets no answer while others do is recorded as a failure.
+    used up budget, a full disk. All that was answered by then is recorded, and the same call goes on from there. A
+    question that gets no answer while others do is recorded as a failure.
     """
     path, parameters = Path(path), dict(parameters or {})
     failures_path = path if failures_path is None else Path(failures_path)
@@ -112,7 +123,6 @@ def ask_all(
         raise ValueError(f"id {twice[0]!r} occurs twice")
     for each in (path, failures_path):
         check_writable(each.parent)
-        each.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as locks:
         for each in sorted({path, failures_path}):
             locks.enter_context(locked(each))
@@ -129,7 +139,8 @@ def ask_all(
             budget = Budget(requests_per_minute, max_requests, prices, max_cost, max_retries)
             client, key = connect(base_url, key_variable, timeout, budget)
             asker = _Asker(client, key, budget, model, parameters, check, keep_parsed, verify, key_variable)
-            new = _run(_ask_missing(missing, keys, path, failures_path, asker, workers, len(questions)))
+            known = any(record["text"] is not None for record in records.values())
+            new = _run(_ask_missing(missing, keys, path, failures_path, asker, workers, len(questions), known))
             records |= new
             outcomes |= {question.id: _outcome(new[question.id], question, check) for question in missing}
     usage = {name: total(records.values(), name) for name in ("requests", *TOKENS)}
@@ -155,11 +166,6 @@ def _run(coroutine: Coroutine[Any, Any, T]) -> T:
         return asyncio.run(coroutine)
     with ThreadPoolExecutor(1) as pool:
         return pool.submit(asyncio.run, coroutine).result()
-
-
-def cost_of(tokens: Mapping[str, int | None], prices: tuple[float, float]) -> float:
-    """What ``prompt_tokens`` and ``completion_tokens`` cost at prices per million; an unknown number costs nothing."""
-    return sum((tokens.get(name) or 0) * price for name, price in zip(TOKENS, prices, strict=True)) / 1e6
 
 
 # --- records -----------------------------------------------------------------------------------------------------
@@ -210,82 +216,21 @@ def total(records: Iterable[Mapping[str, Any]], name: str) -> int | None:
     return sum(known) if known else None
 
 
-# --- budgets and the rate ----------------------------------------------------------------------------------------
-
-
-class Stopped(BaseException):
-    """The run has ended elsewhere; nothing is wrong with this question.
-
-    Like the one below no Exception, which older clients take for a failed connection, and ask again.
-    """
-
-
-class BudgetUsedUp(BaseException):
-    """The message says which budget."""
-
-
-@dataclass
-class Budget:
-    """Every request passes here before it is sent, and is counted, the client's retries too: rate, budgets, the end.
-
-    prices: of a million prompt tokens and of a million completion tokens, in the currency of ``max_cost``.
-    """
-
-    requests_per_minute: float | None
-    max_requests: int | None
-    prices: tuple[float, float] | None
-    max_cost: float | None
-    max_retries: int
-    over: asyncio.Event = field(default_factory=asyncio.Event)  # nothing is sent any more
-    sent: int = 0
-    spent: float = 0.0  # what the answers cost that came back
-    _under_way: int = 0
-    _dearest: float = 0.0
-    _turn: float = 0.0
-    _in_trouble: bool = False
-
-    async def enter(self, request: Any) -> None:
-        """Of the HTTP client before every request: wait for its turn, or raise Stopped or BudgetUsedUp."""
-        if self.over.is_set():
-            raise Stopped
-        if self.max_requests is not None and self.sent >= self.max_requests:
-            raise BudgetUsedUp(f"--max_requests: the {self.max_requests:,} requests are used up")
-        if request.headers.get(ATTEMPT) == "2" and not self._in_trouble:
-            self._in_trouble = True
-            logger.warning(f"{request.url.host} gives no answer; it is asked again, up to {self.max_retries} times")
-        self.sent += 1
-        turn = max(time.monotonic(), self._turn)
-        self._turn = turn + (60 / self.requests_per_minute if self.requests_per_minute else 0)
-        if (delay := turn - time.monotonic()) > 0:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self.over.wait(), delay)
-                self.sent -= 1
-                raise Stopped
-
-    @contextmanager
-    def answer(self) -> Iterator[dict[str, int]]:
-        """Around asking for one answer, whose tokens are put into what is yielded; BudgetUsedUp where it may be too
-        dear: each one that is under way may come to cost as much as the dearest so far."""
-        if self.max_cost is not None and self.spent + (self._under_way + 1) * self._dearest > self.max_cost:
-            raise BudgetUsedUp(f"--max_cost: {self.spent:.4g} of {self.max_cost:g} are spent, and the next answers "
-                               "could cost more than the rest")
-        tokens: dict[str, int] = {}
-        self._under_way += 1
-        try:
-            yield tokens
-        finally:
-            price = cost_of(tokens, self.prices or (0, 0))
-            self._under_way -= 1
-            self.spent += price
-            self._dearest = max(self._dearest, price)
-
-
 # --- asking ------------------------------------------------------------------------------------------------------
+
+
+class _InDoubt(NamedTuple):
+    """A question that was refused at a time (monotonic): its record if the server answers others, else the error."""
+
+    refused: float
+    question: Question
+    record: dict[str, Any]
+    error: UserError
 
 
 async def _ask_missing(
     questions: Sequence[Question], keys: Mapping[str, str], path: Path, failures_path: Path, asker: _Asker,
-    workers: int, total: int,
+    workers: int, total: int, answered_before: bool,
 ) -> dict[str, dict[str, Any]]:
     """Ask ``workers`` questions at a time and append every record to its file at once; the records by id.
 
@@ -297,16 +242,14 @@ async def _ask_missing(
     budget, pending = asker.budget, iter(questions)
     new: dict[str, dict[str, Any]] = {}
     counts = {"failed": 0, "requests": 0, "tokens": 0}
-    reported, used_up = time.monotonic(), list[BudgetUsedUp]()
+    reported, used_up, in_doubt = time.monotonic(), list[BudgetUsedUp](), list[_InDoubt]()
 
     def keep(question: Question, record: dict[str, Any]) -> None:
         nonlocal reported
         # Redacted once more, for an answer may spell the key with escapes that are only read as such now.
         line = asker.redact(line_of(record).decode()).encode()
+        append(file if record["failure"] is None else failures_file, line)  # from here on it outlives this process
         new[question.id] = record = json.loads(line)
-        target = file if record["failure"] is None else failures_file
-        target.write(line)
-        target.flush()  # from here on the answer outlives this process
         counts["failed"] += record["failure"] is not None
         counts["requests"] = budget.sent
         counts["tokens"] += sum(record[name] or 0 for name in TOKENS)
@@ -321,14 +264,25 @@ async def _ask_missing(
     async def work() -> None:
         try:
             for question in pending:
-                keep(question, await asker.ask(question, keys[question.id]))
+                began = time.monotonic()
+                record, error = await asker.ask(question, keys[question.id])
+                if error is not None:
+                    in_doubt.append(_InDoubt(time.monotonic(), question, record, error))
+                    if len(in_doubt) >= IN_A_ROW:
+                        raise error
+                    continue
+                keep(question, record)
+                if record["text"] is not None:  # so it was the questions before it that were refused
+                    for each in [each for each in in_doubt if each.refused < began]:
+                        in_doubt.remove(each)
+                        keep(each.question, each.record)
         except Stopped:
             pass
         except BudgetUsedUp as error:  # others still have requests to send that were counted
             used_up.append(error)
 
     bar = tqdm(total=total, initial=total - len(questions), desc=f"asking {asker.model}", unit="answer", disable=None)
-    with bar, path.open("ab") as file, failures_path.open("ab") as failures_file:
+    with bar, path.open("ab", buffering=0) as file, failures_path.open("ab", buffering=0) as failures_file:
         async with asker.client:
             tasks = [asyncio.create_task(work()) for _ in range(min(workers, len(questions)))]
             try:
@@ -339,20 +293,32 @@ async def _ask_missing(
             finally:
                 budget.over.set()
                 await asyncio.wait(tasks)
-    ends = [error for task in tasks if (error := task.exception())] or used_up
+        ends: list[BaseException] = [error for task in tasks if (error := task.exception())]
+        if not ends and (asker.answered or answered_before):
+            for each in in_doubt:
+                keep(each.question, each.record)
+        ends = ends or ([] if asker.answered or answered_before else [each.error for each in in_doubt]) or [*used_up]
     if ends and not isinstance(ends[0], UserError | BudgetUsedUp):
         raise ends[0]
     if ends:
         missing = len(questions) - len(new)
         raise UserError(
             f"{ends[0]}; {total - missing:,} of {total:,} questions are answered and recorded in {path}, {missing:,} "
-            "are missing: the same command goes on from there" + ", with a new budget" * (ends is used_up)
+            "are missing: the same command goes on from there"
+            + ", with a new budget" * isinstance(ends[0], BudgetUsedUp)
         )
     return new
 
 
 class _Refused(Exception):
-    """The server will not answer this question, and does answer others."""
+    """The server will not answer this question, and does answer others.
+
+    otherwise: what it means where no other question is answered; None where the server leaves no doubt.
+    """
+
+    def __init__(self, reason: str, otherwise: UserError | None = None):
+        super().__init__(reason)
+        self.otherwise = otherwise
 
 
 @dataclass
@@ -370,19 +336,24 @@ class _Asker:
     key_variable: str
     answered: int = 0  # requests so far
 
+    def __post_init__(self) -> None:
+        self.taken = dict(self.parameters)  # as the model takes them
+
     def redact(self, text: str) -> str:
         return text.replace(self.key, "[key]") if len(self.key) >= SECRET_LENGTH else text
 
-    async def ask(self, question: Question, prompt: str) -> dict[str, Any]:
-        """The record of a question. prompt: its key."""
+    async def ask(self, question: Question, prompt: str) -> tuple[dict[str, Any], UserError | None]:
+        """The record of a question, and what is wrong if the server answers no other. prompt: its key."""
         cost: Counter[str] = Counter()
         parsed: Any = None
-        text, finish, failure = None, None, None
+        text, finish, failure, otherwise, sent = None, None, None, None, self.parameters
         try:
-            for _ in range(self.budget.max_retries + 1):
-                text, finish = await self._send(question, cost)
+            for turn in range(self.budget.max_retries + 1):
+                text, finish, sent = await self._send(question, cost, again=turn > 0)
                 if text is None:
                     failure = f"an answer without text ({finish})"
+                    if finish == "content_filter":  # it would not pass another time
+                        break
                     continue
                 # Half a surrogate pair can be sent in JSON, but not be written to a file.
                 text = self.redact(text.encode("utf-8", "replace").decode("utf-8"))
@@ -397,36 +368,75 @@ class _Asker:
                     failure = None
                     break
         except _Refused as error:
-            text, finish, failure = None, None, str(error)
+            text, finish, failure, otherwise = None, None, str(error), error.otherwise
         kept = parsed if self.keep_parsed and failure is None else {}
+        changed = {name: sent.get(name) for name in {**self.parameters, **sent}
+                   if sent.get(name) != self.parameters.get(name)}
         return {"id": question.id, **question.about, **kept, "prompt": prompt, "model": self.model, "text": text,
                 "failure": failure, "finish_reason": finish, "requests": cost["requests"],
-                **{name: cost.get(name) for name in TOKENS}}
+                **{name: cost.get(name) for name in TOKENS},
+                **({"changed_parameters": changed} if changed else {})}, otherwise
 
-    async def _send(self, question: Question, cost: Counter[str]) -> tuple[str | None, str | None]:
-        """Text and finish reason of the server's answer, whatever it says."""
+    async def _send(
+        self, question: Question, cost: Counter[str], again: bool
+    ) -> tuple[str | None, str | None, dict[str, Any]]:
+        """Text and finish reason of the server's answer, whatever it says, and the parameters it was asked with.
+
+        again: it has been answered before, in a way that is of no use.
+        """
         import openai
 
-        answered = self.answered
-        try:
-            with self.budget.answer() as tokens:
-                reply = await self.client.chat.completions.with_raw_response.create(
-                    model=self.model, messages=list(question.messages), extra_body=self.parameters  # type: ignore
-                )
-                text, finish, used = contents(reply.http_response.json())
-                tokens |= used
-            if self.budget.max_cost is not None and len(tokens) < len(TOKENS):
-                raise UserError(f"{self.client.base_url} does not say how many tokens an answer took, so --max_cost "
-                                "cannot be kept; leave it out, or set --max_requests")
-            cost.update(tokens, requests=reply.retries_taken + 1)
-            self.answered += 1
-            return text, finish
-        except openai.APIError as error:
-            caught = error
-        # Out of that block: no traceback of ours shall go on with an error that may hold the key.
-        attempts = int(caught.request.headers.get(ATTEMPT, 0)) + 1
-        cost.update(requests=attempts)
-        raise self._meaning(caught, question, attempts, self.answered > answered)
+        while True:
+            answered, sent = self.answered, dict(self.taken)
+            if again and sent.get("temperature") == 0:
+                sent["temperature"] = AGAIN
+            try:
+                with self.budget.answer() as tokens:
+                    reply = await self.client.chat.completions.with_raw_response.create(
+                        model=self.model, messages=list(question.messages), extra_body=sent  # type: ignore
+                    )
+                    text, finish, used = contents(reply.http_response.json())
+                    tokens |= used
+                if self.budget.max_cost is not None and len(tokens) < len(TOKENS):
+                    raise UserError(f"{self.client.base_url} does not say how many tokens an answer took, so "
+                                    "--max_cost cannot be kept; leave it out, or set --max_requests")
+                cost.update(tokens, requests=reply.retries_taken + 1)
+                self.answered += 1
+                self.budget.answered()
+                return text, finish, sent
+            except openai.APIError as error:
+                caught = error
+            # Out of that block: no traceback of ours shall go on with an error that may hold the key.
+            attempts = int(caught.request.headers.get(ATTEMPT, 0)) + 1
+            cost.update(requests=attempts)
+            if isinstance(caught, openai.APIStatusError) and (self._leave_out(caught, sent) or self._pause(caught)):
+                continue
+            raise self._meaning(caught, question, attempts, self.answered > answered)
+
+    def _leave_out(self, error: openai.APIStatusError, sent: Mapping[str, Any]) -> bool:
+        """Whether the model refuses a parameter that it need not be sent; from now on it is not."""
+        name = parameter_not_taken(error, sent)
+        if name in self.taken:  # else the refusal of another request has said so before
+            value, instead = self.taken.pop(name), INSTEAD[name]
+            if instead:
+                self.taken[instead] = value
+            done = f"{instead} is sent in its place" if instead else f"it is left out ({value} was asked for)"
+            logger.warning(f"{self.model} does not take {name}; {done}")
+        return name is not None
+
+    def _pause(self, error: openai.APIStatusError) -> bool:
+        """Whether this is the rate alone, which passes: then all requests wait."""
+        if error.status_code != 429 or is_no_credit(error) or is_of_the_question(error):
+            return False
+        said = wait_said(error.response.headers)
+        self.budget.pause(error.request, said and (said[0], self._line(said[1])), self._said(error))
+        return True
+
+    def _said(self, error: openai.APIStatusError) -> str:
+        if error.status_code == NO_COMPLETION:
+            return self._line("no chat completion:", error.response.text)
+        said = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
+        return self._line(error.message, "" if said else error.body)
 
     def _meaning(
         self, error: openai.APIError, question: Question, attempts: int, others: bool
@@ -437,15 +447,12 @@ class _Asker:
 
         url, trouble = self.client.base_url, self._line(error, error.__cause__)
         if isinstance(error, openai.APIStatusError):
-            status = error.status_code
-            if status == NO_COMPLETION:
-                trouble = self._line("no chat completion:", error.response.text)
-            else:
-                said = isinstance(error.body, Mapping) and isinstance(error.body.get("message"), str)
-                trouble = self._line(error.message, "" if said else error.body)
-            if error.code == "insufficient_quota":
+            status, trouble = error.status_code, self._said(error)
+            if is_no_credit(error):
                 return UserError(f"{url} says that the account has no credit left ({trouble}); top it up")
-            if status not in (408, 409, 429) and status < 500:
+            if status != 401 and is_of_the_question(error):
+                return _Refused(trouble)
+            if status not in (408, 409) and status < 500:
                 return self._refusal(error, trouble, question)
             if attempts <= self.budget.max_retries:
                 wait = self._line(error.response.headers.get("retry-after", "not to be asked again"))
@@ -460,14 +467,12 @@ class _Asker:
 
     def _refusal(self, error: openai.APIStatusError, trouble: str, question: Question) -> UserError | _Refused:
         """Of an error that no waiting mends."""
-        status = error.status_code
-        if error.code in OF_THE_QUESTION or error.type in OF_THE_QUESTION or TOO_LONG in trouble:
-            return _Refused(trouble)
+        status, doubtful = error.status_code, may_be_of_the_question(error)
         if status in (401, 403):
             mend = (f"refuses the key ({trouble}); expected one that is valid there in the environment variable "
                     f"{self.key_variable}, which is {'' if self.key else 'not '}set")
         elif "response_format" in self.parameters and ("response_format" in trouble or "json_schema" in trouble):
-            mend = f"refuses the --response_format ({trouble}); try json_object or none"
+            mend, doubtful = f"refuses the --response_format ({trouble}); try json_object or none", False
         elif status == 404:
             mend = (f"knows nothing of the kind ({trouble}); expected a model that it serves (found {self.model!r}), "
                     "and a --base_url that ends before chat/completions, most often in /v1")
@@ -476,22 +481,30 @@ class _Asker:
             mend = f"sends elsewhere ({status} to {target}); name the place itself as --base_url"
         else:
             mend = (f"refuses the request for {question.id!r} ({trouble}); expected one that it takes: see to the "
-                    f"model {self.model!r}, the parameters {json.dumps(self.parameters)} and that example")
-        return UserError(f"{self.client.base_url} {mend}")
+                    f"model {self.model!r}, the parameters {json.dumps(self.taken)} and that example")
+        refused = UserError(f"{self.client.base_url} {mend}")
+        return _Refused(trouble, refused) if doubtful else refused
 
     def _line(self, *parts: Any) -> str:
         """What a server or the library says, in one line without the key."""
         return f"{' '.join(self.redact(' '.join(str(part) for part in parts if part)).split()):.300}"
 
 
-async def _mark_no_completion(response: Any) -> None:
-    """Of the HTTP client after every response: to the openai client any success is an answer."""
+async def _before_the_client(response: Any) -> None:
+    """Of the HTTP client after every response. To the openai client any success is an answer; some are none, and some
+    servers put an error into one. And it would let each request wait for itself where the rate is limited."""
     if response.is_success:
         await response.aread()
+        completion: Any = None
         try:
-            contents(response.json())
+            completion = response.json()
+            contents(completion)
         except ValueError:
-            response.status_code = NO_COMPLETION
+            error = completion.get("error") if isinstance(completion, dict) else None
+            code = error.get("code") if isinstance(error, dict) else None
+            response.status_code = code if isinstance(code, int) and 400 <= code < 600 else NO_COMPLETION
+    if response.status_code == 429:
+        response.headers["x-should-retry"] = "false"
 
 
 def contents(completion: Any) -> tuple[str | None, str | None, dict[str, int]]:
@@ -511,14 +524,21 @@ def contents(completion: Any) -> tuple[str | None, str | None, dict[str, int]]:
     return text, finish, counts
 
 
-def connect(base_url: str | None, key_variable: str, timeout: float, budget: Budget) -> tuple[openai.AsyncOpenAI, str]:
-    """A client of the server whose requests pass the budget, and the key, "" where there is none."""
+def server_address(base_url: str | None) -> str:
+    """Where to ask; UserError for what is no address, before anything is written."""
     url = base_url or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
     if "@" in url or "?" in url:  # a user, a password: it would be told in messages and files
         raise UserError("--base_url holds a user, a password or a query; expected the address alone: the key belongs "
                         "into an environment variable")
-    if not ADDRESS.fullmatch(url):
+    found = ADDRESS.fullmatch(url)
+    if not found or int((found["port"] or ":0")[1:]) > 65535:
         raise UserError(f"--base_url {url}: expected the address of a server, such as http://localhost:8000/v1")
+    return url
+
+
+def connect(base_url: str | None, key_variable: str, timeout: float, budget: Budget) -> tuple[openai.AsyncOpenAI, str]:
+    """A client of the server whose requests pass the budget, and the key, "" where there is none."""
+    url = server_address(base_url)
     key = os.environ.get(key_variable, "").strip()
     if not key and (key_variable != KEY_VARIABLE or url == DEFAULT_URL):
         raise UserError(
@@ -529,10 +549,17 @@ def connect(base_url: str | None, key_variable: str, timeout: float, budget: Bud
         raise UserError(f"the environment variable {key_variable} holds characters that no key has; set it anew")
     import openai
 
-    hooks: Any = {"request": [budget.enter], "response": [_mark_no_completion]}
-    # No redirects: they would go uncounted, and take the key along.
-    http = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=timeout, event_hooks=hooks)
-    client = openai.AsyncOpenAI(
-        api_key=key or NO_KEY, base_url=url, max_retries=budget.max_retries, timeout=timeout, http_client=http
-    )
+    hooks: Any = {"request": [budget.enter], "response": [_before_the_client]}
+    try:
+        # No redirects: they would go uncounted, and take the key along.
+        http = openai.DefaultAsyncHttpxClient(follow_redirects=False, timeout=timeout, event_hooks=hooks)
+        client = openai.AsyncOpenAI(
+            api_key=key or NO_KEY, base_url=url, max_retries=budget.max_retries, timeout=timeout, http_client=http
+        )
+    except Exception as error:  # of several libraries; nothing of ours is done here
+        given = [name for name in os.environ if name.upper() in ENVIRONMENT]
+        by = f", or {', '.join(given)} in the environment, which may hold a proxy or certificates" if given else ""
+        raise UserError(f"no connection to {url} can be set up ({first_line(error)}); mend --base_url{by}") from error
+    if wrong := [name for name in HEADERS if not os.environ.get(name, "").isascii()]:
+        raise UserError(f"the environment variable {wrong[0]} holds characters that cannot be sent; set it anew")
     return client, key

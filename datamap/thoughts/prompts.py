@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 import string
 from collections.abc import Mapping, Sequence
+from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ TUNED = PROMPTS / "sft.txt"  # what a fine-tuned model is asked: its training ha
 PAIR = ("premise", "hypothesis")
 PROMPT_FILE = "prompt.txt"  # beside an adapter: what it was trained on
 INSTRUCTION = ("[INST]", "[/INST]")  # around the question to a model without a chat template
+TODAY = date(2024, 7, 26)  # in chat templates: that of Llama 3.1's own where there is no clock
+NOW = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
 
 
 def load_prompt(path: str | Path, placeholders: Sequence[str]) -> string.Template:
@@ -55,6 +59,17 @@ def neutral(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     return text
 
 
+def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **settings: Any) -> str:
+    """Messages as the tokenizer's chat template wants them, on whatever day: the date that some templates tell is a
+    fixed one, else the same pair would be another question tomorrow, and none that the model was trained on."""
+
+    def fixed(call: re.Match[str]) -> str:
+        return json.dumps(TODAY.strftime(call["format"]))
+
+    template = NOW.sub(fixed, str(tokenizer.get_chat_template()))
+    return str(tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, **settings))
+
+
 def model_prompt(tokenizer: PreTrainedTokenizerBase, template: string.Template, premise: str, hypothesis: str) -> str:
     """What a fine-tuned model reads of a pair, to be tokenized as plain text; the answer begins behind it.
 
@@ -64,8 +79,7 @@ def model_prompt(tokenizer: PreTrainedTokenizerBase, template: string.Template, 
     body = template.substitute(premise=neutral(premise, tokenizer), hypothesis=neutral(hypothesis, tokenizer)).strip()
     if tokenizer.chat_template is None:
         return f"{INSTRUCTION[0]} {body} {INSTRUCTION[1]}"
-    question = [{"role": "user", "content": body}]
-    text = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True))
+    text = chat_text(tokenizer, [{"role": "user", "content": body}], add_generation_prompt=True)
     bos = tokenizer.bos_token
     if bos and text.startswith(bos) and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id:
         text = text.removeprefix(bos)

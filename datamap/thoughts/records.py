@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
+from datamap.core.errors import UserError
 from datamap.core.files import appended_records, atomic
 from datamap.core.locks import lock
 
@@ -48,6 +51,20 @@ def rewrite(path: Path, change: Callable[[dict[str, Any]], dict[str, Any] | None
             lines.append(line if changed is record else line_of(changed))
     with atomic(path) as temporary:
         temporary.write_bytes(b"".join(lines))
+
+
+def append(file: FileIO, lines: bytes) -> None:
+    """Add whole lines to a file opened with ``buffering=0``; where there is no room for them it is left as it was, and
+    UserError says so."""
+    size, rest = os.fstat(file.fileno()).st_size, memoryview(lines)
+    try:
+        while rest:
+            rest = rest[file.write(rest) or 0 :]
+    except OSError as error:
+        with suppress(OSError):  # of no regular file; half a line is also taken off when the file is read
+            os.truncate(file.fileno(), size)
+        raise UserError(f"cannot write to {file.name} ({error.strerror}), where all that stands is whole: make room "
+                        "there, and give the same command again") from error
 
 
 def line_of(record: Mapping[str, Any]) -> bytes:

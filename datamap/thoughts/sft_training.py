@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import math
 import os
 import string
 import sys
@@ -16,9 +17,10 @@ from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from datamap.core.errors import UserError, first_line
+from datamap.core.files import nulls_for_nan
 from datamap.thoughts.generation import generate
 from datamap.thoughts.metrics import pair_metrics
-from datamap.thoughts.prompts import model_prompt, neutral
+from datamap.thoughts.prompts import chat_text, model_prompt, neutral
 from datamap.thoughts.reader import completion_text, parse_thought
 from datamap.training.callbacks import Manifests, tell_in_lines
 from datamap.training.library_flags import SFT_CONFIG, given_training_flags, library_arguments
@@ -48,9 +50,8 @@ def completion_start(tokenizer: PreTrainedTokenizerBase) -> str:
     if tokenizer.chat_template is None:
         return " "  # [INST] ... [/INST] {"thought_process": ...
     question, answer = [{"role": "user", "content": "question"}], "answer-of-the-model"
-    prompt = str(tokenizer.apply_chat_template(question, tokenize=False, add_generation_prompt=True)).rstrip(" ")
-    whole = [*question, {"role": "assistant", "content": answer}]
-    before = str(tokenizer.apply_chat_template(whole, tokenize=False)).partition(answer)[0]
+    prompt = chat_text(tokenizer, question, add_generation_prompt=True).rstrip(" ")
+    before = chat_text(tokenizer, [*question, {"role": "assistant", "content": answer}]).partition(answer)[0]
     between = before.removeprefix(prompt)
     return " " if between != before and between.startswith(" ") and not between.strip() else ""
 
@@ -345,8 +346,11 @@ def train(
         evaluated = dict(last[-1]) if last else trainer.evaluate()
     if answers is not None:
         answers.measure()
+    if not math.isfinite(evaluated.get("eval_loss", 0)):
+        logger.warning(f"the loss on the held-out rows is {evaluated['eval_loss']}, no number, and recorded as "
+                       "missing; the weights are finite, a lower --learning_rate may help")
     trained, everything = model.get_nb_trainable_parameters()
-    return {
+    return nulls_for_nan({
         **{name: value for name, value in result.metrics.items() if name not in ("train_loss", "total_flos")},
         "train_loss": mean_loss(trainer.state.log_history), "steps": trainer.state.global_step,
         **{name: evaluated[name] for name in ("eval_loss", "eval_mean_token_accuracy") if name in evaluated},
@@ -354,7 +358,7 @@ def train(
         "parameters": everything, "trainable_parameters": trained,
         "adapted_layers": adapted_layers(model), "peak_memory_gb": peak_memory(on_gpu),
         "num_tokens": trainer._total_train_tokens,
-    }
+    })
 
 
 def mean_loss(history: Sequence[Mapping[str, float]]) -> float | None:

@@ -212,7 +212,8 @@ def _loading(name: str, kind: str) -> Iterator[None]:
     library_logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, RuntimeError, ImportError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, LookupError, TypeError, AttributeError,
+            SafetensorError) as error:  # the last ones of files that hold a list where an object should be
         expected = "expected a directory with config.json, weights and tokenizer"
         if not Path(name).is_dir():
             expected = ("give a Hub name that can be had (network, login), a directory with config.json, weights and "

@@ -85,8 +85,8 @@ def test_reasons_of_labels(pairs):
     assert found[2] == ["it lies in no cluster"]
     assert found[3] == [
         "never learned in 5 epochs",
-        "a model trained without it says contradiction (probability 0.95, of neutral 0.03)",
-        "in none of 5 epochs did it give its label",
+        "a model trained without it says contradiction with probability 0.95, neutral with 0.03",
+        "a model trained without it gave its label in none of 5 epochs",
         "the trained model says contradiction, though it was trained on this label",
     ]
     assert found[4] == ["right in 2 of 5 epochs only", "learned and forgotten 2 times"]

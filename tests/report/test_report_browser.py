@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from browser import CHROMIUM, Browser
+from browser import CHROMIUM, Hands
 from conftest import qa_rows, write_rows
 from made_report import by_confidence, make_page
 
@@ -29,7 +29,7 @@ PAINTED = "MAPS[0].busy.then(() => document.querySelector('#map-data').data[0].s
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    found = Browser(tmp_path_factory.mktemp("profile"))
+    found = Hands(tmp_path_factory.mktemp("profile"))
     yield found
     found.close()
 
@@ -154,7 +154,7 @@ def test_colours_follow_the_column(opened):
     for key in ("suspicion", "cluster", "question_type", "rule3_low_q_similarity", "data source"):
         opened.run(f"byId('colour').value = {json.dumps(key)}; byId('colour').dispatchEvent(new Event('change'))")
         assert opened.run("page.colour") == key
-    assert opened.texts("#legend button") == ["story 20", "tale 20"]
+    assert opened.texts("#legend button") == ["story (20)", "tale (20)"]
 
 
 def test_a_review_by_keyboard_is_kept_downloaded_and_read(opened, questions, tmp_path):

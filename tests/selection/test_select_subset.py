@@ -673,6 +673,17 @@ def test_a_judge_with_a_budget_goes_on(home, choose, tmp_path, capsys):
         assert len(server.requests) == N
 
 
+@pytest.mark.parametrize(
+    ("url", "proxy", "words"),
+    [("localhost:1", "", "expected the address of a server"), ("http://localhost:1", "socks9://x", "ALL_PROXY")],
+)
+def test_a_server_that_cannot_be_leaves_nothing(home, refuse, monkeypatch, url, proxy, words):
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    before = set(home.place.rglob("*"))
+    assert words in refuse(*judge_flags(url), "--k", 3)
+    assert set(home.place.rglob("*")) == before
+
+
 def test_without_a_verdict_none_is_chosen(home, choose, tmp_path):
     with chat_server(lambda request: opinion(request).replace("false", "null", 1)) as server:
         with pytest.raises(SystemExit):

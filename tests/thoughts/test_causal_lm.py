@@ -1,6 +1,8 @@
 """Tokenizers and models to fine-tune: padding that is not EOS, 4 bit, adapters, and what is refused."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from tiny_mistral import save_model, toy_tokenizer
 
 from datamap.core.errors import UserError
 from datamap.thoughts import causal_lm
-from datamap.thoughts.causal_lm import load_causal_lm, load_tokenizer
+from datamap.thoughts.causal_lm import check_whole_adapter, load_causal_lm, load_tokenizer
 
 TEXT = '[INST] The kite is red. [/INST] {"thought_process": "step 1", "predicted_label": 1}'
 
@@ -154,6 +156,23 @@ def test_what_is_refused_in_one_line(model_dir, adapter_dir, tmp_path, monkeypat
     config = json.loads((wide / "config.json").read_text())
     (wide / "config.json").write_text(json.dumps({**config, "hidden_size": 32}))
     assert "cannot load" in refusal(lambda: load_causal_lm(str(wide), tokenizer, no_cuda=True))
+
+
+@pytest.mark.parametrize("file", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", ["[1]", "[]", '"a"', "3"])
+def test_a_file_of_a_model_that_holds_no_object_is_refused(model_dir, tmp_path, file, content):
+    copy = Path(shutil.copytree(model_dir, tmp_path / "model"))
+    (copy / file).write_text(content)
+    with pytest.raises(UserError, match="cannot load .* from .*/model' .*expected a directory") as refused:
+        load_causal_lm(str(copy), load_tokenizer(str(copy)))
+    assert "\n" not in str(refused.value)
+
+
+def test_an_adapter_config_that_holds_a_list_is_refused(model_dir, adapter_dir, tmp_path):
+    copy = Path(shutil.copytree(adapter_dir, tmp_path / "adapter"))
+    (copy / "adapter_config.json").write_text("[]")
+    with pytest.raises(UserError, match=r"adapter_config.json holds \[\]; expected the JSON object"):
+        check_whole_adapter(str(copy), str(model_dir))
 
 
 def test_an_unfinished_adapter_is_refused(model_dir, adapter_dir, tmp_path):

@@ -236,10 +236,16 @@ def test_a_review_learns_how_far_to_trust_the_judge(tmp_path, finished):
     assert chances["wrong"] > chances["right"] + 0.05
 
 
-def test_a_server_that_is_not_there_leaves_no_table(tmp_path, finished, refused):
-    flags = ["--judge_top", "3", "--judge_model", "m", "--base_url", "localhost:1"]
-    assert "expected the address of a server" in refused(analyze_dataset.main, *finished, *flags)
-    assert not (tmp_path / "suspects" / "suspects.csv").exists()
+@pytest.mark.parametrize(
+    ("url", "certificates", "words"),
+    [("localhost:1", "", "expected the address of a server"), ("http://localhost:1", "/nowhere", "SSL_CERT_FILE")],
+)
+def test_a_server_that_cannot_be_leaves_nothing(tmp_path, finished, refused, monkeypatch, url, certificates, words):
+    monkeypatch.setenv("SSL_CERT_FILE", certificates)
+    before = set(tmp_path.rglob("*"))
+    flags = ["--judge_top", "3", "--judge_model", "m", "--base_url", url]
+    assert words in refused(analyze_dataset.main, *finished, *flags)
+    assert set(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize(

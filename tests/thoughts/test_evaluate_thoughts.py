@@ -3,11 +3,13 @@
 import importlib.util
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -16,7 +18,9 @@ import tiny_mistral
 from conftest import REPOSITORY, write_rows
 from filelock import FileLock
 
+from datamap.thoughts import answers as answers_room
 from datamap.thoughts import generation
+from datamap.thoughts import records as records_room
 from datamap.thoughts.answers import Answerer
 from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import PROMPTS
@@ -157,6 +161,51 @@ def test_only_missing_pairs_are_answered_and_half_a_line_is_taken_off(model, pai
     assert (part / "submission.csv").read_bytes() == (whole / "submission.csv").read_bytes()
     answer(model=model, out=part, pairs=pairs, max_samples=3)  # fewer: the others stay, and are not scored
     assert len(asked) == 7 and len(records(part)) == 12 and metrics(part)["n"] == 3
+
+
+def test_an_evaluation_goes_on_the_next_day(model, pairs, tmp_path, monkeypatch):
+    """A chat template may tell today's date; the answers of yesterday are answers all the same."""
+    from transformers.utils import chat_template_utils
+
+    dated = Path(shutil.copytree(model, tmp_path / "dated"))
+    (dated / "chat_template.jinja").write_text(
+        "{{ strftime_now('%Y-%m-%d') }} {% for m in messages %}{{ m['content'] }}{% endfor %}")
+    today = ["2026-01-01"]
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls.fromisoformat(today[0])
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    out = answer(model=dated, out=tmp_path / "out", pairs=pairs, max_samples=2)
+    first = records(out)
+    today[0] = "2026-01-02"
+    answer(model=dated, out=out, pairs=pairs, max_samples=4)
+    assert len(records(out)) == 4 and records(out)[:2] == first
+    assert status(out) == "finished"
+
+
+def test_a_full_disk_says_what_is_whole_and_the_same_command_goes_on(model, pairs, tmp_path, monkeypatch, refused):
+    out, limit = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+    flags = {"model": model, "out": out, "pairs": pairs, "batch_size": 2}
+    whole = answer(**{**flags, "out": tmp_path / "whole"})
+    size = (whole / "predictions.jsonl").stat().st_size
+
+    def filled(file, lines):  # the run's other files are small, but not so small
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, limit[1]))
+        try:
+            records_room.append(file, lines)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+
+    monkeypatch.setattr(answers_room, "append", filled)
+    line = refused(main, "--model", model, "--dataset", pairs, "--max_new_tokens", 8, "--no_cuda", "--batch_size", 2,
+                   "--output_dir", out)
+    assert f"cannot write to {out / 'predictions.jsonl'} (File too large), where all that stands is whole" in line
+    assert 0 < len(records(out)) < 12 and (out / "predictions.jsonl").stat().st_size <= size // 2
+    monkeypatch.setattr(answers_room, "append", records_room.append)
+    assert sorted(records(answer(**flags)), key=str) == sorted(records(whole), key=str)
 
 
 @pytest.mark.parametrize("other", [{"max_new_tokens": 9}, {"temperature": 0.5}, {"prompt_file": "other.txt"},

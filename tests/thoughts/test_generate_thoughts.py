@@ -426,6 +426,8 @@ CLIENT = """
 import sys
 import openai._base_client
 openai._base_client.INITIAL_RETRY_DELAY = 0.05
+import datamap.thoughts.chat_pace
+datamap.thoughts.chat_pace.FIRST_PAUSE = 0.05
 import generate_thoughts
 generate_thoughts.main(sys.argv[1:])
 """
@@ -509,6 +511,8 @@ def test_a_thousand_pairs_with_faults_and_three_kills(tmp_path):
         (["--mode", "generate", "--dataset", "demo:nli", "--model", "m", "--max_cost", "1"], "--input_price"),
         (["--mode", "generate", "--dataset", "demo:nli", "--model", "m", "--input_price", "1"], "belong together"),
         (["--mode", "generate", "--dataset", "demo:stories", "--model", "m"], "--text_columns"),
+        (["--mode", "generate", "--dataset", "demo:nli", "--label_map", "entailment=1,neutral=0,contradiction=0",
+          "--model", "m", "--base_url", "localhost:8000/v1"], "--base_url localhost:8000/v1: expected the address"),
     ],
 )
 def test_a_mistake_gets_one_line_and_leaves_nothing(tmp_path, refused, argv, words):

@@ -3,6 +3,7 @@
 import json
 import re
 import string
+from datetime import datetime
 
 import pytest
 from hypothesis import example, given, settings
@@ -27,6 +28,14 @@ OURS = {
 }
 USER_TURN = "{% for m in messages %}{{ '[INST] ' + m['content'] + ' [/INST]' }}{% endfor %}"
 NO_BOS = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
+
+
+DATED = (
+    """{%- if not date_string is defined %}{%- if strftime_now is defined %}{%- set date_string = """
+    """strftime_now("%d %b %Y") %}{%- else %}{%- set date_string = "26 Jul 2024" %}{%- endif %}{%- endif %}"""
+    """{{ 'Today: ' + date_string + strftime_now( ' %H:%M' ) }}\n"""
+    """{% for m in messages %}{{ m['role'] + ': ' + m['content'] + ' ' }}{% endfor %}"""
+)
 
 
 # --- files -------------------------------------------------------------------------------------------------------
@@ -218,3 +227,20 @@ def test_a_special_token_of_a_chat_format_is_defused(tokenizers, tmp_path):
     text = "a<|im_end|>\n<|im_start|>assistant"
     assert len(set(tokenizer(text)["input_ids"]) & set(tokenizer.all_special_ids)) == 3
     assert neutral(text, tokenizer) == "a< |im_end|>\n< |im_start|>assistant"
+
+
+@pytest.mark.parametrize("year", [1999, 2031])
+def test_a_template_with_the_date_of_today_asks_the_same_every_day(tmp_path, monkeypatch, year):
+    from transformers.utils import chat_template_utils
+
+    class Clock(datetime):
+        @classmethod
+        def now(cls, tz=None):
+            return cls(year, 2, 3, 4, 5, tzinfo=tz)
+
+    monkeypatch.setattr(chat_template_utils, "datetime", Clock)
+    tokenizer = save_tokenizer(tmp_path)
+    tokenizer.chat_template = DATED
+    assert str(year) in tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+    asked = model_prompt(tokenizer, string.Template("$premise $hypothesis"), "Ada plays.", "Ada sings.")
+    assert asked == "Today: 26 Jul 2024 00:00\nuser: Ada plays. Ada sings."

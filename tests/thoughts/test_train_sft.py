@@ -113,6 +113,24 @@ def test_the_adapter_can_be_put_on_and_answers_as_it_did(whole_run, model_dir):
     assert [texts[place] for place in range(len(answers))] == [row["output"] for row in answers]
 
 
+def test_a_loss_that_is_no_number_does_not_cost_the_training(thoughts, model_dir, tmp_path, monkeypatch, caplog):
+    """Of the held-out rows, at the end: the adapter is whole, and the number missing."""
+    import torch
+
+    from datamap.thoughts.sft_training import ThoughtTrainer
+
+    monkeypatch.setattr(ThoughtTrainer, "prediction_step",
+                        lambda self, *_, **__: (torch.tensor(float("nan")), None, None))
+    out = tmp_path / "adapter"
+    train_sft.main(arguments(thoughts, model_dir, out, "--eval_fraction", "0.1", "--max_steps", "1"))
+    told = json.loads((out / "train_metrics.json").read_text())
+    assert told["eval_loss"] is None and told["train_loss"] > 0
+    assert json.loads((out / "run_meta.json").read_text())["status"] == "finished"
+    assert "| held-out loss | not measured |" in (out / "README.md").read_text()
+    assert [row["eval_loss"] for row in log_of(out)] == [""]
+    assert "the loss on the held-out rows is nan, no number, and recorded as missing" in caplog.text
+
+
 def test_the_rows_are_one_per_id_with_what_became_of_them(whole_run, thoughts):
     rows = jsonl(whole_run / "sft_data.jsonl")
     chains = {row["id"]: row for row in chain_rows(24, seed=2)}
