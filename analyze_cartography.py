@@ -20,12 +20,14 @@ from datamap.core.artifacts import check_not_read, check_same_dataset, recorded_
 from datamap.core.errors import command_line
 from datamap.core.files import write_csv, write_json
 from datamap.core.flags import ALLOW_CHANGED, Parser, positive_int
+from datamap.core.plots import add_plot_format, dataset_label, picture_files
+from datamap.core.tables import safe_to_open
 from datamap.tasks.registry import add_task_flags, task_of
 
 OWNS = (
-    "question_type_analysis.csv", "category_by_question_type.png", "label_analysis.csv", "category_by_label.png",
-    "*_samples.json", "metric_distributions.*", "metric_correlations.*", "cartography_metrics.*", "thresholds.json",
-    "cartography_map.png",
+    "question_type_analysis.csv", "label_analysis.csv", "*_samples.json", "metric_distributions.*",
+    "metric_correlations.*", "cartography_metrics.*", "thresholds.json",
+    *picture_files("category_by_question_type", "category_by_label", "cartography_map"),
 )
 ROWS_PRINTED = 12
 
@@ -47,6 +49,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is written")
     group.add_argument("--n_examples", type=positive_int, default=20, help="samples per category")
     group.add_argument("--output_dir", default="./cartography_analysis", help="where the files go")
+    add_plot_format(group)
     moved = ("--threshold_method", "--confidence_threshold", "--variability_threshold")
     group.add_argument(*moved, dest="moved", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
     args = parser.parse_args(argv)
@@ -65,7 +68,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     from datamap.cartography.learning import MEANS_NOTHING, Learning
     from datamap.cartography.maps import check_no_recording, load_map, map_learning, write_cartography
     from datamap.cartography.metrics import compute_metrics
-    from datamap.core.plots import dataset_label
 
     source = Path(args.training_dynamics or args.cartography_dir)
     check_not_read(args.output_dir, source)
@@ -106,13 +108,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         summary.plot_correlations(path / "metric_correlations.png", table, summary.metric_columns(frame), caption)
         if split is not None:
             by, by_group = summary.groups_analysis(frame, split)
-            write_csv(path / f"{by}_analysis.csv", by_group)
+            write_csv(path / f"{by}_analysis.csv", safe_to_open(by_group))
             summary.plot_groups(path / f"category_by_{by}.png", by_group, by, caption)
 
     print(f"{caption}\n{counted(frame, cuts)}")
-    print(summary.printed_groups(summary.group_table(frame.assign(all="all"), "all"), "all", "", ROWS_PRINTED))
+    print(summary.printed_groups(summary.group_table(frame.assign(all="all"), "all"), "all", ROWS_PRINTED))
     if split is not None:
-        print(summary.printed_groups(by_group, by, ".20", ROWS_PRINTED))
+        print(summary.printed_groups(by_group, by, ROWS_PRINTED))
     print(f"wrote tables, samples and pictures to {path}")
 
 

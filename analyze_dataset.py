@@ -2,9 +2,9 @@
 
 Reads cartography_metrics.csv (run.py --enable_cartography) and cluster_assignments.csv (cluster_analysis.py). Writes
 category_cluster_overlap.csv, cluster_difficulty.csv, cluster_map.csv, patterns.json and pictures; with
---export_unified also unified_analysis.csv (one row per example of the split) and overlap_summary.json. The error rules
-are for question answering; for classification and NLI the table goes without them. With --find_errors it writes only
-suspects.csv, every example with its suspicion and reasons, the most suspicious first, for a person to decide on;
+--export_unified instead unified_analysis.csv (one row per example of the split) and overlap_summary.json. The error
+rules are for question answering; for classification and NLI the table goes without them. With --find_errors it writes
+only suspects.csv, every example with its suspicion and reasons, the most suspicious first, for a person to decide on;
 dataset_filters.py --decisions takes it from there. With --report it writes only report.html, all of this as one page
 to look at and to decide on in a browser, and duplicates.csv and leaks.csv, the copies within the split and in others.
 
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from datamap.analysis.clusters import cluster_name, load_clusters
+from datamap.analysis.clusters import axes_of, cluster_name, load_clusters
 from datamap.cartography.maps import METRICS_FILE, load_map, means_nothing
 from datamap.core.artifacts import (
     artifact_file,
@@ -37,7 +37,7 @@ from datamap.core.artifacts import (
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import write_csv, write_json
 from datamap.core.flags import ALLOW_CHANGED, Parser, positive_int
-from datamap.core.plots import dataset_label
+from datamap.core.plots import add_plot_format, dataset_label, picture_files
 from datamap.core.progress import Progress
 from datamap.tasks.registry import add_task_flags, task_of
 
@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 
 OWNS = (
     "category_cluster_overlap.csv", "cluster_difficulty.csv", "cluster_map.csv", "patterns.json",
-    "category_by_cluster.png", "cluster_difficulty.png", "cluster_map_by_category.png", "unified_analysis.csv",
-    "overlap_summary.json",
+    "unified_analysis.csv", "overlap_summary.json",
+    *picture_files("category_by_cluster", "cluster_difficulty", "cluster_map_by_category"),
 )
 ROWS_PRINTED = 20
 
@@ -81,7 +81,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--judge_model", metavar="NAME", help="as the server calls it")
     group.add_argument("--base_url", metavar="URL", help="such as http://localhost:8000/v1 (default: OpenAI's)")
     group = parser.add_argument_group("what is written")
-    group.add_switch("--export_unified", help="also write unified_analysis.csv and overlap_summary.json")
+    group.add_switch("--export_unified", help="write unified_analysis.csv, one table of all examples, and "
+                     "overlap_summary.json instead")
     group.add_switch("--find_errors", help="write suspects.csv instead: every example, the most suspicious first")
     group.add_switch("--report", help="write report.html instead: maps, table, review and overview in one page")
     group.add_argument("--report_max_points", type=positive_int, metavar="N", help="above so many examples a random N "
@@ -90,6 +91,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                      "suspicious, cost, what each needs, paper")
     group.add_argument("--output_dir", help="where the files go (default: ./integrated_analysis; with "
                        "--export_unified ./unified_export; with --find_errors ./suspects; with --report ./report)")
+    add_plot_format(group)
     args = parser.parse_args(argv)
     asked = [flag for flag in ("export_unified", "find_errors", "report") if getattr(args, flag)]
     if len(asked) > 1:
@@ -170,16 +172,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split and split.identity()]) as path:
         difficulty = integrated.difficulty_table(frame)
         patterns = integrated.find_patterns(frame, thresholds, by)
-        points = frame.reset_index()[["id", "dim1", "dim2", "cluster", "category"]]
-        write_csv(path / "category_cluster_overlap.csv", integrated.overlap_table(frame))
-        write_csv(path / "cluster_difficulty.csv", difficulty)
-        write_csv(path / "cluster_map.csv", points)
-        write_json(path / "patterns.json", patterns)
-        integrated.plot_category_by_cluster(path / "category_by_cluster.png", difficulty, caption)
-        integrated.plot_difficulty(path / "cluster_difficulty.png", difficulty, patterns["overall"], caption)
-        integrated.plot_map(path / "cluster_map_by_category.png", points, caption)
         summary = None
-        if args.export_unified and split is not None:
+        if not args.export_unified:
+            points = frame.reset_index()[["id", "dim1", "dim2", "cluster", "category"]]
+            write_csv(path / "category_cluster_overlap.csv", integrated.overlap_table(frame))
+            write_csv(path / "cluster_difficulty.csv", difficulty)
+            write_csv(path / "cluster_map.csv", points)
+            write_json(path / "patterns.json", patterns)
+            integrated.plot_category_by_cluster(path / "category_by_cluster.png", difficulty, caption)
+            integrated.plot_difficulty(path / "cluster_difficulty.png", difficulty, patterns["overall"], caption)
+            integrated.plot_map(path / "cluster_map_by_category.png", points, caption, axes_of(args.cluster_dir))
+        elif split is not None:
             unified = unified_table(split, metrics, clusters, predictions)
             num_predicted = None if predictions is None else sum(each is not None for each in predictions)
             summary = summarize_overlap(unified, num_predicted)
@@ -187,7 +190,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json(path / "overlap_summary.json", summary)
 
     print(caption)
-    print(printed_groups(difficulty, "cluster", cluster_name, ROWS_PRINTED))
+    print(printed_groups(difficulty, "cluster", ROWS_PRINTED, cluster_name))
     if patterns["category_cluster_association"]:
         strength = patterns["category_cluster_association"]["cramers_v"]
         print(f"association of category and cluster: Cramer's V {strength:.2f} (0 none, 1 full)")
@@ -195,11 +198,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         errors, regions = summary["dataset_errors"], summary["high_overlap_regions"]
         print(f"{errors['n']:,} of {len(unified):,} examples break at least 3 rules ({errors['share']:.1%}); "
               f"{len(regions)} high-overlap regions")
-    print(f"wrote {'unified_analysis.csv, overlap_summary.json, ' if summary else ''}tables and pictures to {path}")
+    print(f"wrote {'unified_analysis.csv and overlap_summary.json' if summary else 'tables and pictures'} to {path}")
 
 
 def find_errors(args: argparse.Namespace) -> None:
-    from datamap.detection.decisions import SUSPECTS_FILE, check_not_edited, write_for_spreadsheet
+    from datamap.core.tables import write_for_spreadsheet
+    from datamap.detection.decisions import SUSPECTS_FILE, check_not_edited
     from datamap.detection.suspects import find_suspects, printed_suspects
 
     check_not_edited(args.output_dir)

@@ -78,15 +78,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_csv(path / "cluster_assignments.csv", clusters.assignments(embeddings.ids, found, picture))
         write_csv(path / "cluster_statistics.csv", table)
         write_json(path / "cluster_samples.json", clusters.samples(embeddings, found))
+        axes = clusters.axis_labels(shares, explained if args.metric != "cosine" else None)
         settings = {name: value for name, value in vars(args).items() if not name.endswith("_dir")}
         write_json(path / "cluster_metadata.json", {
             "embeddings": embeddings.metadata, "settings": {**settings, "reduction_dim": reduction_dim},
             "num_rows": rows, "num_dims": dims, "explained_variance": explained, "num_clusters": found.num_clusters,
             "num_noise": int(np.sum(found.labels == clusters.NOISE)), "noise_fraction": found.noise_fraction,
-            "num_clustered": found.num_fitted, "num_assigned": rows - found.num_fitted,
+            "num_clustered": found.num_fitted, "num_assigned": rows - found.num_fitted, "axes": axes,
         })
         colours = clusters.choose_colours(found, picture)
-        axes = clusters.axis_labels(shares, explained if args.metric != "cosine" else None)
         clusters.plot_map(path / "cluster_map.png", found, picture, colours, axes, args.seed)
         clusters.plot_sizes(path / "cluster_sizes.png", found, table, colours)
 

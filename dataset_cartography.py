@@ -46,7 +46,7 @@ from datamap.core.artifacts import (
 )
 from datamap.core.errors import command_line
 from datamap.core.flags import Parser, number
-from datamap.core.plots import CATEGORY_COLORS, dataset_label
+from datamap.core.plots import CATEGORY_COLORS, add_plot_format, dataset_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -73,6 +73,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--variability_threshold", type=number, help="ambiguous above")
     group = parser.add_argument_group("what is written")
     group.add_argument("--output_dir", default="./cartography_map", help="where the files go; not where they are read")
+    add_plot_format(group)
     return parser.parse_args(argv)
 
 

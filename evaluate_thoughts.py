@@ -24,7 +24,7 @@ from datamap.core.artifacts import check_not_read, check_writable
 from datamap.core.errors import command_line
 from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
-from datamap.core.plots import dataset_label
+from datamap.core.plots import add_plot_format, dataset_label
 from datamap.core.splits import default_eval_split
 from datamap.thoughts.answers import OWNS, Answerer, answers_in_file, answers_of_model
 from datamap.thoughts.data import add_pair_flags, load_pairs
@@ -70,6 +70,7 @@ def build_parser() -> Parser:
     group.add_argument("--compare", metavar="DIR", help="output directory of another run on the same pairs: is the "
                        "difference more than chance? (exact McNemar)")
     group.add_argument("--output_dir", default="./thoughts_evaluation", help="where the files go")
+    add_plot_format(group)
     group.add_switch("--overwrite", help="begin again where --output_dir holds answers of another run")
     return parser
 

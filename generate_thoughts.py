@@ -21,6 +21,7 @@ from pathlib import Path
 from datamap.core.artifacts import check_writable
 from datamap.core.errors import command_line
 from datamap.core.flags import Parser, number, positive_int
+from datamap.core.plots import add_plot_format
 from datamap.thoughts.chains import FAILURES, FILES, MODES
 from datamap.thoughts.chat_client import KEY_VARIABLE, server_address
 from datamap.thoughts.data import add_pair_flags
@@ -35,6 +36,7 @@ def build_parser() -> Parser:
     parser.add_argument("--output_dir", default="./thoughts_output", metavar="DIR", help="where the files go")
 
     group = parser.add_argument_group("what to reason about")
+    add_plot_format(parser)
     group.add_argument("--dataset", help="pairs (generate): Hub name or name:subset, file, directory, or demo:nli")
     group.add_argument("--split", default="train", help="of the dataset")
     add_pair_flags(group)

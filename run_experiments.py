@@ -21,6 +21,7 @@ from datamap.core.artifacts import check_writable
 from datamap.core.configs import joined
 from datamap.core.errors import UserError, command_line
 from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
+from datamap.core.plots import add_plot_format, plot_formats
 from datamap.suites.console import announce, report_failures, run_all, status_of
 from datamap.suites.definition import DECIDED
 from datamap.suites.planning import estimate, plan_suite, suites_in, write_plan
@@ -66,6 +67,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("comparing")
     group.add_argument("--margin", type=lambda text: number(text, 0), metavar="D",
                        help="the smallest difference that matters, in percentage points (default: 1)")
+    add_plot_format(group)
 
     known, rest = parser.parse_known_args(argv)
     known.extra = _flags_of_run(parser, rest)
@@ -76,6 +78,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag in WITHOUT_EFFECT[known.mode]:
         if getattr(known, flag) != parser.get_default(flag):
             parser.error(f"--{flag} does nothing with --mode {known.mode}")
+    if known.mode == "status" and "plot_format" in known:
+        parser.error("--plot_format does nothing with --mode status")
     if known.mode != "run" and known.extra:
         parser.error(f"{known.extra[0].partition('=')[0]} does nothing with --mode {known.mode}")
     if len(set(known.seeds)) < len(known.seeds):
@@ -144,7 +148,7 @@ def run_suite(args: argparse.Namespace) -> int:
         failed += run_all(todo, workers=args.workers, retry=args.retry_failed, keep_models=args.keep_models,
                           stop_on_error=args.stop_on_error)
     report_failures(failed)
-    if todo or args.margin is not None or not is_compared(directory):
+    if todo or args.margin is not None or "plot_format" in args or not is_compared(directory):
         analyze([directory], args.margin)
     else:
         print(f"nothing to do: {directory / REPORT} is there already; --mode analyze makes it again")
@@ -165,9 +169,7 @@ def analyze(directories: Sequence[Path], margin: float | None) -> None:
         raise UserError("; ".join(broken))
 
 
-@command_line
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+def carry_out(args: argparse.Namespace) -> None:
     if args.mode == "run":
         try:
             status = run_suite(args)
@@ -182,6 +184,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         analyze(directories, args.margin)
     else:
         print(*map(status_of, directories), sep="\n")
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    with plot_formats(getattr(args, "plot_format", None)):
+        carry_out(args)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Choose k examples of a dataset to train on, and say why.
 
 Reads a dataset, and the model, cartography or embedding directory that the selector needs. Writes selected.csv (id,
-rank, score, reason) and selection_meta.json to --output_dir; run.py --train_ids trains on them.
+rank, score, reason), rejected.csv (id, score, reason) of all others, and selection_meta.json to --output_dir; run.py
+--train_ids trains on what was selected.
 
     python select_subset.py --selector kcenter --fraction 0.1 --dataset stanfordnlp/sst2 --seed 42 \\
         --output_dir ./selection_output
@@ -16,6 +17,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+import pandas as pd
+
 from datamap.core.artifacts import recorded_task, stage
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import write_csv, write_json
@@ -23,10 +27,10 @@ from datamap.selection.arguments import check_places, parse_args, training_comma
 from datamap.selection.base import FILLED, SELECTORS, Features, count_of
 from datamap.selection.candidates import load_candidates
 from datamap.selection.features import features_for, peak_memory
-from datamap.selection.selectors import described, select
+from datamap.selection.selectors import described, rejected, select
 from datamap.tasks.registry import task_of
 
-OWNS = ("selected.csv", "selection_meta.json")
+OWNS = ("selected.csv", "rejected.csv", "selection_meta.json")
 COMMON = ("model", "max_length", "doc_stride", "batch_size", "max_samples")
 
 logger = logging.getLogger(__name__)
@@ -50,10 +54,14 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     values, costs = features_for(candidates)
     began = time.monotonic()
-    chosen = select(Features(candidates.ids, values | strata), args.selector, k, args.seed, args.settings,
-                    stratify=stratify)
+    features = Features(candidates.ids, values | strata)
+    chosen = select(features, args.selector, k, args.seed, args.settings, stratify=stratify)
     seconds = time.monotonic() - began
 
+    unusable = pd.DataFrame({"id": candidates.unusable, "score": np.nan,
+                             "reason": split.task.unusable or "cannot be trained on"})
+    others = rejected(features, args.selector, chosen, args.settings)
+    others = pd.concat([others, unusable]) if len(unusable) else others
     labels = candidates.label_counts(chosen["id"].tolist())
     if labels and k > 1 and len(labels) == 1:
         logger.warning(f"every chosen example has the label {next(iter(labels))!r}; --stratify label keeps the "
@@ -73,11 +81,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     flags = {name: value for name, value in vars(args).items() if name not in ("settings", "sources", "read")}
     with stage(args.output_dir, flags, owns=OWNS, inputs=args.sources, datasets=[split]) as path:
         write_csv(path / "selected.csv", chosen)
+        write_csv(path / "rejected.csv", others)
         write_json(path / "selection_meta.json", meta)
     if meta["filled"]:
         logger.warning(f"{args.selector} left {k - meta['filled']:,}; {meta['filled']:,} were drawn at random")
-    print(f"train on them: {training_command(args, split.task, path / 'selected.csv')}")
-    print(f"wrote {k:,} of {n:,} ids, chosen by {args.selector} in {meta['seconds']:.1f} s, to {path}")
+    print(f"train on them: {training_command(args, split.task, path)}")
+    print(f"wrote {k:,} of {n:,} ids, chosen by {args.selector} in {meta['seconds']:.1f} s, and the rest to {path}")
 
 
 if __name__ == "__main__":

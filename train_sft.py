@@ -42,7 +42,7 @@ from datamap.thoughts.sft_rows import (
 )
 
 OWNS = (
-    DATA_FILE, PROMPT_FILE, "filter_report.json", "train_metrics.json", "training_log.csv", "training_curves.png",
+    DATA_FILE, PROMPT_FILE, "filter_report.json", "train_metrics.json", "training_log.csv", "training_curves.*",
     "eval_generate.jsonl", "README.md", "adapter_config.json", "adapter_model.*", "checkpoint-[0-9]*",
 )
 

@@ -25,7 +25,7 @@ from datamap.core.errors import UserError, command_line, name_a_few
 from datamap.core.files import read_json, read_table, write_csv, write_json
 from datamap.core.flags import Parser, fraction, seed_number
 from datamap.core.splits import Split, load_split
-from datamap.detection.decisions import restored, write_for_spreadsheet
+from datamap.core.tables import restored, write_for_spreadsheet
 from datamap.suites.runner import carry_out
 from datamap.suites.runs import last_lines
 from datamap.tasks.registry import get_task

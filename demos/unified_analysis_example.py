@@ -22,8 +22,17 @@ from datamap.core.artifacts import artifact_file, check_not_read, recorded_datas
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import read_table, write_csv
 from datamap.core.flags import Parser
-from datamap.core.plots import CATEGORY_COLORS, COLORS, GREY, LIGHT_GREY, dataset_label, new_figure, save_figure
-from datamap.core.tables import console_table
+from datamap.core.plots import (
+    CATEGORY_COLORS,
+    COLORS,
+    GREY,
+    LIGHT_GREY,
+    add_plot_format,
+    dataset_label,
+    new_figure,
+    save_figure,
+)
+from datamap.core.tables import console_table, safe_to_open
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,7 +110,7 @@ def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
     )
     axis.tick_params(axis="y", rotation=0)
     axis.set(xlabel="", ylabel="cluster")
-    save_figure(figure, path, "Error rate by category and cluster", caption)
+    save_figure(figure, path, "Examples that break three rules or more, by category and cluster", caption)
 
 
 def plot_rules(path: Path, table: pd.DataFrame, caption: str) -> None:
@@ -138,6 +147,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = Parser("Pictures and a list of problem examples from the unified table.")
     parser.add_argument("--unified_dir", default="./unified_export", help="from analyze_dataset.py --export_unified")
     parser.add_argument("--output_dir", default="./unified_example", help="where the files go")
+    add_plot_format(parser)
     return parser.parse_args(argv)
 
 
@@ -150,7 +160,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     problems = problem_examples(df, rules)
     with stage(args.output_dir, args, owns=OWNS, inputs={"unified": args.unified_dir},
                datasets=[recorded] if recorded else []) as path:
-        write_csv(path / "problem_examples.csv", problems)
+        write_csv(path / "problem_examples.csv", safe_to_open(problems))
         if rules:
             rates, fired = error_rates(df), rule_distribution(df, rules)
             name = dataset_label(recorded["dataset"], recorded["split"]) if recorded else args.unified_dir

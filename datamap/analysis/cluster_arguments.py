@@ -6,6 +6,7 @@ import argparse
 
 from datamap.core.errors import UserError
 from datamap.core.flags import DEFAULT_SEED, Parser, positive_int, seed_number
+from datamap.core.plots import add_plot_format
 
 
 def at_least_two(text: str) -> int:
@@ -19,6 +20,7 @@ def build_parser() -> Parser:
     parser = Parser("Cluster embeddings with HDBSCAN.", script="cluster_analysis.py")
     parser.add_argument("--embedding_dir", required=True, help="directory that extract_embeddings.py wrote")
     parser.add_argument("--output_dir", default="./cluster_output", help="where the files go")
+    add_plot_format(parser)
     group = parser.add_argument_group("reduction before clustering")
     group.add_argument("--reduction_method", choices=("pca", "umap"), default="pca", help="how dimensions are reduced")
     group.add_argument("--reduction_dim", type=at_least_two, default=50, help="dimensions kept")

@@ -13,7 +13,16 @@ import numpy as np
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import nulls_for_nan, read_json, read_table
-from datamap.core.plots import COLORS, LIGHT_GREY, new_figure, save_figure
+from datamap.core.plots import (
+    COLORS,
+    DARK_GREY,
+    GREY,
+    LIGHT_GREY,
+    new_figure,
+    picture_files,
+    save_figure,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,12 +30,14 @@ if TYPE_CHECKING:
 MADE_BY = "extract_embeddings.py"
 CLUSTER_FILES = (
     "cluster_assignments.csv", "cluster_statistics.csv", "cluster_samples.json", "cluster_metadata.json",
-    "cluster_map.png", "cluster_sizes.png",
+    *picture_files("cluster_map", "cluster_sizes"),
 )
 CLUSTER_COLUMNS = ("cluster", "dim1", "dim2", "cluster_probability")
 NOISE = -1
 SAMPLES_PER_CLUSTER = 5
 LABELS_DRAWN = 30
+ANY_AXES = ("dimension 1 (no unit)", "dimension 2 (no unit)")
+SHAPES = "os^Dv"  # of points; with the colours they tell LABELS_DRAWN clusters apart
 
 logger = logging.getLogger(__name__)
 
@@ -251,14 +262,43 @@ def warn_if_poor(found: Clustering, min_cluster_size: int) -> None:
 
 def choose_colours(found: Clustering, dims: np.ndarray) -> list[str]:
     """A colour per cluster. There are more clusters than colours that anybody can tell apart, so a colour is used
-    again, each time for the cluster that lies farthest from those that have it already."""
-    centres = [np.median(dims[found.labels == label], axis=0) for label in range(found.num_clusters)]
-    colours = list(COLORS[: len(centres)])
-    for label in range(len(COLORS), len(centres)):
+    again, each time for the cluster that lies farthest from those that have it already, and as often as there are
+    shapes (``choose_shapes``). The clusters beyond those that are named are grey."""
+    named = min(found.num_clusters, LABELS_DRAWN)
+    centres = [np.median(dims[found.labels == label], axis=0) for label in range(named)]
+    colours = list(COLORS[:named])
+    for label in range(len(COLORS), named):
         distances = np.linalg.norm(np.array(centres[:label]) - centres[label], axis=1)
         taken = np.array(colours)
-        colours.append(max(COLORS, key=lambda colour: distances[taken == colour].min()))
-    return colours
+        free = [colour for colour in COLORS if colours.count(colour) < len(SHAPES)]
+        colours.append(max(free, key=lambda colour: distances[taken == colour].min()))
+    return [*colours, *[GREY] * (found.num_clusters - named)]
+
+
+def choose_shapes(colours: Sequence[str]) -> list[str]:
+    """A shape of its points per cluster: of the named clusters no two have the same colour and shape."""
+    return [SHAPES[0 if colour == GREY else colours[:label].count(colour)] for label, colour in enumerate(colours)]
+
+
+def place_names(anchors: np.ndarray, widths: Sequence[float], height: float, free: np.ndarray) -> np.ndarray:
+    """Where the middles of names go, (m, 2): at their anchors (m, 2), or the nearest place where none lies on another.
+
+    The first has the first choice. widths, height: of the names, in the unit of the anchors. free: (2, 2) lowest and
+    highest corner of where they may lie.
+    """
+    angles = np.linspace(0, 2 * np.pi, 24, endpoint=False) + np.pi / 2
+    steps = np.vstack([[0, 0], *(radius * height * np.column_stack([np.cos(angles), np.sin(angles)])
+                                 for radius in np.arange(0.75, 30, 0.25))])
+    placed = np.empty((0, 2))
+    for anchor, width in zip(anchors, widths, strict=True):
+        tries = np.clip(anchor + steps, *free)
+        apart = np.abs(tries[:, None] - placed) >= np.stack([(np.array(widths[: len(placed)]) + width) / 2,
+                                                             np.full(len(placed), height)], axis=1)
+        clear = apart.any(axis=2).all(axis=1)
+        # Clipped to the frame a farther try may be the nearer place; without any clear one they lie on each other.
+        nearest = np.where(clear, np.linalg.norm(tries - anchor, axis=1), np.inf)
+        placed = np.vstack([placed, tries[nearest.argmin()]])
+    return placed
 
 
 def plot_map(
@@ -269,29 +309,46 @@ def plot_map(
 
     figure, plot = new_figure(7, 6)
     size = float(np.clip(40000 / len(dims), 2, 20))
+    shapes = np.array(choose_shapes(colours))
     noise = found.labels == NOISE
     plot.scatter(*dims[noise].T, s=size / 2, c=LIGHT_GREY, linewidths=0, label="noise")
-    # In one seeded random order, so that no cluster is drawn over all of another.
+    # In one seeded random order, so that no cluster is drawn over all of another; a scatter has one shape.
     order = np.random.default_rng(seed).permutation(np.flatnonzero(~noise))
-    plot.scatter(*dims[order].T, s=size, c=[colours[label] for label in found.labels[order]], alpha=0.8, linewidths=0)
-    for label in range(min(found.num_clusters, LABELS_DRAWN)):
-        members = dims[found.labels == label]
-        x, y = np.median(members, axis=0)
-        top = np.quantile(members[:, 1], 0.98)
-        # UMAP packs a cluster into a spot smaller than its number, which then goes above it.
-        small = top - y < 0.03 * np.ptp(dims[:, 1])
-        plot.annotate(
-            str(label), (x, top if small else y), xytext=(0, 2 if small else 0), textcoords="offset points",
-            ha="center", va="bottom" if small else "center", fontsize=9,
-            path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
-        )
+    for shape in dict.fromkeys(shapes):
+        rows = order[shapes[found.labels[order]] == shape]
+        plot.scatter(*dims[rows].T, s=size, c=[colours[label] for label in found.labels[rows]], alpha=0.8,
+                     linewidths=0, marker=shape)
     plot.set(xlabel=axes[0], ylabel=axes[1])
-    caption = f"{found.summary}\nnoise is grey"
+    named = min(found.num_clusters, LABELS_DRAWN)
+    if named:
+        # In points from the lower left corner; the frame is about 6.2 x 4.9 inches.
+        low, high = (np.array(limits) for limits in zip(plot.get_xlim(), plot.get_ylim(), strict=True))
+        frame = 72 * np.array([6.2, 4.9])
+        unit = frame / (high - low)
+        members = [dims[found.labels == label] for label in range(named)]
+        centres = np.array([np.median(each, axis=0) for each in members])
+        middles = (centres - low) * unit
+        # UMAP packs a cluster into a spot smaller than its number, which then goes above it.
+        up = unit[1] * np.array([np.quantile(each[:, 1], 0.98) for each in members]) - unit[1] * centres[:, 1]
+        anchors = middles + np.stack([np.zeros(named), np.where(up < 8, up + 8, 0)], axis=1)
+        places = place_names(anchors, [8 + 7 * len(str(label)) for label in range(named)], 13,
+                             np.array([[8, 8], frame - 8]))
+        for label, (anchor, place) in enumerate(zip(anchors, places, strict=True)):
+            away = np.linalg.norm(place - anchor) > 1
+            plot.annotate(
+                str(label), centres[label], xytext=place - middles[label], textcoords="offset points", ha="center",
+                va="center", fontsize=9, path_effects=[patheffects.withStroke(linewidth=2.5, foreground="white")],
+                arrowprops={"arrowstyle": "-", "color": DARK_GREY, "linewidth": 0.6, "shrinkA": 3, "shrinkB": 0}
+                if away else None,
+            )
+    caption = f"{found.summary}\nnoise is light grey"
     if found.num_clusters:
-        named = f"the {LABELS_DRAWN} largest clusters" if found.num_clusters > LABELS_DRAWN else "the clusters"
-        caption += f"; numbers name {named}, 0 is the largest"
+        which = f"the {LABELS_DRAWN} largest clusters" if found.num_clusters > LABELS_DRAWN else "the clusters"
+        caption += f"; numbers name {which}, 0 is the largest"
     if found.num_clusters > len(COLORS):
-        caption += "; colours repeat"
+        caption += "; colours repeat with other shapes"
+    if found.num_clusters > LABELS_DRAWN:
+        caption += "; the smaller clusters are grey"
     save_figure(figure, path, "HDBSCAN clusters of the embeddings", caption)
 
 
@@ -303,7 +360,7 @@ def plot_sizes(path: Path, found: Clustering, table: pd.DataFrame, colours: Sequ
     width = max(5.0, 1.6 + 0.28 * len(shown))
     figure, (upper, lower) = new_figure(width, 5, rows=2, sharex=True, height_ratios=(3, 2))
     upper.bar(positions, shown["size"], color=fills)
-    upper.yaxis.set_major_formatter("{x:,.0f}")
+    whole_numbers(upper.yaxis)
     upper.set_ylabel("examples (count)")
     lower.bar(positions[1:], shown["persistence"][1:], color=fills[1:])
     lower.set(ylabel="persistence (0 to 1)", xlabel="cluster")
@@ -313,10 +370,22 @@ def plot_sizes(path: Path, found: Clustering, table: pd.DataFrame, colours: Sequ
     save_figure(figure, path, "Size and persistence of the clusters", f"{found.summary}{more}")
 
 
+def axes_of(path: str | Path) -> list[str]:
+    """What dim1 and dim2 of a cluster directory are, as recorded there; clusters made elsewhere do not say."""
+    file = (Path(path) if Path(path).is_dir() else Path(path).parent) / "cluster_metadata.json"
+    found = read_json(file) if file.exists() else None
+    axes = found.get("axes") if isinstance(found, dict) else None
+    return list(map(str, axes)) if isinstance(axes, list) and len(axes) == 2 else list(ANY_AXES)
+
+
 def axis_labels(shares: Sequence[float] | None, explained: float | None) -> list[str]:
-    """``shares`` of the variance of the reduced embeddings, which hold the fraction ``explained`` of all variance."""
+    """``shares`` of the variance of the reduced embeddings, which hold the fraction ``explained`` of all variance.
+
+    explained is None of vectors of unit length, or reduced by UMAP.
+    """
     if shares is None:
         return ["UMAP dimension 1", "UMAP dimension 2"]
     if explained is None:
-        return ["principal component 1", "principal component 2"]
+        return [f"principal component {n} ({share:.1%} of the variance of what is clustered)"
+                for n, share in enumerate(shares, 1)]
     return [f"principal component {n} ({share * explained:.1%} of variance)" for n, share in enumerate(shares, 1)]

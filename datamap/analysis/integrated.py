@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from datamap.analysis.clusters import NOISE, cluster_name
+from datamap.analysis.clusters import ANY_AXES, NOISE, cluster_name
 from datamap.analysis.map_summary import METRIC_LABELS, group_table
 from datamap.cartography.categories import CATEGORIES
 from datamap.core.plots import CATEGORY_COLORS, COLORS, GREY, LIGHT_GREY, drawn_sample, new_figure, save_figure
@@ -180,8 +180,9 @@ def plot_difficulty(path: Path, difficulty: pd.DataFrame, overall: Mapping[str, 
     save_figure(figure, path, "Difficulty of the clusters", text)
 
 
-def plot_map(path: Path, table: pd.DataFrame, caption: str) -> None:
-    """One panel per category, so that none is drawn over another; all other examples are grey."""
+def plot_map(path: Path, table: pd.DataFrame, caption: str, axes_of: Sequence[str] = ANY_AXES) -> None:
+    """One panel per category, so that none is drawn over another; all other examples are grey. axes_of: what dim1 and
+    dim2 are (``clusters.axes_of``)."""
     drawn, note = drawn_sample(table.dropna(subset=["dim1", "dim2"]))
     size = float(np.clip(6000 / max(len(drawn), 1), 1.5, 15))
     figure, axes = new_figure(11, 4.2, columns=len(CATEGORIES), sharex=True, sharey=True)
@@ -189,7 +190,7 @@ def plot_map(path: Path, table: pd.DataFrame, caption: str) -> None:
         for points, color in ((drawn, LIGHT_GREY), (drawn[drawn["category"] == category], CATEGORY_COLORS[category])):
             axis.scatter(points["dim1"], points["dim2"], s=size, color=color, linewidths=0)
         axis.set_title(f"{category} (n = {(table['category'] == category).sum():,})", fontsize=10)
-        axis.set_xlabel("dimension 1 (no unit)")
-    axes[0].set_ylabel("dimension 2 (no unit)")
+        axis.set_xlabel(axes_of[0].replace(" (", "\n("))  # three beside each other have no room for one line
+    axes[0].set_ylabel(axes_of[1].replace(" (", "\n("))
     text = f"{caption}{note}; grey: the other categories"
     save_figure(figure, path, "Embeddings in two dimensions, by category", text)

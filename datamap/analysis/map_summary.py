@@ -12,9 +12,9 @@ import pandas as pd
 from datamap.cartography.categories import CATEGORIES, get_examples_by_category
 from datamap.cartography.metrics import METRIC_COLUMNS
 from datamap.core.files import nulls_for_nan
-from datamap.core.plots import CATEGORY_COLORS, new_figure, save_figure
+from datamap.core.plots import CATEGORY_COLORS, new_figure, save_figure, whole_numbers
 from datamap.core.splits import Split
-from datamap.core.tables import console_table
+from datamap.core.tables import console_table, shortened
 
 NUM_BINS = 40
 MAX_DISCRETE = 20  # a metric with at most so many values (correctness, counts) gets one bar per value
@@ -60,12 +60,14 @@ def group_table(frame: pd.DataFrame, by: str, statistics: Sequence[str] = ("mean
     return pd.DataFrame(columns).reset_index()
 
 
-def printed_groups(table: pd.DataFrame, by: str, form: str | Callable[[Any], str], limit: int) -> str:
+def printed_groups(table: pd.DataFrame, by: str, limit: int, form: Callable[[Any], str] | None = None) -> str:
     """A ``group_table`` for the console: the groups as ``form`` has them, n, the main metrics, category shares."""
     means = [metric for metric in MAIN_METRICS if f"{metric}_mean" in table]
     shown = table[[by, "n", *(f"{metric}_mean" for metric in means), *(f"{name}_share" for name in CATEGORIES)]]
     shown = shown.set_axis([by, "n", *means, *CATEGORIES], axis=1)
-    formats = {by: form, "n": ",d", **dict.fromkeys(means, ".3f"), **dict.fromkeys(CATEGORIES, ".1%")}
+    if form is None:
+        shown[by] = shortened(list(map(str, shown[by])), 40)
+    formats = {by: form or "", "n": ",d", **dict.fromkeys(means, ".3f"), **dict.fromkeys(CATEGORIES, ".1%")}
     return console_table(shown, formats, limit)
 
 
@@ -131,7 +133,6 @@ def plot_distributions(path: Path, table: pd.DataFrame, cuts: tuple[float, float
     """table: of ``distributions``; the categories are stacked."""
     import seaborn
     from matplotlib.patches import Patch
-    from matplotlib.ticker import MaxNLocator
 
     metrics = table["metric"].unique()
     columns = 5 if len(metrics) > 8 else min(len(metrics), 4)
@@ -153,7 +154,9 @@ def plot_distributions(path: Path, table: pd.DataFrame, cuts: tuple[float, float
         cut = {"confidence": cuts[0], "variability": cuts[1]}.get(metric)
         if cut is not None:
             axis.axvline(cut, color="black", linewidth=1, linestyle="--")
-        axis.yaxis.set_major_locator(MaxNLocator(integer=True))
+        whole_numbers(axis.yaxis)
+        if metric == "forgetting_events":
+            whole_numbers(axis.xaxis)
         axis.set_xlabel(METRIC_LABELS[metric], fontsize=8)
         axis.set_ylabel("")
         axis.tick_params(labelsize=7)
@@ -172,7 +175,7 @@ def plot_correlations(path: Path, table: pd.DataFrame, metrics: list[str], capti
 
     matrix = table.pivot(index="metric_a", columns="metric_b", values="spearman")
     matrix = matrix.reindex(index=metrics[1:], columns=metrics[:-1])
-    names = [metric.replace("_", " ") for metric in metrics]
+    names = [METRIC_LABELS[metric].partition(" (")[0] for metric in metrics]
     size = 2.4 + 0.55 * len(metrics)
     figure, axis = new_figure(size + 0.8, size)
     seaborn.heatmap(matrix, vmin=-1, vmax=1, cmap="RdBu_r", annot=True, fmt="z.2f", annot_kws={"fontsize": 8},
@@ -193,7 +196,7 @@ def plot_groups(path: Path, table: pd.DataFrame, by: str, caption: str) -> None:
     if len(shown) < len(table):
         caption += f"\nthe {len(shown)} largest of {len(table):,} {kind}s"
     figure, axis = new_figure(7, max(3.0, 1.6 + 0.32 * len(shown)))
-    names = [name if len(name) <= 40 else f"{name[:39]}\N{HORIZONTAL ELLIPSIS}" for name in shown[by]]
+    names = shortened(shown[by].tolist(), 40)
     # A dollar sign would begin a formula.
     labels = [f"{name} (n = {n:,})".replace("$", r"\$") for name, n in zip(names, shown["n"], strict=True)]
     left = np.zeros(len(shown))

@@ -16,14 +16,22 @@ from datamap.cartography.metrics import RANGES, load_cartography_metrics
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, write_csv, write_json
-from datamap.core.plots import CATEGORY_COLORS, GREY, drawn_sample, new_figure, save_figure
+from datamap.core.plots import (
+    CATEGORY_COLORS,
+    GREY,
+    drawn_sample,
+    new_figure,
+    picture_files,
+    save_figure,
+    whole_numbers,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
 
 METRICS_FILE, THRESHOLDS_FILE = "cartography_metrics.csv", "thresholds.json"
 CARTOGRAPHY_FILES = (
-    DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, "cartography_map.png", "out_of_fold.csv",
+    DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, *picture_files("cartography_map"), "out_of_fold.csv",
 )
 
 logger = logging.getLogger(__name__)
@@ -161,6 +169,7 @@ def plot_data_map(
     drawn_bars = bars.bar(CATEGORIES, counts, color=[CATEGORY_COLORS[category] for category in CATEGORIES])
     bars.bar_label(drawn_bars, [f"{count:,}\n{count / len(df):.0%}" for count in counts], fontsize=8)
     bars.set(ylabel="examples (count)", ylim=(0, max(counts) * 1.15))
+    whole_numbers(bars.yaxis)
     bars.tick_params(axis="x", labelsize=8)
     caption += f"{note}; dashed: the cuts, confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
     heading = "Data map"

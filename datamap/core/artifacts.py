@@ -25,6 +25,7 @@ from datamap.core.errors import UserError, first_line, is_main_process, name_a_f
 from datamap.core.files import atomic, plain, read_json, write_json
 from datamap.core.locks import LOCK, check_unlocked, lock
 from datamap.core.places import CHECKOUT
+from datamap.core.plots import plot_formats
 from datamap.core.splits import RowFormat, Split, load_split
 
 META = "run_meta.json"
@@ -83,6 +84,7 @@ def stage(
     ``inputs`` names the artifacts read, ``datasets`` the splits used, or their identities (``Split.identity()``); None
     among them is left out. Of a split that comes first the digests of its examples are kept beside what is written, so
     that ``check_same_dataset`` can tell which have changed since.
+    What is drawn inside is also written in the formats of ``args.plot_format``, where there is one.
     ``run_meta.json`` is marked ``running`` inside the block, then ``finished`` or ``failed``; earlier runs move to
     its list ``history``. Check the user's input before entering: entering removes. In a distributed run only the
     main process touches files. No other process can run a stage there meanwhile (``sole_writer``).
@@ -91,7 +93,7 @@ def stage(
     if not is_main_process():
         yield path
         return
-    with sole_writer(path):
+    with sole_writer(path), plot_formats((args if isinstance(args, Mapping) else vars(args)).get("plot_format")):
         try:
             path.mkdir(parents=True, exist_ok=True)
             meta = {**_start_meta(path, args, inputs or {}, datasets), "owns": list(owns)}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -25,6 +27,34 @@ class UserError(Exception):
     """A mistake of the user's. The message is one line: what was found, what was expected, how to mend it."""
 
 
+# Those that a terminal obeys (escape, backspace, carriage return, ...), those that turn the direction of what follows,
+# and halves of characters, which cannot be written.
+CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """``text`` as a terminal may show it: control characters, beside tab and line end, as ``\\x1b``."""
+    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
+def one_line(text: str) -> str:
+    return printable(text).replace("\n", r"\n")
+
+
+class _Printable:
+    """A stream that shows the control characters of what it is given instead of passing them on."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        self._stream.write(printable(text))
+        return len(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
 class _StatusHandler(logging.StreamHandler):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr  # that of the moment: a caller may have replaced it since
@@ -33,7 +63,7 @@ class _StatusHandler(logging.StreamHandler):
 
 class _StatusFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = super().format(record)
+        text = printable(super().format(record))
         return text if record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
@@ -60,17 +90,20 @@ def is_main_process() -> bool:
 
 
 def command_line(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap ``main(argv=None)``: a UserError becomes one line on stderr and exit status 2, Ctrl-C exit status 130."""
+    """Wrap ``main(argv=None)``: a UserError becomes one line on stderr and exit status 2, Ctrl-C exit status 130.
+
+    What is printed may hold labels and texts of anybody's: a terminal only ever sees them as text (``printable``).
+    """
 
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> None:
         name = Path(main.__globals__["__file__"]).name
         setup_logging()
         try:
-            with all_ended():
+            with redirect_stdout(_Printable(sys.stdout)), all_ended():  # type: ignore[type-var]
                 main(argv)
         except UserError as error:
-            print(f"{name}: error: {error}", file=sys.stderr)
+            print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
             raise SystemExit(2) from None
         except KeyboardInterrupt:
             print(f"{name}: interrupted", file=sys.stderr)

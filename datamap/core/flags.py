@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from datamap.core.errors import one_line
+
 DEFAULT_DATASET = "Eladio/emrqa-msquad"
 DEFAULT_MODEL = "google/electra-small-discriminator"
 DEFAULT_SEED = 42
@@ -130,6 +132,7 @@ class Parser(argparse.ArgumentParser, _Flags):
         # Whoever calls main, the messages name the script.
         script = script or Path(sys._getframe(1).f_globals["__file__"]).name
         super().__init__(script, description=description, allow_abbrev=False, formatter_class=_HelpFormatter)
+        self.color = False  # what Python 3.14 colours with escapes, which command_line would show
 
     def add_argument_group(self, *args: Any, **kwargs: Any) -> Any:
         group = _Group(self, *args, **kwargs)
@@ -182,5 +185,5 @@ class Parser(argparse.ArgumentParser, _Flags):
         return result
 
     def error(self, message: str) -> Any:  # type: ignore[override]
-        print(f"{self.prog}: error: {message} ({self.prog} --help lists the flags)", file=sys.stderr)
+        print(f"{self.prog}: error: {one_line(message)} ({self.prog} --help lists the flags)", file=sys.stderr)
         raise SystemExit(2)

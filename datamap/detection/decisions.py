@@ -1,8 +1,4 @@
-"""Texts into a spreadsheet and decisions back from it, whatever it made of the file in between.
-
-A spreadsheet runs a cell that begins like a formula. ``neutralised`` puts an apostrophe before such a text,
-``restored`` takes it off again, and every text comes back as it was.
-"""
+"""Decisions back from a spreadsheet, whatever it made of suspects.csv (``tables.write_for_spreadsheet``) meanwhile."""
 
 from __future__ import annotations
 
@@ -16,8 +12,9 @@ from typing import TYPE_CHECKING
 
 from datamap.core.artifacts import load_meta
 from datamap.core.errors import UserError, name_a_few, repeated
-from datamap.core.files import atomic, read_bytes
+from datamap.core.files import read_bytes
 from datamap.core.splits import Split
+from datamap.core.tables import restored
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,39 +23,9 @@ SUSPECTS_FILE = "suspects.csv"
 MADE_BY = "analyze_dataset.py --find_errors"
 DECISIONS = ("keep", "drop", "fix")
 NO_ANSWER = "[no answer]"  # in a cell, of an unanswerable question: an empty cell says that nothing is known
-# = + - @ and their full-width forms, tab and CR run; a spreadsheet may overlook blanks and control characters before.
-_RUNS = r"[\s\x00-\x1f\u200b\ufeff]*[=+\-@\t\r\uff1d\uff0b\uff0d\uff20]"
-_WOULD_RUN = re.compile(f"'*{_RUNS}")
-_WAS_NEUTRALISED = re.compile(f"'+{_RUNS}")
 _NUMBER = re.compile(r"[+-]?\d[\d.,]*(E[+-]?\d+)?", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
-
-
-# --- into a spreadsheet ------------------------------------------------------------------------------------------
-
-
-def neutralised(text: str) -> str:
-    """``text`` as a cell that no spreadsheet runs: with an apostrophe before it where it begins like a formula."""
-    return f"'{text}" if _WOULD_RUN.match(text) else text
-
-
-def restored(cell: str) -> str:
-    """The text that ``neutralised`` made ``cell`` of."""
-    return cell[1:] if _WAS_NEUTRALISED.match(cell) else cell
-
-
-def write_for_spreadsheet(path: str | Path, frame: pd.DataFrame) -> None:
-    """CSV of a frame whose texts are neutralised; None and NaN are empty cells.
-
-    With a byte order mark, without which Excel takes UTF-8 for the code page of the system.
-    """
-    shown = frame.rename(columns=neutralised)
-    for column in shown.columns:
-        if shown[column].dtype.kind == "O" or shown[column].dtype.name.startswith("str"):
-            shown[column] = [neutralised(cell) if isinstance(cell, str) else cell for cell in shown[column].tolist()]
-    with atomic(path) as temporary:
-        shown.to_csv(temporary, index=False, encoding="utf-8-sig", lineterminator="\r\n")
 
 
 def check_not_edited(directory: str | Path) -> None:

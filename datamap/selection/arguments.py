@@ -169,8 +169,8 @@ def _name_the_selector(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("nothing to do: give --selector NAME (--list says what there is)")
     if args.selector not in SELECTORS:
         near = difflib.get_close_matches(args.selector, SELECTORS, 1)
-        parser.error(f"--selector {args.selector}: no such selector{f'; did you mean {near[0]}?' if near else ''} "
-                     "--list says what there is")
+        hint = f"; did you mean {near[0]}?" if near else ""
+        parser.error(f"--selector {args.selector}: no such selector (--list names all){hint}")
 
 
 def _check_idle(parser: Parser, args: argparse.Namespace, read: set[str]) -> None:
@@ -233,12 +233,17 @@ def check_places(args: argparse.Namespace, sources: Mapping[str, str]) -> None:
     check_not_read(args.output_dir, *local)
 
 
-def training_command(args: argparse.Namespace, task: Task, train_ids: Path) -> str:
-    """How run.py trains on what was chosen."""
+def training_command(args: argparse.Namespace, task: Task, selected: Path) -> str:
+    """How run.py trains on what was chosen into a directory: as it stands, into a directory of its own."""
     words = ["python", "run.py", "--do_train", "--task", args.task, "--dataset", args.dataset]
     if args.split != "train":
         words += ["--train_split", args.split]
-    if args.text_columns or args.label_column:
-        columns = task.settings()
-        words += ["--text_columns", *columns["text_columns"], "--label_column", columns["label_column"]]
-    return shlex.join([*words, "--train_ids", str(train_ids)])
+    for name, value in task.settings().items():  # also what was guessed, or recorded with what was read
+        if name != "name":
+            words += [f"--{name}", *(value if isinstance(value, list) else [value])]
+    if args.max_samples:
+        words += ["--max_train_samples", str(args.max_samples)]
+    if args.model != DEFAULT_ENCODER:
+        words += ["--model", args.model]
+    words += ["--allow_changed"] * getattr(args, "allow_changed", False)
+    return shlex.join([*words, "--train_ids", str(selected / "selected.csv"), "--output_dir", f"{selected}_model"])

@@ -127,6 +127,7 @@ def without_scores(rows: np.ndarray, reasons: list[str]) -> Picks:
 
 Pick = Callable[[Features, int, np.random.Generator, Settings], Picks]
 Score = Callable[[Features, Settings], np.ma.MaskedArray]
+Reasons = Callable[[Features, Settings, np.ndarray], list[str]]  # of rows, (m,) int
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,9 @@ class Selector:
 
     It either ranks by one number per example, ``score`` (n,), of which the end ``keep`` comes first and which is
     taken over all examples even where strata are chosen from; or it picks, one with regard to the others. reason: of
-    those that it chooses. seeded: whether another seed makes another choice, beyond the order of equal scores. check:
-    says what is wrong with the settings, if anything.
+    those that it chooses, or a function that gives it for rows; by default score and place. seeded: whether another
+    seed makes another choice, beyond the order of equal scores. check: says what is wrong with the settings, if
+    anything.
     """
 
     name: str
@@ -147,7 +149,7 @@ class Selector:
     pick: Pick | None = None
     score: Score | None = None
     keep: str = HIGHEST
-    reason: str = ""
+    reason: str | Reasons = ""
     more: Callable[[Settings], Sequence[str]] = lambda settings: ()
     seeded: bool = False
     check: Callable[[Settings], str | None] = lambda settings: None
@@ -164,7 +166,11 @@ class Selector:
             keep = settings.keep or self.keep
             order = ranked(values, rng, keep)[:k]
             scores = np.ma.filled(values.astype(float), np.nan)[order]
-            chosen = Picks(order, scores, [self.reason or f"{keep} {self.name}"] * len(order))
+            if callable(self.reason):
+                reasons = self.reason(features, settings, order)
+            else:
+                reasons = [self.reason] * len(order) if self.reason else places(self.name, values, keep, order)
+            chosen = Picks(order, scores, reasons)
         if settings.fill and len(chosen.rows) < k:
             rest = rng.permutation(np.setdiff1d(np.arange(len(features)), chosen.rows))[: k - len(chosen.rows)]
             reasons = chosen.reasons + [f"{FILLED}, not chosen by {self.name}"] * len(rest)
@@ -239,6 +245,19 @@ def ranked(values: np.ma.MaskedArray, rng: np.random.Generator, keep: str = HIGH
     plain = np.ma.getdata(values).astype(float)
     order = np.lexsort((rng.permutation(len(plain)), -plain if keep == HIGHEST else plain))
     return order[~np.ma.getmaskarray(values)[order]]
+
+
+def places(name: str, values: np.ma.MaskedArray, keep: str, rows: np.ndarray) -> list[str]:
+    """``aum -1.23, 5 of 1,000 from the lowest`` of each of the rows; equal values share the first place.
+
+    An example that ``values`` masks has no place: what is said is that the selector leaves it out.
+    """
+    known = ~np.ma.getmaskarray(values)
+    plain = np.ma.getdata(values).astype(float)
+    ordered = np.sort(plain[known] if keep == LOWEST else -plain[known])
+    found = 1 + np.searchsorted(ordered, plain[rows] if keep == LOWEST else -plain[rows])
+    return [f"{name} {plain[row]:.4g}, {place:,} of {len(ordered):,} from the {keep}" if known[row]
+            else f"{name} leaves it out" for row, place in zip(rows, found.tolist(), strict=True)]
 
 
 def rank_normalised(values: np.ma.MaskedArray) -> np.ma.MaskedArray:

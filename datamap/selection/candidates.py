@@ -29,12 +29,13 @@ logger = logging.getLogger(__name__)
 @dataclass
 class Candidates:
     """split: n rows in the order of their ids. position: (n,) place of each in the dataset as loaded. args: the flags
-    of select_subset.py. known: the features that were computed so far."""
+    of select_subset.py. known: the features that were computed so far. unusable: ids that cannot be trained on."""
 
     split: Split
     position: np.ndarray
     args: argparse.Namespace
     known: dict[str, np.ndarray] = field(default_factory=dict)
+    unusable: list[str] = field(default_factory=list)
 
     @property
     def ids(self) -> list[str]:
@@ -122,9 +123,9 @@ def load_candidates(args: argparse.Namespace, task: Task) -> Candidates:
     split.allow_changed = getattr(args, "allow_changed", False)
     usable = split.task.is_usable(split.data)
     ids = split.ids
-    if not usable.all():
-        bad = np.asarray(ids)[~usable].tolist()
+    bad = [example for example, is_usable in zip(ids, usable.tolist(), strict=True) if not is_usable]
+    if bad:
         logger.warning(f"{len(bad):,} of {len(usable):,} examples ({name_a_few(bad)}) are not chosen from: "
                        f"{split.task.unusable}")
     position = np.array(sorted(np.flatnonzero(usable).tolist(), key=lambda row: ids[row]), dtype=np.int64)
-    return Candidates(dataclasses.replace(split, data=split.data.select(position)), position, args)
+    return Candidates(dataclasses.replace(split, data=split.data.select(position)), position, args, unusable=bad)

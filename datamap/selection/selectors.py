@@ -36,6 +36,7 @@ from datamap.selection.base import (
     members_of,
     needed,
     picks,
+    places,
     rank_normalised,
     ranked,
     ranks,
@@ -58,7 +59,8 @@ def _random(features: Features, k: int, rng: np.random.Generator, settings: Sett
 
 @picks("full", "baseline", "everything, or the first k", needs=("position",))
 def _full(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
-    return without_scores(np.argsort(features["position"], kind="stable")[:k], ["in the order of the dataset"] * k)
+    rows = np.argsort(features["position"], kind="stable")[:k]
+    return without_scores(rows, [f"row {place + 1:,} of the dataset" for place in features["position"][rows].tolist()])
 
 
 # --- quality ------------------------------------------------------------------------------------------------------
@@ -74,8 +76,13 @@ def _wrong_band(settings: Settings) -> str | None:
     return None
 
 
+def _in_the_band(features: Features, settings: Settings, rows: np.ndarray) -> list[str]:
+    band = f"between the quantiles {settings.p_low:g} and {settings.p_high:g}"
+    return [f"perplexity {value:.4g}, {band}" for value in np.ma.getdata(features["perplexity"])[rows]]
+
+
 @ranks("perplexity", "quality", "between two quantiles of perplexity under a causal language model (Marion et al. "
-       "2023)", needs=("perplexity",), reason="perplexity in the band", check=_wrong_band,
+       "2023)", needs=("perplexity",), reason=_in_the_band, check=_wrong_band,
        more=lambda settings: [settings.rank_by] if settings.rank_by else [],
        settings=(Setting("p_low", 0.3, "quantile of perplexity, 0..1", {"type": fraction}),
                  Setting("p_high", 0.7, "quantile of perplexity, 0..1", {"type": fraction}),
@@ -138,7 +145,8 @@ def _k_center(features: Features, k: int, rng: np.random.Generator, settings: Se
 
     vectors = features["embeddings"]
     rows, distances, _ = k_center(vectors, k, _nearest_to_the_mean(vectors)[0])
-    return Picks(rows, distances, ["nearest to the mean", *["farthest from those before it"] * (len(rows) - 1)])
+    return Picks(rows, distances, ["nearest to the mean",
+                                   *(f"{distance:.4g} from the nearest before it" for distance in distances[1:])])
 
 
 @picks("kmeans", "diversity", "the nearest to the centres of k-means clusters, in proportion to their sizes",
@@ -151,7 +159,8 @@ def _k_means(features: Features, k: int, rng: np.random.Generator, settings: Set
     groups = [members[ranked(np.ma.asarray(distance[members]), rng, LOWEST)][:quota]
               for members, quota in zip(members_of(cluster), quotas.tolist(), strict=True)]
     rows = np.concatenate(groups)[interleaved(groups)]
-    return Picks(rows, distance[rows], [f"nearest to the centre of cluster {cluster[row]}" for row in rows])
+    reasons = [f"{distance[row]:.4g} from the centre of cluster {cluster[row]}" for row in rows]
+    return Picks(rows, distance[rows], reasons)
 
 
 @picks("herding", "diversity", "greedy mean matching (Welling 2009)", needs=("embeddings",))
@@ -159,7 +168,7 @@ def _herding(features: Features, k: int, rng: np.random.Generator, settings: Set
     from datamap.selection.diversity import herding
 
     rows, errors = herding(features["embeddings"], k)
-    return Picks(rows, errors, ["brings the mean of the chosen nearest to that of all"] * len(rows))
+    return Picks(rows, errors, [f"with it the mean of the chosen is {error:.4g} from that of all" for error in errors])
 
 
 def _wrong_weights(settings: Settings) -> str | None:
@@ -192,7 +201,10 @@ def _lexical_diversity(features: Features, k: int, rng: np.random.Generator, set
     reasons = []
     for row in rows:
         without = " and ".join(name for name, values in lexical.items() if values[row] is np.ma.masked)
-        reasons.append("far away and rich in words" + (f" (too short for {without})" if without else ""))
+        rich = ", ".join(f"{name} {values[row]:.3g}" for name, values in lexical.items()
+                         if values[row] is not np.ma.masked)
+        reasons.append("far away and rich in words" + f": {rich}" * bool(rich)
+                       + f" (too short for {without})" * bool(without))
     return Picks(rows, distances / scale + bonus[rows], reasons)
 
 
@@ -282,7 +294,10 @@ def _loss_trajectory(features: Features, k: int, rng: np.random.Generator, setti
         groups.append(rng.permutation(rows)[: left // (len(members) - place)])
         left -= len(groups[-1])
     rows = np.concatenate(groups)[interleaved(groups)]
-    return without_scores(known[rows], [f"cluster {number} of the loss trajectories" for number in cluster[rows]])
+    return without_scores(known[rows], [
+        f"cluster {cluster[row]} of the loss trajectories (loss {trajectories[row][0]:.3g} to "
+        f"{trajectories[row][-1]:.3g})" for row in rows
+    ])
 
 
 # --- hybrids ------------------------------------------------------------------------------------------------------
@@ -401,6 +416,21 @@ def select(
         "score": np.concatenate([each.scores for each in chosen])[order],
         "reason": [reasons[place] for place in order],
     })
+
+
+def rejected(features: Features, name: str, chosen: pd.DataFrame, settings: Settings) -> pd.DataFrame:
+    """The examples that ``select`` did not choose, in the order of their ids: ``id``, ``score`` and ``reason``.
+
+    A selector that ranks says the place of each; one that picks has none for them.
+    """
+    selector = SELECTORS[name]
+    rows = np.flatnonzero(~np.isin(np.array(features.ids, dtype=object), chosen["id"].to_numpy(dtype=object)))
+    scores, reasons = np.full(len(rows), np.nan), [f"not among the {len(chosen):,} that {name} picks"] * len(rows)
+    if selector.score is not None:
+        values = selector.score(features, settings)
+        scores = np.ma.filled(values.astype(float), np.nan)[rows]
+        reasons = places(name, values, settings.keep or selector.keep, rows)
+    return pd.DataFrame({"id": [features.ids[row] for row in rows], "score": scores, "reason": reasons})
 
 
 def described() -> str:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from datamap.core.errors import printable
 from datamap.core.tables import console_table
 from datamap.suites.definition import Suite
 from datamap.suites.planning import duration
@@ -79,9 +80,9 @@ def run_all(todo: Sequence[Run], **settings: Any) -> list[Run]:
 def report_failures(failed: Sequence[Run]) -> None:
     for run in failed:
         meta = meta_of(run.directory) or {}
-        print(f"\nfailed: {run}: {meta.get('error', '')}\n  {run.directory / LOG}", file=sys.stderr)
+        print(f"\nfailed: {run}: {printable(str(meta.get('error', '')))}\n  {run.directory / LOG}", file=sys.stderr)
         for line in last_lines(run.directory / LOG, 5):
-            print(f"  | {line}", file=sys.stderr)
+            print(f"  | {printable(line)}", file=sys.stderr)
     if failed:
         print(f"\n{len(failed)} failed; --retry_failed runs them again", file=sys.stderr)
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.core.plots import COLORS, DARK_GREY, LIGHT_GREY, new_figure, save_figure
+from datamap.core.plots import COLORS, DARK_GREY, LIGHT_GREY, new_figure, save_figure, whole_numbers
+from datamap.core.tables import shortened
 from datamap.suites.comparison import BETTER, NO_DIFFERENCE, UNDERPOWERED, WORSE
 from datamap.suites.definition import CONTROL
 
@@ -45,7 +46,15 @@ def write_plots(
     logged = [name for name in curves.columns if name in ("loss", *(f"eval_{metric.name}" for metric in metrics))
               and curves[name].notna().any()]
     if logged:
-        plot_curves(directory / "learning_curves.png", title, curves, logged, own)
+        losses = {each["name"]: training_loss(each["arguments"]) for each in plan["experiments"]}
+        plot_curves(directory / "learning_curves.png", title, curves, logged, own, losses)
+
+
+def training_loss(arguments: Mapping[str, Any]) -> str:
+    """What an experiment's logged loss is, in words: only losses of one name can be compared."""
+    smoothed = arguments.get("use_label_smoothing") or arguments.get("label_smoothing_factor")
+    words = ["smoothed"] * bool(smoothed) + ["weighted"] * bool(arguments.get("use_soft_weighting"))
+    return " and ".join(words) + "\n" * bool(words) + "training loss (nats)"
 
 
 def _unit(metric: Metric, points: str) -> str:
@@ -56,10 +65,9 @@ def titled(name: str) -> str:
     return name.replace("_", " ").replace("f1", "F1")
 
 
-def literal(name: str) -> str:
-    """A name for matplotlib: no formula, and of a long one not the middle."""
-    name = name if len(name) <= 40 else f"{name[:24]}...{name[-13:]}"
-    return name.replace("$", r"\$")
+def literal(names: Sequence[str]) -> list[str]:
+    """Names for matplotlib: no formulas, long ones cut but not alike."""
+    return [name.replace("$", r"\$") for name in shortened(names, 40)]
 
 
 def _seeds(counts: Collection[int]) -> str:
@@ -86,7 +94,8 @@ def plot_differences(path: Path, title: str, metric: Metric, rows: Sequence[Mapp
         axis.plot(row["difference"], place, "D", color=color, ms=6)
         word = row["verdict"] + "\n(this checkpoint)" * (row["n"] == 1)
         axis.annotate(word, (1.01, place), xycoords=("axes fraction", "data"), va="center", fontsize=8, color=color)
-    labels = [f"{literal(row['experiment'])}\nagainst {literal(row['reference'])}" for row in rows]
+    experiments, references = (literal([row[name] for row in rows]) for name in ("experiment", "reference"))
+    labels = [f"{one}\nagainst {other}" for one, other in zip(experiments, references, strict=True)]
     axis.set_yticks(places, labels, fontsize=8)
     axis.set_ylim(places[-1] + 0.6, places[0] - 0.6)
     axis.set_xlabel(f"difference in {_unit(metric, 'percentage points')}")
@@ -117,22 +126,31 @@ def plot_sizes(path: Path, title: str, metric: Metric, results: pd.DataFrame, ow
         handles += axis.plot(place, values.mean(), marker, ms=6, mfc=fill, mec=color)
     axis.set_xlabel("training examples")
     axis.set_ylabel(_unit(metric, "percent"))
-    axis.xaxis.set_major_formatter("{x:,.0f}")
-    axis.legend(handles, [literal(name) for name in names], **LEGEND)
+    whole_numbers(axis.xaxis)
+    axis.legend(handles, literal(names), **LEGEND)
     save_figure(figure, path, title, f"Dashes: one seed each, n = {len(results):,} runs; symbols: their mean, hollow "
                 "for size-matched random controls. Experiments of one size are drawn side by side.")
 
 
-def plot_curves(path: Path, title: str, curves: pd.DataFrame, logged: Sequence[str], own: Sequence[str]) -> None:
-    """What was logged while training, mean over seeds, with the range of the seeds behind it; controls are dashed."""
+def plot_curves(
+    path: Path, title: str, curves: pd.DataFrame, logged: Sequence[str], own: Sequence[str], losses: Mapping[str, str],
+) -> None:
+    """What was logged while training, mean over seeds, with the range of the seeds behind it; controls are dashed.
+
+    losses: experiment -> ``training_loss``. Losses that cannot be compared stand in panels of their own.
+    """
     names = list(dict.fromkeys(curves["experiment"]))
-    figure, axes = new_figure(8, max(3.4 * len(logged), LEGEND_LINE * len(names)), rows=len(logged), squeeze=False)
+    known = {column: [name for name in names if curves.loc[curves["experiment"] == name, column].notna().any()]
+             for column in logged}
+    panels = [(column, label, [name for name in known[column] if column != "loss" or losses[name] == label])
+              for column in logged
+              for label in (dict.fromkeys(losses[name] for name in known[column]) if column == "loss"
+                            else [titled(column)])]
+    figure, axes = new_figure(8, max(3.4 * len(panels), LEGEND_LINE * len(names)), rows=len(panels), squeeze=False)
     handles: dict[str, Any] = {}
-    for axis, column in zip(axes[:, 0], logged, strict=True):
-        for name in names:
+    for axis, (column, label, shown) in zip(axes[:, 0], panels, strict=True):
+        for name in shown:
             part = curves[(curves["experiment"] == name) & curves[column].notna()]
-            if part.empty:
-                continue
             # Where seeds train on other examples, the k-th log comes at slightly other epochs.
             logs = part.groupby(part.groupby("seed").cumcount())
             epoch, values = logs["epoch"].mean(), logs[column]
@@ -143,8 +161,11 @@ def plot_curves(path: Path, title: str, curves: pd.DataFrame, logged: Sequence[s
             if len(names) <= MAX_BANDS:
                 axis.fill_between(epoch, values.min(), values.max(), color=color, alpha=0.12, lw=0)
         axis.set_xlabel("epoch")
-        axis.set_ylabel("training loss (nats)" if column == "loss" else titled(column))
-    axes[0, 0].legend(list(handles.values()), [literal(name) for name in handles], **LEGEND)
+        axis.set_ylabel(label)
+    handles = {name: handles[name] for name in names if name in handles}
+    axes[0, 0].legend(list(handles.values()), literal(list(handles)), **LEGEND)
     bands = "; bands: from the lowest to the highest" if len(names) <= MAX_BANDS else ""
     seeds = _seeds(curves.groupby("experiment")["seed"].nunique())
-    save_figure(figure, path, title, f"Lines: mean of {seeds}{bands}. Dashed: size-matched random controls.")
+    apart = " A smoothed or weighted loss is another quantity, in a panel of its own." * (
+        len({label for column, label, _ in panels if column == "loss"}) > 1)
+    save_figure(figure, path, title, f"Lines: mean of {seeds}{bands}. Dashed: size-matched random controls.{apart}")

@@ -12,6 +12,7 @@ import numpy as np
 
 from datamap.core.artifacts import META
 from datamap.core.files import atomic, write_csv, write_json
+from datamap.core.plots import picture_files
 from datamap.core.tables import console_table
 from datamap.suites import plots as suite_plots
 from datamap.suites.comparison import ALPHA, MIN_SEEDS, ROW, UNDERPOWERED
@@ -62,7 +63,7 @@ def write_report(directory: Path, margin: float) -> str:
     table = results_table(results, plan)
     write_csv(directory / "results.csv", table)
     metrics, rows = compare(results, plan, margin)
-    for pattern in ("comparison_*.png", "training_size_*.png", "learning_curves.*"):
+    for pattern in (*picture_files("comparison_*", "training_size_*"), "learning_curves.*"):
         for file in directory.glob(pattern):
             file.unlink()
     columns = [*SUBJECT, *ROW, "shown_low", "shown_high"]

@@ -16,6 +16,7 @@ import numpy as np
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, write_csv
 from datamap.core.intervals import wilson_interval
+from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
 from datamap.tasks.evaluation import MAX_CLASSES_REPORTED, Evaluation, plot_confusion
 
@@ -427,8 +428,8 @@ class ClassificationEvaluation(Evaluation):
             confidence=self.probabilities[wrong, self.predicted[wrong]],
             gold_probability=self.probabilities[wrong, self.gold[wrong]],
         )
-        write_csv(directory / f"confusion_matrix{suffix}.csv", table)
-        write_csv(directory / f"misclassified{suffix}.csv", mistakes)
+        write_csv(directory / f"confusion_matrix{suffix}.csv", safe_to_open(table))
+        write_csv(directory / f"misclassified{suffix}.csv", safe_to_open(mistakes))
         plot_confusion(directory / f"confusion_matrix{suffix}.png", counts, self.names, title)
 
 

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.core.plots import new_figure, save_figure
+from datamap.core.plots import COLORS, new_figure, save_figure, whole_numbers
+from datamap.core.tables import shortened
 
 if TYPE_CHECKING:
     import datasets
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 SPEED = ("_runtime", "_per_second", "_model_preparation_time")  # of the metrics of an evaluation: not about the model
 MAX_CLASSES_REPORTED = 20  # with more, eval_metrics.json holds the means over the classes only
 MAX_CLASSES_WITH_NUMBERS = 12  # in the cells of the picture of a confusion matrix
+MAX_CLASSES_DRAWN = 40  # as a matrix
+MAX_PAIRS_DRAWN = 30
 
 
 class Evaluation:
@@ -65,13 +68,20 @@ def plot_confusion(
     path: Path, counts: np.ndarray, names: Sequence[str], caption: str, answers: Sequence[str] | None = None
 ) -> None:
     """counts: (C, A), rows the gold labels, columns the predicted ones, then what is none. Colour is the row's share;
-    the row of a label without examples, which has no shares, is blank.
+    the row of a label without examples, which has no shares, is blank. Of more than 40 labels, which nobody could
+    read, the pairs that are confused most often are drawn instead.
 
     names: of the C labels. answers: of the A columns, the same as ``names`` unless given.
     """
     import seaborn
 
-    names, answers = ([text.replace("$", r"\$") for text in texts] for texts in (names, answers or names))
+    names, answers = ([text.replace("$", r"\$") for text in shortened(texts, 24)]
+                      for texts in (names, answers or names))
+    accuracy = np.trace(counts) / counts.sum()
+    caption = f"{caption}, n = {counts.sum():,}; accuracy {accuracy:.3f}"
+    if len(names) > MAX_CLASSES_DRAWN:
+        plot_confused_pairs(path, counts, names, answers, caption)
+        return
     sizes = counts.sum(axis=1, keepdims=True)
     shares = 100 * counts / np.where(sizes, sizes, np.nan)
     cells = np.array([f"{n:,}\n{share:.0f} %" for n, share in zip(counts.flat, shares.flat, strict=True)])
@@ -89,6 +99,28 @@ def plot_confusion(
     axis.tick_params(labelsize=float(np.clip(500 / len(names), 2.5, 10)), length=0)
     axis.set_xlabel("predicted label")
     axis.set_ylabel("gold label")
-    accuracy = np.trace(counts) / counts.sum()
     blank = "" if sizes.all() else "; blank: no examples"
-    save_figure(figure, path, "Confusion matrix", f"{caption}, n = {counts.sum():,}; accuracy {accuracy:.3f}{blank}")
+    save_figure(figure, path, "Confusion matrix", f"{caption}{blank}")
+
+
+def plot_confused_pairs(
+    path: Path, counts: np.ndarray, names: Sequence[str], answers: Sequence[str], caption: str
+) -> None:
+    """The pairs of gold and predicted label with the most examples, as bars; counts as for ``plot_confusion``."""
+    row, column = np.indices(counts.shape)
+    wrong = np.where(row == column, 0, counts)
+    order = np.argsort(-wrong, axis=None, kind="stable")[: min(MAX_PAIRS_DRAWN, np.count_nonzero(wrong))]
+    gold, predicted = np.unravel_index(order, counts.shape)
+    drawn, places = wrong[gold, predicted], np.arange(len(order))
+    figure, axis = new_figure(8, 1.6 + 0.26 * max(len(order), 1))
+    bars = axis.barh(places, drawn, color=COLORS[1])
+    shares = 100 * drawn / counts.sum(axis=1)[gold]
+    axis.bar_label(bars, [f"{share:.0f} %" for share in shares], padding=2, fontsize=7)
+    labels = [f"{names[one]} → {answers[other]}" for one, other in zip(gold, predicted, strict=True)]
+    axis.set_yticks(places, labels, fontsize=8)
+    axis.set_ylim(max(len(order), 1) - 0.5, -0.5)
+    axis.set_xlabel("examples (count)")
+    whole_numbers(axis.xaxis)
+    caption += (f"\nthe {len(order):,} of {np.count_nonzero(wrong):,} confused pairs of labels with the most examples "
+                f"({drawn.sum():,} of {wrong.sum():,} mistakes); beside the bar: share of the gold label")
+    save_figure(figure, path, f"Most confused of {len(names):,} labels: gold → predicted", caption)

@@ -12,7 +12,7 @@ import numpy as np
 
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.plots import COLORS, GREY, LIGHT_GREY, new_figure, save_figure
-from datamap.core.tables import console_table
+from datamap.core.tables import console_table, shortened
 
 if TYPE_CHECKING:
     import datasets
@@ -27,6 +27,7 @@ RESERVED = (
 )
 PERCENTAGES = ("exact_match", "f1", "low", "high")  # of a table with exact_match; every other rate is 0..1
 MAX_NAME_PRINTED = 48  # characters
+ENDS_PRINTED = 6  # of many slices so many of the worst, and of the best
 MAX_PANELS, MAX_POINTS = 6, 40
 # They tell the series apart in grey.
 MARKERS = ("o", "s", "^", "D", "v", "P")
@@ -219,24 +220,40 @@ def _rows_by(table: pd.DataFrame, columns: Sequence[str], chosen: Sequence[str])
 # --- console and log ---------------------------------------------------------------------------------------------
 
 
-def printed(table: pd.DataFrame, limit: int = 40) -> str:
-    """Aligned lines for the console: slice, n, and the statistics with the interval as ``[low, high]``."""
+def printed(table: pd.DataFrame, file: str, ends: int = ENDS_PRINTED) -> str:
+    """Aligned lines for the console: slice, n, and the statistics with the interval as ``[low, high]``.
+
+    Of many slices the first row, which is of all examples, the worst and the best: those with the lowest upper and the
+    highest lower end of the interval, ``ends`` each, so that a slice of one example is neither. ``file`` holds the
+    rest.
+    """
+    import pandas as pd
+
+    parts, hidden = [table], len(table) - 1 - 2 * ends
+    if hidden > 0:
+        rest = table.iloc[1:]
+        worst = rest.sort_values(["high", "n"], ascending=[True, False], kind="stable")
+        worst = worst.head(ends)
+        best = rest.drop(worst.index).sort_values(["low", "n"], ascending=False, kind="stable")
+        parts = [table.head(1), worst, best.head(ends).iloc[::-1]]
+    lines = _lines(pd.concat(parts)).split("\n")
+    if hidden > 0:
+        lines.insert(2 + ends, f"... {hidden:,} more between the worst and the best, in {file}")
+    return "\n".join(lines)
+
+
+def _lines(table: pd.DataFrame) -> str:
     statistics = table.columns[table.columns.get_loc("n") :]
     percent = PERCENTAGES if "exact_match" in table else ()
     formats = {name: ".1f" if name in percent else ".3f" for name in statistics} | {"n": ",d"}
     shown = table[statistics].drop(columns=["low", "high"], errors="ignore")
-    shown.insert(0, "slice", [_shortened(name, MAX_NAME_PRINTED) for name in table["slice"]])
+    shown.insert(0, "slice", shortened(table["slice"].tolist(), MAX_NAME_PRINTED))
     if "low" in table:
         ends = zip(table["low"], table["high"], strict=True)
         form = formats["low"]
         intervals = [None if low != low else f"[{low:{form}}, {high:{form}}]" for low, high in ends]
         shown.insert(int(statistics.get_loc("low")) + 1, "95% interval", intervals)
-    return console_table(shown, formats, limit)
-
-
-def _shortened(text: str, length: int) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= length else line[: length - 3] + "..."
+    return console_table(shown, formats)
 
 
 def logged(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, float]:
@@ -283,6 +300,7 @@ def plot_slices(
     down = -(-len(panels) // across)
     size = (5.0, 3.4) if len(panels) == 1 else (0.6 + 2.0 * across, 1.0 + 1.8 * down)
     figure, axes = new_figure(*size, down, across, sharex=True, sharey=True, squeeze=False)
+    titles = _sized([name for name, _ in panels], [rows["n"].sum() for _, rows in panels], 26, break_after=14)
     for number, (name, rows) in enumerate(panels):
         axis = axes.flat[number]
         if number:  # the first panel's line in grey
@@ -294,7 +312,7 @@ def plot_slices(
         if number + across >= len(panels):  # nothing below it
             axis.tick_params(labelbottom=True)
             axis.set_xlabel(_axis_label(numeric), fontsize=9)
-        axis.set_title(_sized(name, rows["n"].sum(), 26, break_after=14), fontsize=9, loc="left")
+        axis.set_title(titles[number], fontsize=9, loc="left")
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     grey = "; grey line: all examples" if len(panels) > 1 else ""
@@ -324,7 +342,7 @@ def plot_generalization(
     if len(distinct) < len(singles):
         step = min(0.15, 0.6 / len(parts)) * (float(np.diff(distinct).min()) if len(distinct) > 1 else 1.0)
     figure, axis = new_figure(6.0, 3.6)
-    labels = [_sized(name, rows["n"].sum()) for name, rows in zip(tables, parts, strict=True)]
+    labels = _sized(list(tables), [rows["n"].sum() for rows in parts])
     for number, rows in enumerate(parts):
         x = rows[numeric].to_numpy() + (number - (len(parts) - 1) / 2) * step
         _draw(axis, x, rows, rate, COLORS[number % len(COLORS)], MARKERS[number % len(MARKERS)], labels[number])
@@ -345,7 +363,7 @@ def _plot_points(
     if "majority_baseline" in rows:
         axis.plot(rows["majority_baseline"], places, "|", color=GREY, markersize=11)
     axis.errorbar(rows[rate], places, xerr=_errors(rows, rate), fmt="o", color=COLORS[0], markersize=5, elinewidth=1.2)
-    axis.set_yticks(places, [_sized(name, n) for name, n in zip(rows["slice"], rows["n"], strict=True)])
+    axis.set_yticks(places, _sized(rows["slice"].tolist(), rows["n"].tolist()))
     axis.set_ylim(len(rows) - 0.5, -0.5)
     scale = 100 if rate in PERCENTAGES else 1
     axis.set_xlim(-0.02 * scale, 1.02 * scale)
@@ -419,11 +437,10 @@ def _key(rate: str, rows: pd.DataFrame, shape: str = "line", baseline: str = "do
     return f"\n{shape} and bar: {rate.replace('_', ' ')} and its 95% Wilson interval{majority}"
 
 
-def _sized(name: str, n: int, length: int = 40, break_after: int = 40) -> str:
+def _sized(names: Sequence[str], sizes: Sequence[int], length: int = 40, break_after: int = 40) -> list[str]:
     """``name (n = 240)``, on two lines where the name has more than ``break_after`` characters."""
-    short = _shortened(name, length)
-    gap = "\n" if len(short) > break_after else " "
-    return _plain(short) + f"{gap}(n = {n:,})"
+    return [_plain(short) + ("\n" if len(short) > break_after else " ") + f"(n = {n:,})"
+            for short, n in zip(shortened(names, length), sizes, strict=True)]
 
 
 def _plain(text: str) -> str:

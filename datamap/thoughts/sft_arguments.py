@@ -13,6 +13,7 @@ from typing import Any
 from datamap.analysis.filter_config import filter_inputs, load_filter_config, reads_metrics, validate_config
 from datamap.core.configs import with_config
 from datamap.core.flags import DEFAULT_SEED, Parser, boolean, fraction, number, positive_int, seed_number
+from datamap.core.plots import add_plot_format
 from datamap.core.splits import Split
 from datamap.thoughts.data import add_pair_flags
 from datamap.thoughts.prompts import TUNED
@@ -71,6 +72,7 @@ def build_parser(show_all: bool = False) -> Parser:
 
     group = parser.add_argument_group("training")
     group.add_argument("--output_dir", default="./sft_output", help="adapter, tokenizer, curves, model card go here")
+    add_plot_format(group)
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
                        metavar="true|false",
                        help="replace what another run left in --output_dir (checkpoints, adapter) and its data map")

@@ -33,6 +33,7 @@ from datamap.core.flags import (
     positive_int,
     seed_number,
 )
+from datamap.core.plots import add_plot_format
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import ABLATIONS
 from datamap.tasks.registry import TASKS, add_task_flags, task_of
@@ -88,6 +89,7 @@ def build_parser(show_all: bool = False) -> Parser:
                             "trained from scratch: tiny (a small ELECTRA, any task), lstm or lstm_reader (nli, "
                             "classification)")
     group.add_argument("--output_dir", default="./trainer_output", help="model, metrics, predictions go here")
+    add_plot_format(group)
     group.add_argument("--overwrite", "--overwrite_output_dir", nargs="?", const=True, default=False, type=boolean,
                        metavar="true|false",
                        help="replace what another run left in --output_dir (checkpoints, model) and its data map")

@@ -168,7 +168,7 @@ class EvaluationCallback(TrainerCallback):
             line += ", a new best" + (f"; before {before['metrics'][self.metric]:.4g}" if before else "")
         logger.info(line)
         if table is not None:
-            logger.info(slices.printed(table))
+            logger.info(slices.printed(table, "slice_metrics.csv (of the best epoch)", ends=2))
         logs = tracked(numbers, table, list(self.slice_values))
         logs |= {f"best/{self.metric}": best["metrics"][self.metric], "best/epoch": best["epoch"]}
         for entry in self.ranking.entries if self.keep else ():

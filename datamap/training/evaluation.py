@@ -13,6 +13,7 @@ from datamap.core.errors import is_main_process
 from datamap.core.files import write_csv, write_json, write_jsonl
 from datamap.core.plots import dataset_label
 from datamap.core.splits import Split
+from datamap.core.tables import safe_to_open
 from datamap.tasks import slices
 from datamap.tasks.evaluation import SPEED
 from datamap.training.data import RunData, features_of
@@ -29,7 +30,7 @@ def evaluate_splits(trainer: CartographyTrainer, args: argparse.Namespace, data:
     tables = {split.split: evaluate_split(trainer, args, data, split, f"_{split.split}" if several else "")
               for split in data.evaluated}
     if several and is_main_process():
-        write_csv(Path(args.output_dir) / "generalization.csv", slices.generalization_table(tables))
+        write_csv(Path(args.output_dir) / "generalization.csv", safe_to_open(slices.generalization_table(tables)))
         rate = trainer.compute_metrics.rate
         slices.plot_generalization(
             Path(args.output_dir) / "generalization.png", tables, args.slice_by or (), rate,
@@ -80,11 +81,11 @@ def evaluate_split(
             evaluation.write(output, ending, title)
             print_metrics(found, f"{split.split}:" if suffix else "")
             if values:
-                print(slices.printed(rows))
+                print(slices.printed(rows, f"slice_metrics{ending}.csv"))
     if is_main_process():
         write_json(output / f"eval_metrics{suffix}.json", metrics)
         if split.mended:
-            write_csv(output / f"eval_moved_answers{suffix}.csv", pd.DataFrame(split.mended))
+            write_csv(output / f"eval_moved_answers{suffix}.csv", safe_to_open(pd.DataFrame(split.mended)))
     return table
 
 
@@ -118,7 +119,7 @@ def write_slices(
 ) -> None:
     """Write the table of slices as ``slice_metrics`` CSV, and PNG of its ``rate``."""
     if is_main_process():
-        write_csv(directory / f"slice_metrics{suffix}.csv", table)
+        write_csv(directory / f"slice_metrics{suffix}.csv", safe_to_open(table))
         slices.plot_slices(
             directory / f"slice_metrics{suffix}.png", table, columns, rate,
             f"{slices.rate_name(rate)} by {' and '.join(columns)}", f"{title}, n = {table['n'].iloc[0]:,}",

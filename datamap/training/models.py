@@ -269,11 +269,11 @@ def usable_length(asked: int, model: PreTrainedModel, tokenizer: PreTrainedToken
             positions = min(positions, module.num_embeddings - module.padding_idx - 1)
     usable = min(asked, positions, tokenizer.model_max_length)
     if usable < asked:
-        logger.warning(f"--max_length lowered from {asked} to {usable}: the model takes no more")
+        logger.warning(f"windows are of {usable} tokens, not of {asked} (--max_length): the model takes no more")
     return usable
 
 
 def usable_stride(asked: int, max_length: int) -> int:
     if asked > max_length // 2:
-        logger.warning(f"--doc_stride lowered from {asked} to {max_length // 2}: half of --max_length")
+        logger.warning(f"windows share {max_length // 2} tokens, not {asked} (--doc_stride): at most half of a window")
     return min(asked, max_length // 2)

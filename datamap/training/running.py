@@ -17,6 +17,7 @@ from datamap.core.artifacts import stage
 from datamap.core.errors import UserError, is_main_process
 from datamap.core.files import write_csv, write_json
 from datamap.core.splits import Split
+from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of
 from datamap.training.data import RunData, features_of, leave_out_unlearnable, watches, write_split
@@ -187,7 +188,7 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
     if data.filter_report is not None and is_main_process():
         write_json(output / "filter_report.json", data.filter_report)
     if data.loaded is not None and data.loaded.mended and is_main_process():
-        write_csv(output / "moved_answers.csv", pd.DataFrame(data.loaded.mended))
+        write_csv(output / "moved_answers.csv", safe_to_open(pd.DataFrame(data.loaded.mended)))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     metrics = dict(result.metrics)
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.

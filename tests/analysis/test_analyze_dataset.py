@@ -277,7 +277,7 @@ def unified(house):
 
 
 def test_unified_columns_and_rows(unified):
-    assert {path.name for path in unified.iterdir()} == ALWAYS | UNIFIED
+    assert {path.name for path in unified.iterdir()} == UNIFIED | {"run_meta.json"}
     table = read_table(unified / "unified_analysis.csv")
     assert list(table) == [
         "id", "question", "context", "answer",
@@ -387,6 +387,7 @@ def test_without_predictions_two_rules_are_missing(house):
     summary = read_json(output / "overlap_summary.json")
     assert summary["coverage"]["predictions"] is None
     assert summary["rule_rates"]["rule4_pred_inside_gold_better"] is None
+    assert {path.name for path in output.glob("[!.]*")} == UNIFIED | {"run_meta.json"}, "nothing twice"
     run(house)  # a plain run into the same directory removes the table of the earlier one
     assert {path.name for path in output.iterdir()} == ALWAYS
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from read_pictures import caption, scatters, seen, upright
 from sklearn.metrics import adjusted_rand_score
 
@@ -261,7 +262,8 @@ def test_the_pictures_show_the_tables_beside_them(tmp_path, pictures, count):
     n = f"n = {len(rows):,}, {count} clusters, {100 * 7 / len(rows):.1f}% noise"
 
     (axis,) = pictures["cluster_map.png"].axes
-    (label, grey, greys), (_, points, colors) = scatters(axis)
+    (label, grey, greys), *others = scatters(axis)
+    points, colors = ([each for scatter in others for each in scatter[part]] for part in (1, 2))
     places = rows[["dim1", "dim2"]].to_numpy()
     assert label == "noise" and grey == places[rows["cluster"] == -1].tolist() and set(greys) == {plots.LIGHT_GREY}
     of_point = {tuple(place): cluster for place, cluster in zip(places.tolist(), rows["cluster"], strict=True)}
@@ -269,14 +271,19 @@ def test_the_pictures_show_the_tables_beside_them(tmp_path, pictures, count):
     assert sorted(points) == sorted(places[rows["cluster"] >= 0].tolist())
     drawn_labels = [of_point[tuple(point)] for point in points]
     assert drawn_labels != sorted(drawn_labels), "no cluster over all of another"
+    look = {of_point[tuple(point)]: (colour, number) for number, (_, part, colours_of) in enumerate(others)
+            for point, colour in zip(part, colours_of, strict=True)}
+    assert len({look[label] for label in range(min(count, 30))}) == min(count, 30), "a colour and shape of its own"
+    assert {look[label][0] for label in range(30, count)} <= {plots.GREY}
     assert [text.get_text() for text in axis.texts] == [str(label) for label in range(min(count, 30))]
     for label, text in enumerate(axis.texts):
         members = places[rows["cluster"] == label]
-        x, y = text.xy
-        assert x == np.median(members[:, 0])
-        # Of a spot the number stands at its upper end, and a little above.
-        assert y == (np.quantile(members[:, 1], 0.98) if label % 2 else np.median(members[:, 1]))
-        assert (text.get_va(), text.xyann) == (("bottom", (0, 2)) if label % 2 else ("center", (0, 0)))
+        assert text.xy == pytest.approx(np.median(members, axis=0))
+        # Of a spot the number stands above it.
+        assert text.xyann[1] >= (8 if label % 2 and count == 3 else -300) and (count > 3 or text.xyann[0] == 0)
+    axis.figure.draw_without_rendering()  # in one resolution
+    boxes = [Text.get_window_extent(text) for text in axis.texts]
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("UMAP dimension 1", "2")
     told = caption(pictures["cluster_map.png"])
     assert told.startswith(n) and ("colours repeat" in told) == (count > 6)
@@ -306,21 +313,52 @@ def test_captions_say_what_repeats_and_what_has_no_number(tmp_path, pictures, co
     assert ("not shown" in caption(pictures["sizes.png"])) == (count > 30)
 
 
+def test_numbers_of_clusters_in_one_place_do_not_lie_on_each_other(tmp_path, pictures):
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(30), 10)
+    dims = rng.normal(size=(300, 2)) + 0.1 * labels[:, None]
+    dims[0] = 60, 60  # all others lie in a corner
+    found = clusters.Clustering(labels, np.ones(300), np.zeros(300), np.ones(30), 300)
+    colours = clusters.choose_colours(found, dims)
+    clusters.plot_map(tmp_path / "map.png", found, dims, colours, ["1", "2"], 0)
+    axis = pictures["map.png"].axes[0]
+    axis.figure.draw_without_rendering()  # in one resolution
+    boxes = [Text.get_window_extent(text) for text in axis.texts]
+    assert len(boxes) == 30
+    assert not any(one.overlaps(other) for place, one in enumerate(boxes) for other in boxes[:place])
+    assert len(set(zip(colours, clusters.choose_shapes(colours), strict=True))) == 30
+
+
 def test_no_clusters_have_no_numbers(tmp_path, pictures):
     found, dims = made([], noise=9)
     clusters.plot_map(tmp_path / "map.png", found, dims, [], ["1", "2"], 0)
     clusters.plot_sizes(tmp_path / "sizes.png", found, clusters.statistics(found), [])
-    assert caption(pictures["map.png"]) == "n = 9, 0 clusters, 100.0% noise noise is grey"
+    assert caption(pictures["map.png"]) == "n = 9, 0 clusters, 100.0% noise noise is light grey"
     assert upright(pictures["sizes.png"].axes[0]) == [(0, 0, 9, plots.LIGHT_GREY)]
 
 
 @pytest.mark.parametrize(("shares", "explained", "expected"), [
     (None, 0.5, ["UMAP dimension 1", "UMAP dimension 2"]),
-    ([0.5, 0.25], None, ["principal component 1", "principal component 2"]),
+    ([0.5, 0.25], None, [f"principal component {n} ({share}% of the variance of what is clustered)"
+                         for n, share in ((1, "50.0"), (2, "25.0"))]),
     ([0.5, 0.25], 0.8, ["principal component 1 (40.0% of variance)", "principal component 2 (20.0% of variance)"]),
 ])
 def test_axes_of_the_picture_name_their_variance(shares, explained, expected):
     assert clusters.axis_labels(shares, explained) == expected
+
+
+def test_pictures_for_papers_and_what_their_axes_are(tmp_path):
+    values, _ = blobs()
+    source = write_embeddings(tmp_path / "in", values)
+    run(source, tmp_path / "out", "--plot_format", "pdf", "svg")
+    more = {f"{name}.{kind}" for name in ("cluster_map", "cluster_sizes") for kind in ("pdf", "svg")}
+    assert {file.name for file in (tmp_path / "out").iterdir()} == FILES | more
+    axes = read_json(tmp_path / "out" / "cluster_metadata.json")["axes"]
+    assert clusters.axes_of(tmp_path / "out") == axes and "of variance)" in axes[0]
+    (tmp_path / "out" / "cluster_metadata.json").unlink()
+    assert clusters.axes_of(tmp_path / "out") == ["dimension 1 (no unit)", "dimension 2 (no unit)"]
+    run(source, tmp_path / "out")
+    assert {file.name for file in (tmp_path / "out").iterdir()} == FILES
 
 
 def test_old_artifacts_go(tmp_path):

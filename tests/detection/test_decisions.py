@@ -17,13 +17,8 @@ import run
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, read_jsonl, read_table
 from datamap.core.splits import load_split
-from datamap.detection.decisions import (
-    NO_ANSWER,
-    neutralised,
-    read_decisions,
-    restored,
-    write_for_spreadsheet,
-)
+from datamap.core.tables import neutralised, restored, write_for_spreadsheet
+from datamap.detection.decisions import NO_ANSWER, read_decisions
 from datamap.tasks.registry import get_task
 
 NASTY = st.sampled_from("=+-@\t\r\n'\" ;,\uff1d\ufeff\x1fa1")

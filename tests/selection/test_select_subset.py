@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import json
 import math
+import shlex
 import subprocess
 import sys
 import time
@@ -196,9 +197,20 @@ def check(found: SimpleNamespace, selector: str, k: int, ids) -> None:
         assert set(cost.get("without", [])) <= set(ids)
     recorded = read_json(found.directory / "run_meta.json")
     assert recorded["status"] == "finished" and recorded["arguments"]["selector"] == selector
-    assert set(recorded["outputs"]) == {"selected.csv", "selection_meta.json"}
+    assert set(recorded["outputs"]) == {"selected.csv", "rejected.csv", "selection_meta.json"}
+    rejected = read_table(found.directory / "rejected.csv")
+    assert rejected.columns.tolist() == ["id", "score", "reason"]
+    assert set(ids) - set(chosen) <= set(rejected["id"]) and not set(chosen) & set(rejected["id"])
+    assert all(isinstance(reason, str) and reason for reason in rejected["reason"])
     command, last = found.out.strip().splitlines()
     assert command.startswith("train on them: python run.py --do_train ")
+    args = run.parse_args(shlex.split(command.removeprefix("train on them: python run.py ")))
+    assert args.train_ids == str(found.directory / "selected.csv") and args.output_dir == f"{found.directory}_model"
+    assert args.dataset == recorded["arguments"]["dataset"] and args.task == recorded["arguments"]["task"]
+    assert args.max_train_samples == recorded["arguments"]["max_samples"]
+    settings = recorded["datasets"][0]["task"]
+    assert {name: getattr(args, name) for name in settings if name != "name"} == {
+        name: value for name, value in settings.items() if name != "name"}
     assert f"{k:,} of {len(ids):,}" in last and selector in last and str(found.directory) in last
     assert "Traceback" not in found.err and "error" not in found.err.lower()
 
@@ -327,7 +339,7 @@ def test_entropy_is_the_models(home, choose):
     found = choose("--selector", "predictive_entropy", "--model_path", home.classifier, "--k", 8)
     np.testing.assert_allclose(found.table["score"].astype(float), entropy[found.table["id"]], atol=2e-5)
     np.testing.assert_allclose(found.table["score"].astype(float), entropy.nlargest(8), atol=2e-5)
-    warned = [line for line in found.err.splitlines() if line.startswith("warning") and "lowered" not in line]
+    warned = [line for line in found.err.splitlines() if line.startswith("warning") and "windows" not in line]
     assert len(warned) == 1 and "trained on this very dataset" in warned[0]
     other = choose("--selector", "predictive_entropy", "--model_path", home.classifier, "--k", 8, "--split", "test")
     assert "trained on this very dataset" not in other.err
@@ -1196,3 +1208,10 @@ def test_a_column_to_stratify_by_may_be_called_as_a_feature_is(choose, home, tmp
     groups = {row["id"]: row["token_count"] for row in rows}
     assert sorted(groups[example] for example in found.table["id"]) == ["a"] * 5 + ["b"] * 5
     assert found.table["reason"].str.contains(r"token_count [12] of 2").all()
+
+
+def test_an_unknown_selector_is_one_readable_line(refused):
+    line = refused(select_subset.main, "--selector", "kcentre", "--k", "3", "--dataset", "demo:nli", "--task", "nli")
+    assert "--selector kcentre: no such selector (--list names all); did you mean kcenter?" in line
+    line = refused(select_subset.main, "--selector", "bogus", "--k", "3", "--dataset", "demo:nli", "--task", "nli")
+    assert "--selector bogus: no such selector (--list names all) (" in line

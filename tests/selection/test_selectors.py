@@ -29,7 +29,7 @@ from datamap.selection.base import (
     rank_normalised,
     settings_of,
 )
-from datamap.selection.selectors import described, parse_members, select
+from datamap.selection.selectors import described, parse_members, rejected, select
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -377,7 +377,18 @@ def test_scored_selectors_take_one_end(name, keep):
     chosen = select(Features(ids_of(N), {feature: values}), name, 20, 0, Settings(keep=keep))
     expected = sorted(zip(values.tolist(), ids_of(N), strict=True), reverse=end == HIGHEST)[:20]
     assert list(zip(chosen["score"], chosen["id"], strict=True)) == expected
-    assert chosen["reason"].unique().tolist() == [f"{end} {name}"]
+    told = [f"{name} {score:.4g}, {1 + sum(is_before(each, score, end) for each in values.tolist()):,} of {N:,} from "
+            f"the {end}" for score in chosen["score"]]
+    assert chosen["reason"].tolist() == told
+    rest = rejected(Features(ids_of(N), {feature: values}), name, chosen, Settings(keep=keep))
+    assert sorted([*rest["id"], *chosen["id"]]) == ids_of(N) and list(rest) == ["id", "score", "reason"]
+    of_all = dict(zip(ids_of(N), values.tolist(), strict=True))
+    assert rest["score"].tolist() == [of_all[each] for each in rest["id"]]
+    assert rest["reason"].str.startswith(f"{name} ").all() and rest["reason"].str.endswith(f"from the {end}").all()
+
+
+def is_before(one: float, other: float, end: str) -> bool:
+    return one > other if end == HIGHEST else one < other
 
 
 def test_which_end_each_takes():
@@ -705,7 +716,8 @@ def slow_greedy(vectors: np.ndarray, k: int, bonus: np.ndarray, weight: float) -
 def test_kcenter_is_the_plain_greedy(seed, dtype):
     rng = np.random.default_rng(seed)
     vectors = (rng.normal(size=(5, 6))[rng.integers(5, size=200)] * 3 + rng.normal(size=(200, 6))).astype(dtype)
-    chosen = select(Features(ids_of(200), {EMBEDDINGS: vectors}), "kcenter", 30, 0)
+    features = Features(ids_of(200), {EMBEDDINGS: vectors})
+    chosen = select(features, "kcenter", 30, 0)
     picks = slow_greedy(vectors, 30, np.zeros(200), 1.0)
     assert [int(each[1:]) for each in chosen["id"]] == picks
     exact = vectors.astype(np.float64)
@@ -717,7 +729,11 @@ def test_kcenter_is_the_plain_greedy(seed, dtype):
     radius = max(min(math.dist(row, exact[pick]) for pick in rows) for row in exact)
     assert radius == pytest.approx(max(min(math.dist(row, exact[pick]) for pick in picks) for row in exact), rel=1e-12)
     assert radius <= chosen["score"].iloc[-1] + 1e-9
-    assert chosen["reason"].tolist() == ["nearest to the mean"] + ["farthest from those before it"] * 29
+    told = [f"{distance:.4g} from the nearest before it" for distance in chosen["score"][1:]]
+    assert chosen["reason"].tolist() == ["nearest to the mean", *told]
+    rest = rejected(features, "kcenter", chosen, Settings())
+    assert set(rest["id"]) == set(features.ids) - set(chosen["id"]) and rest["score"].isna().all()
+    assert set(rest["reason"]) == {"not among the 30 that kcenter picks"}
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.5, 0.5), (0.0, 1.0, 2.0), (3.0, 0.0, 0.1), (1.0, 0.0, 0.0)])
@@ -742,6 +758,9 @@ def test_lexical_diversity_is_the_plain_greedy(weights, seed):
     for row, reason in zip(rows, chosen["reason"], strict=True):
         too_short = any(np.ma.getmaskarray(values)[row] for values in lexical.values())
         assert ("too short" in reason) == too_short
+        for name, values in lexical.items():
+            if not np.ma.getmaskarray(values)[row]:
+                assert f"{name.upper()} {values[row]:.3g}" in reason
 
 
 def test_lexical_diversity_where_no_text_is_long_enough():

@@ -1172,6 +1172,20 @@ def test_bands_of_more_than_seven_experiments_are_not_drawn(tmp_path, pictures, 
     assert ("bands" in caption(figure)) == (count == 7)
 
 
+def test_losses_that_cannot_be_compared_have_panels_of_their_own(tmp_path, pictures):
+    args = {"baseline": {}, "plain": {}, "smoothed": {"use_label_smoothing": True},
+            "both": {"use_label_smoothing": True, "use_soft_weighting": True}}
+    directory = one_metric(everything(planned(tmp_path, {name: {"args": each} for name, each in args.items()}, [1])))
+    for name in args:
+        log_losses(place_of(directory, name, 1), [{"step": step, "epoch": step, "loss": 1 / step} for step in (1, 2)])
+    write_report(directory, 1.0)
+    figure = pictures["learning_curves.png"]
+    assert [(axis.get_ylabel(), len(axis.lines)) for axis in figure.axes] == [
+        ("training loss (nats)", 2), ("smoothed\ntraining loss (nats)", 1),
+        ("smoothed and weighted\ntraining loss (nats)", 1)]
+    assert list(legend(figure.axes[0])) == list(args) and "in a panel of its own" in caption(figure)
+
+
 def test_thirty_experiments(tmp_path, pictures):
     names = [f"experiment_{number}" for number in range(15)]
     controls = {f"{name}_control": {"control_of": name} for name in names}

@@ -597,6 +597,7 @@ def test_the_output_directory_the_seed_and_the_config_file_are_no_settings(flags
     written(here / "flags.json", {"seed": 4, "output_dir": "out"})
     assert hash_of(*flags) == hash_of(*flags, "--config", here / "flags.json")
     assert hash_of(*flags) == hash_of(*flags, "--output_dir", "other", "--overwrite", "--seed", "5")
+    assert hash_of(*flags) == hash_of(*flags, "--plot_format", "pdf", "svg")
 
 
 def test_how_many_folds_are_trained_at_a_time_is_no_setting(flags):

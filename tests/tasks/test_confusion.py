@@ -4,7 +4,7 @@ import datasets
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
-from read_pictures import caption, heat_map, seen
+from read_pictures import caption, heat_map, lying, seen, title
 
 from datamap.core.files import read_table
 from datamap.tasks.classification import ClassificationEvaluation
@@ -81,3 +81,47 @@ def test_many_classes_are_colours_without_numbers(tmp_path, pictures, count):
     assert bool(texts[0, 0]) == (count <= 12)
     assert axis.get_xticklabels()[0].get_rotation() == (90 if count > 20 else 30)
     assert len(seen(axis, "x")) == len(seen(axis, "y")) == count
+
+
+def test_of_a_thousand_classes_the_most_confused_pairs_are_drawn(tmp_path, pictures):
+    rng = np.random.default_rng(0)
+    gold = rng.integers(1000, size=4000)
+    predicted = np.where(rng.random(4000) < 0.8, gold, (gold + 1) % 1000)
+    counts = np.zeros((1000, 1000), dtype=int)
+    np.add.at(counts, (gold, predicted), 1)
+    counts[7, 900], counts[30, 2] = 25, 21
+    names = [f"complaint_about_{'delivery' if row % 2 else 'a_refund'}_number_{row}" for row in range(1000)]
+    plot_confusion(tmp_path / "matrix.png", counts, names, "x")
+    figure = pictures["matrix.png"]
+    (axis,) = figure.axes
+    bars = lying(axis)
+    wrong = sorted((int(counts[row, column]) for row, column in np.argwhere(counts) if row != column), reverse=True)
+    assert [width for _, _, width, _ in bars] == wrong[:30] and wrong[:2] == [25, 21]
+    labels = list(seen(axis, "y").values())
+    assert labels[0].split(" \u2192 ")[0].endswith("_7") and labels[0].endswith("_900")
+    assert len(set(labels)) == 30, "pairs that differ have labels that differ"
+    assert [text.get_text() for text in axis.texts][0] == f"{100 * 25 / counts[7].sum():.0f} %"
+    assert f"the 30 of {len(wrong):,} confused pairs" in caption(figure) and "1,000 labels" in title(figure)
+    assert f"({sum(wrong[:30]):,} of {sum(wrong):,} mistakes)" in caption(figure)
+
+
+def test_a_thousand_classes_without_a_mistake(tmp_path, pictures):
+    plot_confusion(tmp_path / "matrix.png", np.eye(1000, dtype=int), [str(row) for row in range(1000)], "x")
+    assert lying(pictures["matrix.png"].axes[0]) == [] and "accuracy 1.000" in caption(pictures["matrix.png"])
+
+
+def test_long_names_are_cut_and_stay_apart(tmp_path, pictures):
+    names = ["complaint about the delivery", "complaint about the refund", "praise"]
+    plot_confusion(tmp_path / "matrix.png", np.eye(3, dtype=int), names, "x")
+    for axis in ("x", "y"):
+        labels = list(seen(pictures["matrix.png"].axes[0], axis).values())
+        assert labels[2] == "praise" and len(set(labels)) == 3 and max(map(len, labels)) <= 24
+
+
+def test_files_that_a_person_opens_run_nothing(tmp_path, pictures):
+    evaluation = evaluated(np.array([0, 1, 2]), np.array([1, 1, 0]), names=["=cmd", "@yes", "-1"])
+    evaluation.write(tmp_path, "", "x")
+    for name in ("misclassified.csv", "confusion_matrix.csv"):
+        table = read_table(tmp_path / name)
+        assert set(table["label"].astype(str)) <= {"'=cmd", "'@yes", "-1"}
+    assert len(table) == 9

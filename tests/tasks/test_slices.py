@@ -261,7 +261,7 @@ def test_printed_is_aligned():
             "loss": [1.23456, 0.5],
         }
     )
-    assert printed(table).splitlines() == [
+    assert printed(table, "x.csv").splitlines() == [
         "slice        n  accuracy  95% interval     loss",
         "overall  1,200     0.845  [0.812, 0.874]  1.235",
         "simple       7                            0.500",
@@ -270,21 +270,25 @@ def test_printed_is_aligned():
 
 def test_printed_percentages():
     table, _, _ = stories(scale=100)
-    first = printed(table.assign(loss=0.25)).splitlines()[1].split()
+    first = printed(table.assign(loss=0.25), "x.csv").splitlines()[1].split()
     row = table.iloc[0]
     assert first[:3] == ["overall", "210", f"{row['exact_match']:.1f}"]
     assert first[3:5] == [f"[{row['low']:.1f},", f"{row['high']:.1f}]"]
     assert first[-1] == "0.250"
 
 
-def test_printed_stops_at_the_limit():
+def test_of_many_slices_the_worst_and_the_best_are_printed():
     table, _, _ = stories()
-    lines = printed(table, limit=8).splitlines()
-    assert len(lines) == 1 + 8 + 1
-    assert lines[-1] == f"... and {len(table) - 8} more"
-    assert len({len(line) for line in lines[:-1]}) == 1
-    assert len(printed(table.head(8), limit=8).splitlines()) == 1 + 8
-    assert max(map(len, printed(slice_table({"a": ["x\n" * 200] * 2}, count)).splitlines())) < 80
+    rest = table.iloc[1:]
+    lines = printed(table, "slices.csv").splitlines()
+    worst = rest.sort_values(["high", "n"], ascending=[True, False], kind="stable")["slice"].tolist()[:6]
+    best = rest.sort_values(["low", "n"], ascending=False, kind="stable")["slice"].tolist()[:6]
+    assert [line.split()[0] for line in lines[1:]] == ["overall", *worst, "...", *best[::-1]]
+    assert lines[8] == f"... {len(table) - 13} more between the worst and the best, in slices.csv"
+    assert len({len(line) for line in lines if not line.startswith("...")}) == 1
+    assert len(printed(table.head(13), "slices.csv").splitlines()) == 1 + 13
+    long = slice_table({"a": ["x\n" * 200] * 2}, count)
+    assert max(map(len, printed(long, "x").splitlines())) < 80
 
 
 def test_logged_keys_and_values():

@@ -216,8 +216,8 @@ def test_lengths_beyond_the_model_are_lowered_and_said(models, dataset, tmp_path
     extract_embeddings.main(["--model_path", model, "--dataset", str(dataset), "--output_dir", output, "--no_cuda"])
     metadata = read_json(tmp_path / "embeddings_metadata.json")
     assert (metadata["max_length"], metadata["doc_stride"]) == (64, 32)
-    assert "--max_length lowered from 512 to 64" in caplog.text
-    assert "--doc_stride lowered from 128 to 32" in caplog.text
+    assert "windows are of 64 tokens, not of 512 (--max_length): the model takes no more" in caplog.text
+    assert "windows share 32 tokens, not 128 (--doc_stride)" in caplog.text
 
 
 def test_clusters_of_embeddings_carry_their_texts(whole, tmp_path):
