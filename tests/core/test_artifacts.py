@@ -30,6 +30,7 @@ from datamap.tasks.qa import QuestionAnswering
 from datamap.training.models import check_whole_model
 
 TASK = QuestionAnswering()
+TABLE = "id\nabc\nde\n"
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def names(directory):
 def run_stage(path, files, **settings):
     with stage(path, settings.pop("args", {"seed": 3}), owns=("*.csv", "part_*"), **settings) as directory:
         for name in files:
-            (directory / name).write_text("x" * 10)
+            (directory / name).write_text(TABLE if name.endswith(".csv") else "x" * len(TABLE))
     return meta_of(path)
 
 
@@ -182,9 +183,15 @@ def test_artifacts_that_are_not_whole_are_refused(tmp_path):
     run_stage(tmp_path, ["t.csv"])
     with pytest.raises(UserError, match=r"holds no u\.csv; make\.py writes it"):
         artifact_file(tmp_path, "u.csv", "make.py")
-    (tmp_path / "t.csv").write_text("x" * 9)
+    for cut, there in ((TABLE[:-1], 1), (TABLE[:-4], 0)):  # in its last line, and before it
+        (tmp_path / "t.csv").write_text(cut)
+        with pytest.raises(UserError, match=f"is truncated: {there} rows, 2 when it was written; run make.py again"):
+            artifact_file(tmp_path, "t.csv", "make.py")
+    run_stage(tmp_path, ["part_1"])
+    (tmp_path / "part_1").write_text("x" * 9)
     with pytest.raises(UserError, match="is truncated: 9 bytes, 10 when it was written; run make.py again"):
-        artifact_file(tmp_path, "t.csv", "make.py")
+        artifact_file(tmp_path, "part_1", "make.py")
+    run_stage(tmp_path, ["t.csv"])
     (tmp_path / "t.csv").write_text("")
     with pytest.raises(UserError, match="is empty; run make.py again"):
         artifact_file(tmp_path, "t.csv", "make.py")
