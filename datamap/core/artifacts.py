@@ -23,9 +23,9 @@ import numpy as np
 
 from datamap.core.errors import UserError, first_line, is_main_process, name_a_few, refused_by_system
 from datamap.core.files import atomic, csv_rows, plain, read_json, write_json
-from datamap.core.locks import LOCK, check_unlocked, lock
+from datamap.core.locks import LOCK, check_unlocked, is_held, lock
 from datamap.core.places import CHECKOUT
-from datamap.core.splits import RowFormat, Split, load_split
+from datamap.core.splits import RowFormat, Split, load_split, place_of_dataset
 
 META = "run_meta.json"
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "pandas", "numpy", "scikit-learn", "hdbscan",
@@ -96,7 +96,7 @@ def stage(
     if not is_main_process():
         yield path
         return
-    with sole_writer(path):
+    with sole_writer(output_dir):
         try:
             path.mkdir(parents=True, exist_ok=True)
             meta = {**_start_meta(path, args, inputs or {}, datasets), "owns": list(owns)}
@@ -113,9 +113,14 @@ def stage(
                 _end_meta(path, meta, "failed", owns, error=f"{type(error).__name__}: {error}"[:500])
             if refused_by_system(error):
                 whole = sorted({file.name for pattern in owns for file in path.glob(pattern) if file.is_file()})
-                error.add_note(f"{output_dir} is not whole and is refused by later stages "
-                               f"({f'written: {name_a_few(whole, 6)}' if whole else 'nothing of it is written'})")
+                error.add_note(f"{output_dir} is not whole, and later stages refuse it"
+                               f"{f' (whole files in it: {name_a_few(whole, 6)})' if whole else ''}")
             raise
+
+
+def has_open_stage(directory: str | Path) -> bool:
+    """Whether this process runs a stage into the directory."""
+    return is_held(Path(directory) / LOCK) and (load_meta(directory) or {}).get("status") == "running"
 
 
 def mark_failed(directory: str | Path, error: str) -> None:
@@ -232,8 +237,8 @@ def load_meta(path: str | Path) -> dict[str, Any] | None:
         return None
     meta = read_json(file)
     if wrong := _wrong_in(meta):
-        raise UserError(f"{file} is not as a stage writes it ({wrong}): make {file.parent} again, or take the file away "
-                        "if what lies beside it was made elsewhere")
+        raise UserError(f"{file} is not as a stage writes it ({wrong}): make {file.parent} again, or take the file "
+                        "away if what lies beside it was made elsewhere")
     return meta
 
 
@@ -345,8 +350,8 @@ def recorded_split(
 
 def recorded_cap(recorded: Mapping[str, Any], name: str, split: str) -> int | None:
     """How many of the first rows of this split an artifact was made from (--max_train_samples); None for all."""
-    place = os.path.abspath(name) if os.path.exists(name) else name
-    cap = recorded.get("max_samples") if (place, split) == (recorded.get("dataset"), recorded.get("split")) else None
+    named = place_of_dataset(name), split
+    cap = recorded.get("max_samples") if named == (recorded.get("dataset"), recorded.get("split")) else None
     if cap is not None:
         logger.info(f"the first {cap:,} examples of {name} [{split}] are taken, as in what is read")
     return cap

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -86,10 +87,9 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if (refusal := refused_by_system(error)) is None:
                 raise
-            if _is_broken(sys.stdout):
-                refusal = f"standard output cannot be written ({refusal}); the files that were to be written are whole"
-            else:
-                # Each stage that was open has noted what is left of it.
+            if _is_of_stream(error):
+                refusal = f"standard output cannot be written ({refusal}); the files that were written are whole"
+            else:  # each stage that was open has noted what is left of it
                 refusal = "; ".join([refusal, *getattr(error, "__notes__", ())])
                 refusal += "; make room or mend that, then run the same command again"
             _end(f"{name}: error: {refusal}", 2)
@@ -99,7 +99,8 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
 
 def refused_by_system(error: BaseException) -> str | None:
     """What the system refused, a full disk for example, and of which file; None for an error of another kind."""
-    if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError | TimeoutError):
+    is_of_network = isinstance(error, ConnectionError | TimeoutError)
+    if isinstance(error, OSError) and error.errno is not None and not is_of_network:
         what = os.strerror(error.errno)
     elif DISK_IS_FULL.search(str(error)) and isinstance(error, OSError | RuntimeError | ValueError) or (
         type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
@@ -109,6 +110,12 @@ def refused_by_system(error: BaseException) -> str | None:
         return None
     file = getattr(error, "filename", None)
     return f"{what}{f': {file}' if file else ''}"
+
+
+def _is_of_stream(error: Exception) -> bool:
+    """Whether a standard stream could not be written: an error that names no file, and was in no stage."""
+    named = getattr(error, "filename", None) is not None or hasattr(error, "__notes__")
+    return not named and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 
 def _open_closed_streams() -> None:

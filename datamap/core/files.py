@@ -13,11 +13,13 @@ import os
 import re
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import date, time, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
 
 from datamap.core.errors import UserError, first_line, name_a_few, repeated
 
@@ -99,6 +101,19 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
         pyarrow.csv.write_csv(table, str(temporary))
 
 
+def room_for_array(path: str | Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
+    """A new .npy file of zeros, mapped for writing. All of it is written at once: on a full disk that is an OSError,
+    where a page of a mapping that finds no room would kill the process (SIGBUS)."""
+    dtype = np.dtype(dtype)
+    with Path(path).open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        size, block = math.prod(shape) * dtype.itemsize, bytes(2**20)
+        for first in range(0, size, len(block)):
+            file.write(block[: size - first])
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -134,7 +149,7 @@ def read_text(path: str | Path) -> str:
 
 
 def parsed_json(text: str, where: str | Path, **options: Any) -> Any:
-    """json.loads; UserError for what is JSON and cannot be held: nested too deeply, a number of thousands of digits."""
+    """json.loads; UserError for what is JSON and cannot be held: deep nesting, a number of thousands of digits."""
     try:
         return json.loads(text, **options)
     except json.JSONDecodeError:
@@ -227,12 +242,8 @@ def csv_text(path: str | Path) -> tuple[str, str]:
     text = read_text(path)
     if text[:4].casefold() == "sep=" and text[4:5] in SEPARATORS and text[5:6] in ("", "\r", "\n"):
         return text.partition("\n")[2], text[4]
-    columns = {}
-    for separator in SEPARATORS:  # a name may hold another one, or a line end, between quotation marks
-        with suppress(csv.Error):
-            header = next(csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True), [])
-            columns[separator] = len(header)
-    return text, max(columns, key=columns.__getitem__, default=",")
+    header = re.match(r'(?:[^"\r\n]+|"[^"]*")*', text)  # between quotation marks others may stand, and line ends
+    return text, max(SEPARATORS, key=re.sub('"[^"]*"', "", header[0] if header else "").count)
 
 
 def csv_records(path: str | Path) -> Iterator[list[str]]:
