@@ -255,7 +255,7 @@ def _wrong_in(meta: Any) -> str | None:
         if not named or not all(isinstance(value, str) for value in named):
             return f"datasets holds {identity!r:.40}"
         cap, task = identity.get("max_samples", 1), identity.get("task", {"name": ""})
-        if not isinstance(cap, int) or not isinstance(task, dict) or not isinstance(task.get("name"), str):
+        if not isinstance(cap, int | None) or not isinstance(task, dict) or not isinstance(task.get("name"), str):
             return f"datasets holds {identity!r:.40}"
     if odd := [each for each in meta.get("owns", ()) if not isinstance(each, str)]:
         return f"owns holds {odd[0]!r:.40}"

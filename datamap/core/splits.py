@@ -11,7 +11,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -151,7 +151,7 @@ def parts_of(split: str, share: float) -> tuple[str, str]:
 def held_out_beside(split: str) -> str | None:
     """What was held out of a split, where the split is the rest."""
     part = PART.fullmatch(split)
-    return parts_of(part["split"], part["share"])[1] if part and part["part"] == "without" else None  # type: ignore[arg-type]
+    return parts_of(part["split"], float(part["share"]))[1] if part and part["part"] == "without" else None
 
 
 def overlap(one: str, other: str) -> bool:
@@ -338,8 +338,6 @@ def _read_saved(path: Path) -> datasets.Dataset:
         data = datasets.Dataset.load_from_disk(str(path))
         for batch in data.with_format("arrow").iter(1000):
             batch.validate(full=True)
-    except UserError:
-        raise
     except Exception as error:  # of the library, of Arrow and of JSON, as many kinds as files can be damaged in
         raise UserError(f"{path} is no whole dataset of save_to_disk ({first_line(error):.200}); write it "
                         "again") from error
@@ -432,27 +430,28 @@ def _read_file(path: Path) -> Read:
     columns = {name: [row.get(name) for row in rows] for name in names}
     mixed = {}
     try:
-        if _misfit(columns):
+        data = _dataset(columns)
+        if isinstance(data, Exception):
             for column, values in columns.items():
-                if _misfit({column: values}):
+                if isinstance(_dataset({column: values}), Exception):
                     mixed[column] = _first_misfit(values)
                     columns[column] = [value if isinstance(value, str) or value is None
                                        else json.dumps(value, ensure_ascii=False) for value in values]
-        return datasets.Dataset.from_dict(columns), mixed
+            data = datasets.Dataset.from_dict(columns)
+        return data, mixed
     except UnicodeEncodeError as error:
         raise UserError(f"{path}: a text holds half a surrogate pair, which UTF-8 cannot hold ({error})") from error
 
 
-def _misfit(columns: Mapping[str, list]) -> Exception | None:
-    """Why these columns are no table: values of several types, numbers beyond 64 bits, nesting without end."""
+def _dataset(columns: dict[str, list]) -> datasets.Dataset | Exception:
+    """The columns as a dataset, or why they are none: values of several types, numbers beyond 64 bits, nesting."""
     import datasets
     import pyarrow as pa
 
     try:
-        datasets.Dataset.from_dict(dict(columns))
+        return datasets.Dataset.from_dict(columns)
     except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, RecursionError) as error:
         return error
-    return None
 
 
 def _first_misfit(values: list[Any]) -> str:
@@ -460,14 +459,15 @@ def _first_misfit(values: list[Any]) -> str:
     fits, row = 0, len(values)
     while row - fits > 1:
         middle = (fits + row) // 2
-        fits, row = (fits, middle) if _misfit({"": values[:middle]}) else (middle, row)
+        is_misfit = isinstance(_dataset({"": values[:middle]}), Exception)
+        fits, row = (fits, middle) if is_misfit else (middle, row)
     value = values[row - 1]
-    alone = _misfit({"": [value]})
+    alone = _dataset({"": [value]})
     if isinstance(alone, OverflowError):
         return f"holds a number in row {row} that is too large for 64 bits ({value!r:.40})"
     if isinstance(alone, RecursionError):
         return f"is nested too deeply in row {row}"
-    if alone:
+    if isinstance(alone, Exception):
         return f"holds values of several types in row {row} ({value!r:.60})"
     before = next(place for place, other in enumerate(values) if other is not None)
     return (f"holds {value!r:.60} in row {row}, which is of another type than {values[before]!r:.40} in row "

@@ -261,7 +261,7 @@ def test_a_recording_within_a_stage_keeps_its_run_meta(tmp_path):
 
     with stage(tmp_path, {"seed": 3}, owns=("cartography_*",)):
         begin()
-        assert load_meta(tmp_path)["status"] == "running"
+        assert read_json(tmp_path / "run_meta.json")["status"] == "running"
     with sole_writer(tmp_path):  # no stage yet
         begin()
     assert load_meta(tmp_path) is None

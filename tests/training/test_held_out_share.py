@@ -10,8 +10,9 @@ from conftest import qa_rows, review_rows, write_rows
 import dataset_filters
 import extract_embeddings
 import run
-from datamap.core.artifacts import load_meta, recorded_dataset
+from datamap.core.artifacts import recorded_dataset
 from datamap.core.errors import UserError
+from datamap.core.files import read_json
 from datamap.core.splits import generate_hash_ids, load_split, overlap, parts_of
 from datamap.tasks.registry import get_task
 from datamap.training.arguments import parse_args
@@ -99,7 +100,8 @@ def test_flags_name_the_parts(file, refused):
 def test_a_run_trains_on_one_part_and_evaluates_on_the_other(file, seed):
     asked = ["--dataset", str(file), "--do_eval", "--eval_fraction", "0.1", "--seed", str(seed)]
     data = load_data(parse_args([*TRAIN, *asked]))
-    assert data.train.ids == parts(file)[0].ids and data.evaluated[0].ids == parts(file)[1].ids
+    assert data.train is not None and data.train.ids == parts(file)[0].ids
+    assert data.evaluated[0].ids == parts(file)[1].ids
 
 
 def test_planted_errors_go_into_the_part_that_is_trained_on(file, tmp_path):
@@ -119,10 +121,11 @@ def test_later_stages_go_by_the_same_rows(file, tmp_path, caplog, refused):
     given = [*plain, "--enable_cartography", "--cartography_output_dir", str(output), "--output_dir", str(model)]
     run.main([*given, "--do_eval"])
     rest, held_out = parts(file)
-    assert recorded_dataset(model)["split"] == recorded_dataset(output)["split"] == REST
-    assert recorded_dataset(output)["fingerprint"] == rest.fingerprint
-    assert load_meta(model)["datasets"][0]["split"] == HELD_OUT  # of the evaluation
-    assert load_meta(model)["arguments"]["eval_fraction"] == 0.1
+    for made in (model, output):
+        recorded = recorded_dataset(made)
+        assert recorded is not None and (recorded["split"], recorded["fingerprint"]) == (REST, rest.fingerprint)
+    evaluated = read_json(model / "run_meta.json")
+    assert evaluated["datasets"][0]["split"] == HELD_OUT and evaluated["arguments"]["eval_fraction"] == 0.1
     predicted = [json.loads(line)["id"] for line in (model / "eval_predictions.jsonl").read_text().splitlines()]
     assert predicted == held_out.ids
 
@@ -136,7 +139,8 @@ def test_later_stages_go_by_the_same_rows(file, tmp_path, caplog, refused):
     assert set(filtered.ids) < set(rest.ids)
 
     again = parse_args([*plain, "--filter_config", str(config), "--output_dir", str(tmp_path / "again")])
-    assert set(load_data(again).train.ids) == set(filtered.ids)
+    trained = load_data(again).train
+    assert trained is not None and set(trained.ids) == set(filtered.ids)
 
     # What was held out stays unseen: it is what is evaluated on, and anything else that holds training rows is told.
     later = parse_args(["--do_eval", "--model", str(model), "--no_cuda"])
