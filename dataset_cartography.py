@@ -24,7 +24,7 @@ from datamap.cartography.categories import (
     get_examples_by_category,
     with_categories,
 )
-from datamap.cartography.dynamics import MADE_BY, holds_dynamics, read_dynamics, read_logged_logits, write_dynamics
+from datamap.cartography.dynamics import holds_dynamics, read_dynamics, read_logged_logits, write_dynamics
 from datamap.cartography.learning import Learning
 from datamap.cartography.maps import (
     CARTOGRAPHY_FILES,
@@ -37,7 +37,6 @@ from datamap.cartography.maps import (
 )
 from datamap.cartography.metrics import METRIC_COLUMNS, compute_metrics, load_cartography_metrics
 from datamap.core.artifacts import (
-    artifact_file,
     check_not_read,
     hand_on_digests,
     load_meta,
@@ -90,7 +89,6 @@ def read_metrics(args: argparse.Namespace) -> pd.DataFrame:
     if not args.training_dynamics:
         if any(source.glob("cartography_metrics.*")) or not holds_dynamics(source):
             return load_cartography_metrics(source)
-        artifact_file(source, "training_dynamics_epoch_1.json", MADE_BY)  # refuses a run that goes on or has failed
     return compute_metrics(read_epochs(args))
 
 

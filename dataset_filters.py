@@ -50,7 +50,7 @@ from datamap.core.flags import (
     positive_int,
     seed_number,
 )
-from datamap.core.splits import load_split
+from datamap.core.splits import load_split, place_of_dataset
 from datamap.detection.cleaning import clean, summary
 from datamap.tasks.registry import add_task_flags, task_of
 from datamap.training.data import training_split, write_split
@@ -74,10 +74,11 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                        "suspicion in that file, 0..1, and no decision (default: no such example is dropped)")
     group = parser.add_argument_group("data")
     group.add_argument("--dataset",
-                       help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:NAME "
+                       help="Hub name or name:subset, file (.json .jsonl .csv .tsv .parquet), directory, or demo:NAME "
                             f"(default: that of what the filters read, else {DEFAULT_DATASET})")
-    group.add_argument("--split", dest="train_split", metavar="SPLIT", default="train",
-                       help="split to filter; what is written is called train")
+    group.add_argument("--split", dest="train_split", metavar="SPLIT",
+                       help="split to filter; what is written is called train (default: that of what the filters "
+                            "read, else train)")
     group.add_list("--eval_split", help="further splits to write beside it as they are, so that run.py --do_eval on "
                    "the directory has them (default: none)")
     add_task_flags(group)
@@ -109,6 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = filter_inputs(args.filters) | ({"decisions": args.decisions} if args.decisions else {})
     recorded = next(filter(None, map(recorded_dataset, inputs.values())), {})
     args.dataset = args.dataset or recorded.get("dataset", DEFAULT_DATASET)
+    same = place_of_dataset(args.dataset) == recorded.get("dataset")
+    args.train_split = args.train_split or (recorded["split"] if same else "train")
     blocks = [each for value in args.filters.values() for each in (value if isinstance(value, list) else [value])]
     if not any(block.get("missing") == "keep" for block in blocks):  # who keeps what the map lacks wants it here
         args.max_train_samples = args.max_train_samples or recorded_cap(recorded, args.dataset, args.train_split)

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from datamap.core.artifacts import artifact_file, has_open_stage
 from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import atomic, read_json, read_jsonl
 
@@ -45,8 +46,14 @@ def write_dynamics(directory: str | Path, epoch: int, ids: Sequence[str], column
 
 
 def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
-    """The epochs of a cartography directory in order: ``id`` a list, every other column an array."""
+    """The epochs of a cartography directory in order: ``id`` a list, every other column an array.
+
+    UserError for what is not whole, and for a recording that goes on or has failed, unless by a stage of this process.
+    """
+    is_ours = has_open_stage(directory)
     for epoch, path in _numbered_files(directory, "training_dynamics_epoch_N.json", MADE_BY):
+        if not is_ours:
+            artifact_file(path, path.name, MADE_BY)
         content = read_json(path)
         if not isinstance(content, dict) or not {"id", "confidence", "correct"} <= content.keys():
             raise UserError(f"{path}: expected columns id, confidence, correct, ...; it was not written by {MADE_BY}")

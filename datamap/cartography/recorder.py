@@ -29,7 +29,7 @@ from datamap.cartography.dynamics import read_dynamics, write_dynamics
 from datamap.cartography.learning import Learning, guessing, progress
 from datamap.cartography.maps import CARTOGRAPHY_FILES, write_cartography
 from datamap.cartography.metrics import compute_metrics
-from datamap.core.artifacts import META, check_writable
+from datamap.core.artifacts import META, check_writable, has_open_stage
 from datamap.core.errors import UserError
 from datamap.core.files import atomic
 
@@ -267,7 +267,9 @@ class CartographyCallback(TrainerCallback):
             self._restore(Path(checkpoint), args.device)
         if state.is_world_process_zero:
             self.output_dir.mkdir(parents=True, exist_ok=True)
-            if self._attached:  # of an earlier run.py: it would describe this recording wrongly
+            # Of an earlier run.py it would describe this recording wrongly; of a stage that is open it tells, when
+            # that is killed, that the recording is not whole.
+            if self._attached and not has_open_stage(self.output_dir):
                 (self.output_dir / META).unlink(missing_ok=True)
             for pattern in CARTOGRAPHY_FILES:  # epochs of an earlier, longer run must not survive
                 for file in self.output_dir.glob(pattern):

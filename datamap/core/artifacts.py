@@ -12,7 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from fnmatch import fnmatch
 from importlib import metadata
@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from datamap.core.errors import UserError, first_line, is_main_process, name_a_few
-from datamap.core.files import atomic, plain, read_json, write_json
-from datamap.core.locks import LOCK, check_unlocked, lock
+from datamap.core.errors import UserError, first_line, is_main_process, name_a_few, refused_by_system
+from datamap.core.files import atomic, csv_rows, plain, read_json, write_json
+from datamap.core.locks import LOCK, check_unlocked, is_held, lock
 from datamap.core.places import CHECKOUT
 from datamap.core.plots import plot_formats
-from datamap.core.splits import RowFormat, Split, load_split
+from datamap.core.splits import RowFormat, Split, load_split, place_of_dataset
 
 META = "run_meta.json"
 PACKAGES = ("transformers", "datasets", "torch", "accelerate", "pandas", "numpy", "scikit-learn", "hdbscan",
@@ -41,10 +41,15 @@ logger = logging.getLogger(__name__)
 def check_writable(directory: str | Path) -> None:
     """Raise UserError unless files can be made in ``directory``, which need not exist yet, and no other process is
     writing there; creates nothing."""
+    if not str(directory).strip():
+        raise UserError("the name of an output directory is empty; name one (is a shell variable not set?)")
     path = Path(directory).absolute()
-    if path.exists() and not path.is_dir():
-        raise UserError(f"output directory {directory} is a file; name a directory")
-    existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    try:
+        if path.exists() and not path.is_dir():
+            raise UserError(f"output directory {directory} is a file; name a directory")
+        existing = next(parent for parent in (path, *path.parents) if parent.exists())
+    except OSError as error:  # such as a name that is too long
+        raise _not_writable(directory, error) from error
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         raise UserError(f"output directory {directory} is not writable ({existing} refuses); name another")
     if is_main_process():  # which holds it for the others
@@ -69,7 +74,7 @@ def sole_writer(*directories: str | Path) -> Iterator[None]:
 
 
 def _not_writable(directory: str | Path, error: OSError) -> UserError:
-    return UserError(f"output directory {directory} is not writable ({error.strerror}); name another")
+    return UserError(f"output directory {directory} is not writable ({error.strerror}); name another, or mend that")
 
 
 @contextmanager
@@ -93,7 +98,7 @@ def stage(
     if not is_main_process():
         yield path
         return
-    with sole_writer(path), plot_formats((args if isinstance(args, Mapping) else vars(args)).get("plot_format")):
+    with sole_writer(output_dir), plot_formats((args if isinstance(args, Mapping) else vars(args)).get("plot_format")):
         try:
             path.mkdir(parents=True, exist_ok=True)
             meta = {**_start_meta(path, args, inputs or {}, datasets), "owns": list(owns)}
@@ -104,10 +109,20 @@ def stage(
             _remove(path, [*owns, ".*.tmp-*"])
         try:
             yield path
+            _end_meta(path, meta, "finished", owns)
         except BaseException as error:
-            _end_meta(path, meta, "failed", owns, error=f"{type(error).__name__}: {error}"[:500])
+            with suppress(OSError):  # a disk as full as before: it stays marked as running, which is refused as well
+                _end_meta(path, meta, "failed", owns, error=f"{type(error).__name__}: {error}"[:500])
+            if refused_by_system(error):
+                whole = sorted({file.name for pattern in owns for file in path.glob(pattern) if file.is_file()})
+                error.add_note(f"{output_dir} is not whole, and later stages refuse it"
+                               f"{f' (whole files in it: {name_a_few(whole, 6)})' if whole else ''}")
             raise
-        _end_meta(path, meta, "finished", owns)
+
+
+def has_open_stage(directory: str | Path) -> bool:
+    """Whether this process runs a stage into the directory."""
+    return is_held(Path(directory) / LOCK) and (load_meta(directory) or {}).get("status") == "running"
 
 
 def mark_failed(directory: str | Path, error: str) -> None:
@@ -170,11 +185,14 @@ def _digests_file(path: str | Path, fingerprint: str) -> Path:
 
 
 def _end_meta(path: Path, meta: dict[str, Any], status: str, owns: Sequence[str], error: str | None = None) -> None:
-    files = {file for pattern in owns for file in path.glob(pattern) if file.is_file()}
-    history = meta.pop("history")
-    meta |= {"status": status, "finished": _now(), **({} if error is None else {"error": error})}
-    outputs = {file.name: file.stat().st_size for file in sorted(files)}
-    write_json(path / META, {**meta, "outputs": outputs, "history": history})
+    files = sorted({file for pattern in owns for file in path.glob(pattern) if file.is_file()})
+    # What counts is their content: a spreadsheet that saves one again makes it shorter.
+    rows = {file.name: csv_rows(file) for file in files if file.suffix == ".csv" and status == "finished"}
+    write_json(path / META, {
+        **{key: value for key, value in meta.items() if key != "history"}, "status": status, "finished": _now(),
+        **({} if error is None else {"error": error}),
+        "outputs": {file.name: file.stat().st_size for file in files}, "rows": rows, "history": meta["history"],
+    })
 
 
 def _fingerprints(file: str | Path) -> list[str]:
@@ -217,7 +235,36 @@ def load_meta(path: str | Path) -> dict[str, Any] | None:
     """The run_meta.json of an artifact (a file or its directory), or None where there is none."""
     path = Path(path)
     file = (path if path.is_dir() else path.parent) / META
-    return read_json(file) if file.exists() else None
+    if not file.exists():
+        return None
+    meta = read_json(file)
+    if wrong := _wrong_in(meta):
+        raise UserError(f"{file} is not as a stage writes it ({wrong}): make {file.parent} again, or take the file "
+                        "away if what lies beside it was made elsewhere")
+    return meta
+
+
+def _wrong_in(meta: Any) -> str | None:
+    """What in a run_meta.json would stop a reader; keys that are absent would not."""
+    if not isinstance(meta, dict):
+        return f"expected an object, found {meta!r:.40}"
+    kinds = {"datasets": list, "history": list, "owns": list, "outputs": dict, "rows": dict, "arguments": dict}
+    for key, kind in kinds.items():
+        if not isinstance(meta.get(key, kind()), kind):
+            return f"{key} is {meta[key]!r:.40}"
+    for identity in meta.get("datasets", ()):
+        named = isinstance(identity, dict) and [identity.get(key) for key in ("dataset", "split", "fingerprint")]
+        if not named or not all(isinstance(value, str) for value in named):
+            return f"datasets holds {identity!r:.40}"
+        cap, task = identity.get("max_samples", 1), identity.get("task", {"name": ""})
+        if not isinstance(cap, int | None) or not isinstance(task, dict) or not isinstance(task.get("name"), str):
+            return f"datasets holds {identity!r:.40}"
+    if odd := [each for each in meta.get("owns", ()) if not isinstance(each, str)]:
+        return f"owns holds {odd[0]!r:.40}"
+    for key in ("outputs", "rows"):
+        if odd := [each for each in meta.get(key, {}).values() if not isinstance(each, int)]:
+            return f"{key} holds {odd[0]!r:.40}"
+    return next(filter(None, map(_wrong_in, meta.get("history", ()))), None)
 
 
 def model_meta(path: str | Path) -> dict[str, Any] | None:
@@ -255,10 +302,12 @@ def artifact_file(path: str | Path, filename: str, made_by: str, appended: bool 
     size = file.stat().st_size
     if size == 0:
         raise UserError(f"{file} is empty; run {made_by} again")
-    written = owner.get("outputs", {}).get(file.name, size)
+    written, unit = owner.get("outputs", {}).get(file.name, size), "bytes"
+    if size != written and file.name in owner.get("rows", {}):
+        size, written, unit = csv_rows(file), owner["rows"][file.name], "rows"
     if size < written:
         raise UserError(
-            f"{file} is truncated: {size:,} bytes, {written:,} when it was written; run {made_by} again (a file "
+            f"{file} is truncated: {size:,} {unit}, {written:,} when it was written; run {made_by} again (a file "
             "shortened on purpose belongs into a directory of its own)"
         )
     return file
@@ -303,8 +352,8 @@ def recorded_split(
 
 def recorded_cap(recorded: Mapping[str, Any], name: str, split: str) -> int | None:
     """How many of the first rows of this split an artifact was made from (--max_train_samples); None for all."""
-    place = os.path.abspath(name) if os.path.exists(name) else name
-    cap = recorded.get("max_samples") if (place, split) == (recorded.get("dataset"), recorded.get("split")) else None
+    named = place_of_dataset(name), split
+    cap = recorded.get("max_samples") if named == (recorded.get("dataset"), recorded.get("split")) else None
     if cap is not None:
         logger.info(f"the first {cap:,} examples of {name} [{split}] are taken, as in what is read")
     return cap

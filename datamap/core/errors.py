@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import logging
 import os
@@ -9,14 +10,16 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from datamap.core.progress import all_ended
 
 T = TypeVar("T")
 
+# What libraries that keep no errno say of a disk that is full: safetensors, torch.save, numpy.
+DISK_IS_FULL = re.compile(r"\(os error \d+\)|inline_container\.cc|PytorchStreamWriter|\d+ requested and \d+ written")
 QUIET_LIBRARIES = (
     "httpx", "httpx2", "openai", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools", "matplotlib",
     "numba",
@@ -90,7 +93,8 @@ def is_main_process() -> bool:
 
 
 def command_line(main: Callable[..., None]) -> Callable[..., None]:
-    """Wrap ``main(argv=None)``: a UserError becomes one line on stderr and exit status 2, Ctrl-C exit status 130.
+    """Wrap ``main(argv=None)``: a UserError, and whatever the system refuses to read or write, becomes one line on
+    stderr and exit status 2, Ctrl-C exit status 130.
 
     What is printed may hold labels and texts of anybody's: a terminal only ever sees them as text (``printable``).
     """
@@ -98,21 +102,78 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> None:
         name = Path(main.__globals__["__file__"]).name
+        _open_closed_streams()
         setup_logging()
         try:
-            with redirect_stdout(_Printable(sys.stdout)), all_ended():  # type: ignore[type-var]
-                main(argv)
+            try:
+                with redirect_stdout(_Printable(sys.stdout)), all_ended():  # type: ignore[type-var]
+                    main(argv)
+            except SystemExit:  # of --help
+                sys.stdout.flush()
+                raise
+            sys.stdout.flush()  # here, where it can still be told that it fails
         except UserError as error:
-            print(f"{name}: error: {one_line(str(error))}", file=sys.stderr)
-            raise SystemExit(2) from None
+            _end(f"{name}: error: {one_line(str(error))}", 2)
         except KeyboardInterrupt:
-            print(f"{name}: interrupted", file=sys.stderr)
-            raise SystemExit(130) from None
+            _end(f"{name}: interrupted", 130)
         except BrokenPipeError:  # of ``| head``, which has read enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise SystemExit(1) from None
+            _end("", 1)
+        except Exception as error:
+            if (refusal := refused_by_system(error)) is None:
+                raise
+            if _is_of_stream(error):
+                refusal = f"standard output cannot be written ({refusal}); the files that were written are whole"
+            else:  # each stage that was open has noted what is left of it
+                refusal = "; ".join([refusal, *getattr(error, "__notes__", ())])
+                refusal += "; make room or mend that, then run the same command again"
+            _end(f"{name}: error: {refusal}", 2)
 
     return wrapper
+
+
+def refused_by_system(error: BaseException) -> str | None:
+    """What the system refused, a full disk for example, and of which file; None for an error of another kind."""
+    is_of_network = isinstance(error, ConnectionError | TimeoutError)
+    if isinstance(error, OSError) and error.errno is not None and not is_of_network:
+        what = os.strerror(error.errno)
+    elif DISK_IS_FULL.search(str(error)) and isinstance(error, OSError | RuntimeError | ValueError) or (
+        type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
+    ):
+        what = f"a file could not be written whole, as on a full disk: {first_line(error)}"
+    else:
+        return None
+    file = getattr(error, "filename", None)
+    return f"{what}{f': {file}' if file else ''}"
+
+
+def _is_of_stream(error: Exception) -> bool:
+    """Whether a standard stream could not be written: an error that names no file, and was in no stage."""
+    named = getattr(error, "filename", None) is not None or hasattr(error, "__notes__")
+    return not named and getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _open_closed_streams() -> None:
+    """A standard stream that is closed (``2>&-``) becomes the null device: the next file would take its place."""
+    for stream, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, mode))  # noqa: SIM115  open until the end
+
+
+def _end(message: str, status: int) -> NoReturn:
+    with suppress(OSError):  # stderr itself may be full
+        print(message, end="\n" * bool(message), file=sys.stderr, flush=True)
+    for stream in (sys.stdout, sys.stderr):
+        if _is_broken(stream):  # or the interpreter says so again, with another exit status
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    raise SystemExit(status) from None
+
+
+def _is_broken(stream: Any) -> bool:
+    try:
+        stream.flush()
+    except OSError:
+        return True
+    return False
 
 
 def name_a_few(items: Iterable[Any], limit: int = 3) -> str:

@@ -19,13 +19,15 @@ from decimal import Decimal
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import numpy as np
+
 from datamap.core.errors import UserError, first_line, name_a_few, repeated
 
 if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
-EMPTY_TEXT = re.compile(rb'(^|[,\n])""(?=[,\r\n]|$)')  # in a CSV, or in one of its texts
+SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of the columns of a CSV
 
 logger = logging.getLogger(__name__)
 
@@ -35,12 +37,19 @@ logger = logging.getLogger(__name__)
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` (same suffix) that replaces it when the block ends well."""
+    """Yield a temporary path beside ``path`` (same suffix) that replaces it when the block ends well.
+
+    An OSError that names no file, as of a full disk, names ``path``.
+    """
     path = Path(path)
     temporary = path.with_name(f".{path.stem}.tmp-{os.getpid()}{path.suffix}")
     try:
         yield temporary
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary), temporary):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -92,6 +101,19 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
         pyarrow.csv.write_csv(table, str(temporary))
 
 
+def room_for_array(path: str | Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
+    """A new .npy file of zeros, mapped for writing. All of it is written at once: on a full disk that is an OSError,
+    where a page of a mapping that finds no room would kill the process (SIGBUS)."""
+    dtype = np.dtype(dtype)
+    with Path(path).open("wb") as file:
+        header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": tuple(shape)}
+        np.lib.format.write_array_header_1_0(file, header)
+        size, block = math.prod(shape) * dtype.itemsize, bytes(2**20)
+        for first in range(0, size, len(block)):
+            file.write(block[: size - first])
+    return np.lib.format.open_memmap(path, mode="r+")
+
+
 # --- reading -----------------------------------------------------------------------------------------------------
 
 
@@ -104,7 +126,10 @@ def sha256_of(path: Path) -> str:
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file, unpacked where its name ends in .gz."""
     path = Path(path)
-    raw = path.read_bytes()
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror})") from error
     if path.suffix != ".gz":
         return raw
     try:
@@ -123,9 +148,21 @@ def read_text(path: str | Path) -> str:
         raise UserError(f"{path}, line {line}: not UTF-8 text; convert the file to UTF-8") from error
 
 
+def parsed_json(text: str, where: str | Path, **options: Any) -> Any:
+    """json.loads; UserError for what is JSON and cannot be held: deep nesting, a number of thousands of digits."""
+    try:
+        return json.loads(text, **options)
+    except json.JSONDecodeError:
+        raise
+    except RecursionError as error:
+        raise UserError(f"{where}: JSON nested too deeply to be read; is it what it should be?") from error
+    except ValueError as error:
+        raise UserError(f"{where}: a number that cannot be read ({first_line(error).partition(';')[0]})") from error
+
+
 def read_json(path: str | Path, object_pairs_hook: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
     try:
-        return json.loads(read_text(path), object_pairs_hook=object_pairs_hook)
+        return parsed_json(read_text(path), path, object_pairs_hook=object_pairs_hook)
     except json.JSONDecodeError as error:
         raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg}); is the file whole?") from error
 
@@ -137,7 +174,7 @@ def read_jsonl(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, 
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parsed_json(line, f"{path}, line {number}")
         except json.JSONDecodeError as error:
             raise UserError(f"{path}, line {number}: malformed JSON ({error.msg})") from error
         if not isinstance(row, dict):
@@ -155,11 +192,11 @@ def read_rows(path: str | Path) -> list[dict[str, Any]]:
     if not text.strip():
         return []
     try:
-        content = json.loads(text)
+        content = parsed_json(text, path)
     except json.JSONDecodeError as error:
         if path.suffixes[:1] != [".jsonl"]:
             try:  # a document over several lines fails in its first line too; its own error says more
-                json.loads(text.lstrip().partition("\n")[0])
+                parsed_json(text.lstrip().partition("\n")[0], f"{path}, line 1")
             except json.JSONDecodeError:
                 raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg})") from error
         return read_jsonl(path)
@@ -186,7 +223,7 @@ def appended_records(path: Path, parse: Callable[[bytes], T], mend: str) -> list
         for number, line in enumerate(file, 1):
             try:
                 records.append(parse(line))
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 if not line.endswith(b"\n"):
                     logger.warning(f"{path}, line {number}, was cut off in mid-write; it is taken off")
                     file.truncate(end)
@@ -199,10 +236,34 @@ def appended_records(path: Path, parse: Callable[[bytes], T], mend: str) -> list
     return records
 
 
+def csv_text(path: str | Path) -> tuple[str, str]:
+    """The text of a CSV, without the line ``sep=;`` that Excel writes for itself, and what separates its columns: the
+    one of SEPARATORS that makes most of its header."""
+    text = read_text(path)
+    if text[:4].casefold() == "sep=" and text[4:5] in SEPARATORS and text[5:6] in ("", "\r", "\n"):
+        return text.partition("\n")[2], text[4]
+    header = re.match(r'(?:[^"\r\n]+|"[^"]*")*', text)  # between quotation marks others may stand, and line ends
+    return text, max(SEPARATORS, key=re.sub('"[^"]*"', "", header[0] if header else "").count)
+
+
 def csv_records(path: str | Path) -> Iterator[list[str]]:
-    """The rows of a CSV, header first; each must have as many cells as the header, whose names must differ."""
+    """The rows of a CSV, header first, separated by commas, semicolons or tabs; each must have as many cells as the
+    header, whose names must differ."""
+    text, separator = csv_text(path)
+    if separator != ",":
+        logger.info(f"{path}: its columns are separated by {SEPARATORS[separator]}")
+    yield from _records(path, text, separator)
+
+
+def csv_rows(path: str | Path) -> int:
+    """How many rows a CSV has beside its header, without a last one that no line end closes: it may be cut off."""
+    text, separator = csv_text(path)
+    return sum(1 for _ in _records(path, text, separator)) - 1 - (not text.endswith(("\n", "\r")))
+
+
+def _records(path: str | Path, text: str, separator: str) -> Iterator[list[str]]:
     csv.field_size_limit(2**31 - 1)  # contexts are longer than the module's default of 131,072 characters
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     header: list[str] = []
     try:
         for cells in reader:
@@ -224,15 +285,18 @@ def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str
     """A CSV with its ids, and the columns ``text``, as strings ("001" stays "001"); only an empty cell is missing.
 
     ``columns`` must be there. In columns of text a cell ``""`` is the empty text, which ``write_csv`` tells from a
-    missing one; a reader other than this one may take both for missing.
+    missing one; a reader other than this one may take both for missing. A spreadsheet may have saved it since, with
+    semicolons or tabs.
     """
     import pandas as pd
 
-    if not sum(1 for _ in csv_records(path)):  # pandas fills short rows with NaN and takes long ones for an index
+    content, separator = csv_text(path)
+    # pandas fills short rows with NaN and takes long ones for an index
+    if not sum(1 for _ in _records(path, content, separator)):
         raise UserError(f"{path} is empty")
     frame = pd.read_csv(
-        path, dtype=dict.fromkeys(("id", *text), str), keep_default_na=False, na_values=[""],
-        float_precision="round_trip",
+        io.StringIO(content, newline=""), sep=separator, dtype=dict.fromkeys(("id", *text), str),
+        keep_default_na=False, na_values=[""], float_precision="round_trip",
     )
     if missing := [column for column in columns if column not in frame.columns]:
         raise UserError(f"{path} has no column {name_a_few(missing)}; it has {name_a_few(frame.columns, 12)}")
@@ -242,10 +306,10 @@ def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str
             raise UserError(f"{path}, line {row + 2}: no id")
         if twice := repeated(frame["id"]):
             raise UserError(f"{path}: {len(twice):,} ids occur more than once ({name_a_few(twice)})")
-    return _with_empty_texts(path, frame, text)
+    return _with_empty_texts(content, separator, frame, text)
 
 
-def _with_empty_texts(path: str | Path, frame: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
+def _with_empty_texts(content: str, separator: str, frame: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
     """``frame`` with "" for the cells of its columns of text that are quoted in the CSV: pandas does not tell them."""
     import pyarrow as pa
     import pyarrow.csv
@@ -253,12 +317,13 @@ def _with_empty_texts(path: str | Path, frame: pd.DataFrame, text: Sequence[str]
     missing = frame.columns[frame.isna().any()]
     gaps = [column for column in missing
             if column in text or isinstance(next(iter(frame[column].dropna()), None), str)]
-    raw = read_bytes(path).removeprefix(b"\xef\xbb\xbf") if gaps else b""
-    if not EMPTY_TEXT.search(raw):
+    # In the CSV, or in one of its texts.
+    if not gaps or not re.search(rf'(^|[{separator}\n])""(?=[{separator}\r\n]|$)', content):
         return frame
+    raw = content.encode()
     cells = pyarrow.csv.read_csv(
         io.BytesIO(raw), read_options=pyarrow.csv.ReadOptions(block_size=len(raw)),
-        parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+        parse_options=pyarrow.csv.ParseOptions(delimiter=separator, newlines_in_values=True),
         convert_options=pyarrow.csv.ConvertOptions(
             include_columns=gaps, column_types=dict.fromkeys(gaps, pa.string()), null_values=[""],
             strings_can_be_null=True, quoted_strings_can_be_null=False,

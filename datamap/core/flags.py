@@ -140,7 +140,13 @@ class Parser(argparse.ArgumentParser, _Flags):
         return group
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
-        return super().parse_known_args(self.normalize(sys.argv[1:] if args is None else list(args)), namespace)
+        words = self.normalize(sys.argv[1:] if args is None else list(args))
+        values, rest = super().parse_known_args(words, namespace)
+        for action in self._actions:  # an empty value would be taken for none, and another thing done than was meant
+            if getattr(values, action.dest, None) == "" != action.default:
+                self.error(f"{action.option_strings[0]} is empty: give a value, or leave it out (is a shell variable "
+                           "not set?)")
+        return values, rest
 
     def parse_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
         values, rest = self.parse_known_args(args, namespace)

@@ -66,6 +66,11 @@ def lock(file: str | Path, doing: str = "writing", wait: bool = False) -> Iterat
                 directory.rmdir()
 
 
+def is_held(file: str | Path) -> bool:
+    """Whether this process holds this lock."""
+    return Path(file).resolve() in _held
+
+
 def is_locked(file: str | Path) -> bool:
     """Whether a process is known to hold this lock."""
     try:
@@ -78,7 +83,7 @@ def is_locked(file: str | Path) -> bool:
 
 def check_unlocked(file: str | Path, doing: str = "writing") -> None:
     """Raise Locked where another process holds this lock; for a word before long work, ``lock`` asks again."""
-    if Path(file).resolve() not in _held and is_locked(file):
+    if not is_held(file) and is_locked(file):
         raise Locked(_refusal(Path(file), doing))
 
 

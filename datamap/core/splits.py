@@ -9,6 +9,8 @@ import io
 import json
 import logging
 import os
+import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,8 +25,10 @@ from datamap.core.hub import hub_splits, read_hub
 if TYPE_CHECKING:
     import datasets
 
+# Parts of a split: the share that is held out, and the rest of it.
+PART = re.compile(r"(?P<split>.+)_(?P<part>held_out|without)_(?P<share>0\.\d+)")
 EVAL_SPLITS = ("validation", "validation_matched", "valid", "dev")  # the first that a dataset has is evaluated on
-FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".parquet")
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 NO_SPLITS = ("run_meta.json", "filter_report.json", "cleaning_report.json")  # dataset_filters.py's
 
 
@@ -36,6 +40,9 @@ class RowFormat(Protocol):
 
     @property
     def content_columns(self) -> tuple[str, ...]: ...
+
+    @property
+    def text_columns(self) -> tuple[str, ...]: ...
 
     def settings(self) -> dict[str, Any]: ...
 
@@ -77,9 +84,8 @@ class Split:
         return self.data["id"][:]
 
     def identity(self) -> dict[str, Any]:
-        local = os.path.exists(self.name)
         return {
-            "dataset": os.path.abspath(self.name) if local else self.name,
+            "dataset": place_of_dataset(self.name),
             "split": self.split,
             "fingerprint": self.fingerprint,
             "rows": self.rows,
@@ -111,11 +117,19 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
 @functools.lru_cache(maxsize=4)
 def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
     """``stamp`` tells a file from its older contents: the runs of a suite load the same splits again and again."""
-    data = raw_split(name, split)
+    if (part := PART.fullmatch(split)) and not (Path(name).is_dir() and split in splits_of(name)):
+        return _part_of(_load_whole(name, part["split"], task, stamp), part)  # type: ignore[arg-type]
+    data, mixed = _read(name, split)
     if len(data) == 0:
         raise UserError(f"{name}: split {split!r} holds no examples")
-    data = _respelled(data, ("id", *task.sought(data.column_names)), name)
+    renamed = _respelled(data.column_names, ("id", *task.sought(data.column_names)), name)
+    data = data.rename_columns(renamed) if renamed else data
     task = task.for_columns(data.column_names, name)
+    for column, why in mixed.items():
+        if renamed.get(column, column) in (*task.text_columns, getattr(task, "label_column", "")):
+            raise UserError(f"{name}: column {column} {why}; make its values of one type")
+        if column not in task.content_columns:  # else answers, each of which is looked at
+            logger.warning(f"{name}: column {column} {why}; its values are taken as text")
     data = task.normalize(_string_ids(data, name), f"{name} [{split}]")
     if "id" not in data.column_names:
         data = data.add_column("id", generate_hash_ids(data, task.content_columns))
@@ -123,6 +137,61 @@ def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
     fingerprint = content_fingerprint(data, task.content_columns)
     mended, changes = task.mend(data, f"{name} [{split}]")
     return Split(mended, name, split, fingerprint, len(data), task, whole=data, mended=changes)
+
+
+def place_of_dataset(name: str) -> str:
+    """What a dataset is recorded as: a local one by its whole path."""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
+def parts_of(split: str, share: float) -> tuple[str, str]:
+    """What ``load_split`` calls a split without a share of its examples, 0 < share < 1, and that share."""
+    return f"{split}_without_{share}", f"{split}_held_out_{share}"
+
+
+def held_out_beside(split: str) -> str | None:
+    """What was held out of a split, where the split is the rest."""
+    part = PART.fullmatch(split)
+    return parts_of(part["split"], float(part["share"]))[1] if part and part["part"] == "without" else None
+
+
+def overlap(one: str, other: str) -> bool:
+    """Whether two splits of a dataset have examples in common, as a split and a part of it have."""
+    parts = [PART.fullmatch(split) for split in (one, other)]
+    bases = [part["split"] if part else split for part, split in zip(parts, (one, other), strict=True)]
+    apart = all(parts) and len({part["share"] for part in parts}) == 1 and one != other  # type: ignore[index]
+    return bases[0] == bases[1] and not apart
+
+
+def _part_of(base: Split, part: re.Match[str]) -> Split:
+    """The share of a split that is held out, or the rest.
+
+    Chance is drawn from the texts themselves: whatever the seed of a run, the same examples are held out, and few
+    others once the file has grown. Examples with one context (else: one first text) stay together, as who has learnt
+    some of them knows something of the others.
+    """
+    assert base.whole is not None
+    task, share = base.task, float(part["share"])
+    column = "context" if "context" in task.content_columns else task.content_columns[0]
+    texts = base.whole[column][:]
+    sizes, wanted, taken, held = Counter(texts), round(share * base.rows), 0, set()
+    for text in sorted(sizes, key=lambda text: hashlib.blake2b(text.encode(), person=b"held out").digest()):
+        if taken + sizes[text] <= wanted:
+            held.add(text)
+            taken += sizes[text]
+    where = f"{base.name} [{base.split}]"
+    if not held:
+        raise UserError(f"{where}: {share:g} of {base.rows:,} examples cannot be held out, as those with one {column} "
+                        f"stay together and the smallest of {len(sizes):,} such groups are {min(sizes.values()):,}; "
+                        "give a larger share, or splits of your own")
+    rows = np.flatnonzero([(text in held) == (part["part"] == "held_out") for text in texts])
+    logger.info(f"{where}: {taken:,} of {base.rows:,} examples are held out")
+    whole, ids = base.whole.select(rows), set(np.asarray(base.ids, dtype=object)[rows])
+    return dataclasses.replace(
+        base, data=base.data.select(rows), whole=whole, split=part.string, rows=len(rows),
+        fingerprint=content_fingerprint(whole, task.content_columns),
+        mended=[each for each in base.mended if each["id"] in ids],
+    )
 
 
 def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
@@ -153,17 +222,16 @@ def default_eval_split(name: str) -> str:
     return next((split for split in EVAL_SPLITS if split in known), EVAL_SPLITS[0])
 
 
-def _respelled(data: datasets.Dataset, sought: Sequence[str], name: str) -> datasets.Dataset:
-    """``data`` with each column that is sought under that name, where one other differs in case or blanks around."""
-    there, renamed = data.column_names, {}
+def _respelled(there: Sequence[str], sought: Sequence[str], name: str) -> dict[str, str]:
+    """Column -> what it is sought as, where the one differs from the other in case or blanks around."""
+    renamed = {}
     for wanted in sought:
         alike = [column for column in there if column.strip().casefold() == wanted.casefold()]
         if wanted not in there and len(alike) == 1:
             renamed[alike[0]] = wanted
-    if not renamed:
-        return data
-    logger.info(f"{name}: {', '.join(f'column {old!r} is taken as {new!r}' for old, new in renamed.items())}")
-    return data.rename_columns(renamed)
+    if renamed:
+        logger.info(f"{name}: {', '.join(f'column {old!r} is taken as {new!r}' for old, new in renamed.items())}")
+    return renamed
 
 
 def _string_ids(data: datasets.Dataset, name: str) -> datasets.Dataset:
@@ -217,11 +285,19 @@ def _as_text(data: datasets.Dataset, column: str) -> list[str]:
     ]
 
 
+# A dataset as it was read, and of each column that holds values of several types, which are text now, which they were.
+Read = tuple["datasets.Dataset", dict[str, str]]
+
+
 def raw_split(name: str, split: str) -> datasets.Dataset:
     """One split as it is stored, in whatever columns."""
+    return _read(name, split)[0]
+
+
+def _read(name: str, split: str) -> Read:
     path = Path(name)
     if name.startswith("demo:"):
-        return _read_demo(name, split)
+        return _read_demo(name, split), {}
     if path.is_dir():
         return _read_directory(path, split)
     plain = path.with_suffix("") if path.suffix == ".gz" else path
@@ -231,12 +307,13 @@ def raw_split(name: str, split: str) -> datasets.Dataset:
         if split != "train":
             raise UserError(
                 f"{name} is a single file, whose only split is 'train'; {split!r} was asked for: name 'train', or put "
-                f"train{plain.suffix} and {split}{plain.suffix} into one directory and give that"
+                f"train{plain.suffix} and {split}{plain.suffix} into one directory and give that, or let run.py hold "
+                "some out with --eval_fraction"
             )
         return _read_file(path)
     if plain.suffix in FILE_SUFFIXES or name.startswith((".", "/", "~")):
         raise UserError(f"dataset {name!r}: no such file or directory")
-    return read_hub(name, split)
+    return read_hub(name, split), {}
 
 
 def _read_demo(name: str, split: str) -> datasets.Dataset:
@@ -252,20 +329,34 @@ def _read_demo(name: str, split: str) -> datasets.Dataset:
     return datasets.Dataset.from_list(generate(demo, split))
 
 
-def _read_directory(path: Path, split: str) -> datasets.Dataset:
-    import datasets
-
+def _read_directory(path: Path, split: str) -> Read:
     _check_split(str(path), split, _directory_splits(path))
     if (path / "dataset_dict.json").exists():
-        return datasets.load_from_disk(str(path))[split]
-    if (path / "state.json").exists():
-        return datasets.load_from_disk(str(path))
-    return _read_file(_split_files(path)[split])
+        return _read_saved(path / split), {}
+    return (_read_saved(path), {}) if (path / "state.json").exists() else _read_file(_split_files(path)[split])
+
+
+def _read_saved(path: Path) -> datasets.Dataset:
+    """What ``save_to_disk`` wrote, read to its end: a file that was cut off is found here and not in training."""
+    import datasets
+
+    try:
+        data = datasets.Dataset.load_from_disk(str(path))
+        for batch in data.with_format("arrow").iter(1000):
+            batch.validate(full=True)
+    except Exception as error:  # of the library, of Arrow and of JSON, as many kinds as files can be damaged in
+        raise UserError(f"{path} is no whole dataset of save_to_disk ({first_line(error):.200}); write it "
+                        "again") from error
+    return data
 
 
 def _directory_splits(path: Path) -> list[str]:
     if (path / "dataset_dict.json").exists():  # of save_to_disk
-        return list(read_json(path / "dataset_dict.json")["splits"])
+        content = read_json(path / "dataset_dict.json")
+        named = content.get("splits") if isinstance(content, dict) else None
+        if not isinstance(named, list) or not named or not all(isinstance(split, str) for split in named):
+            raise UserError(f"{path / 'dataset_dict.json'} names no splits; is {path} whole as save_to_disk wrote it?")
+        return named
     return ["train"] if (path / "state.json").exists() else list(_split_files(path))
 
 
@@ -273,7 +364,7 @@ def _split_files(path: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     for file in sorted(path.iterdir()):
         plain = file.with_suffix("") if file.suffix == ".gz" else file
-        if plain.suffix in FILE_SUFFIXES and file.name not in NO_SPLITS:
+        if plain.suffix in FILE_SUFFIXES and file.name not in NO_SPLITS and not file.is_dir():
             if plain.stem in files:
                 raise UserError(f"{path} holds both {files[plain.stem].name} and {file.name}; keep one of them")
             files[plain.stem] = file
@@ -290,7 +381,7 @@ def _check_split(name: str, split: str, known: Sequence[str]) -> None:
         raise UserError(f"{name} has no split {split!r}; it has {', '.join(sorted(known))}")
 
 
-def _read_file(path: Path) -> datasets.Dataset:
+def _read_file(path: Path) -> Read:
     import datasets
     import pyarrow as pa
 
@@ -302,24 +393,66 @@ def _read_file(path: Path) -> datasets.Dataset:
         import pyarrow.parquet as pq
 
         try:
-            return datasets.Dataset(pq.read_table(io.BytesIO(raw)))
-        except pa.ArrowInvalid as error:
-            raise UserError(f"{path} is not a parquet file ({first_line(error)})") from error
-    rows = _csv_rows(path) if suffix == ".csv" else read_rows(path)
+            table = pq.read_table(io.BytesIO(raw))
+            table.validate(full=True)  # a text that is no UTF-8
+            return datasets.Dataset(table), {}
+        except (OSError, ValueError, pa.ArrowException) as error:
+            raise UserError(f"{path} is not a whole parquet file ({first_line(error)})") from error
+    rows = _csv_rows(path) if suffix in (".csv", ".tsv") else read_rows(path)
     if not rows:
         raise UserError(f"{path} holds no rows")
-    if suffix != ".csv" and all("paragraphs" in row for row in rows):
+    if suffix not in (".csv", ".tsv") and all("paragraphs" in row for row in rows):
         rows = _flatten_squad(path, rows)
     for row in rows:
         if row.get("id") is not None:  # ids may be numbers in one row and strings in the next
             row["id"] = str(row["id"])
-    columns = dict.fromkeys(key for row in rows for key in row)  # rows may lack keys; from_list reads the first's only
+    # Rows may lack keys; from_list reads those of the first only.
+    names = dict.fromkeys(key for row in rows for key in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    mixed = {}
     try:
-        return datasets.Dataset.from_dict({column: [row.get(column) for row in rows] for column in columns})
+        data = _dataset(columns)
+        if isinstance(data, Exception):
+            for column, values in columns.items():
+                if isinstance(_dataset({column: values}), Exception):
+                    mixed[column] = _first_misfit(values)
+                    columns[column] = [value if isinstance(value, str) or value is None
+                                       else json.dumps(value, ensure_ascii=False) for value in values]
+            data = datasets.Dataset.from_dict(columns)
+        return data, mixed
     except UnicodeEncodeError as error:
         raise UserError(f"{path}: a text holds half a surrogate pair, which UTF-8 cannot hold ({error})") from error
-    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError) as error:
-        raise UserError(f"{path}: a column holds values of different types ({first_line(error)})") from error
+
+
+def _dataset(columns: dict[str, list]) -> datasets.Dataset | Exception:
+    """The columns as a dataset, or why they are none: values of several types, numbers beyond 64 bits, nesting."""
+    import datasets
+    import pyarrow as pa
+
+    try:
+        return datasets.Dataset.from_dict(columns)
+    except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, OverflowError, RecursionError) as error:
+        return error
+
+
+def _first_misfit(values: list[Any]) -> str:
+    """What the first row holds that does not go with those before."""
+    fits, row = 0, len(values)
+    while row - fits > 1:
+        middle = (fits + row) // 2
+        is_misfit = isinstance(_dataset({"": values[:middle]}), Exception)
+        fits, row = (fits, middle) if is_misfit else (middle, row)
+    value = values[row - 1]
+    alone = _dataset({"": [value]})
+    if isinstance(alone, OverflowError):
+        return f"holds a number in row {row} that is too large for 64 bits ({value!r:.40})"
+    if isinstance(alone, RecursionError):
+        return f"is nested too deeply in row {row}"
+    if isinstance(alone, Exception):
+        return f"holds values of several types in row {row} ({value!r:.60})"
+    before = next(place for place, other in enumerate(values) if other is not None)
+    return (f"holds {value!r:.60} in row {row}, which is of another type than {values[before]!r:.40} in row "
+            f"{before + 1}")
 
 
 def _csv_rows(path: Path) -> list[dict[str, Any]]:

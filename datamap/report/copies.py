@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.errors import UserError
-from datamap.core.splits import EVAL_SPLITS, Split, load_split, splits_of
+from datamap.core.splits import EVAL_SPLITS, Split, held_out_beside, load_split, overlap, splits_of
 from datamap.tasks.questions import fold
 
 if TYPE_CHECKING:
@@ -33,8 +33,9 @@ logger = logging.getLogger(__name__)
 def other_splits(split: Split) -> tuple[list[Split], list[str]]:
     """The evaluation splits that lie beside this one, and what to say of those that cannot be read."""
     found, said = [], []
-    for name in splits_of(split.name):
-        if name != split.split and name in (*EVAL_SPLITS, "test", "train"):
+    beside = [name for name in splits_of(split.name) if name in (*EVAL_SPLITS, "test", "train")]
+    for name in [*filter(None, [held_out_beside(split.split)]), *beside]:
+        if not overlap(name, split.split):
             try:
                 found.append(load_split(split.name, name, split.task))
             except UserError as error:

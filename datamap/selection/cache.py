@@ -14,7 +14,7 @@ import numpy as np
 
 from datamap.core.artifacts import digest
 from datamap.core.errors import UserError
-from datamap.core.files import read_json, write_json
+from datamap.core.files import atomic, read_json, room_for_array, write_json
 from datamap.core.locks import LOCK, is_locked, lock
 
 Compute = Callable[[np.ndarray], np.ndarray]
@@ -99,7 +99,8 @@ def _compute(
         for file in (META, VALUES):  # the record first: it must never speak of values that are not its own
             (place / file).unlink(missing_ok=True)
         shape, dtype = tuple(identity["shape"]), np.dtype(identity["dtype"])
-        np.lib.format.open_memmap(place / VALUES, mode="w+", dtype=dtype, shape=shape).flush()
+        with atomic(place / VALUES) as temporary:
+            room_for_array(temporary, shape, dtype).flush()
         meta = {"status": "running", **identity, **shards, "rows_done": 0, "seconds": 0.0}
         write_json(place / META, meta)
     else:

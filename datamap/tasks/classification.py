@@ -19,6 +19,7 @@ from datamap.core.intervals import wilson_interval
 from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
 from datamap.tasks.evaluation import MAX_CLASSES_REPORTED, Evaluation, plot_confusion
+from datamap.tasks.missing import REGRESSION, task_of_columns, task_of_label
 
 if TYPE_CHECKING:
     import datasets
@@ -133,7 +134,7 @@ class SequenceClassification(Task):
         problem += " or ".join("+".join(guess) for guess in found) + ")" * bool(found)
         is_qa = {"question", "context"} <= set(columns)
         raise UserError(f"{source}: {problem} for {flag}; give {flag}: there is {', '.join(columns)}"
-                        f"{' (--task qa answers questions on a context)' * is_qa}")
+                        f"{' (--task qa answers questions on a context)' * is_qa}{task_of_columns(columns)}")
 
     def normalize(self, data: datasets.Dataset, source: str) -> datasets.Dataset:
         import datasets
@@ -271,10 +272,12 @@ def _class_numbers(data: datasets.Dataset, column: str, source: str) -> tuple[np
     if measured and all(MEASUREMENT.fullmatch(text) for text in texts):
         raise UserError(f"{source}: column {column} holds numbers such as {measured[0]} ({len(set(texts)):,} "
                         f"different values in {len(texts):,} rows); labels are whole numbers or names: --label_column "
-                        "names another column, or give the classes names")
-    wrong = next((value for value in labelled if not isinstance(value, str | int)), None)
+                        f"names another column, or give the classes names; {REGRESSION}")
+    wrong = next((row for row, value in enumerate(values) if not isinstance(value, str | int | None)), None)
     if wrong is not None:
-        raise UserError(f"{source}: column {column} holds {wrong!r:.40}; labels are whole numbers or names")
+        beside = [data[name][wrong] for name in data.column_names if name != column]
+        raise UserError(f"{source}: column {column} of row {wrong + 1} holds {values[wrong]!r:.40}; "
+                        f"{task_of_label(values[wrong], beside)}")
     if len({isinstance(value, str) for value in labelled}) > 1:
         raise UserError(f"{source}: column {column} holds both numbers and names; labels must be of one kind")
     negative = [value for value in labelled if not isinstance(value, str) and value < 0]

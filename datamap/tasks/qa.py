@@ -15,6 +15,7 @@ from datamap.core.intervals import wilson_interval
 from datamap.tasks import qa_metrics
 from datamap.tasks.base import Task
 from datamap.tasks.evaluation import Evaluation
+from datamap.tasks.missing import task_of_columns
 from datamap.tasks.qa_features import (
     CONTEXT,
     NO_ANSWER,
@@ -86,15 +87,18 @@ class QuestionAnswering(Task):
             raise UserError(
                 f"{source} has no column {name_a_few(wanted)}; question answering needs question, context, answers; "
                 f"there is {', '.join(data.column_names)} (--task nli or classification for labelled texts)"
+                f"{task_of_columns(data.column_names)}"
             )
         for column in self.text_columns:
-            empty = [row for row, text in enumerate(data[column][:]) if not isinstance(text, str)]
-            if empty:
-                raise UserError(f"{source}: column {column} of row {empty[0] + 1} holds no text")
+            no_text = [(row, text) for row, text in enumerate(data[column][:], 1) if not isinstance(text, str)]
+            if no_text:
+                row, found = no_text[0]
+                holds = "no text" if found is None else f"{found!r:.40}, which is no text"
+                raise UserError(f"{source}: column {column} of row {row} holds {holds}")
         raw = data[answer_column][:]
         starts = data["answer_start"][:] if "answer_start" in columns else [None] * len(raw)
         answers = [
-            answer_lists(answer, start, f"{source}, row {row}")
+            answer_lists(answer, start, f"{source}: column {answer_column} of row {row}")
             for row, (answer, start) in enumerate(zip(raw, starts, strict=True), 1)
         ]
         if not any(answer["text"] for answer in answers):

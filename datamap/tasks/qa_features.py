@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.errors import UserError
+from datamap.core.files import parsed_json
 from datamap.tasks.spans import answer_tokens, whole_offsets
 
 if TYPE_CHECKING:
@@ -32,27 +33,42 @@ def answer_lists(answer: Any, start: Any, where: str) -> dict[str, list]:
     """One example's answers as two lists, from a mapping of lists or scalars, a list of mappings, or text, start."""
     if isinstance(answer, str) and answer.lstrip().startswith(("{", "[")) and start is None:
         try:
-            answer = json.loads(answer)
+            answer = parsed_json(answer, where)
         except json.JSONDecodeError as error:
-            raise UserError(f"{where}: answers is not JSON ({error.msg})") from error
+            raise UserError(f"{where} is not JSON ({error.msg})") from error
     if answer is None or answer == "":
         return {"text": [], "answer_start": []}
     if isinstance(answer, str | int | float):
         answer = {"text": answer, "answer_start": start}
     if isinstance(answer, list):
         if not all(isinstance(item, Mapping) and "text" in item for item in answer):
-            raise UserError(f"{where}: expected answers as objects with text and answer_start, found {answer!r:.60}")
+            raise UserError(f"{where} holds {answer!r:.60}; expected objects with text and answer_start")
         answer = {key: [item.get(key) for item in answer] for key in ("text", "answer_start")}
     if answer and "text" not in answer:
-        raise UserError(f"{where}: answers has {', '.join(map(str, answer))}; expected text and answer_start")
-    texts, starts = answer.get("text"), answer.get("answer_start")
-    texts = [texts] if isinstance(texts, str | int | float) else list(texts if texts is not None else [])
+        raise UserError(f"{where} has {', '.join(map(str, answer))}; expected text and answer_start")
+    texts, starts = _listed(answer.get("text")), _listed(answer.get("answer_start"))
     texts = [str(text) if isinstance(text, int | float) else text for text in texts]  # a file may hold 42 for "42"
-    starts = [starts] if isinstance(starts, int) else list(starts if starts is not None else [])
-    if len(texts) != len(starts) or not all(isinstance(value, int) for value in starts):
+    if odd := [text for text in texts if text is not None and not isinstance(text, str)]:
+        raise UserError(f"{where} holds the answer {odd[0]!r:.60}; expected a text")
+    if len(texts) != len(starts):
         raise UserError(f"{where}: {len(texts)} answer texts need as many answer_start offsets, found {starts!r:.60}")
-    kept = [(text, offset) for text, offset in zip(texts, starts, strict=True) if text]
-    return {"text": [text for text, _ in kept], "answer_start": [offset for _, offset in kept]}
+    pairs = [(text, _offset(value, where)) for text, value in zip(texts, starts, strict=True) if text]
+    return {"text": [text for text, _ in pairs], "answer_start": [offset for _, offset in pairs]}
+
+
+def _listed(value: Any) -> list:
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+def _offset(value: Any, where: str) -> int:
+    """A character's place: 9, also as 9.0, "9" or "9.0", as tables and spreadsheets write it beside a gap."""
+    try:
+        if isinstance(value, int | float | str) and not isinstance(value, bool) and float(value).is_integer():
+            return int(float(value))
+    except ValueError:  # a word, or infinity
+        pass
+    raise UserError(f"{where}: answer_start is {value!r:.40}; expected the place of the answer's first character in "
+                    "the context, a whole number from 0")
 
 
 def qa_features(

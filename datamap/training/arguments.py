@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from datamap.core.flags import (
     seed_number,
 )
 from datamap.core.plots import add_plot_format
+from datamap.core.splits import PART, held_out_beside, parts_of, place_of_dataset
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import ABLATIONS
 from datamap.tasks.registry import TASKS, add_task_flags, task_of
@@ -108,11 +109,14 @@ def build_parser(show_all: bool = False) -> Parser:
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset",
-                       help="Hub name or name:subset, file (.json .jsonl .csv .parquet), directory, or demo:NAME "
+                       help="Hub name or name:subset, file (.json .jsonl .csv .tsv .parquet), directory, or demo:NAME "
                             f"(default: what --model was trained on by run.py, else {DEFAULT_DATASET})")
     group.add_argument("--train_split", default="train", help="split to train on")
     group.add_list("--eval_split", help="one or several splits to evaluate on (default: validation, or what stands "
                    "for it); the first is watched during training")
+    group.add_argument("--eval_fraction", type=lambda text: number(text, 0.001, 0.9), default=argparse.SUPPRESS,
+                       metavar="SHARE", help="hold this share of --train_split out and evaluate on it: the same "
+                       "examples whatever --seed; those with one context (else: one first text) stay together")
     group.add_list("--slice_by", help="columns: evaluate every value of each on its own too, and every combination")
     group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
     group.add_argument("--max_eval_samples", type=positive_int, metavar="N", help="the first N rows")
@@ -191,13 +195,27 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         complete(args)
     place_of(args.model)  # says at once where its package is not installed
     args.windows = [args.max_length, args.doc_stride]  # as asked; what the model cannot take is lowered later
+    recorded = recorded_dataset(args.model) if Path(args.model).is_dir() else None
     if args.dataset is None:
-        recorded = recorded_dataset(args.model) if Path(args.model).is_dir() else None
         args.dataset = recorded["dataset"] if recorded else DEFAULT_DATASET
+    _name_parts(args, recorded)
     if args.do_train and Path(args.dataset).resolve() == (Path(args.output_dir) / PLANTED_DATA).resolve():
         parser.error(f"--dataset {args.dataset} lies in --output_dir, whose old files a training replaces; name "
                      "another --output_dir")
     return args
+
+
+def _name_parts(args: argparse.Namespace, recorded: Mapping[str, Any] | None) -> None:
+    """--eval_fraction as --train_split and --eval_split, which every later stage goes by; what was held out of the
+    training of --model is evaluated on unless another split is named."""
+    if hasattr(args, "eval_fraction") and not PART.fullmatch(args.train_split):  # else a fold, whose parts are named
+        args.train_split, held_out = parts_of(args.train_split, args.eval_fraction)
+        args.eval_split = [held_out]
+    trained_on = args.train_split
+    if not args.do_train and recorded and place_of_dataset(args.dataset) == recorded["dataset"]:
+        trained_on = recorded["split"]
+    if not args.eval_split and (rest := held_out_beside(trained_on)):
+        args.eval_split = [rest]
 
 
 def task_of_run(args: argparse.Namespace) -> Task:
@@ -243,6 +261,8 @@ def _refusals(parser: Parser, args: argparse.Namespace) -> Iterator[tuple[Any, s
         yield flag in given, f"--{flag} is for --task {kinds}, this is {args.task}"
     splits = args.eval_split or []
     yield len(set(splits)) < len(splits), f"--eval_split names a split twice: {', '.join(splits)}"
+    yield (splits and hasattr(args, "eval_fraction"),
+           "--eval_split and --eval_fraction exclude each other: the second evaluates on what it holds out")
     yield low > high, f"--weight_clip_min {low:g} is above --weight_clip_max {high:g}"
     yield high <= 0, f"--weight_clip_max must be above 0, found {high:g}"
     yield from _refusals_of_folds(args, given)

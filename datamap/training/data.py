@@ -13,10 +13,10 @@ import numpy as np
 
 from datamap.analysis.filter_config import apply_filters
 from datamap.cartography.metrics import load_cartography_metrics
-from datamap.core.artifacts import artifact_file, check_same_dataset, digest
+from datamap.core.artifacts import artifact_file, check_same_dataset, digest, recorded_dataset
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, read_table, write_jsonl
-from datamap.core.splits import Split, content_fingerprint, default_eval_split, load_split
+from datamap.core.splits import Split, content_fingerprint, default_eval_split, load_split, overlap
 from datamap.detection.out_of_fold import HEAD_FOLDS, folds_of
 from datamap.tasks.base import Task
 from datamap.tasks.classification import label_values
@@ -226,11 +226,12 @@ def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:
         if plants_errors(args):
             loaded = beside_planted_errors(args, loaded, task)
         loaded.allow_changed = getattr(args, "allow_changed", False)
-        if trained_fingerprint(args.model) == loaded.fingerprint or (args.do_train and name == args.train_split):
+        if _was_trained_on(args, loaded) or (args.do_train and overlap(name, args.train_split)):
             if not args.eval_split:
                 raise UserError(
                     f"{args.dataset} [{name}] is what the model trains on, and evaluating on it needs asking: give a "
-                    f"directory with train.* and validation.*, or --eval_split {name}"
+                    f"directory with train.* and validation.*, --eval_fraction 0.1 to hold some of it out, or "
+                    f"--eval_split {name}"
                 )
             logger.warning(f"evaluating on {name!r}, which the model was trained on; that says nothing of other data")
         unusable = int((~loaded.task.is_usable(loaded.data)).sum())
@@ -238,6 +239,15 @@ def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:
             logger.warning(f"{unusable:,} evaluation examples: {loaded.task.unusable}; they are scored all the same")
         splits.append(loaded)
     return splits
+
+
+def _was_trained_on(args: argparse.Namespace, split: Split) -> bool:
+    """Whether the model was trained on these examples or some of them."""
+    if trained_fingerprint(args.model) == split.fingerprint:
+        return True
+    recorded = recorded_dataset(args.model) if Path(args.model).is_dir() else None
+    return bool(recorded and recorded["dataset"] == split.identity()["dataset"]
+                and overlap(recorded["split"], split.split))
 
 
 def known_variability(args: argparse.Namespace, split: Split) -> np.ndarray | None:

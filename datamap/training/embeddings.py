@@ -13,7 +13,7 @@ import numpy as np
 
 from datamap.core.artifacts import check_not_read, recorded_split, recorded_task
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import atomic
+from datamap.core.files import atomic, room_for_array
 from datamap.core.flags import Parser, positive_int
 from datamap.core.progress import Progress
 from datamap.core.splits import Split
@@ -191,7 +191,7 @@ def write_embeddings(
     shape = (len(rows), spans.shape[1] * model.config.hidden_size)
     order, embed = embedder(model, tokenizer, rows, spans, batch_size)
     with atomic(path) as temporary, Progress("embedding", len(order), size=1) as progress:
-        out = np.lib.format.open_memmap(temporary, mode="w+", dtype=np.float32, shape=shape)
+        out = room_for_array(temporary, shape, np.float32)
         for first in range(0, len(order), batch_size):
             places = order[first : first + batch_size]
             out[places] = embed(places)

@@ -10,7 +10,9 @@ from made_dynamics import AWKWARD_IDS, COLUMNS, make_epochs, slow_metrics, write
 
 from datamap.cartography.dynamics import gold_statistics, read_dynamics, read_logged_logits, write_dynamics
 from datamap.cartography.metrics import compute_metrics
+from datamap.core.artifacts import load_meta, stage
 from datamap.core.errors import UserError
+from datamap.core.files import write_json
 
 
 def strict(text):
@@ -251,4 +253,25 @@ def test_a_number_in_the_place_of_a_column_is_named(tmp_path):
     content = '{"epoch": 1, "id": ["a"], "confidence": 3, "correct": [1]}'
     (tmp_path / "training_dynamics_epoch_1.json").write_text(content)
     with pytest.raises(UserError, match="'confidence' is no column"):
+        list(read_dynamics(tmp_path))
+
+
+def test_a_recording_that_goes_on_or_has_failed_is_refused(tmp_path):
+    """Unless by a stage of this process, which reads what it has written so far."""
+    epochs = list(make_epochs(ids=["a", "b"], epochs=2))
+    with pytest.raises(KeyboardInterrupt), stage(tmp_path, {}, owns=("training_dynamics_epoch_*.json",)) as path:
+        write_epochs(path, epochs)
+        assert [epoch["epoch"] for epoch in read_dynamics(path)] == [1, 2]
+        raise KeyboardInterrupt
+    with pytest.raises(UserError, match="is not whole: the run that writes it failed"):
+        list(read_dynamics(tmp_path))
+    write_json(tmp_path / "run_meta.json", {**(load_meta(tmp_path) or {}), "status": "running"})  # what a kill leaves
+    with pytest.raises(UserError, match="is not whole: the run that writes it is still running or was killed"):
+        list(read_dynamics(tmp_path))
+    with stage(tmp_path, {}, owns=("training_dynamics_epoch_*.json",)) as path:
+        write_epochs(path, epochs)
+    assert len(list(read_dynamics(tmp_path))) == 2
+    file = tmp_path / "training_dynamics_epoch_2.json"
+    file.write_text(file.read_text().strip()[:-1])
+    with pytest.raises(UserError, match="training_dynamics_epoch_2.json is truncated"):
         list(read_dynamics(tmp_path))

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import run
 from datamap.cartography.dynamics import read_dynamics
 from datamap.cartography.metrics import load_cartography_metrics
 from datamap.cartography.recorder import CartographyCallback
+from datamap.core.artifacts import load_meta, sole_writer, stage
 from datamap.core.files import read_json
 from datamap.training import trainer as trainers
 
@@ -247,6 +249,22 @@ def test_any_trainer_records_in_two_lines(tmp_path, caplog):
     assert learning["accuracy"] == pytest.approx([(p.argmax(1) == labels).mean()] * 2)
     assert learning["ever_right"] == (p.argmax(1) == labels).sum()
     assert learning["has_learned"] is False and "the categories mean nothing yet" in caplog.text
+
+
+def test_a_recording_within_a_stage_keeps_its_run_meta(tmp_path):
+    """It tells, when the stage is killed, that the recording is not whole; that of an earlier run goes."""
+    def begin():
+        recorder = CartographyCallback(["a", "b"], tmp_path)
+        recorder._attached = True
+        state = SimpleNamespace(global_step=0, is_world_process_zero=True)
+        recorder.on_train_begin(SimpleNamespace(n_gpu=0), state, None)
+
+    with stage(tmp_path, {"seed": 3}, owns=("cartography_*",)):
+        begin()
+        assert read_json(tmp_path / "run_meta.json")["status"] == "running"
+    with sole_writer(tmp_path):  # no stage yet
+        begin()
+    assert load_meta(tmp_path) is None
 
 
 def test_dynamics_files_are_small(qa_dir, tiny_model, tmp_path):

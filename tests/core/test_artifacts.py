@@ -4,9 +4,12 @@ import argparse
 import json
 import logging
 import os
+import resource
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from conftest import qa_rows, write_rows
 
@@ -23,13 +26,14 @@ from datamap.core.artifacts import (
     recorded_split,
     stage,
 )
-from datamap.core.errors import UserError
-from datamap.core.files import write_json
+from datamap.core.errors import UserError, command_line
+from datamap.core.files import atomic, room_for_array, write_csv, write_json, write_jsonl
 from datamap.core.splits import load_split
 from datamap.tasks.qa import QuestionAnswering
 from datamap.training.models import check_whole_model
 
 TASK = QuestionAnswering()
+TABLE = "id\nabc\nde\n"
 
 
 @pytest.fixture
@@ -53,7 +57,7 @@ def names(directory):
 def run_stage(path, files, **settings):
     with stage(path, settings.pop("args", {"seed": 3}), owns=("*.csv", "part_*"), **settings) as directory:
         for name in files:
-            (directory / name).write_text("x" * 10)
+            (directory / name).write_text(TABLE if name.endswith(".csv") else "x" * len(TABLE))
     return meta_of(path)
 
 
@@ -145,6 +149,85 @@ def test_a_directory_that_cannot_be_written_is_refused(tmp_path):
     assert names(tmp_path) == ["file"]  # checking creates nothing
 
 
+@pytest.mark.parametrize("name", ["", " ", "/proc/x", "/dev/null/x", "a" * 300])
+def test_a_directory_that_there_cannot_be_is_refused(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="output directory"), stage(name, {}, owns=("*",)):
+        pass
+    assert names(tmp_path) == []
+
+
+@contextmanager
+def full_disk(size):
+    """No file of this process can grow beyond ``size`` bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("write", [
+    lambda path: write_json(path, ["x" * 60_000]), lambda path: write_jsonl(path, [{"a": "x" * 60_000}]),
+    lambda path: write_csv(path, pd.DataFrame({"id": range(20_000)})),
+    lambda path: room_for_array(path, (60_000,), np.int64),
+])
+def test_a_full_disk_is_one_line_that_says_what_is_whole(tmp_path, capsys, write):
+    @command_line
+    def main(argv=None):
+        with stage(tmp_path / "out", {}, owns=("*.csv", "*.json", "part_*")) as path:
+            (path / "a.csv").write_text(TABLE)
+            with full_disk(40_000), atomic(path / "b.json") as temporary:
+                write(temporary)
+
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and said.count("\n") == 1
+    assert f"error: File too large: {tmp_path / 'out' / 'b.json'}; {tmp_path / 'out'} is not whole" in said
+    assert "whole files in it: 'a.csv'" in said and "then run the same command again" in said
+    assert not [name for name in names(tmp_path / "out") if name.startswith((".b", "b"))]
+    assert meta_of(tmp_path / "out")["status"] == "failed"
+    with pytest.raises(UserError, match="is not whole: the run that writes it failed"):
+        artifact_file(tmp_path / "out", "a.csv", "make.py")
+
+
+def test_a_disk_too_full_to_say_so_leaves_the_stage_marked_as_running(tmp_path, monkeypatch):
+    def no_room(*_):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left") as error, stage(tmp_path, {}, owns=("*.csv",)) as path:
+        monkeypatch.setattr("datamap.core.files.os.replace", no_room)
+        write_json(path / "a.json", {})
+    assert error.value.filename == str(tmp_path / "a.json") and "is not whole" in error.value.__notes__[0]
+    monkeypatch.undo()
+    assert meta_of(tmp_path)["status"] == "running"
+    run_stage(tmp_path, ["t.csv"])
+    assert meta_of(tmp_path)["status"] == "finished"
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["[]", "3", "null", '"text"', '{"datasets": 3}', '{"datasets": [3]}', '{"datasets": [{"dataset": "a"}]}',
+     '{"outputs": []}', '{"outputs": {"t.csv": "10"}}', '{"owns": [3]}', '{"history": {}}', '{"history": [[]]}',
+     '{"arguments": []}', '{"datasets": [{"dataset": "a", "split": "b", "fingerprint": "c", "task": []}]}', "{", ""],
+)
+def test_a_damaged_run_meta_is_one_line(tmp_path, content):
+    (tmp_path / "t.csv").write_text(TABLE)
+    (tmp_path / "run_meta.json").write_text(content)
+    for read in (load_meta, recorded_dataset, lambda path: artifact_file(path, "t.csv", "make.py"),
+                 lambda path: run_stage(path, ["t.csv"])):
+        with pytest.raises(UserError, match="run_meta.json"):
+            read(tmp_path)
+
+
+def test_a_run_meta_of_somebody_else_is_taken(tmp_path):
+    (tmp_path / "t.csv").write_text(TABLE)
+    (tmp_path / "run_meta.json").write_text('{"model": "x", "seed": null}')
+    assert artifact_file(tmp_path, "t.csv", "make.py") == tmp_path / "t.csv"
+
+
 def test_a_directory_without_permission_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)  # root may write where others may not
     with pytest.raises(UserError, match=f"below is not writable .{tmp_path} refuses.; name another"):
@@ -182,9 +265,15 @@ def test_artifacts_that_are_not_whole_are_refused(tmp_path):
     run_stage(tmp_path, ["t.csv"])
     with pytest.raises(UserError, match=r"holds no u\.csv; make\.py writes it"):
         artifact_file(tmp_path, "u.csv", "make.py")
-    (tmp_path / "t.csv").write_text("x" * 9)
+    for cut, there in ((TABLE[:-1], 1), (TABLE[:-4], 0)):  # in its last line, and before it
+        (tmp_path / "t.csv").write_text(cut)
+        with pytest.raises(UserError, match=f"is truncated: {there} rows, 2 when it was written; run make.py again"):
+            artifact_file(tmp_path, "t.csv", "make.py")
+    run_stage(tmp_path, ["part_1"])
+    (tmp_path / "part_1").write_text("x" * 9)
     with pytest.raises(UserError, match="is truncated: 9 bytes, 10 when it was written; run make.py again"):
-        artifact_file(tmp_path, "t.csv", "make.py")
+        artifact_file(tmp_path, "part_1", "make.py")
+    run_stage(tmp_path, ["t.csv"])
     (tmp_path / "t.csv").write_text("")
     with pytest.raises(UserError, match="is empty; run make.py again"):
         artifact_file(tmp_path, "t.csv", "make.py")

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import run
 from datamap.core.flags import Parser, boolean, fraction, number, positive_int
 
 
@@ -146,3 +147,12 @@ def test_numbers_have_bounds():
     for text in ("x", "nan", "-1"):
         with pytest.raises(argparse.ArgumentTypeError, match="expected a number"):
             number(text, 0)
+
+
+@pytest.mark.parametrize("argv", [["--output_dir", ""], ["--train_ids="], ["--filter_config", ""], ["--dataset", ""]])
+def test_an_empty_value_is_no_value(capsys, argv):
+    """``--train_ids "$NOT_SET"`` trained on everything, ``--output_dir ""`` wrote into the working directory."""
+    with pytest.raises(SystemExit) as stopped:
+        run.main(["--do_train", *argv])
+    assert stopped.value.code == 2
+    assert f"error: {argv[0].rstrip('=')} is empty: give a value, or leave it out" in capsys.readouterr().err

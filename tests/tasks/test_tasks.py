@@ -153,7 +153,7 @@ def test_class_labels_keep_their_names_and_order():
     ("labels", "words"),
     [
         ([0.5, 1.5, 0.5], "labels are whole numbers or names"),
-        ([0, "yes", 1], "different types|both numbers and names"),
+        ([0, "yes", 1], "of another type than|both numbers and names"),
         ([-7, 0, 1], "the label -7; labels are numbers from 0, names, or -1"),
         ([-1, -1, -1], "no row has a label in column label"),
         ([None, None, None], "no row has a label in column label"),

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import write_rows
+from conftest import REPOSITORY, write_rows
 
 import extract_embeddings
-from datamap.core.files import read_json
+from datamap.core.files import read_json, room_for_array
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -311,3 +313,39 @@ def test_bfloat16_on_a_gpu_points_the_same_way(models, dataset, whole, tmp_path)
     on_gpu, on_cpu = np.load(tmp_path / "embeddings.npy"), np.load(whole / "embeddings.npy")
     cosine = (on_gpu * on_cpu).sum(axis=1) / np.linalg.norm(on_gpu, axis=1) / np.linalg.norm(on_cpu, axis=1)
     assert on_gpu.dtype == np.float32 and cosine.min() > 0.99
+
+
+def test_room_is_made_before_the_array_is_mapped(tmp_path):
+    """The same file as numpy maps, and all of it on the disk: a page without room would kill the process (SIGBUS)."""
+    room_for_array(tmp_path / "a.npy", (700, 3, 5), np.float32).flush()
+    np.lib.format.open_memmap(tmp_path / "b.npy", mode="w+", dtype=np.float32, shape=(700, 3, 5)).flush()
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    room_for_array(tmp_path / "big.npy", (2**20, 3), np.float32)
+    status = (tmp_path / "big.npy").stat()
+    assert status.st_blocks * 512 >= status.st_size > 12 * 2**20
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_in_one_line(models, dataset, tmp_path):
+    """On a disk of 20 kB of its own; in a process of its own, which the mapping of old was killed in."""
+    place = tmp_path / "small"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=20k", "tmpfs", place]
+    if subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("file systems may not be mounted here")
+    try:
+        many = tmp_path / "train.jsonl"
+        many.write_text("".join(json.dumps({**row, "id": f"{row['id']}-{copy}"}) + "\n"
+                                for copy in range(40) for row in rows()), encoding="utf-8")
+        command = [
+            sys.executable, REPOSITORY / "extract_embeddings.py", "--model_path", models["electra"], "--dataset", many,
+            "--output_dir", place / "out", "--no_cuda", "--max_length", str(MAX_LENGTH),
+            "--doc_stride", str(DOC_STRIDE),
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        (line,) = [line for line in done.stderr.splitlines() if "error: " in line]
+        assert done.returncode == 2 and f"No space left on device: {place / 'out' / 'embeddings.npy'}" in line
+        assert "then run the same command again" in line
+        assert not [file.name for file in (place / "out").iterdir() if "embeddings" in file.name]
+    finally:
+        subprocess.run(["umount", place], check=True)

@@ -112,3 +112,10 @@ def test_minilm_trains_and_keeps_its_name(qa_dir, tmp_path, caplog):
     assert (encoder.config.num_hidden_layers, encoder.config.hidden_size) == (6, 384)
     trained, its_tokenizer = load_encoder(str(tmp_path / "out"), no_cuda=True)
     assert trained.config.hidden_size == 384 and tokenizer.get_vocab() == its_tokenizer.get_vocab()
+
+
+@pytest.mark.parametrize("name", ["./missing", "../missing/checkpoint-5", "/missing", "~/missing"])
+def test_a_model_that_is_not_there_is_no_fault_of_the_dataset(refused, name):
+    for flags in (["--do_eval"], ["--do_train", "--dataset", "demo:nli", "--task", "nli"]):
+        assert f"model '{name}': no such directory; give one that run.py wrote, or a Hub name" in refused(
+            run.main, *flags, "--model", name)
