@@ -449,12 +449,6 @@ def test_demos(houses, tmp_path, capsys):
     assert problems["id"].tolist() == hard["id"].tolist() and list(problems) == list(table)
     assert not set(RULES) & set(problems)
 
-    demo("summary").main([str(house)])
-    printed = capsys.readouterr().out
-    metrics = read_json(house / "trainer_output" / "eval_metrics.json")
-    assert f"accuracy {metrics['eval_accuracy']:.1%} (majority baseline 66.7%)" in printed
-    assert f"{N} examples, {N} with metrics and cluster" in printed and "error rules" not in printed
-
     demo("filtering_examples").main(
         ["--cartography_dir", str(house / "cartography_output"), "--cluster_dir", str(house / "cluster_output")]
     )

@@ -12,6 +12,7 @@ from datamap.analysis import cluster_arguments
 from datamap.core.configs import flags_to_argv
 from datamap.core.errors import UserError
 from datamap.core.flags import DEFAULT_MODEL, Parser, positive_int
+from datamap.core.plots import add_plot_format
 from datamap.tasks.registry import TASKS
 from datamap.training import arguments
 from datamap.training.models import PACKAGED_MODEL
@@ -23,9 +24,10 @@ SAVING = {*CHECKPOINTS, "keep_top_epochs", "load_best_model_at_end"}  # any of t
 # Flags of run.py that map_dataset.py decides or has itself.
 DECIDED = {
     "help", "help_all", "config", "do_train", "do_eval", "task", "text_columns", "label_column", "model", "dataset",
-    "output_dir", "overwrite", "resume_from_checkpoint", "enable_cartography", "cartography_output_dir", "fold",
+    "output_dir", "overwrite", "plot_format", "resume_from_checkpoint", "enable_cartography",
+    "cartography_output_dir", "fold",
 }
-DECIDED_OF_CLUSTERS = {"help", "embedding_dir", "output_dir", "seed"}
+DECIDED_OF_CLUSTERS = {"help", "embedding_dir", "output_dir", "plot_format", "seed"}
 SHOWN = {
     "num_train_epochs": f"default: {EPOCHS}", "learning_rate": "default: 5e-5; tiny, lstm and lstm_reader: their own",
     "per_device_train_batch_size": "default: 8", "max_length": "longest window or text, in tokens (default: 512)",
@@ -59,6 +61,7 @@ def build_parser() -> Parser:
     group.add_list("--skip", choices=STAGES[1:], help=f"stages to leave out: {', '.join(STAGES[1:])}")
     group.add_argument("--report_max_points", type=positive_int, metavar="N",
                        help="above so many examples a random N of them are on the page (default: 20,000)")
+    add_plot_format(group)
     group.add_switch("--overwrite", help="do every stage anew, also over what other commands wrote to --output_dir")
     group = parser.add_argument_group("finished artifacts, instead of making them")
     group.add_argument("--cartography_dir", metavar="DIR", help="data map of run.py; nothing is trained, and --model "

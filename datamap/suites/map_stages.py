@@ -96,7 +96,7 @@ def train(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> St
         "do_train": True, **({"do_eval": True} if evaluates else {}), "enable_cartography": True, "task": guess.task,
         "text_columns": list(guess.text_columns) or None, "label_column": guess.label_column or None,
         "model": args.model, "dataset": args.dataset, "num_train_epochs": EPOCHS,
-        **(CHECKPOINTS if not SAVING & given.keys() else {}), **given,
+        **(CHECKPOINTS if not SAVING & given.keys() else {}), **given, **of_pictures(args),
         "output_dir": place(args, "trainer_output"), "cartography_output_dir": place(args, "cartography_output"),
     }
     argv = words(parser, flags)
@@ -127,7 +127,7 @@ def predictions(args: argparse.Namespace, guess: Guess, have: Mapping[str, str])
 
 def samples(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
     return analysis(args, have, "samples", "analyze_cartography.py", "cartography_analysis", ("cartography",),
-                    ("hard_samples.json",))
+                    ("hard_samples.json",), *drawn(args))
 
 
 def embed(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
@@ -147,7 +147,7 @@ def clusters(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) ->
         return "there are no embeddings to cluster"
     parser = cluster_arguments.build_parser()
     seed = {"seed": args.training["seed"]} if "seed" in args.training else {}
-    flags = {"embedding_dir": have["embeddings"], **seed, **args.clustering,
+    flags = {"embedding_dir": have["embeddings"], **seed, **args.clustering, **of_pictures(args),
              "output_dir": place(args, "cluster_output")}
     argv = words(parser, flags)
     directory = Path(have["embeddings"])
@@ -164,7 +164,7 @@ def integrated(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) 
     if "clusters" not in have:
         return "it joins the map with clusters"
     return analysis(args, have, "integrated", "analyze_dataset.py", "integrated_analysis",
-                    ("cartography", "clusters"), ("patterns.json",))
+                    ("cartography", "clusters"), ("patterns.json",), *drawn(args))
 
 
 def unified(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
@@ -205,6 +205,14 @@ def of_task(args: argparse.Namespace) -> dict[str, Any]:
         return {}
     return {"dataset": args.dataset, "task": args.task, "text_columns": args.text_columns,
             "label_column": args.label_column}
+
+
+def of_pictures(args: argparse.Namespace) -> dict[str, Any]:
+    return {"plot_format": args.plot_format} if hasattr(args, "plot_format") else {}
+
+
+def drawn(args: argparse.Namespace) -> list[str]:
+    return [f"--{flag}={','.join(formats)}" for flag, formats in of_pictures(args).items()]
 
 
 def analysis(

@@ -73,15 +73,16 @@ def load_model(
     )
 
 
-def place_of(name: str) -> str:
+def place_of(name: str | Path) -> str:
     """Where the files of a model are loaded from: the package's directory for ``minilm``, else the name itself.
 
     UserError without the package, and for a path where nothing is. The package is not imported, as that would import
     sentence-transformers too.
     """
-    if name != PACKAGED_MODEL:
+    if (name := str(name)) != PACKAGED_MODEL:
         if not name.strip() or name.startswith((".", "/", "~")) and not Path(name).exists():
-            raise UserError(f"model {name!r}: no such directory; give one that run.py wrote, or a Hub name")
+            raise UserError(f"model {name!r}: no such directory; give one that run.py wrote, a Hub name or "
+                            "a built-in model (tiny)")
         return name
     package = importlib.util.find_spec(PACKAGE.replace("-", "_"))
     if package is None or not package.submodule_search_locations:

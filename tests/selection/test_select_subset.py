@@ -815,8 +815,8 @@ WRONG = {
     "seed": (["--selector", "random", "--k", "3", "--seed", "x"], ["--seed", "'x'"]),
     "folds": (["--selector", "label_issues", "--k", "3", "--folds", "1"], ["--folds", "2"]),
     "scratch model": (["--selector", "kcenter", "--k", "3", "--model", "tiny"], ["tiny", "run.py"]),
-    "no encoder": (["--selector", "kcenter", "--k", "3", "--model", "./none"], ["./none", "config.json"]),
-    "no causal": (["--selector", "perplexity", "--k", "3", "--causal_lm", "./none"], ["./none", "config.json"]),
+    "no encoder": (["--selector", "kcenter", "--k", "3", "--model", "./none"], ["./none", "directory"]),
+    "no causal": (["--selector", "perplexity", "--k", "3", "--causal_lm", "./none"], ["./none", "directory"]),
     "no classifier": (["--selector", "predictive_entropy", "--k", "3", "--model_path", "./none"], ["./none"]),
 }
 

@@ -59,6 +59,8 @@ def planned(here, qa_dir):
 
 def finished(directory, qa_dir, *flags, status="finished", split="train"):
     """A directory of training dynamics as run.py leaves it, with the arguments that these flags come to."""
+    if "./model" in flags:
+        Path("model").mkdir(exist_ok=True)
     args = parse_args(["--do_train", "--enable_cartography", "--model", "tiny", "--dataset", str(qa_dir), "--no_cuda",
                        "--max_length", "96", "--doc_stride", "16", *flags])
     data = load_split(str(qa_dir), split, task_of_run(args))
