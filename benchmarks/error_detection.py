@@ -370,12 +370,9 @@ def is_planted(name: str) -> bool:
 
 
 def inputs_of(table: pd.DataFrame, kind: str, parts: tuple[str, ...]) -> np.ndarray:
-    import pandas as pd
+    from datamap.detection.suspicion import term_values, terms_of
 
-    from datamap.detection.suspicion import chance_agreement, term_values, terms_of
-
-    chance = chance_agreement(pd.factorize(table["label"])[0]) if kind == "labels" else 0.0
-    return term_values(table, terms_of(kind, parts), kind, chance)
+    return term_values(table, terms_of(kind, parts), kind)
 
 
 def fitted(found: dict[str, list[pd.DataFrame]], kind: str, parts: tuple[str, ...]) -> dict[str, Any] | None:

@@ -15,7 +15,7 @@ from datamap.detection.decisions import NO_ANSWER, check_decided_ids, read_decis
 from datamap.detection.evidence import load_evidence
 from datamap.detection.reasons import NEAREST, class_numbers, reasons
 from datamap.detection.review import rank
-from datamap.detection.suspicion import OOF_WRONG, OTHER_NEIGHBOURS, kind_of, parts_of, suspicion, terms_of
+from datamap.detection.suspicion import OOF_WRONG, kind_of, parts_of, suspicion, terms_of
 from datamap.tasks.qa_metrics import normalize_answer
 from datamap.tasks.spans import places_of
 
@@ -105,7 +105,7 @@ def decisions_on(split: Split, path: str) -> pd.DataFrame:
 def detectors_needed(evidence: Evidence) -> tuple[str, ...]:
     """Those that suspicion is made of, and that reasons name: the others would take longer than all the rest."""
     terms = terms_of(kind_of(evidence), parts_of(evidence))
-    return tuple(dict.fromkeys([*(term.detector for term in terms), "odd_question", OOF_WRONG, OTHER_NEIGHBOURS]))
+    return tuple(dict.fromkeys([*(term.detector for term in terms), "odd_question", OOF_WRONG]))
 
 
 def told_reasons(evidence: Evidence, scores: pd.DataFrame) -> list[str]:

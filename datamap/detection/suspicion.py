@@ -31,7 +31,7 @@ WEIGHTS = "suspicion.json"
 MAP, OUT_OF_FOLD, TEXTS = "metrics", "out_of_fold", "texts"
 # Beside the map: field of Evidence -> what it is called in the column ``evidence``.
 PARTS = {"out_of_fold": "out-of-fold models", "embeddings": "embeddings", "predictions": "the model's predictions"}
-OOF_WRONG, OTHER_NEIGHBOURS = "oof_correctness", "knn_disagreement"
+OOF_WRONG = "oof_correctness"
 MOST = 8.0  # by how many interquartile ranges a score counts as standing out
 
 
@@ -45,9 +45,7 @@ class Term(NamedTuple):
 # Few, of different kinds, each of which found something on its own (RESULTS.md).
 TERMS: dict[str, tuple[Term, ...]] = {
     "labels": (
-        Term("confidence"), Term("aum"), Term("variability"), Term("never_learned"),
-        Term("duplicate_disagreement", TEXTS), Term("oof_confidence", OUT_OF_FOLD), Term("oof_aum", OUT_OF_FOLD),
-        Term("confident_learning", OUT_OF_FOLD), Term("knn_disagreement", "embeddings"),
+        Term("aum"), Term("never_learned"), Term("duplicate_disagreement", TEXTS), Term("oof_confidence", OUT_OF_FOLD),
         Term("mean_distance", "embeddings"), Term("retag", "predictions"),
     ),
     "qa": (
@@ -84,33 +82,30 @@ def terms_of(kind: str, parts: tuple[str, ...]) -> list[Term]:
     return [term for term in TERMS[kind] if term.part in (MAP, TEXTS, *parts)]
 
 
-def term_values(scores: pd.DataFrame, terms: list[Term], kind: str, chance: float = 0.0) -> np.ndarray:
+def term_values(scores: pd.DataFrame, terms: list[Term], kind: str) -> np.ndarray:
     """The inputs of the regression, (N, terms) float64, from the detectors' scores (N, D), as SCALES has them; 0 where
     a detector is not there or says nothing of an example.
 
-    Each part of the evidence counts as far as it can be trusted (``trust``). chance: see there.
+    Each part of the evidence counts as far as it can be trusted (``trust``).
     """
-    trusted = trust(scores, terms, kind, chance)
+    trusted = trust(scores, terms)
     columns = [trusted.get(term.part, 1.0) * SCALES[kind](scores[term.detector].to_numpy(dtype=np.float64))
                if term.detector in scores else np.zeros(len(scores)) for term in terms]
     return np.stack(columns, axis=1) if columns else np.zeros((len(scores), 0))
 
 
-def trust(scores: pd.DataFrame, terms: list[Term], kind: str, chance: float) -> dict[str, float]:
+def trust(scores: pd.DataFrame, terms: list[Term]) -> dict[str, float]:
     """Part of the evidence -> how much it counts, 0..1.
 
     Out-of-fold models by the share of examples that they get right, and what was recorded in training by the rest: a
     model that could learn the task has learned its errors too, and one that could not says nothing of what it has not
-    seen. Embeddings, of labels, by the square of Cohen's kappa between the labels of neighbours; chance: how often two
-    examples drawn at random have the same label, 0..1.
+    seen.
     """
     right, found = 0.0, {}
     if any(term.part == OUT_OF_FOLD for term in terms):
         right = 1 - _mean(scores, OOF_WRONG)
         found[OUT_OF_FOLD] = right
     found[MAP] = 1 - right
-    if kind == "labels" and chance < 1:
-        found["embeddings"] = max(0.0, 1 - _mean(scores, OTHER_NEIGHBOURS) / (1 - chance)) ** 2
     return found
 
 
@@ -118,12 +113,6 @@ def _mean(scores: pd.DataFrame, detector: str) -> float:
     """Of what it says; 0 where it says nothing."""
     values = scores[detector].to_numpy(dtype=np.float64) if detector in scores else np.zeros(0)
     return float(values[np.isfinite(values)].mean()) if np.isfinite(values).any() else 0.0
-
-
-def chance_agreement(labels: np.ndarray) -> float:
-    """How often two examples drawn at random have the same label, 0..1; labels (N,), -1 for none."""
-    _, counts = np.unique(labels[labels >= 0], return_counts=True)
-    return float(((counts / counts.sum()) ** 2).sum()) if len(counts) else 0.0
 
 
 def standing_out(values: np.ndarray) -> np.ndarray:
@@ -173,9 +162,8 @@ def suspicion(evidence: Evidence, scores: pd.DataFrame) -> Suspicion:
         raise UserError("suspicion needs a data map: run.py --do_train --enable_cartography records one")
     kind, parts = kind_of(evidence), parts_of(evidence)
     terms = terms_of(kind, parts)
-    chance = chance_agreement(evidence.labels) if kind == "labels" else 0.0
     fitted = weights()[kind]["+".join((MAP, *parts))]
-    probability = sigmoid(linear(term_values(scores, terms, kind, chance), fitted))
+    probability = sigmoid(linear(term_values(scores, terms, kind), fitted))
     return Suspicion(probability, ", ".join(["the data map", *(PARTS[part] for part in parts)]))
 
 

@@ -21,13 +21,11 @@ from datamap.detection.suspicion import (
     TERMS,
     TEXTS,
     Term,
-    chance_agreement,
     normal_scores,
     standing_out,
     suspicion,
     term_values,
     terms_of,
-    trust,
     weights,
 )
 from datamap.tasks.registry import get_task
@@ -108,8 +106,8 @@ def test_out_of_fold_models_that_may_be_right_or_wrong_are_left_out(clinical):
 
 
 def test_a_detector_that_is_not_there_is_neutral():
-    terms = [term for term in TERMS["labels"] if term.detector in ("confidence", "never_learned")]
-    table = pd.DataFrame({"confidence": [0.1, np.nan, 0.9, 0.5]})
+    terms = [term for term in TERMS["labels"] if term.detector in ("aum", "never_learned")]
+    table = pd.DataFrame({"aum": [0.1, np.nan, 0.9, 0.5]})
     np.testing.assert_allclose(term_values(table, terms, "qa"), [[0, 0], [0, 0], [1, 0], [0, 0]])
     ranks = norm.ppf(np.array([1, 5, 3]) / 6)
     found = term_values(table, terms, "labels")[:, 0]
@@ -124,21 +122,6 @@ def test_models_that_have_not_seen_an_example_count_by_what_they_get_right():
         np.testing.assert_allclose(found[-1], [1 - counts, counts, 1])
     np.testing.assert_allclose(term_values(table, terms, "qa")[-1], [0, 1, 1])  # how many are wrong is not known
     np.testing.assert_allclose(term_values(table.assign(oof_correctness=0.5), terms[:1], "qa")[-1], [1])  # not asked
-
-
-def test_embeddings_count_by_kappa_squared_of_neighbours_labels():
-    from sklearn.metrics import cohen_kappa_score
-
-    labels = np.array([0, 0, 0, 1, 1, 2, -1])
-    assert chance_agreement(labels) == pytest.approx((9 + 4 + 1) / 36) and chance_agreement(np.full(2, -1)) == 0
-    rng = np.random.default_rng(0)
-    mine = rng.integers(0, 2, 4000)
-    neighbour = np.where(rng.random(4000) < 0.3, 1 - mine, mine)
-    found = trust(pd.DataFrame({"knn_disagreement": (mine != neighbour).astype(float)}), [], "labels", 0.5)
-    assert found["embeddings"] == pytest.approx(cohen_kappa_score(mine, neighbour) ** 2, abs=0.01)
-    for worse, chance in ((0.6, 0.5), (0.2, 1.0)):
-        assert trust(pd.DataFrame({"knn_disagreement": [worse]}), [], "labels", chance).get("embeddings", 0) in (0, 1)
-    assert "embeddings" not in trust(pd.DataFrame({"knn_disagreement": [0.1]}), [], "qa", 0.5)
 
 
 def test_normal_scores_of_ties_and_of_nothing():
