@@ -34,7 +34,7 @@ demo: $(VENV)/installed
 		--filter_categories easy ambiguous --use_label_smoothing --use_soft_weighting --save_strategy no --overwrite \
 		--cartography_output_dir demo_output/cartography_output --output_dir demo_output/retrained
 	@$(PY) benchmarks/planted_errors.py --dataset demo:clinical --cartography_dir demo_output/cartography_output \
-		--output_dir demo_output/planted_errors
+		--suspects_dir demo_output/suspects --output_dir demo_output/planted_errors
 	@echo "the page: file://$(CURDIR)/demo_output/report.html"
 
 demo-thoughts: $(VENV)/installed-serving
