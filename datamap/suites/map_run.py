@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import shutil
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ from datamap.tasks.guess import Guess, guess_task
 from datamap.tasks.registry import TASKS
 from datamap.training.checkpoints import checkpoints_in, has_whole_checkpoint
 from datamap.training.models import PACKAGED_MODEL, TOKENIZER_FILES, place_of
+from datamap.training.prerequisites import one_gpu
 
 ROWS_LOOKED_AT = 10_000
 WIDTH = 12  # of the names of stages
@@ -37,6 +39,7 @@ def make_map(args: argparse.Namespace) -> dict[str, str]:
 
     SystemExit, with the status of a stage that fails; what is finished stays.
     """
+    os.environ.update(one_gpu())  # before anything looks for them
     state = read_state(args)
     have = given_artifacts(args)
     guess, args.evaluates = known_of_data(args, state)

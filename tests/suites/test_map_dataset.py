@@ -1,5 +1,6 @@
 """map_dataset.py: from a dataset to the page; what is finished is not done again, what was killed goes on."""
 
+import argparse
 import contextlib
 import io
 import json
@@ -277,6 +278,16 @@ def test_what_others_made_is_not_written_over(tmp_path, refused):
     (tmp_path / "trainer_output" / "run_meta.json").write_text('{"status": "finished"}')
     line = refused(map_dataset.main, "--dataset", "demo:clinical", "--output_dir", tmp_path)
     assert "holds trainer_output that another command made" in line and "--overwrite" in line
+
+
+def test_of_several_gpus_a_map_sees_one(monkeypatch):
+    def seen(args):
+        raise RuntimeError(f"sees {os.environ['CUDA_VISIBLE_DEVICES']}")
+
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr(map_run, "read_state", seen)
+    with pytest.raises(RuntimeError, match="sees 3$"):
+        map_run.make_map(argparse.Namespace())
 
 
 # --- the model where none is named ---
