@@ -165,6 +165,7 @@ def _candidates(signatures: np.ndarray) -> np.ndarray:
             band = band * FACTOR + signatures[:, column]
         order = np.argsort(band, kind="stable")
         order = order[signatures[order, 0] > 0]
+        of_band = [pairs]
         for shift in range(1, MOST_IN_BUCKET + 1):
             alike = band[order[:-shift]] == band[order[shift:]]
             if not alike.any():
@@ -172,5 +173,6 @@ def _candidates(signatures: np.ndarray) -> np.ndarray:
             one, other = order[:-shift][alike], order[shift:][alike]
             likely = (signatures[one] == signatures[other]).mean(axis=1) >= LIKELY
             one, other = one[likely], other[likely]
-            pairs = np.union1d(pairs, np.minimum(one, other) * rows + np.maximum(one, other))
+            of_band.append(np.minimum(one, other) * rows + np.maximum(one, other))
+        pairs = np.unique(np.concatenate(of_band))
     return np.stack(np.divmod(pairs, rows), axis=1) if rows else np.zeros((0, 2), dtype=np.int64)
