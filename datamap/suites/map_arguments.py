@@ -97,6 +97,8 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error(f"--output_dir {args.output_dir} is the dataset; name another directory")
     if args.cartography_dir and (given := set(args.training) - {"max_length", "doc_stride", "no_cuda", "seed"}):
         parser.error(f"--{min(given)} is for a training, and --cartography_dir brings a finished one; leave one out")
+    if (epochs := args.training.get("num_train_epochs", EPOCHS)) <= 0:
+        parser.error(f"--num_train_epochs {epochs:g}: a map is of one epoch at least")
     for flag, stage in (("embedding_dir", "embeddings"), ("cluster_dir", "clusters"), ("predictions", "predictions")):
         if getattr(args, flag) and stage in args.skip:
             parser.error(f"--{flag} and --skip {stage} exclude each other")

@@ -88,7 +88,7 @@ def why_to_do(stage: Stage, state: dict[str, Any], args: argparse.Namespace) -> 
 
 def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, console: Console) -> None:
     """Carry a stage out. What is begun is written down first, so that a killed one is known for what it was."""
-    file, log = Path(args.output_dir) / STATE, console.log
+    file, log, before = Path(args.output_dir) / STATE, console.log, state["stages"].get(stage.name)
     if why != GOES_ON:
         state["stages"][stage.name] = {"settings": stage.settings(args.output_dir), "reads": stage.what_is_read(),
                                        "replaces": stage.made(), "made": None}
@@ -106,6 +106,9 @@ def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, 
     try:
         carry_out(stage.script, argv, log)
     except BaseException as error:
+        if before is not None and before["made"] is not None and before["made"] == stage.made():
+            state["stages"][stage.name] = before  # it stopped before it touched what was there
+            write_json(file, state)
         raise SystemExit(failed(stage, error, said_since(log, size), console)) from error
     finally:
         free_memory()

@@ -91,7 +91,7 @@ class Stage:
 
 def train(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
     parser, given = arguments.build_parser(), args.training
-    evaluates = args.evaluates or "eval_split" in given
+    evaluates = args.evaluates or bool({"eval_split", "eval_fraction"} & given.keys())
     flags = {
         "do_train": True, **({"do_eval": True} if evaluates else {}), "enable_cartography": True, "task": guess.task,
         "text_columns": list(guess.text_columns) or None, "label_column": guess.label_column or None,
@@ -252,12 +252,15 @@ def read_state(args: argparse.Namespace) -> dict[str, Any]:
     dataset = os.path.abspath(args.dataset) if args.dataset and os.path.exists(args.dataset) else args.dataset
     if file.exists() and not args.overwrite:
         state = read_json(file)
+        if not isinstance(state, dict) or not {"dataset", "data", "default_model", "stages"} <= state.keys():
+            raise UserError(f"{file} is none of map_dataset.py's: name another --output_dir")
         if dataset and state["dataset"] != dataset:
             raise UserError(f"{args.output_dir} holds the map of {state['dataset']}: name another --output_dir, or "
                             "replace it with --overwrite")
         return state
     if not args.overwrite:
         there = [name for name in DIRECTORIES if (Path(args.output_dir) / name / "run_meta.json").exists()]
+        there += ["report.html"] * (Path(args.output_dir) / "report.html").exists()
         if there:
             raise UserError(f"{args.output_dir} holds {there[0]} that another command made: name another "
                             "--output_dir, or replace it with --overwrite")

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -219,6 +220,7 @@ def test_too_few_examples_for_clusters_still_make_a_page(tmp_path):
     (["--dataset", "demo:clinical", "--predictions", ".", "--skip", "predictions"], "exclude each other"),
     (["--dataset", ".", "--output_dir", "../" + "here"], "is the dataset"),
     (["--cartography_dir", ".", "--num_train_epochs", "3"], "--num_train_epochs is for a training"),
+    (["--dataset", "demo:clinical", "--model", "tiny", "--num_train_epochs", "0"], "a map is of one epoch at least"),
 ])
 def test_a_mistake_is_one_line(words, expected, tmp_path, monkeypatch, refused):
     (tmp_path / "here").mkdir()
@@ -278,6 +280,26 @@ def test_what_others_made_is_not_written_over(tmp_path, refused):
     (tmp_path / "trainer_output" / "run_meta.json").write_text('{"status": "finished"}')
     line = refused(map_dataset.main, "--dataset", "demo:clinical", "--output_dir", tmp_path)
     assert "holds trainer_output that another command made" in line and "--overwrite" in line
+
+
+@pytest.mark.parametrize("name, content, expected", [
+    ("report.html", "hi", "holds report.html that another command made"), ("map.json", "[]", "is none of map_dataset.py"),
+    ("map.json", '{"a": 1}', "is none of map_dataset.py"),
+])
+def test_files_of_others_under_our_names_stay(tmp_path, refused, name, content, expected):
+    (tmp_path / name).write_text(content)
+    assert expected in refused(map_dataset.main, "--dataset", "demo:clinical", "--output_dir", tmp_path)
+    assert (tmp_path / name).read_text() == content
+
+
+def test_a_mistyped_value_costs_no_finished_stage(made, tmp_path):
+    directory, _ = made
+    here = shutil.copytree(directory, tmp_path / "map")
+    dataset = json.loads((here / "map.json").read_text())["dataset"]
+    said = call("--dataset", dataset, "--output_dir", here, *SMALL, "--lr_scheduler_type", "odd")
+    assert said.status != 0
+    again = call("--dataset", dataset, "--output_dir", here, *SMALL)
+    assert again.status == 0 and stages_of(again) == []
 
 
 def test_of_several_gpus_a_map_sees_one(monkeypatch):
