@@ -283,7 +283,8 @@ def test_what_others_made_is_not_written_over(tmp_path, refused):
 
 
 @pytest.mark.parametrize("name, content, expected", [
-    ("report.html", "hi", "holds report.html that another command made"), ("map.json", "[]", "is none of map_dataset.py"),
+    ("report.html", "hi", "holds report.html that another command made"),
+    ("map.json", "[]", "is none of map_dataset.py"),
     ("map.json", '{"a": 1}', "is none of map_dataset.py"),
 ])
 def test_files_of_others_under_our_names_stay(tmp_path, refused, name, content, expected):
