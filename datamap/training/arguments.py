@@ -101,11 +101,7 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of weights, shuffling and filters")
     group.add_switch("--no_cuda", help="train on the CPU, the same as --use_cpu")
 
-    group = parser.add_argument_group("size of a model trained from scratch (default: its own)")
-    group.add_argument("--hidden_size", type=positive_int, metavar="N", help="width of its vectors")
-    group.add_argument("--num_layers", type=positive_int, metavar="N", help="layers one above the other")
-    group.add_argument("--dropout", type=fraction, help="probability that a number is left out in training, 0..1")
-    group.add_argument("--vocab_size", type=positive_int, metavar="N", help="most words that its tokenizer knows")
+    _add_size_flags(parser)
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset",
@@ -167,6 +163,14 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--weight_clip_max", type=lambda text: number(text, 0), default=10.0, help="largest weight")
     add_training_flags(parser, show_all)
     return parser
+
+
+def _add_size_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("size of a model trained from scratch (default: its own)")
+    group.add_argument("--hidden_size", type=positive_int, metavar="N", help="width of its vectors")
+    group.add_argument("--num_layers", type=positive_int, metavar="N", help="layers one above the other")
+    group.add_argument("--dropout", type=fraction, help="probability that a number is left out in training, 0..1")
+    group.add_argument("--vocab_size", type=positive_int, metavar="N", help="most words that its tokenizer knows")
 
 
 def _add_fold_flags(group: Any) -> None:
