@@ -16,9 +16,9 @@ from pathlib import Path
 
 from datamap.core.artifacts import sole_writer
 from datamap.core.errors import command_line
-from datamap.suites.map_arguments import parse_args
-from datamap.suites.map_findings import findings
-from datamap.suites.map_run import make_map
+from datamap.mapping.arguments import parse_args
+from datamap.mapping.findings import findings
+from datamap.mapping.run import make_map
 
 
 @command_line

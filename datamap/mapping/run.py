@@ -16,9 +16,9 @@ from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_MODEL
 from datamap.core.hub import unreachable
 from datamap.core.splits import EVAL_SPLITS, raw_split, splits_of
-from datamap.suites.map_arguments import SAVING, check_text_columns
-from datamap.suites.map_console import Console
-from datamap.suites.map_stages import ORDER, STATE, WEIGHTS, Stage, given_artifacts, read_state
+from datamap.mapping.arguments import SAVING, check_text_columns
+from datamap.mapping.console import Console
+from datamap.mapping.stages import ORDER, STATE, WEIGHTS, Stage, given_artifacts, read_state
 from datamap.suites.runner import carry_out, free_memory
 from datamap.suites.runs import LOG
 from datamap.tasks.guess import Guess, guess_task

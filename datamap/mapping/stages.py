@@ -19,7 +19,7 @@ from datamap.analysis import cluster_arguments
 from datamap.core.artifacts import content_key, digest, load_meta, recorded_dataset
 from datamap.core.errors import UserError
 from datamap.core.files import read_json
-from datamap.suites.map_arguments import CHECKPOINTS, EPOCHS, SAVING, words
+from datamap.mapping.arguments import CHECKPOINTS, EPOCHS, SAVING, words
 from datamap.tasks.guess import Guess
 from datamap.training import arguments, embeddings
 from datamap.training.models import check_whole_model

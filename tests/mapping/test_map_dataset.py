@@ -24,9 +24,10 @@ from datamap.core.artifacts import load_meta
 from datamap.core.files import read_json, write_json
 from datamap.core.locks import LOCK
 from datamap.core.progress import EVERY
+from datamap.mapping import console as map_console
+from datamap.mapping import run as map_run
+from datamap.mapping.stages import DIRECTORIES, ORDER
 from datamap.report.page import content_of
-from datamap.suites import map_console, map_run
-from datamap.suites.map_stages import DIRECTORIES, ORDER
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SIZES = ["--model", "tiny", "--hidden_size", "32", "--num_layers", "1", "--max_length", "96", "--no_cuda",
