@@ -16,8 +16,8 @@ import pytest
 from conftest import REPOSITORY
 
 ROOMS = (
-    "mapping", "suites", "selection", "thoughts", "training", "report", "detection", "analysis", "cartography", "tasks",
-    "core", "demo",
+    "mapping", "suites", "selection", "thoughts", "training", "report", "detection", "analysis", "cartography",
+    "tasks", "core", "demo",
 )
 # ``helpers.py`` is no script; ``datamap`` alone is datamap/__init__.py, which offers the public names.
 FLOORS = ("benchmarks", "scripts", "helpers", "datamap", *ROOMS)
