@@ -90,7 +90,7 @@ def qa_metrics(scores: np.ndarray, prefix: str = "eval_") -> dict[str, float]:
 
 
 def qa_rows(scores: np.ndarray, ids=None) -> list[dict]:
-    return [{"id": key, "question": "q?", "predicted_answer": "a", "exact_match": int(score == 1), "f1": float(score)}
+    return [{"id": key, "question": "q?", "context": f"passage of {key}", "predicted_answer": "a", "exact_match": int(score == 1), "f1": float(score)}
             for key, score in zip(ids or IDS, scores, strict=False)]
 
 
@@ -389,7 +389,7 @@ def test_an_experiment_without_a_finished_run_has_its_row_everywhere(tmp_path):
     assert [row["verdict"] for row in rows_of(directory, experiment="gone")] == ["underpowered"] * 2
     assert [line.split()[:4] for line in text.splitlines() if " gone " in line] == [["gone", "baseline", "0", "-"]] * 2
     told = [row for each in markdown_tables((directory / "comparison.md").read_text()) for row in each]
-    assert [row[:5] for row in told if row[0] == "gone" and len(row) == 13] == [
+    assert [row[:5] for row in told if row[0] == "gone" and len(row) == 14] == [
         ["gone", "baseline", "-", "0", "-"]
     ] * 2
 
