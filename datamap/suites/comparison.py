@@ -411,7 +411,7 @@ def _by_how_much(statistics: Mapping[str, Any], equivalent: bool, margin: float)
         return f"by less than {margin:g}"
     if low is not None and high is not None and max(low, -high) >= margin:
         return f"by more than {margin:g}"
-    return f"by more or less than {margin:g}"
+    return f"maybe by less than {margin:g}"
 
 
 def _limits(statistics: Mapping[str, Any], margin: float, alpha: float) -> list[str]:
@@ -429,7 +429,7 @@ def _limits(statistics: Mapping[str, Any], margin: float, alpha: float) -> list[
     worth = statistics.get("effective_examples") or examples
     if examples is not None and fewest is not None and worth < fewest:
         there = f"{examples:,} evaluation example{'s' * (examples != 1)}"
-        if statistics.get("clusters"):
+        if (statistics.get("clusters") or examples) < examples:
             there += f" in {statistics['clusters']:,} clusters, worth {worth:,.0f}"
         return [*limits, f"{there}, at least {fewest:,} needed to rule out a difference of {margin:g}"]
     decide = examples_to_decide(statistics, margin, alpha)

@@ -44,8 +44,8 @@ METHODS = (
     "percentage point(s): more (the interval lies beyond it), or less (as below). No detectable difference: a "
     "difference of the margin is ruled out, by two one-sided tests (Schuirmann 1987) at 0.05 after Holm's correction, "
     "over seeds and over examples, of which there are enough that one of the margin would show. Underpowered: "
-    "neither, and what would decide, with a power of 0.8; seeds are planned with the 80 % upper bound of their standard "
-    "deviation (Browne 1995). g: the mean difference in standard deviations between seeds (Hedges 1981)."
+    "neither, and what would decide, with a power of 0.8; seeds are planned with the 80 % upper bound of their "
+    "standard deviation (Browne 1995). g: the mean difference in standard deviations between seeds (Hedges 1981)."
 )
 FAMILY = "the comparisons with the same kind of reference on all scores of an evaluation"
 FAMILY_OF_PRIMARY = ("the comparisons with the same kind of reference on the primary metric; a secondary one is "

@@ -90,7 +90,8 @@ def qa_metrics(scores: np.ndarray, prefix: str = "eval_") -> dict[str, float]:
 
 
 def qa_rows(scores: np.ndarray, ids=None) -> list[dict]:
-    return [{"id": key, "question": "q?", "context": f"passage of {key}", "predicted_answer": "a", "exact_match": int(score == 1), "f1": float(score)}
+    return [{"id": key, "question": "q?", "context": f"passage of {key}", "predicted_answer": "a",
+             "exact_match": int(score == 1), "f1": float(score)}
             for key, score in zip(ids or IDS, scores, strict=False)]
 
 
@@ -337,7 +338,7 @@ def test_one_row_per_experiment_and_metric_against_the_baseline_and_its_control(
         found = [(row["experiment"], row["reference"], row["against"]) for row in rows_of(directory, metric=metric)]
         assert sorted(found) == sorted(expected)
     sizes = {row["against"]: row["family_size"] for row in rows_of(directory)}
-    assert sizes == {"baseline": 2, "control": 1, "baseline (controls)": 1}
+    assert sizes == {"baseline": 4, "control": 2, "baseline (controls)": 2}, "of both metrics"
 
 
 def test_a_comparison_that_could_not_be_made_counts_in_the_family(tmp_path):
@@ -345,8 +346,9 @@ def test_a_comparison_that_could_not_be_made_counts_in_the_family(tmp_path):
     directory = everything(planned(tmp_path, names), skip={("c", seed) for seed in SEEDS}, effects={"a": 3.0})
     write_report(directory, 1.0)
     rows = rows_of(directory, metric="f1")
-    assert [row["family_size"] for row in rows] == [3, 3, 3]
-    assert rows[0]["p_holm"] == pytest.approx(min(1, 3 * rows[0]["p"]))
+    assert [row["family_size"] for row in rows] == [6, 6, 6]
+    smallest = min(row["p"] for row in rows_of(directory) if row["p"] is not None)
+    assert min(row["p_holm"] for row in rows_of(directory) if row["p"] is not None) == pytest.approx(6 * smallest)
     assert (rows[2]["n"], rows[2]["p"], rows[2]["verdict"]) == (0, None, "underpowered")
 
 
@@ -466,7 +468,7 @@ def test_identical_runs(tmp_path, seeds, predictions):
         assert row["verdict"] == "underpowered" and row["wins"] in (None, 0)
         if predictions:  # 40 examples, none of them told apart: of others one in 14 may be
             assert row["shown_high"] == -row["shown_low"] > 5
-            assert len(seeds) < 3 or "40 evaluation examples, at least 299 needed" in row["note"]
+            assert len(seeds) < 3 or "40 evaluation examples, at least 368 needed" in row["note"]
         else:
             assert row["shown_low"] is None
             assert len(seeds) < 3 or "no scores of the examples: nothing tells the spread" in row["note"]
@@ -481,9 +483,10 @@ def test_identical_runs_on_many_examples(tmp_path):
             write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores, [f"v{number}" for number in range(400)]))
     text = write_report(directory, 1.0)
     for row in rows_of(directory):
-        assert (row["verdict"], row["note"]) == ("no detectable difference", "no difference at any seed")
+        assert (row["verdict"], row["note"]) == ("no detectable difference", "within ±1")
+        assert row["p_equivalence"] == pytest.approx(0.99**400) and row["p_equivalence_holm"] < 0.05
         assert row["shown_high"] == pytest.approx(100 * (1 - 0.05 ** (1 / 400))) and row["examples"] == 400
-    assert "no detectable difference" in text
+    assert "no detectable difference (within ±1)" in text
     for seed in SEEDS:  # one example less than the margin needs, and a spread over seeds that would be small enough
         changed = scores[:298].copy()
         changed[np.flatnonzero(changed == 0.4)[: seed - 1]] = 0.5
@@ -493,7 +496,7 @@ def test_identical_runs_on_many_examples(tmp_path):
         write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores[:298], [f"v{number}" for number in range(298)]))
     text = write_report(directory, 1.0)
     assert row_of(directory, "f1")["verdict"] == "underpowered" and row_of(directory, "f1")["power"] > 0.8
-    assert "underpowered (at least 299 evaluation examples to find 1)" in text
+    assert "298 evaluation examples, at least 368 needed to rule out a difference of 1)" in text
 
 
 # --- kinds of metrics --------------------------------------------------------------------------------------------
@@ -581,7 +584,7 @@ def test_macro_f1_is_compared_over_seeds_and_examples(tmp_path, names, column):
     for key, value in expected.items():
         assert row[key] == pytest.approx(value, rel=1e-4), key
     assert row["p"] == max(row["p_t"], row["p_bootstrap"]) and row["warnings"] == []
-    assert row["examples"] == 120 and row["examples_needed"] == examples_needed(0.01, highest)
+    assert row["examples"] == 120 and row["examples_needed"] == examples_needed(0.01, highest, 0.05 / 2)
     # Seeds that agree say nothing of other examples.
     assert row["p_t"] < 0.05 < row["p_bootstrap"] and row["verdict"] == "underpowered"
     # In another order.
@@ -728,7 +731,7 @@ def test_without_predictions_the_seeds_alone_decide(tmp_path):
 
 
 def test_predictions_of_a_single_seed_are_aligned_by_id(tmp_path):
-    """Right: ours 0 1 2 3, theirs 2 3 4, of six examples; McNemar of 2 against 1 is p = 1."""
+    """Right: ours 0 1 2 3, theirs 2 3 4, of six examples; McNemar's mid-p of 2 against 1 is 2 (1/8 + 3/16)."""
     directory = planned(tmp_path, FEW, [1])
     ours, theirs = np.array([1, 1, 1, 1, 0, 0.0]), np.array([0, 0, 1, 1, 1, 0.0])
     finish(directory, "other", 1, ours)
@@ -736,7 +739,8 @@ def test_predictions_of_a_single_seed_are_aligned_by_id(tmp_path):
     write_jsonl(place / "eval_predictions.jsonl", [qa_rows(theirs)[index] for index in (5, 3, 1, 4, 0, 2)])
     write_report(directory, 1.0)
     row = row_of(directory, "exact_match")
-    assert (row["only_experiment_right"], row["only_reference_right"], row["p"]) == (2, 1, 1.0)
+    assert (row["only_experiment_right"], row["only_reference_right"]) == (2, 1)
+    assert row["p"] == pytest.approx(0.625)
     assert row["difference"] == pytest.approx(100 / 6)
 
 
@@ -919,7 +923,8 @@ def expected_cells(row: dict) -> dict[str, str]:
         "wins": f"{row['wins']} of {row['n']}", "p": p(row["p"]),
         "p (Holm) of family": f"{p(row['p_holm'])} of {row['family_size']}",
         "p (sign flip; smallest possible)": f"{row['p_sign_flip']:.3g}; {row['p_sign_flip_smallest']:.3g}",
-        "d": f"{row['cohens_d']:.2f}", "training examples": f"{row['train_examples']:,.0f}",
+        "p (equivalence, Holm)": p(row["p_equivalence_holm"]), "g": f"{row['hedges_g']:.2f}",
+        "training examples": f"{row['train_examples']:,.0f}",
     }
 
 
