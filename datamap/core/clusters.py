@@ -23,11 +23,15 @@ class Clusters:
     """
 
     def __init__(self, values: Sequence[Any] | np.ndarray):
-        """values: (N,); examples of one value are a cluster."""
+        """values: (N,), numbers as an array, or a list of whatever JSON holds; examples of one value are a cluster."""
         if not len(values):
             raise ValueError("no examples to put into clusters")
-        keys = values if isinstance(values, np.ndarray) else np.array([json.dumps(value) for value in values])
-        self.codes: np.ndarray = np.unique(keys, return_inverse=True)[1]
+        if isinstance(values, np.ndarray):
+            self.codes: np.ndarray = np.unique(values, return_inverse=True)[1]
+        else:  # contexts are long: an array of them would be as wide as the longest
+            known: dict[Any, int] = {}
+            keys = (value if isinstance(value, str) else (json.dumps(value),) for value in values)
+            self.codes = np.array([known.setdefault(key, len(known)) for key in keys])
         self.sizes: np.ndarray = np.bincount(self.codes)
         self.n, self.count = len(self.codes), len(self.sizes)
         with np.errstate(divide="ignore"):
@@ -41,6 +45,20 @@ class Clusters:
     def are_examples(self) -> bool:
         """Whether every example is a cluster by itself."""
         return self.count == self.n
+
+    def among(self, chosen: np.ndarray) -> Clusters:
+        """Those of a part of the examples; chosen: (N,) bool, or their places."""
+        return Clusters(self.codes[chosen])
+
+    def halves(self, seed: int) -> np.ndarray | None:
+        """(N,) bool: whether an example is in the first of two halves, of about as many examples, that share no
+        cluster; None for a single cluster."""
+        if self.count < 2:
+            return None
+        order = np.random.default_rng(seed).permutation(self.count)
+        below = np.cumsum(self.sizes[order])
+        inside = order[: int(np.clip(np.argmin(np.abs(below - self.n / 2)) + 1, 1, self.count - 1))]
+        return np.isin(self.codes, inside)
 
     def sums(self, values: np.ndarray) -> np.ndarray:
         """(..., N) summed over each cluster: (..., count)."""

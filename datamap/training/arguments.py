@@ -114,6 +114,9 @@ def build_parser(show_all: bool = False) -> Parser:
                        metavar="SHARE", help="hold this share of --train_split out and evaluate on it: the same "
                        "examples whatever --seed; those with one context (else: one first text) stay together")
     group.add_list("--slice_by", help="columns: evaluate every value of each on its own too, and every combination")
+    group.add_argument("--cluster_by", metavar="COLUMN", default=argparse.SUPPRESS, help="of the evaluated data: "
+                       "examples that share its value go together in the intervals of slices and the halves of SQuAD "
+                       "2.0; none: each by itself (default: context for questions, else none)")
     group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
     group.add_argument("--max_eval_samples", type=positive_int, metavar="N", help="the first N rows")
     add_planting_flags(group)
@@ -242,6 +245,8 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
         _evaluate_and_save_every_epoch(parser, args)
     if args.slice_by and not (args.do_eval or getattr(args, "eval_strategy", "no") != "no"):
         parser.error("--slice_by does nothing without an evaluation: add --do_eval")
+    if hasattr(args, "cluster_by") and not (args.do_eval or getattr(args, "eval_strategy", "no") != "no"):
+        parser.error("--cluster_by does nothing without an evaluation: add --do_eval")
     if args.enable_cartography:
         curriculum = args.use_label_smoothing or args.use_soft_weighting
         if curriculum or reads_metrics(args.filters, args.cartography_output_dir):

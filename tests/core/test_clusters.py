@@ -73,6 +73,24 @@ def test_what_nothing_can_be_said_of():
         Clusters([])
 
 
+@settings(max_examples=60, deadline=None)
+@given(CODES, st.integers(0, 9))
+def test_halves_share_no_cluster(codes, seed):
+    clusters = Clusters([f"c{code}" for code in codes])
+    first = clusters.halves(seed)
+    assert first is not None and 0 < first.sum() < len(codes)
+    inside, outside = ({code for code, one in zip(codes, first, strict=True) if one == side} for side in (True, False))
+    assert not inside & outside
+    assert abs(first.sum() - len(codes) / 2) <= clusters.sizes.max(), "as near to a half as clusters allow"
+    assert (clusters.halves(seed) == first).all()
+    assert Clusters(["one"] * 4).halves(0) is None
+
+
+def test_values_of_a_kind_are_no_values_of_another():
+    assert Clusters(["1", 1, "1", None]).codes.tolist() == [0, 1, 0, 2]
+    assert Clusters(["a", "b", "a", "c"]).among(np.array([True, False, True, True])).sizes.tolist() == [2, 1]
+
+
 def test_the_design_effect_is_known_where_examples_repeat():
     """Each of 50 examples four times: as good as 50."""
     values = np.random.default_rng(0).normal(size=50)
