@@ -42,7 +42,7 @@ SEED_COUNTS = (3, 4, 5, 6, 8, 10)
 FAMILY = 6
 TRUE_DIFFERENCES = (0.5, 1.0, 2.0)  # standard deviations of the difference between seeds
 MARGIN = 2.0  # likewise; the difference that the simulated user cares about
-CHECKED = 4  # repetitions of a cell that compare_family decides again
+CHECKED = 2  # repetitions of a cell that compare_family decides again
 EXAMPLES = 200
 SHARES = (0.6, 0.3, 0.1)  # of the classes
 TWO_LEVEL_REPETITIONS = 2000  # at most
@@ -263,10 +263,14 @@ def bootstrap(differences: np.ndarray, groups: Clusters, margin: float, highest:
 
     n, examples = differences.shape[-2:]
     inside = (groups.codes[:, None] == np.arange(groups.count)).astype(float)
+
+    def sums(values: np.ndarray) -> np.ndarray:
+        return values if groups.are_examples else values @ inside
+
     by_seed, by_example, mean = (differences.mean(axis=axis) for axis in (-1, -2, (-2, -1)))
     of_seeds = by_seed.var(axis=-1, ddof=1) / n
-    of_examples = ((by_example - mean[..., None]) @ inside) ** 2 @ groups.weights / examples**2
-    residuals = (differences - by_seed[..., None] - by_example[..., None, :] + mean[..., None, None]) @ inside
+    of_examples = sums(by_example - mean[..., None]) ** 2 @ groups.weights / examples**2
+    residuals = sums(differences - by_seed[..., None] - by_example[..., None, :] + mean[..., None, None])
     noise = (residuals**2 @ groups.weights).sum(axis=-1) / ((n - 1) * n * examples**2)
     variance = np.maximum(np.maximum(of_seeds + of_examples - noise, of_seeds), of_examples)
     spread = np.ptp(differences, axis=(-2, -1)) > 1e-9 * np.abs(differences).max(axis=(-2, -1))
