@@ -45,7 +45,7 @@ MARGIN = 2.0  # likewise; the difference that the simulated user cares about
 CHECKED = 2  # repetitions of a cell that compare_family decides again
 EXAMPLES = 200
 SHARES = (0.6, 0.3, 0.1)  # of the classes
-TWO_LEVEL_REPETITIONS = 2000  # at most
+TWO_LEVEL_REPETITIONS = 1000  # at most
 AT_ONCE = 100  # of those
 COVERAGE = (0.93, 0.97)
 

@@ -81,3 +81,8 @@ class Clusters:
         if self.count < 2 or alone <= (1e-9 * np.abs(values).max()) ** 2 / self.n:
             return None
         return self.variance_of_mean(values) / alone
+
+    def effective_examples(self, values: np.ndarray) -> float:
+        """As many independent examples as the (N,) values are worth, N at most; the clusters where nothing tells."""
+        effect = self.design_effect(values)
+        return float(self.count) if effect is None else self.n / max(1.0, effect)

@@ -126,6 +126,42 @@ def paired_equivalence(only_first: int, only_second: int, n: int, margin: float)
     return max(equivalence(*_paired(only_first, only_second, n), math.inf, margin), unseen(margin, n))
 
 
+def compare_right(
+    right: np.ndarray, other_right: np.ndarray, margin: float, clusters: Clusters | None = None
+) -> dict[str, Any]:
+    """Two on the same N examples, (N,) each, 0 or 1 for right: is the one right more often than the other?
+
+    ``difference`` of the shares, ``low`` and ``high`` of its 95% interval, ``p`` (two-sided), ``p_equivalence`` (that
+    it is ``margin``, 0..1, or more), ``only_first``, ``only_second``. Independent examples: ``mcnemar``,
+    ``paired_interval``, ``paired_equivalence``. In clusters: t over the clusters, after one example is added to either
+    kind of discordant pair, as in ``paired_interval``: few of them would leave too small a spread. One cluster says
+    nothing. Raises ValueError for other lengths and for none.
+    """
+    differences = np.subtract(right, other_right, dtype=np.float64)
+    first, second, n = int((differences > 0).sum()), int((differences < 0).sum()), len(differences)
+    found = {"difference": float(differences.mean()), "only_first": first, "only_second": second}
+    if clusters is None or clusters.are_examples:
+        low, high = paired_interval(first, second, n)
+        return found | {"low": low, "high": high, "p": mcnemar(first, second),
+                        "p_equivalence": paired_equivalence(first, second, n, margin)}
+    if clusters.n != n:
+        raise ValueError(f"clusters of {clusters.n} examples, {n} answers")
+    if clusters.count == 1:
+        return found | {"low": -1.0, "high": 1.0, "p": 1.0, "p_equivalence": 1.0}
+    from scipy import stats
+
+    more = np.append(differences, [1.0, -1.0])
+    groups = Clusters(np.append(clusters.codes, [clusters.count, clusters.count + 1]))
+    centre, se = float(more.mean()), math.sqrt(groups.variance_of_mean(more))
+    half = float(stats.t.isf(ALPHA / 2, groups.degrees)) * se
+    return found | {
+        "low": max(centre - half, -1.0), "high": min(centre + half, 1.0),
+        "p": float(2 * stats.t.sf(abs(centre) / se, groups.degrees)),
+        "p_equivalence": max(equivalence(centre, se, groups.degrees, margin),
+                             unseen(margin, clusters.effective_examples(differences))),
+    }
+
+
 def unseen(share: float, n: float) -> float:
     """The chance, 0..1, that n examples hold none of those that are ``share`` of all; share of 1 or more: 0."""
     return max(0.0, 1 - share) ** n

@@ -12,7 +12,7 @@ import numpy as np
 
 from datamap.core.clusters import Clusters
 from datamap.core.flags import DEFAULT_SEED
-from datamap.core.intervals import ALPHA, equivalence, mcnemar, paired_equivalence, paired_interval, unseen
+from datamap.core.intervals import ALPHA, compare_right, equivalence, unseen
 
 POWER = 0.8
 PLANNED_AT = 0.8  # confidence that the standard deviation is not above the one that seeds are planned with
@@ -205,45 +205,31 @@ def single_seed_statistics(
     ``scores`` and ``reference_scores`` are (N,) in the metric's unit; ``binary`` ones are 0 or ``highest`` (1, or 100
     for percentages). Keys: ``difference`` (mean of scores - reference_scores), ``bootstrap_low`` and
     ``bootstrap_high`` (its 95% interval over examples), ``p``, and ``p_equivalence`` (that the difference is
-    ``margin`` or more). Binary scores: the discordant pairs in ``only_experiment_right`` and
-    ``only_reference_right``, McNemar's mid-p test and ``paired_interval``; others: paired t over the examples, or
-    ``_without_spread``. In clusters: t over the clusters, of binary scores after one example is added to either kind
-    of discordant pair, as ``paired_interval`` does (few of them would leave too small a spread). Raises ValueError
+    ``margin`` or more). Binary scores: ``compare_right``, with the discordant pairs in ``only_experiment_right`` and
+    ``only_reference_right``; others: paired t over the clusters (examples), or ``_without_spread``. Raises ValueError
     for unequal lengths, NaN, infinity, or binary scores that are not.
     """
     differences = np.subtract(*_checked(1, scores=scores, reference_scores=reference_scores))
     n, difference = len(differences), float(differences.mean())
-    groups, found = _clusters(clusters, n), {}
+    groups = _clusters(clusters, n)
     if binary:
         known = np.unique(np.concatenate([scores, reference_scores]))
         if not np.isin(known, (0, highest)).all():
             raise ValueError(f"expected binary scores, 0 or {highest:g}, got {known[:4].tolist()}")
-        ours, theirs = int((differences > 0).sum()), int((differences < 0).sum())
-        found = {"only_experiment_right": ours, "only_reference_right": theirs}
-        if groups.are_examples:
-            low, high = paired_interval(ours, theirs, n)
-            return {"difference": difference, "bootstrap_low": highest * low, "bootstrap_high": highest * high,
-                    **found, "p": mcnemar(ours, theirs),
-                    "p_equivalence": paired_equivalence(ours, theirs, n, margin / highest)}
-        if groups.count > 1:
-            differences = np.append(differences, [highest, -highest])
-            groups = Clusters(np.append(groups.codes, [groups.count, groups.count + 1]))
+        right = np.divide(scores, highest), np.divide(reference_scores, highest)
+        found = compare_right(*right, margin / highest, groups)
+        return {"difference": difference, "bootstrap_low": highest * found["low"],
+                "bootstrap_high": highest * found["high"], "only_experiment_right": found["only_first"],
+                "only_reference_right": found["only_second"], "p": found["p"], "p_equivalence": found["p_equivalence"]}
+    equal = unseen(margin / highest, groups.effective_examples(differences))
     if groups.count == 1 or np.ptp(differences) <= 1e-9 * np.abs(differences).max():
-        found |= _without_spread(difference, groups.count, highest)
-        equal = 1.0 if difference else 0.0
+        single = _without_spread(difference, groups.count, highest)
+        equal = 1.0 if difference else equal
     else:
         se = math.sqrt(groups.variance_of_mean(differences))
-        found |= _with_t(float(differences.mean()), se, groups.degrees)
-        equal = equivalence(float(differences.mean()), se, groups.degrees, margin)
-    units = effective_examples(np.subtract(scores, reference_scores), _clusters(clusters, n))
-    return {"difference": difference, **found, "p": found.pop("p_bootstrap"),
-            "p_equivalence": max(equal, unseen(margin / highest, units))}
-
-
-def effective_examples(differences: np.ndarray, clusters: Clusters) -> float:
-    """As many independent examples as (N,) differences are worth, N at most; the clusters where nothing tells that."""
-    effect = clusters.design_effect(differences)
-    return float(clusters.count) if effect is None else clusters.n / max(1.0, effect)
+        single = _with_t(difference, se, groups.degrees)
+        equal = max(equal, equivalence(difference, se, groups.degrees, margin))
+    return {"difference": difference, **single, "p": single.pop("p_bootstrap"), "p_equivalence": equal}
 
 
 # --- families and power ------------------------------------------------------------------------------------------
@@ -527,7 +513,7 @@ def _test_examples(comparison: Comparison, row: dict[str, Any]) -> list[float]:
     examples, margin, highest = scores.shape[1], comparison.margin, comparison.highest
     clusters = _clusters(comparison.clusters, examples)
     by_example = np.subtract(scores, reference_scores, dtype=np.float64).mean(axis=0)
-    worth = effective_examples(by_example, clusters)
+    worth = clusters.effective_examples(by_example)
     row |= {"examples": examples, "effective_examples": worth}
     if comparison.clusters is not None:
         row |= {"cluster_by": comparison.cluster_by, "clusters": clusters.count,

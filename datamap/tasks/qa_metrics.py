@@ -255,7 +255,7 @@ def threshold_scores(
     two ``halves`` ((N,) bool) the threshold is the other's best. None: no halves, and no such keys. Arguments as for
     ``best_threshold``, as ``score_predictions`` gives them.
     """
-    found = {}
+    found: dict[str, float] = {}
     for name, column in (("exact", "exact_match"), ("f1", "f1")):
         yes, no = getattr(answered, column), getattr(unanswered, column)
         best, threshold = best_threshold(yes, no, no_answer)

@@ -26,7 +26,6 @@ from datamap.suites.comparison import (
     WORSE,
     Comparison,
     compare_family,
-    effective_examples,
     examples_needed,
     hedges_correction,
     holm,
@@ -368,7 +367,7 @@ def test_right_or_wrong_in_clusters_at_one_seed():
 
     assert found["p"] == pytest.approx(2 * stats.t.sf(abs(differences.mean()) / se, groups.degrees))
     assert found["bootstrap_low"] == pytest.approx(differences.mean() - stats.t.isf(0.025, groups.degrees) * se)
-    worth = effective_examples(ours - theirs, Clusters(codes))
+    worth = Clusters(codes).effective_examples(ours - theirs)
     tested = stats.t.sf((0.2 - abs(differences.mean())) / se, groups.degrees)
     assert found["p_equivalence"] == pytest.approx(max(tested, 0.8**worth)) and worth < 25
     assert found["only_experiment_right"] == ((ours == 1) & (theirs == 0)).sum()
@@ -392,7 +391,7 @@ def test_examples_alike_in_few_clusters_show_little():
     assert row["p_equivalence"] == pytest.approx(unseen(0.01, 100))
     assert row["note"].startswith("400 evaluation examples in 100 clusters, worth 100, at least 299 needed")
     assert row["bootstrap_high"] == pytest.approx(1 - 0.05 ** (1 / 100))
-    assert effective_examples(np.tile([1.0, -1.0], 200), clusters) == 400, "never more than there are"
+    assert clusters.effective_examples(np.tile([1.0, -1.0], 200)) == 400, "never more than there are"
 
 
 @pytest.mark.parametrize("n", [1, 2, 6, 30])
