@@ -119,11 +119,26 @@ def equivalence(difference: float, se: float, degrees: float, margin: float) -> 
 
 
 def paired_equivalence(only_first: int, only_second: int, n: int, margin: float) -> float:
-    """p of ``equivalence`` for the difference of two proportions over the same n pairs, as ``paired_interval`` has it.
+    """p, 0..1, of two one-sided tests that the difference of two proportions over n pairs is -margin or margin.
 
-    Never below the chance that n pairs hold no discordant one where a share ``margin`` of all is of one kind.
+    Tango's score tests (1998): the variance is that of the likeliest table with such a difference. Never below the
+    chance that n pairs hold no discordant one where a share ``margin`` of all is of one kind. ``margin`` of 1 or more:
+    nothing is beyond it, 0. Raises ValueError unless margin > 0.
     """
-    return max(equivalence(*_paired(only_first, only_second, n), math.inf, margin), unseen(margin, n))
+    if not margin > 0:
+        raise ValueError(f"expected a margin above 0, got {margin}")
+    if margin >= 1:
+        return 0.0
+    scores = [_tango(*pair, n, margin) for pair in ((only_first, only_second), (only_second, only_first))]
+    return max(*(NormalDist().cdf(score) for score in scores), unseen(margin, n))
+
+
+def _tango(only_first: int, only_second: int, n: int, difference: float) -> float:
+    """Score of b - c where the true difference is ``difference``, above 0; from the restricted likeliest p of c."""
+    b = (2 * n - only_first + only_second) * difference - only_first - only_second
+    root = math.sqrt(b * b + 8 * n * only_second * difference * (1 - difference))
+    share = (root - b) / (4 * n)
+    return (only_first - only_second - n * difference) / math.sqrt(n * (2 * share + difference * (1 - difference)))
 
 
 def compare_right(

@@ -381,7 +381,7 @@ def verdict(
         return (BETTER if difference > 0 else WORSE), _by_how_much(statistics, equivalent, margin)
     if equivalent:
         return NO_DIFFERENCE, f"within ±{margin:g}"
-    return UNDERPOWERED, "; ".join(_limits(statistics, margin, ALPHA / family_size))
+    return UNDERPOWERED, _limits(statistics, margin, ALPHA / family_size)
 
 
 def widest_interval(statistics: Mapping[str, Any]) -> tuple[float | None, float | None]:
@@ -400,30 +400,29 @@ def _by_how_much(statistics: Mapping[str, Any], equivalent: bool, margin: float)
     return f"maybe by less than {margin:g}"
 
 
-def _limits(statistics: Mapping[str, Any], margin: float, alpha: float) -> list[str]:
+def _limits(statistics: Mapping[str, Any], margin: float, alpha: float) -> str:
     """What it would take to decide between no difference and one of ``margin``."""
     n, spread = statistics["n"], statistics["difference_sd"]
     examples, fewest = statistics.get("examples"), statistics.get("examples_needed")
     if examples is None and not spread:
-        return ["the same value at every seed, and no scores of the examples: nothing tells the spread"]
-    limits = []
+        return "the same value at every seed, and no scores of the examples: nothing tells the spread"
+    needs = []
     if n > 1 and spread:
         needed = seeds_needed(upper_sd(spread, n), margin, alpha)
         if needed is None or needed > n:
             count = f"more than {MAX_SEEDS_NEEDED:,}" if needed is None else f"about {max(needed, MIN_SEEDS):,}"
-            limits.append(f"{count} seeds needed to decide about a difference of {margin:g}, {n} there")
+            needs.append(f"{count} seeds")
     worth = statistics.get("effective_examples") or examples
-    if examples is not None and fewest is not None and worth < fewest:
-        there = f"{examples:,} evaluation example{'s' * (examples != 1)}"
-        if (statistics.get("clusters") or examples) < examples:
-            there += f" in {statistics['clusters']:,} clusters, worth {worth:,.0f}"
-        return [*limits, f"{there}, at least {fewest:,} needed to rule out a difference of {margin:g}"]
     decide = examples_to_decide(statistics, margin, alpha)
-    if decide is not None and decide > examples:
-        limits.append(f"about {decide:,} evaluation examples needed with these seeds, {examples:,} there")
+    if examples is not None and fewest is not None and worth < fewest:
+        clusters = statistics.get("clusters") or examples
+        grouped = f" in {clusters:,} clusters, worth {worth:,.0f}" * (clusters < examples)
+        needs.append(f"at least {fewest:,} independent evaluation examples ({examples:,} there{grouped})")
+    elif decide is not None and decide > examples:
+        needs.append(f"about {decide:,} evaluation examples ({examples:,} there)")
     elif examples is not None and statistics.get("bootstrap_se_examples") and decide is None:
-        limits.append("more evaluation examples help too")
-    return limits or [f"the interval holds 0 and differences of {margin:g}: more seeds or examples narrow it"]
+        needs.append("more evaluation examples")
+    return f"to decide about {margin:g}: {' and '.join(needs) or 'more seeds or examples'}"
 
 
 def _spread(statistics: Mapping[str, Any]) -> float:

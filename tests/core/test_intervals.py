@@ -118,14 +118,37 @@ def test_equivalence_is_that_of_statsmodels_and_of_the_90_percent_interval():
         equivalence(0.0, 1.0, 5, 0.0)
 
 
-def test_equivalence_of_pairs():
-    # 6 against 5 of 1,000: around 0.001, se sqrt(13/1002 - ...)/..., by hand; and never below the chance to see none.
-    first, second = 7 / 1002, 6 / 1002
-    se = math.sqrt((first + second - (first - second) ** 2) / 1002)
-    expected = 1 - NormalDist().cdf((0.01 - 1 / 1002) / se)
-    assert paired_equivalence(6, 5, 1000, 0.01) == pytest.approx(expected)
-    assert paired_equivalence(0, 0, 100, 0.01) == pytest.approx(0.99**100)
+@pytest.mark.parametrize(("b", "c", "n", "margin"),
+                         [(6, 5, 300, 0.05), (0, 0, 100, 0.1), (9, 2, 60, 0.3), (3, 0, 40, 0.2)])
+def test_equivalence_of_pairs_by_search(b, c, n, margin):
+    """Tango's score with the likeliest table of such a difference found by trying many."""
+    tails = []
+    for more, fewer in ((b, c), (c, b)):
+        shares = np.linspace(1e-9, (1 - margin) / 2 - 1e-9, 400_001)
+        likelihood = (more * np.log(shares + margin) + fewer * np.log(shares)
+                      + (n - b - c) * np.log(1 - 2 * shares - margin))
+        share = shares[likelihood.argmax()]
+        tails.append(NormalDist().cdf((more - fewer - n * margin)
+                                      / math.sqrt(n * (2 * share + margin - margin**2))))
+    assert paired_equivalence(b, c, n, margin) == pytest.approx(max(*tails, (1 - margin) ** n), rel=1e-3)
+
+
+def test_equivalence_of_pairs_at_the_ends():
+    assert paired_equivalence(0, 0, 100, 0.01) == pytest.approx(0.99**100), "never below the chance to see none"
     assert unseen(0.01, 299) < 0.05 < unseen(0.01, 298) and unseen(2.0, 1) == 0
+    assert paired_equivalence(30, 0, 100, 0.3) == pytest.approx(0.5) and paired_equivalence(5, 0, 9, 1.5) == 0
+    with pytest.raises(ValueError, match="margin above 0"):
+        paired_equivalence(1, 1, 9, 0.0)
+
+
+def test_differences_of_the_margin_are_seldom_taken_for_none():
+    """Of all tables of 60 pairs with a true difference of the margin, weighted by how likely they are."""
+    n = 60
+    for ours, theirs in ((0.25, 0.1), (0.35, 0.05), (0.1, 0.02)):
+        missed = sum(stats.multinomial.pmf([b, c, n - b - c], n, [ours, theirs, 1 - ours - theirs])
+                     for b in range(n + 1) for c in range(n + 1 - b)
+                     if abs(b - c) < n * (ours - theirs) and paired_equivalence(b, c, n, ours - theirs) <= 0.05)
+        assert 0.02 < missed <= 0.06, (ours, theirs, missed)
 
 
 def test_the_paired_interval_covers_what_it_says():

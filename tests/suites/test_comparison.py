@@ -389,7 +389,8 @@ def test_examples_alike_in_few_clusters_show_little():
     row = scored(scores, scores, margin=0.01, binary=True, clusters=clusters, cluster_by="context")
     assert row["verdict"] == UNDERPOWERED and row["design_effect"] is None and row["effective_examples"] == 100
     assert row["p_equivalence"] == pytest.approx(unseen(0.01, 100))
-    assert row["note"].startswith("400 evaluation examples in 100 clusters, worth 100, at least 299 needed")
+    assert row["note"] == ("to decide about 0.01: at least 299 independent evaluation examples (400 there in 100 "
+                           "clusters, worth 100)")
     assert row["bootstrap_high"] == pytest.approx(1 - 0.05 ** (1 / 100))
     assert clusters.effective_examples(np.tile([1.0, -1.0], 200)) == 400, "never more than there are"
 
@@ -578,9 +579,9 @@ REFERENCE = [80.0, 81.0, 79.5, 80.5, 82.0]
         ([2.0, 2.3, 1.8, 2.1, 2.2], 2.1, BETTER, "maybe by less than 2.1"),
         ([0.1, -0.1, 0.2, 0.0, -0.1], 1.0, NO_DIFFERENCE, "within ±1"),
         # A power of 0.8 is not enough: a difference next to the margin was seen.
-        ([0.9, -0.1, 1.6, 0.2, 0.8], 1.2, UNDERPOWERED, "to decide about a difference of 1.2, 5 there"),
-        ([0.1, -0.1, 0.2, 0.0, -0.1], 0.05, UNDERPOWERED, "to decide about a difference of 0.05, 5 there"),
-        ([9.0, -3.0, 8.0, 1.0, 7.0], 1.0, UNDERPOWERED, "to decide about a difference of 1, 5 there"),
+        ([0.9, -0.1, 1.6, 0.2, 0.8], 1.2, UNDERPOWERED, "to decide about 1.2: about "),
+        ([0.1, -0.1, 0.2, 0.0, -0.1], 0.05, UNDERPOWERED, "to decide about 0.05: about "),
+        ([9.0, -3.0, 8.0, 1.0, 7.0], 1.0, UNDERPOWERED, "to decide about 1: about "),
         ([900.0, -300.0, 800.0, 100.0, 700.0], 1.0, UNDERPOWERED, "more than 10,000 seeds"),
         ([0.0, 0.0, 0.0, 0.0, 0.0], 1.0, UNDERPOWERED, "nothing tells the spread"),
         ([2.0, 2.0, 2.0, 2.0, 2.0], 1.0, UNDERPOWERED, "too coarse"),
@@ -606,7 +607,7 @@ def test_note_names_the_seeds_needed():
     upper = upper_sd(math.sqrt(2.5), 5)
     assert row["difference_sd_upper"] == upper and upper == pytest.approx(1.5574 * math.sqrt(2.5), rel=1e-3)
     assert row["seeds_needed"] == seeds_needed(upper, 1.0) > seeds_needed(math.sqrt(2.5), 1.0) > 5
-    assert row["note"] == f"about {row['seeds_needed']} seeds needed to decide about a difference of 1, 5 there"
+    assert row["note"] == f"to decide about 1: about {row['seeds_needed']} seeds"
     assert row["power"] == power_at(5, math.sqrt(2.5), 1.0)
 
 
@@ -631,7 +632,7 @@ def test_the_claim_of_no_difference_is_made_at_the_level_of_the_family():
     assert rows[0]["p_equivalence_holm"] == pytest.approx(6 * alone["p_equivalence"])
     needed = seeds_needed(alone["difference_sd_upper"], 0.7, alpha=0.05 / 6)
     assert (rows[0]["verdict"], rows[0]["note"]) == (
-        UNDERPOWERED, f"about {needed} seeds needed to decide about a difference of 0.7, 5 there")
+        UNDERPOWERED, f"to decide about 0.7: about {needed} seeds")
 
 
 @settings(max_examples=20, deadline=None)
@@ -658,12 +659,12 @@ def test_a_difference_of_these_examples_only_is_not_of_the_method():
     row = scored(scores, reference, margin=0.02)
     assert row["p_t"] < 0.001, "the seeds agree"
     assert row["bootstrap_low"] < 0 < row["bootstrap_high"] and row["p"] == row["p_bootstrap"] > 0.05
-    few = "50 evaluation examples, at least 149 needed to rule out a difference of 0.02"
+    few = "at least 149 independent evaluation examples (50 there)"
     assert row["verdict"] == UNDERPOWERED and row["note"].endswith(few)
     assert (row["examples"], row["examples_needed"]) == (50, 149)
     many, reference_of_many = two_level(5, 200, seed_sd=0.002, example_sd=0.3)
     row = scored(many, reference_of_many, margin=0.02)
-    told = f"about {row['examples_to_decide']:,} evaluation examples needed with these seeds, 200 there"
+    told = f"about {row['examples_to_decide']:,} evaluation examples (200 there)"
     assert row["note"].endswith(told) and 1500 < row["examples_to_decide"] < 3000
     # So many, drawn alike, do decide.
     enough, reference_of_enough = two_level(5, row["examples_to_decide"] * 2, seed_sd=0.002, example_sd=0.3)
@@ -682,7 +683,7 @@ def test_a_difference_beyond_seeds_and_examples():
     assert row["verdict"] == BETTER and row["bootstrap_low"] > 0 and row["p"] == max(row["p_t"], row["p_bootstrap"])
     both, reference = two_level(4, 160, seed_sd=0.05, example_sd=1.2)
     note = scored(both, reference, margin=0.02)["note"]
-    assert "seeds needed" in note and note.endswith("more evaluation examples help too")
+    assert " seeds and " in note and "evaluation examples" in note
 
 
 def test_the_interval_excludes_0_where_p_is_small():
@@ -703,7 +704,7 @@ def test_equal_means_on_different_examples():
     scores, reference = np.tile([1.0, 0, 1, 0], (3, 100)), np.tile([0.0, 1, 0, 1], (3, 100))
     row = scored(scores, reference, margin=0.05, binary=True)
     assert row["p"] is None and row["verdict"] == UNDERPOWERED
-    assert row["note"] == f"about {row['examples_to_decide']:,} evaluation examples needed with these seeds, 400 there"
+    assert row["note"] == f"to decide about 0.05: about {row['examples_to_decide']:,} evaluation examples (400 there)"
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, UNDERPOWERED), (2, UNDERPOWERED), (6, UNDERPOWERED),
@@ -717,9 +718,8 @@ def test_a_few_examples_alike_do_not_show_that_there_is_no_difference(n, expecte
     assert row["bootstrap_high"] == -row["bootstrap_low"] == pytest.approx(scale * (1 - 0.05 ** (1 / n)))
     assert (row["bootstrap_high"] <= row["margin"]) == (expected == NO_DIFFERENCE)
     if expected == UNDERPOWERED:
-        s = "s" * (n != 1)
-        assert row["note"] == (f"{n} evaluation example{s}, at least 299 needed to rule out a difference of "
-                               f"{scale / 100:g}")
+        assert row["note"] == (f"to decide about {scale / 100:g}: at least 299 independent evaluation examples "
+                               f"({n} there)")
     # One answer in 5 n that differs makes a spread, a tiny one: it shows no more.
     other = scores.copy()
     other[0, 0] = scale

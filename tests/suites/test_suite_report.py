@@ -20,8 +20,10 @@ from matplotlib.colors import to_hex
 from read_pictures import caption, legend, lines, seen
 from scipy.stats import ttest_rel
 from sklearn.metrics import f1_score
+from statsmodels.stats.multitest import multipletests
 
 from datamap.core.artifacts import META, digest
+from datamap.core.clusters import Clusters
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json, write_jsonl
 from datamap.suites import plots as suite_plots
@@ -29,7 +31,7 @@ from datamap.suites.comparison import ROW, examples_needed, multi_bootstrap, pai
 from datamap.suites.definition import Experiment, Suite
 from datamap.suites.planning import write_plan
 from datamap.suites.report import HEADINGS, LISTS, SUBJECT, write_report
-from datamap.suites.results import NO_SCORES, Metric, influence_on_macro_f1
+from datamap.suites.results import NO_CONTEXT, NO_SCORES, Metric, influence_on_macro_f1
 from datamap.suites.runs import identity_of, run_name
 
 SEEDS = (1, 2, 3)
@@ -468,7 +470,7 @@ def test_identical_runs(tmp_path, seeds, predictions):
         assert row["verdict"] == "underpowered" and row["wins"] in (None, 0)
         if predictions:  # 40 examples, none of them told apart: of others one in 14 may be
             assert row["shown_high"] == -row["shown_low"] > 5
-            assert len(seeds) < 3 or "40 evaluation examples, at least 368 needed" in row["note"]
+            assert len(seeds) < 3 or "at least 368 independent evaluation examples (40 there)" in row["note"]
         else:
             assert row["shown_low"] is None
             assert len(seeds) < 3 or "no scores of the examples: nothing tells the spread" in row["note"]
@@ -496,7 +498,96 @@ def test_identical_runs_on_many_examples(tmp_path):
         write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores[:298], [f"v{number}" for number in range(298)]))
     text = write_report(directory, 1.0)
     assert row_of(directory, "f1")["verdict"] == "underpowered" and row_of(directory, "f1")["power"] > 0.8
-    assert "298 evaluation examples, at least 368 needed to rule out a difference of 1)" in text
+    assert "at least 368 independent evaluation examples (298 there))" in text
+
+
+# --- clusters, and which metric it is about -----------------------------------------------------------------------
+
+
+def in_clusters(directory: Path, column: str = "context", size: int = 5) -> Path:
+    """The values of ``column``: of so many examples one; of another order in every second file."""
+    for number, file in enumerate(sorted(directory.glob("*/eval_predictions.jsonl"))):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [row | {column: f"text {IDS.index(row['id']) // size}"} for row in rows]
+        write_jsonl(file, rows[::-1] if number % 2 else rows)
+    return directory
+
+
+def test_questions_over_one_context_go_together(tmp_path):
+    directory = in_clusters(everything(planned(tmp_path, FEW)))
+    text = write_report(directory, 1.0)
+    ours, theirs = (np.stack([100 * scores_of(name, seed) for seed in SEEDS]) for name in ("other", "baseline"))
+    expected = multi_bootstrap(ours, theirs, 100.0, Clusters(np.arange(40) // 5))
+    row = row_of(directory)
+    for key, value in expected.items():
+        assert row[key] == pytest.approx(value, rel=1e-4), key
+    assert (row["cluster_by"], row["clusters"], row["examples"]) == ("context", 8, 40)
+    effect = Clusters(np.arange(40) // 5).design_effect((ours - theirs).mean(axis=0))
+    assert row["design_effect"] == pytest.approx(effect, rel=1e-4)
+    assert row["effective_examples"] == pytest.approx(40 / max(1, effect), rel=1e-4)
+    told = (directory / "comparison.md").read_text()
+    for each in (text, told):
+        assert "40 examples in 8 clusters by context, worth " in each
+    assert "Examples of one context go together" in told and row["warnings"] == []
+    write_report(directory, 1.0, "none")
+    assert row_of(directory)["clusters"] is None and row_of(directory)["p_bootstrap"] != row["p_bootstrap"]
+    assert "count each by itself" in (directory / "comparison.md").read_text()
+
+
+def test_any_column_or_an_error_that_names_what_there_is(tmp_path):
+    directory = in_clusters(everything(planned(tmp_path, FEW)), "title", 10)
+    write_report(directory, 1.0, "title")
+    assert (row_of(directory)["cluster_by"], row_of(directory)["clusters"]) == ("title", 4)
+    with pytest.raises(UserError, match=r"--cluster_by author: 40 of 40 examples of .*there is id, question, context"):
+        write_report(directory, 1.0, "author")
+
+
+def test_predictions_without_contexts_say_so(tmp_path):
+    directory = everything(planned(tmp_path, FEW))
+    for file in directory.glob("*/eval_predictions.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        write_jsonl(file, [{key: value for key, value in row.items() if key != "context"} for row in rows])
+    text = write_report(directory, 1.0)
+    assert f"warning: {NO_CONTEXT}" in text and row_of(directory)["warnings"] == [NO_CONTEXT]
+    assert row_of(directory)["cluster_by"] is None
+    write_report(directory, 1.0, "none")
+    assert row_of(directory)["warnings"] == []
+
+
+def test_classes_are_clustered_where_a_column_is_named(tmp_path):
+    directory = planned(tmp_path, FEW)
+    gold, answers = drawn_answers(np.random.default_rng(0), 40, 2, 3)
+    for name, arm in zip(FEW, answers, strict=True):
+        for seed, predicted in zip(SEEDS, arm, strict=True):
+            answered(directory, name, seed, gold, predicted)
+    write_report(directory, 1.0)
+    assert {row["clusters"] for row in rows_of(directory)} == {None}
+    in_clusters(directory, "premise", 4)
+    write_report(directory, 1.0, "premise")
+    influences = [np.stack([influence_on_macro_f1(gold, predicted) for predicted in arm]) for arm in answers]
+    expected = multi_bootstrap(influences[1], influences[0], 1.0, Clusters(np.arange(40) // 4))
+    assert row_of(directory, "f1")["bootstrap_se"] == pytest.approx(expected["bootstrap_se"], rel=1e-4)
+    assert row_of(directory, "accuracy")["clusters"] == 10
+
+
+def test_scores_of_one_evaluation_are_one_family_or_one_is_primary(tmp_path):
+    directory = everything(planned(tmp_path, CONTROLLED), effects={"small": 0.6, "fast": 0.4})
+    write_report(directory, 1.0)
+    rows = rows_of(directory, against="baseline")
+    expected = multipletests([row["p"] for row in rows], method="holm")[1]
+    assert [row["p_holm"] for row in rows] == pytest.approx(list(expected)) and len(rows) == 4
+    assert {row["role"] for row in rows} == {None}
+    text = write_report(directory, 1.0, primary_metric="f1")
+    for metric, role in (("f1", "primary"), ("exact_match", "secondary")):
+        rows = rows_of(directory, against="baseline", metric=metric)
+        expected = multipletests([row["p"] for row in rows], method="holm")[1]
+        assert [row["p_holm"] for row in rows] == pytest.approx(list(expected)) and len(rows) == 2
+        assert {row["role"] for row in rows} == {role} and f"{metric} (percent, {role}), baseline" in text
+    part = text.partition("f1 (percent")[0]
+    assert part.count("; secondary)") == 3 and "secondary" not in text.partition("f1 (percent")[2]
+    assert "secondary one is corrected by itself" in (directory / "comparison.md").read_text()
+    with pytest.raises(UserError, match="--primary_metric accuracy: the runs were scored by exact_match and f1"):
+        write_report(directory, 1.0, primary_metric="accuracy")
 
 
 # --- kinds of metrics --------------------------------------------------------------------------------------------
