@@ -418,7 +418,7 @@ def _limits(statistics: Mapping[str, Any], margin: float, alpha: float) -> str:
         clusters = statistics.get("clusters") or examples
         grouped = f" in {clusters:,} clusters, worth {worth:,.0f}" * (clusters < examples)
         needs.append(f"at least {fewest:,} independent evaluation examples ({examples:,} there{grouped})")
-    elif decide is not None and decide > examples:
+    elif examples is not None and decide is not None and decide > examples:
         needs.append(f"about {decide:,} evaluation examples ({examples:,} there)")
     elif examples is not None and statistics.get("bootstrap_se_examples") and decide is None:
         needs.append("more evaluation examples")
