@@ -82,7 +82,7 @@ def test_halves_share_no_cluster(codes, seed):
     inside, outside = ({code for code, one in zip(codes, first, strict=True) if one == side} for side in (True, False))
     assert not inside & outside
     assert abs(first.sum() - len(codes) / 2) <= clusters.sizes.max(), "as near to a half as clusters allow"
-    assert np.array_equal(clusters.halves(seed), first)
+    assert np.array_equal(clusters.halves(seed), first)  # type: ignore[arg-type]
     assert Clusters(["one"] * 4).halves(0) is None
 
 
