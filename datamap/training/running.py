@@ -20,6 +20,7 @@ from datamap.core.splits import Split
 from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of
+from datamap.training.checkpoints import seconds_until
 from datamap.training.data import RunData, features_of, leave_out_unlearnable, watches, write_split
 from datamap.training.evaluation import title_of
 from datamap.training.library_flags import check_batches, given_training_flags, library_arguments
@@ -92,7 +93,7 @@ def build_trainer(
         )
         recorder.check_dropout(getattr(args, "mc_dropout", 0))
         trainer.add_callback(recorder)
-    trainer.add_callback(Manifests)  # behind the recorder
+    trainer.add_callback(Manifests(checkpoint))  # behind the recorder
     if watched is not None:
         metric = (arguments.metric_for_best_model or data.task.metric).removeprefix("eval_")
         trainer.add_callback(
@@ -190,7 +191,9 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
     if data.loaded is not None and data.loaded.mended and is_main_process():
         write_csv(output / "moved_answers.csv", safe_to_open(pd.DataFrame(data.loaded.mended)))
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = dict(result.metrics)
+    before = seconds_until(checkpoint)
+    whole = None if before is None else before + result.metrics["train_runtime"]
+    metrics = {**result.metrics, "training_seconds": whole}  # over all its processes
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
     if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
         raise UserError("training diverged: weights are no numbers any more; lower --learning_rate")
