@@ -38,9 +38,9 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from datamap.analysis.time_expressions import count_numbers, count_time_expressions
 from datamap.tasks.questions import (
@@ -52,6 +52,9 @@ from datamap.tasks.questions import (
     question_type_of,
     required_texts,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RULES: tuple[str, ...] = (
     "rule1_length_anomaly", "rule2_multi_clause", "rule3_low_q_similarity", "rule4_pred_inside_gold_better",
@@ -244,6 +247,8 @@ def flag_errors(
     Raises ValueError for columns of different lengths or Series with different indexes, TypeError for other values
     than strings.
     """
+    import pandas as pd
+
     given: dict[str, Column] = {"questions": questions, "contexts": contexts, "answers": answers}
     if predictions is not None:
         given["predictions"] = predictions
