@@ -37,7 +37,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -271,3 +271,26 @@ def flag_errors(
     frame["num_rules"] = pd.array(len(RULES) - len(RULES_NEEDING_PREDICTIONS) * unknown, dtype="Int64")
     frame["is_dataset_error"] = score >= ERROR_SCORE
     return frame
+
+
+def rule_counts(table: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """How often each rule fires, of all examples and of each group: ``by`` (``all``, then the names of ``groups``),
+    ``group`` (the largest first), ``rule``, ``flagged``, ``n`` (examples that the rule could be applied to), and
+    ``share``, 0..1, missing where that is none.
+
+    table: has the columns of ``flag_errors``; groups: of each grouping, which group each row is in.
+    """
+    import pandas as pd
+
+    names = [*RULES, "is_dataset_error"]
+    fired = table[names].astype("boolean").reset_index(drop=True)
+    rows = []
+    for by, values in {"all": ["all"] * len(table), **groups}.items():
+        of_group = pd.Series(list(values))
+        for group in of_group.value_counts().index:
+            inside = fired[of_group == group]
+            for rule in names:
+                n, flagged = int(inside[rule].notna().sum()), int(inside[rule].sum())
+                rows.append({"by": by, "group": group, "rule": rule, "flagged": flagged, "n": n,
+                             "share": flagged / n if n else None})
+    return pd.DataFrame(rows)

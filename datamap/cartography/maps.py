@@ -210,7 +210,7 @@ def plot_map_by_correctness(df: pd.DataFrame, path: str | Path, caption: str, cu
     figure, axes = new_figure(9, 5.6, rows=3, columns=2, width_ratios=[3, 1])
     for each in axes[:, 0]:
         each.remove()
-    axis = figure.add_subplot(axes[0, 0].get_gridspec()[:, 0])
+    axis: Any = figure.add_subplot(axes[0, 0].get_gridspec()[:, 0])
     axis.spines[["top", "right"]].set_visible(False)
     levels = correctness_levels(df["correctness"])
     size = float(np.clip(20_000 / len(drawn), 4, 22))

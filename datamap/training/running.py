@@ -21,7 +21,14 @@ from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of
 from datamap.training.checkpoints import seconds_until
-from datamap.training.data import RunData, features_of, leave_out_unlearnable, watches, write_split
+from datamap.training.data import (
+    RunData,
+    features_of,
+    leave_out_unlearnable,
+    watches,
+    write_filter_report,
+    write_split,
+)
 from datamap.training.evaluation import title_of
 from datamap.training.library_flags import check_batches, given_training_flags, library_arguments
 from datamap.training.models import learning_rate_of
@@ -186,8 +193,8 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
     from datamap.training.callbacks import training_log
 
     output = Path(trainer.args.output_dir)
-    if data.filter_report is not None and is_main_process():
-        write_json(output / "filter_report.json", data.filter_report)
+    if is_main_process():
+        write_filter_report(output, data, trained=True)
     if data.loaded is not None and data.loaded.mended and is_main_process():
         write_csv(output / "moved_answers.csv", safe_to_open(pd.DataFrame(data.loaded.mended)))
     result = trainer.train(resume_from_checkpoint=checkpoint)

@@ -543,7 +543,8 @@ def test_missing_decides_for_every_filter_that_does_not_say(tmp_path):
 
 def test_filters_of_the_validation_data_are_checked_before_training(refused, trained, qa_dir, tiny_model, tmp_path):
     message = refused(run.main, "--do_train", "--do_eval", "--filter_categories", "easy,ambiguous",
-                      "--filter_validation", "--cartography_output_dir", trained / "cartography_output", "--model",
+                      "--filter_validation", "--cartography_output_dir", trained / "cartography_output",
+                      "--validation_cartography_output_dir", trained / "cartography_output", "--model",
                       tiny_model, "--dataset", qa_dir, "--output_dir", tmp_path / "m", *SMALL)
     assert "shares no ids" in message
     assert not (tmp_path / "m").exists()
