@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
+from datamap.cartography.categories import CATEGORIES, category_thresholds, counted, with_categories
 from datamap.cartography.dynamics import DYNAMICS_FILES, MADE_BY, holds_dynamics
 from datamap.cartography.learning import MEANS_NOTHING, Learning
 from datamap.cartography.metrics import RANGES, load_cartography_metrics
@@ -81,6 +81,13 @@ def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:
     if learning and learning["warning"]:
         logger.warning(f"{path}: {learning['warning']}")
     return with_categories(metrics, cuts), cuts
+
+
+def counted_map(path: str | Path) -> str:
+    """How many examples of a map are in each category, and where its cuts are, on one line."""
+    metrics = load_cartography_metrics(path)
+    cuts = map_thresholds(path, metrics)
+    return f"{len(metrics):,} examples: {counted(with_categories(metrics, cuts), cuts)}"
 
 
 def map_learning(path: str | Path, metrics: pd.DataFrame) -> dict[str, Any] | None:
