@@ -263,6 +263,8 @@ def error_rules(args: argparse.Namespace) -> None:
     whole = counts[counts["by"] == "all"]
     print(dataset_label(split.name, split.split) + f", n = {len(table):,}")
     print(console_table(whole[["rule", "flagged", "n", "share"]], {"flagged": ",d", "n": ",d", "share": ".1%"}))
+    if predictions is None:
+        print("rules 4 and 8 compare the answer with a model's: --predictions names a file of them")
     print(f"{len(flagged):,} of {len(table):,} examples break at least one of {len(RULES)} rules, "
           f"{int(table['is_dataset_error'].sum()):,} at least {ERROR_SCORE}")
     print(f"wrote {' and '.join(RULE_FILES)} to {path}")

@@ -459,8 +459,8 @@ def rules_alone(house: Path, *flags: str | Path) -> Path:
 @pytest.mark.parametrize("with_predictions", [False, True])
 def test_rules_of_a_dataset_alone(house, capsys, with_predictions):
     some = [{"id": row["id"], "predicted_answer": "hurts"} for row in rows()[:50]]
-    flags = ["--predictions", write_predictions(house / "predictions.jsonl", some)] if with_predictions else []
-    output = rules_alone(house, *flags)
+    file = write_predictions(house / "predictions.jsonl", some)
+    output = rules_alone(house, "--predictions", file) if with_predictions else rules_alone(house)
     assert {path.name for path in output.glob("[!.]*")} == {"flagged_examples.csv", "rule_counts.csv",
                                                             "run_meta.json"}
     source = rows()

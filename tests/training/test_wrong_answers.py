@@ -39,9 +39,8 @@ def kind_by_characters(context: str, answers: dict, predicted: str) -> str:
     found = [set(range(one.start(), one.start() + len(predicted.strip())))
              for pattern in (rf"(?<!\w)(?={text}(?!\w))", rf"(?={text})") for one in re.finditer(pattern, context)]
     whole = len(list(re.finditer(rf"(?<!\w)(?={text}(?!\w))", context)))
-    best = max(((len(a & b) / len(a | b), a, b) for b in (found[:whole] or found) for a in wanted),
-               key=lambda each: each[0], default=(0, set(), set()))
-    share, gold, said = best
+    pairs = [(len(gold & said) / len(gold | said), gold, said) for said in (found[:whole] or found) for gold in wanted]
+    share, gold, said = max(pairs, key=lambda each: each[0], default=(0.0, set(), set()))
     if not share:
         return "elsewhere"
     return "none" if gold == said else "truncated" if said < gold else "overlong" if said > gold else "shifted"
@@ -51,7 +50,7 @@ def spoilt(rows: list[dict]) -> list[str]:
     """Answers that are right, cut, too long, moved, from elsewhere or not there, in turn."""
     said = []
     for number, row in enumerate(rows):
-        context, [start, *_] = row["context"], [*row["answers"]["answer_start"], 0]
+        context, start = row["context"], [*row["answers"]["answer_start"], 0][0]
         end = start + len("".join(row["answers"]["text"][:1]))
         words = [each.span() for each in re.finditer(r"\w+", context)]
         before = max([first for first, _ in words if first < start], default=0)
@@ -124,10 +123,13 @@ def test_misclassified_has_all_columns_of_the_example(tmp_path, monkeypatch):
             for number, row in enumerate(review_rows(40, 3))]
     write_rows(tmp_path / "validation.jsonl", rows)
     write_rows(tmp_path / "train.jsonl", review_rows(40, 4, prefix="t"))
-    evaluations = []
-    written = ClassificationEvaluation.write
-    monkeypatch.setattr(ClassificationEvaluation, "write", lambda self, *rest: (evaluations.append(self),
-                                                                                written(self, *rest))[1])
+    evaluations, written = [], ClassificationEvaluation.write
+
+    def write(self, *rest):
+        evaluations.append(self)
+        written(self, *rest)
+
+    monkeypatch.setattr(ClassificationEvaluation, "write", write)
     run.main(["--do_train", "--do_eval", "--task", "classification", "--model", "lstm", "--dataset", str(tmp_path),
               "--max_steps", "2", "--output_dir", str(tmp_path / "out"), "--no_cuda"])
     [evaluation] = evaluations
