@@ -84,10 +84,11 @@ def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:
 
 
 def counted_map(path: str | Path) -> str:
-    """How many examples of a map are in each category, and where its cuts are, on one line."""
+    """How many examples of a map are in each category, and where its cuts are; below, where they mean nothing yet."""
     metrics = load_cartography_metrics(path)
     cuts = map_thresholds(path, metrics)
-    return f"{len(metrics):,} examples: {counted(with_categories(metrics, cuts), cuts)}"
+    counts = counted(with_categories(metrics, cuts), cuts)
+    return f"{len(metrics):,} examples: {counts}{means_nothing(path, metrics)}"
 
 
 def map_learning(path: str | Path, metrics: pd.DataFrame) -> dict[str, Any] | None:
