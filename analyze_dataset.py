@@ -180,11 +180,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     cuts = f"cuts: confidence {thresholds[0]:.3g}, variability {thresholds[1]:.3g}"
     caption = f"{name}, n = {len(frame):,} with metrics and cluster; {cuts}"
     caption += means_nothing(args.cartography_dir, metrics)
+    tables, told = {}, ""
+    if split is not None and predictions is not None and not args.export_unified:
+        tables, told = mistakes(split, unified_table(split, metrics, clusters, predictions), predictions)
     inputs = {**sources, "predictions": args.predictions}
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split and split.identity()]) as path:
         difficulty = integrated.difficulty_table(frame)
         patterns = integrated.find_patterns(frame, thresholds, by)
-        summary, wrong = None, None
+        summary = None
         if not args.export_unified:
             points = frame.reset_index()[["id", "dim1", "dim2", "cluster", "category"]]
             write_csv(path / "category_cluster_overlap.csv", integrated.overlap_table(frame))
@@ -194,8 +197,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             integrated.plot_category_by_cluster(path / "category_by_cluster.png", difficulty, caption)
             integrated.plot_difficulty(path / "cluster_difficulty.png", difficulty, patterns["overall"], caption)
             integrated.plot_map(path / "cluster_map_by_category.png", points, caption, axes_of(args.cluster_dir))
-            if split is not None and predictions is not None:
-                wrong = write_wrong(path, split, unified_table(split, metrics, clusters, predictions), predictions)
+            for file, table in tables.items():
+                write_csv(path / file, table)
         elif split is not None:
             unified = unified_table(split, metrics, clusters, predictions)
             num_predicted = None if predictions is None else sum(each is not None for each in predictions)
@@ -212,13 +215,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         errors, regions = summary["dataset_errors"], summary["high_overlap_regions"]
         print(f"{errors['n']:,} of {len(unified):,} examples break at least 3 rules ({errors['share']:.1%}); "
               f"{len(regions)} high-overlap regions")
-    if wrong:
-        print("\n".join(wrong))
+    if told:
+        print(told)
     print(f"wrote {'unified_analysis.csv and overlap_summary.json' if summary else 'tables and pictures'} to {path}")
 
 
-def write_wrong(path: Path, split: Split, unified: pd.DataFrame, predictions: Sequence[Any]) -> list[str]:
-    """Write what the predictions get wrong, by the rows of the joined table, and how often where; and say it."""
+def mistakes(split: Split, unified: pd.DataFrame, predictions: Sequence[Any]) -> tuple[dict[str, pd.DataFrame], str]:
+    """What the predictions get wrong, by the rows of the joined table, and how often where: tables by the names of
+    their files, and what is said of them."""
     from datamap.analysis.model_errors import errors_by_region
     from datamap.tasks.error_counts import error_counts, tidy_error_counts
     from datamap.tasks.span_errors import NONE
@@ -226,11 +230,12 @@ def write_wrong(path: Path, split: Split, unified: pd.DataFrame, predictions: Se
     table, by = errors_by_region(split, unified, predictions)
     file = "wrong_answers.csv" if split.task.has_error_rules else "misclassified.csv"
     wrong = unified[unified["id"].isin(table["id"][table["error"] != NONE])]
-    write_csv(path / file, safe_to_open(wrong))
-    write_csv(path / "error_counts.csv", tidy_error_counts(table, ["category", "cluster", by]))
-    counts = error_counts(table[table["category"].notna()], "category").reset_index()
-    return [f"{len(wrong):,} of {len(table):,} predictions are wrong ({file}, error_counts.csv)",
-            console_table(counts, dict.fromkeys(counts.columns[1:], ",d"))]
+    tables = {file: safe_to_open(wrong), "error_counts.csv": tidy_error_counts(table, ["category", "cluster", by])}
+    known = table[table["category"].notna()]
+    counts = error_counts(known, "category").reset_index()
+    told = (f"{len(wrong):,} of {len(table):,} predictions are wrong ({', '.join(tables)}); by category, of the "
+            f"{len(known):,} that the map knows:")
+    return tables, "\n".join([told, console_table(counts, dict.fromkeys(counts.columns[1:], ",d"))])
 
 
 def error_rules(args: argparse.Namespace) -> None:

@@ -437,7 +437,7 @@ def test_predictions_without_the_table_give_what_is_wrong_and_where(house, capsy
     found = {tuple(map(str, key)): n for key, n in counts.items() if n}
     assert found == slow and len({group for by, group, _ in found if by == "question_type"}) == 3
     told = capsys.readouterr().out
-    assert f"{len(wrong)} of 50 predictions are wrong (wrong_answers.csv, error_counts.csv)" in told
+    assert f"{len(wrong)} of 50 predictions are wrong (wrong_answers.csv, error_counts.csv); by category" in told
     assert "truncated" in told and "elsewhere" in told
 
 
