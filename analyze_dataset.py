@@ -180,7 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cuts = f"cuts: confidence {thresholds[0]:.3g}, variability {thresholds[1]:.3g}"
     caption = f"{name}, n = {len(frame):,} with metrics and cluster; {cuts}"
     caption += means_nothing(args.cartography_dir, metrics)
-    tables, told = {}, ""
+    tables: dict[str, pd.DataFrame] = {}
+    told = ""
     if split is not None and predictions is not None and not args.export_unified:
         tables, told = mistakes(split, unified_table(split, metrics, clusters, predictions), predictions)
     inputs = {**sources, "predictions": args.predictions}
