@@ -25,6 +25,7 @@ import run
 from datamap.analysis import clusters, integrated, map_summary
 from datamap.analysis.error_rules import RULES
 from datamap.analysis.unified_table import unified_table
+from datamap.cartography import maps
 from datamap.cartography.categories import CATEGORIES, categorize_examples
 from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.files import read_json, read_jsonl, read_table
@@ -97,7 +98,7 @@ def houses(tmp_path_factory) -> dict[str, Path]:
                 for module, plots in {
                     map_summary: ("plot_distributions", "plot_correlations", "plot_groups"),
                     integrated: ("plot_category_by_cluster", "plot_difficulty", "plot_map"),
-                    clusters: ("save_figure",),
+                    clusters: ("save_figure",), maps: ("plot_map_by_correctness",),
                 }.items():
                     for plot in plots:
                         patch.setattr(module, plot, lambda *rest: None)
@@ -271,7 +272,7 @@ def test_pictures(houses):
                 for path in (houses["sentiment"] / stage).glob("*.png")}
     assert pictures.keys() == {
         "category_by_label.png", "metric_distributions.png", "metric_correlations.png", "category_by_cluster.png",
-        "cluster_difficulty.png", "cluster_map_by_category.png",
+        "cluster_difficulty.png", "cluster_map_by_category.png", "cartography_map_by_correctness.png",
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures.values())
 
