@@ -54,7 +54,8 @@ class Console(logging.Handler):
         others = [handler for handler in root.handlers if isinstance(handler, StatusHandler)]
 
         def is_not_ours(record: logging.LogRecord) -> bool:
-            return record.levelno < self.level or sys.stderr is not self.original  # which a stage has turned to the log
+            in_a_stage = sys.stderr is not self.original  # it has turned that to the log
+            return record.levelno < self.level or in_a_stage
 
         root.addHandler(self)
         for handler in others:

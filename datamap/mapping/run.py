@@ -50,8 +50,9 @@ def make_map(args: argparse.Namespace) -> tuple[dict[str, str], list[tuple[str, 
         guess, args.evaluates = known_of_data(args, state)
         if "cartography" not in have:
             args.model = args.model or model_of_map(state)
-        console.say(f"the map of {args.dataset or args.cartography_dir}{f' by {args.model}' * bool(args.model)} goes to "
-                    f"{args.output_dir}, and what its stages say to {console.log}")
+        by = f" by {args.model}" if args.model else ""
+        console.say(f"the map of {args.dataset or args.cartography_dir}{by} goes to {args.output_dir}, and what its "
+                    f"stages say to {console.log}")
         console.expect(WEIGHTS)
         with console.running():
             do_all(guess, have, state, args, console)

@@ -158,8 +158,13 @@ def _of_rows(values: Sequence[Any], rows: np.ndarray) -> list[Any]:
 
 
 def groups_of(evidence: Evidence) -> tuple[str, list[str]]:
-    """By what the examples are grouped, a class or a kind of question, and the group of each."""
+    """By what the examples are grouped, a class or a kind of question, and the group of each: of questions what the
+    dataset itself calls so, where it does."""
     by, groups = evidence.split.task.groups(evidence.split.data)
+    if evidence.answers_questions and by in evidence.split.data.column_names:
+        own = evidence.split.data[by][:]
+        if all(isinstance(each, str) for each in own) and len(set(own)) <= MOST_LEVELS:
+            groups = own
     return by, [str(each) for each in groups]
 
 
@@ -222,10 +227,13 @@ def data_columns(evidence: Evidence, rows: np.ndarray, texts: Texts) -> list[dic
     from datamap.core.files import nulls_for_nan, plain
 
     data, found = evidence.split.data.select(rows), []
+    by, groups = evidence.once(groups_of)
     for name in data.column_names:
         if name == "id" or name in evidence.split.task.content_columns:
             continue
         values = data[name][:]
+        if (name, values) == (by, _of_rows(groups, rows)):
+            continue  # it stands among the texts
         names = getattr(data.features[name], "names", None)
         known = [value for value in values if value is not None and value == value]
         if not known:

@@ -33,8 +33,9 @@ class Guess(NamedTuple):
         """``nli: texts in columns premise and hypothesis, labels in column label``"""
         if not self.label_column:
             return self.task
-        return f"{self.task}: texts in column{'s' * (len(self.text_columns) > 1)} {' and '.join(self.text_columns)}, " \
-               f"labels in column {self.label_column}"
+        several = "s" * (len(self.text_columns) > 1)
+        return f"{self.task}: texts in column{several} {' and '.join(self.text_columns)}, labels in column " \
+               f"{self.label_column}"
 
 
 def guess_task(

@@ -104,6 +104,16 @@ def test_gold_spans_point_at_the_answers_in_utf16(tmp_path, monkeypatch):
     assert found["texts"][found["said"]["gold"][2]] == found["no_answer"]
 
 
+def test_one_question_type_that_of_the_data_where_they_have_one(tmp_path, monkeypatch):
+    rows = [{**row, "question_type": ("dose", "age")[place % 2]} for place, row in enumerate(qa_rows(6, seed=3))]
+    split = load_split(str(write_rows(tmp_path / "own.jsonl", rows)), "train", get_task("qa"))
+    file = make_page(tmp_path, split, monkeypatch)
+    found = [column for column in content(file)["columns"] if column["label"].replace("_", " ") == "question type"]
+    assert [(column["key"], column["levels"]) for column in found] == [("question_type", ["age", "dose"])]
+    assert {row["name"]: row["n"] for row in content(file)["overview"]["groups"]["rows"]} == {"dose": 3, "age": 3}
+    assert {row["name"]: row["n"] for row in content(file)["data"]["classes"]} == {"dose": 3, "age": 3}
+
+
 @pytest.mark.parametrize(
     "start, length, most, expected",
     [(-1, 0, 5, ("abcde…", -1)), (10, 3, 7, ("…ijklmno…", 3)), (24, 2, 4, ("…wxyz", 3)), (0, 2, 4, ("abcd…", 0)),
