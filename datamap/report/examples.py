@@ -204,6 +204,8 @@ def example_columns(evidence: Evidence, rows: np.ndarray, suspicion: np.ndarray,
 
 def rule_label(rule: str) -> str:
     """``rule1_length_anomaly`` -> ``rule 1: the answer is longer than nearly all others``"""
+    if rule == "is_dataset_error":
+        return "breaks three rules or more"
     words = RULE_WORDS.get(rule, "the model's answer is a part of it, and nearer to the question")
     return f"rule {rule.partition('_')[0].removeprefix('rule')}: {words}"
 
@@ -215,8 +217,7 @@ def rule_columns(rules: pd.DataFrame | None, rows: np.ndarray) -> list[dict[str,
     for name in (*RULES, "is_dataset_error"):
         values = [None if value != value else "yes" if value else "no"
                   for value in rules[name].astype("float64").to_numpy()[rows].tolist()]
-        label = "three rules or more" if name == "is_dataset_error" else rule_label(name)
-        columns.append(factor(name, label, values, "rules", ("yes", "no")))
+        columns.append(factor(name, rule_label(name), values, "rules", ("yes", "no")))
     return columns
 
 

@@ -380,6 +380,22 @@ def test_overview_data_and_provenance(opened):
     assert opened.texts("#chips .chip")[0].startswith("cluster: ")
 
 
+def test_exact_copies_look_alike_whatever_is_annotated_in_them(opened):
+    """Shown around its answer each looked like another text."""
+    shown = opened.run("""(() => {
+        const { text, said, ids } = page.data, [one, other] = [0, 1];
+        for (const column of text.columns) column.texts[other] = column.texts[one];
+        const long = textsOf(one)[1].length - 4;
+        text.spans.start[one] = 0; text.spans.start[other] = long;
+        said.gold[one] = text.columns[0].texts[5]; said.gold[other] = text.columns[0].texts[6];
+        const made = copyTable({ counts: [{ kind: "exact", n: 1, other_gold: 1 }],
+            pairs: [{ id: ids[one], other_id: ids[other], kind: "exact", overlap: 1, same_gold: false }] });
+        return [...[...made.querySelectorAll("td")].map((cell) => cell.textContent),
+            ...[one, other].map((row) => textOf(said.gold[row]))];
+    })()""")
+    assert shown[0] == shown[1] and shown[4:7] == ["differently", shown[7], shown[8]]
+
+
 def test_nothing_is_wider_than_the_window(opened):
     for width, height in ((320, 640), (768, 900), (1440, 900), (3840, 2160)):
         opened.size(width, height)
