@@ -195,8 +195,10 @@ def failed(stage: Stage, error: BaseException, said: list[str], console: Console
         reason = "interrupted"
     elif not isinstance(error, SystemExit):
         reason = f"{type(error).__name__}: {first_line(error)}"
-    again = {130: "the same command goes on from here", 2: "once that is mended, it goes on from here"}.get(
-        status, f"what is finished stays, and the same command tries {stage.name} again")
+    if status in (2, 130):
+        again = f"{'once that is mended, it' if status == 2 else 'the same command'} goes on from here"
+    else:  # nobody knows whether it would fail again
+        again = f"what is finished stays, and the same command tries {stage.name} again"
     console.say(f"map_dataset.py: error: {stage.name} ({stage.script}): {reason or 'it stopped without a word'} (all "
                 f"that it said is in {console.log}; {again})")
     return status if isinstance(status, int) else 1
