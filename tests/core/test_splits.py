@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import re
+from typing import Any
 
 import datasets
 import pandas as pd
