@@ -5,7 +5,6 @@ import gzip
 import io
 import json
 import re
-from typing import Any
 
 import datasets
 import pandas as pd
