@@ -554,6 +554,7 @@ def test_questions_over_one_context_go_together(tmp_path):
         assert row[key] == pytest.approx(value, rel=1e-4), key
     assert (row["cluster_by"], row["clusters"], row["examples"]) == ("context", 8, 40)
     effect = Clusters(np.arange(40) // 5).design_effect((ours - theirs).mean(axis=0))
+    assert effect is not None
     assert row["design_effect"] == pytest.approx(effect, rel=1e-4)
     assert row["effective_examples"] == pytest.approx(40 / max(1, effect), rel=1e-4)
     told = (directory / "comparison.md").read_text()
