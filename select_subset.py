@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     }
     if args.embedding_dir:
         computed(candidates, "embeddings")  # also where the selector does not read them
-    drawn = pictures(candidates, chosen["id"].tolist(), args.selector)
+    drawn = pictures(candidates, chosen["id"].tolist())
     flags = {name: value for name, value in vars(args).items() if name not in ("settings", "sources", "read")}
     with stage(args.output_dir, flags, owns=OWNS, inputs=args.sources, datasets=[split]) as path:
         write_csv(path / "selected.csv", chosen)

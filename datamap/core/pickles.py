@@ -147,8 +147,8 @@ def _splits(path: Path, changed: int) -> dict[str, list[dict[str, Any]]]:
     if isinstance(content, list | tuple):
         return {"train": [_row(each, f"{path}, item {number}") for number, each in enumerate(content, 1)]}
     if not isinstance(content, dict) or not content:
-        raise UserError(f"{path} holds a {type(content).__name__}; expected a list of dicts or tuples, or stories by "
-                        "split and length")
+        raise UserError(f"{path} holds {content!r:.40}; expected a list of dicts or tuples, or stories by split and "
+                        "length")
     splits: dict[str, list[dict[str, Any]]] = {}
     for key, groups in content.items():
         where = f"{path}, key {key!r:.60}"

@@ -53,11 +53,13 @@ class Picture:
     cuts: tuple[float, float] | None = None
 
 
-def pictures(candidates: Candidates, chosen: Sequence[str], selector: str) -> list[Picture]:
+def pictures(candidates: Candidates, chosen: Sequence[str]) -> list[Picture]:
     """Those that can be drawn of ``chosen`` ids: on the embeddings and the data map that were read, for the selector
     or because they were named. UserError where the map is of another dataset."""
-    caption = (f"{dataset_label(candidates.split.name, candidates.split.split)}, {len(chosen):,} of "
-               f"{len(candidates.ids):,} by {selector}")
+    args, split = candidates.args, candidates.split
+    members = ", ".join(f"{name}:{number:g}" for name, number in args.settings.members)
+    caption = (f"{dataset_label(split.name, split.split)}, {len(chosen):,} of {len(candidates.ids):,} by "
+               f"{args.selector}{f' ({members})' * bool(members)}")
     found = [_on_embeddings(candidates, chosen, caption), _on_map(candidates, chosen, caption)]
     return [picture for picture in found if picture]
 
