@@ -327,10 +327,11 @@ def _judge_flags(candidates: Candidates) -> np.ma.MaskedArray:
 def _judge_estimates(candidates: Candidates) -> np.ndarray:
     """(n, 2): flags of the judge, 0..3, or what a student expects them to be; and 1 where they are the judge's."""
     from datamap.selection.llm_judge import VERDICTS
-    from datamap.selection.student import asked_rows, estimates, told
+    from datamap.selection.student import asked_rows, check_enough, estimates, told
 
-    vectors, share = _checked_embeddings(candidates), candidates.args.judge_fraction
-    asked = asked_rows(candidates.ids, share)
+    asked = asked_rows(candidates.ids, candidates.args.judge_fraction)
+    check_enough(len(asked))  # before what costs
+    vectors = _checked_embeddings(candidates)
     flags = _flags_of_judge(candidates, candidates.part(asked))
     answered = ~np.ma.getmaskarray(flags)
     rows, marks = asked[answered], flags.compressed()

@@ -371,7 +371,7 @@ def _with_distance(features: Features, k: int, rng: np.random.Generator, setting
     With r_m the rank-normalised score of member m (1: its first choice), S those chosen, w the weights, the next one
     has the largest ``(sum_m w_m r_m(x) + w_kcenter min_{s in S} |x - s| / spread) / sum w``; spread is the root mean
     squared distance of all embeddings from their mean, so that the distance of two examples is about 1.4. The first
-    has the largest score alone. The objective is that of quality-diversity selection (Bukharin and Zhao 2023, arXiv
+    has the largest score alone. The objective is that of quality-diversity selection (Bukharin et al. 2024, arXiv
     2311.14736: (1 - alpha) diversity + alpha quality, greedily), with the distance of k-center (Sener and Savarese
     2018) as what an example adds to diversity. Within strata, ranks and distances are those of the stratum.
     """

@@ -26,6 +26,12 @@ def asked_rows(ids: Sequence[str], share: float) -> np.ndarray:
     return np.sort(np.array(order[: count_of(share, len(ids))], dtype=np.int64))
 
 
+def check_enough(verdicts: int) -> None:
+    if verdicts < FEWEST:
+        raise UserError(f"the judge's verdicts on {verdicts:,} examples are too few to learn from, {FEWEST} are needed: "
+                        "give a larger --judge_fraction")
+
+
 def estimates(
     vectors: np.ndarray, rows: np.ndarray, marks: np.ndarray, highest: float, seed: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
@@ -44,9 +50,7 @@ def estimates(
     """
     from sklearn.model_selection import KFold
 
-    if len(rows) < FEWEST:
-        raise UserError(f"the judge's verdicts on {len(rows):,} examples are too few to learn from, {FEWEST} are "
-                        "needed: give a larger --judge_fraction")
+    check_enough(len(rows))
     seen, marks = np.asarray(vectors[rows], dtype=np.float64), marks.astype(float)
     said, mean = np.empty(len(rows)), np.empty(len(rows))
     for rest, fold in KFold(FOLDS, shuffle=True, random_state=seed).split(seen):
