@@ -28,8 +28,8 @@ def asked_rows(ids: Sequence[str], share: float) -> np.ndarray:
 
 def check_enough(verdicts: int) -> None:
     if verdicts < FEWEST:
-        raise UserError(f"the judge's verdicts on {verdicts:,} examples are too few to learn from, {FEWEST} are needed: "
-                        "give a larger --judge_fraction")
+        raise UserError(f"the judge's verdicts on {verdicts:,} examples are too few to learn from, {FEWEST} are "
+                        "needed: give a larger --judge_fraction")
 
 
 def estimates(
