@@ -41,7 +41,7 @@ FEW = settings(max_examples=5, deadline=None)
 EMBEDDINGS, LABELS, POSITION = "embeddings", "label", "position"
 KEEPS_MASKED = ("lexical_diversity", "stratified")  # a short text counts as the middle, or is a stratum of its own
 NOT_NESTED = ("kmeans", "stratified", "loss_trajectory", "pipeline")  # their quotas depend on k
-ALL_EQUAL = ("consistency", "llm_judge")  # cases whose survivors are equals: the seed alone orders them
+ALL_EQUAL = ("consistency", "llm_judge")  # survivors are equals: the seed alone orders them
 
 
 # --- data that selectors can read ---------------------------------------------------------------------------------
@@ -355,7 +355,7 @@ def test_small_grids_with_masks_and_groups(case, data):
             values[each] = rng.integers(1, 4, size=values[each].shape).astype(values[each].dtype)
             if can_be_masked(each) and rng.random() < 0.5:
                 values[each] = masked(values[each], np.flatnonzero(rng.random(n) < 0.3), math.nan)
-    may_drop = any(isinstance(array, np.ma.MaskedArray) for array in values.values()) or case in ALL_EQUAL
+    may_drop = any(isinstance(array, np.ma.MaskedArray) for array in values.values()) or name in ALL_EQUAL
     values["group"] = rng.integers(3, size=n)
     k = data.draw(st.integers(1, n))
     more = {"stratify": "group"} if data.draw(st.booleans()) else {}
