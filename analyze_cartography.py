@@ -3,7 +3,8 @@
 Reads cartography_metrics.csv (run.py --enable_cartography) and the dataset that it was recorded on, or with
 --training_dynamics what another trainer logged. Writes {easy,hard,ambiguous}_samples.json, question_type_analysis.csv
 (classification and NLI: label_analysis.csv), metric_distributions, metric_correlations and category_by_question_type
-(category_by_label) as pictures, with their data as CSV, and the data map by correctness as a picture.
+(category_by_label) as pictures, with their data as CSV, and the data map by correctness as a picture; with --slice_by
+slices_by_epoch too, how the training set did by slice in every epoch.
 
     python analyze_cartography.py --cartography_dir ./cartography_output
     python analyze_cartography.py --training_dynamics ./logged_dynamics --output_dir ./logged_map
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamap.core.artifacts import check_not_read, check_same_dataset, recorded_split, recorded_task, stage
-from datamap.core.errors import command_line
+from datamap.core.errors import UserError, command_line
 from datamap.core.files import write_csv, write_json
 from datamap.core.flags import ALLOW_CHANGED, Parser, positive_int
 from datamap.core.plots import add_plot_format, dataset_label, picture_files
@@ -26,7 +27,7 @@ from datamap.tasks.registry import add_task_flags, task_of
 
 OWNS = (
     "question_type_analysis.csv", "label_analysis.csv", "*_samples.json", "metric_distributions.*",
-    "metric_correlations.*", "cartography_metrics.*", "thresholds.json",
+    "metric_correlations.*", "cartography_metrics.*", "thresholds.json", "slices_by_epoch.*",
     *picture_files("category_by_question_type", "category_by_label", "cartography_map",
                    "cartography_map_by_correctness"),
 )
@@ -47,6 +48,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--split", help="its split (default: the one recorded in the artifact, else train)")
     add_task_flags(group)
     group.add_switch("--allow_changed", help=ALLOW_CHANGED)
+    group.add_list("--slice_by", help="columns of the dataset: how the training set did in every epoch on each of "
+                                      "their values, and on every combination")
     group = parser.add_argument_group("what is written")
     group.add_argument("--n_examples", type=positive_int, default=20, help="samples per category")
     group.add_argument("--output_dir", default="./cartography_analysis", help="where the files go")
@@ -64,8 +67,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     from datamap.analysis import map_summary as summary
+    from datamap.analysis.slice_epochs import RATE, slices_by_epoch
     from datamap.cartography.categories import CATEGORIES, category_thresholds, counted, with_categories
-    from datamap.cartography.dynamics import read_logged_logits
+    from datamap.cartography.dynamics import read_dynamics, read_logged_logits
     from datamap.cartography.learning import MEANS_NOTHING, Learning
     from datamap.cartography.maps import (
         check_no_recording,
@@ -75,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_cartography,
     )
     from datamap.cartography.metrics import compute_metrics
+    from datamap.tasks import slices
 
     source = Path(args.training_dynamics or args.cartography_dir)
     check_not_read(args.output_dir, source)
@@ -98,6 +103,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         # After the cuts, which are those of all metrics.
         frame = frame[frame.index.isin(split.ids) & ~frame.index.isin(changed)]
 
+    by_epoch = None
+    if args.slice_by and split is None:
+        raise UserError(f"--slice_by: {source} records no dataset with these columns; name it with --dataset")
+    if args.slice_by and split is not None:
+        epochs = read_logged_logits(source) if args.training_dynamics else read_dynamics(source)
+        by_epoch = slices_by_epoch(epochs, split, args.slice_by, changed)
     caption = f"{name}, n = {len(frame):,}; cuts: confidence {cuts[0]:.3g}, variability {cuts[1]:.3g}"
     if known and known["warning"]:
         caption += f"\n{MEANS_NOTHING}"
@@ -120,10 +131,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_csv(path / f"{by}_analysis.csv", safe_to_open(by_group))
             summary.plot_groups(path / f"category_by_{by}.png", by_group, by, caption)
 
+        if by_epoch is not None:
+            write_csv(path / "slices_by_epoch.csv", safe_to_open(by_epoch))
+            slices.plot_by_epoch(path / "slices_by_epoch.png", by_epoch, args.slice_by, RATE,
+                                 f"The training set by {' and '.join(args.slice_by)} in every epoch",
+                                 f"{name}; in the training's own passes, with dropout")
+
     print(f"{caption}\n{counted(frame, cuts)}")
     print(summary.printed_groups(summary.group_table(frame.assign(all="all"), "all"), "all", ROWS_PRINTED))
     if split is not None:
         print(summary.printed_groups(by_group, by, ROWS_PRINTED))
+    if by_epoch is not None:
+        last = by_epoch[by_epoch["epoch"] == by_epoch["epoch"].max()].drop(columns="epoch").reset_index(drop=True)
+        print(f"epoch {by_epoch['epoch'].max()} of the training\n{slices.printed(last, 'slices_by_epoch.csv')}")
     print(f"wrote tables, samples and pictures to {path}")
 
 

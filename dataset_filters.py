@@ -74,7 +74,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                        "suspicion in that file, 0..1, and no decision (default: no such example is dropped)")
     group = parser.add_argument_group("data")
     group.add_argument("--dataset",
-                       help="Hub name or name:subset, file (.json .jsonl .csv .tsv .parquet), directory, or demo:NAME "
+                       help="Hub name or name:subset, file (.json .jsonl .csv .tsv .parquet .pkl), directory or demo: "
                             f"(default: that of what the filters read, else {DEFAULT_DATASET})")
     group.add_argument("--split", dest="train_split", metavar="SPLIT",
                        help="split to filter; what is written is called train (default: that of what the filters "

@@ -1,8 +1,8 @@
 """Choose k examples of a dataset to train on, and say why.
 
 Reads a dataset, and the model, cartography or embedding directory that the selector needs. Writes selected.csv (id,
-rank, score, reason), rejected.csv (id, score, reason) of all others, and selection_meta.json to --output_dir; run.py
---train_ids trains on what was selected.
+rank, score, reason), rejected.csv (id, score, reason) of all others, selection_meta.json, and pictures of what was
+chosen on the embeddings and the data map that were read, to --output_dir; run.py --train_ids trains on it.
 
     python select_subset.py --selector kcenter --fraction 0.1 --dataset stanfordnlp/sst2 --seed 42 \\
         --output_dir ./selection_output
@@ -26,11 +26,12 @@ from datamap.core.files import write_csv, write_json
 from datamap.selection.arguments import check_places, parse_args, training_command
 from datamap.selection.base import FILLED, SELECTORS, Features, count_of
 from datamap.selection.candidates import load_candidates
-from datamap.selection.features import features_for, peak_memory
+from datamap.selection.features import computed, features_for, peak_memory
+from datamap.selection.pictures import PICTURES, pictures, write_pictures
 from datamap.selection.selectors import described, rejected, select
 from datamap.tasks.registry import task_of
 
-OWNS = ("selected.csv", "rejected.csv", "selection_meta.json")
+OWNS = ("selected.csv", "rejected.csv", "selection_meta.json", *PICTURES)
 COMMON = ("model", "max_length", "doc_stride", "batch_size", "max_samples")
 
 logger = logging.getLogger(__name__)
@@ -78,11 +79,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         "filled": int(chosen["reason"].str.startswith(FILLED).sum()),
         "labels": labels,
     }
+    if args.embedding_dir:
+        computed(candidates, "embeddings")  # also where the selector does not read them
+    drawn = pictures(candidates, chosen["id"].tolist())
     flags = {name: value for name, value in vars(args).items() if name not in ("settings", "sources", "read")}
     with stage(args.output_dir, flags, owns=OWNS, inputs=args.sources, datasets=[split]) as path:
         write_csv(path / "selected.csv", chosen)
         write_csv(path / "rejected.csv", others)
         write_json(path / "selection_meta.json", meta)
+        write_pictures(path, drawn)
     if meta["filled"]:
         logger.warning(f"{args.selector} left {k - meta['filled']:,}; {meta['filled']:,} were drawn at random")
     print(f"train on them: {training_command(args, split.task, path)}")

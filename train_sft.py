@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def fine_tune(args: argparse.Namespace, template: string.Template) -> None:
-    rows = load_rows(args)
+    rows, template = load_rows(args, template)
     split = as_split(rows, str(Path(args.output_dir) / DATA_FILE))
 
     from transformers import set_seed

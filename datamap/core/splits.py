@@ -21,6 +21,8 @@ import numpy as np
 from datamap.core.errors import UserError, first_line, name_a_few, repeated
 from datamap.core.files import csv_records, read_bytes, read_json, read_rows
 from datamap.core.hub import hub_splits, read_hub
+from datamap.core.pickles import SUFFIXES as PICKLES
+from datamap.core.pickles import pickled_splits
 
 if TYPE_CHECKING:
     import datasets
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 # Parts of a split: the share that is held out, and the rest of it.
 PART = re.compile(r"(?P<split>.+)_(?P<part>held_out|without)_(?P<share>0\.\d+)")
 EVAL_SPLITS = ("validation", "validation_matched", "valid", "dev")  # the first that a dataset has is evaluated on
-FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", *PICKLES)
 NO_SPLITS = ("run_meta.json", "filter_report.json", "cleaning_report.json")  # dataset_filters.py's
 
 
@@ -203,7 +205,7 @@ def splits_of(name: str) -> list[str]:
     """The splits that a dataset has, as far as that can be told without loading it."""
     path = Path(name)
     if path.is_file():
-        return ["train"]
+        return list(pickled_splits(path)) if _suffix(path) in PICKLES else ["train"]
     if name.startswith("demo:"):
         from datamap.demo.builtin import DEMOS
 
@@ -216,9 +218,9 @@ def splits_of(name: str) -> list[str]:
 
 def default_eval_split(name: str) -> str:
     """The split to evaluate on when none is named: validation, or what stands for it (MNLI: validation_matched)."""
-    if Path(name).is_file():
-        return "train"  # the only one
     known = splits_of(name)
+    if known == ["train"] and Path(name).is_file():
+        return "train"  # the only one
     return next((split for split in EVAL_SPLITS if split in known), EVAL_SPLITS[0])
 
 
@@ -311,6 +313,9 @@ def _read(name: str, split: str) -> Read:
     if path.is_file():
         if plain.suffix not in FILE_SUFFIXES:
             raise UserError(f"{name}: expected one of {', '.join(FILE_SUFFIXES)}, plain or .gz")
+        if plain.suffix in PICKLES:
+            _check_split(name, split, splits_of(name))
+            return _of_rows(path, pickled_splits(path)[split])
         if split != "train":
             raise UserError(
                 f"{name} is a single file, whose only split is 'train'; {split!r} was asked for: name 'train', or put "
@@ -395,7 +400,12 @@ def _read_file(path: Path) -> Read:
     raw = read_bytes(path)
     if not raw.strip():
         raise UserError(f"{path} is empty")
-    suffix = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+    suffix = _suffix(path)
+    if suffix in PICKLES:
+        found = pickled_splits(path)
+        if list(found) != ["train"]:
+            raise UserError(f"{path} holds the splits {', '.join(found)}; name it by itself, not its directory")
+        return _of_rows(path, found["train"])
     if suffix == ".parquet":
         import pyarrow.parquet as pq
 
@@ -405,10 +415,20 @@ def _read_file(path: Path) -> Read:
             return datasets.Dataset(table), {}
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} is not a whole parquet file ({first_line(error)})") from error
-    rows = _csv_rows(path) if suffix in (".csv", ".tsv") else read_rows(path)
+    is_csv = suffix in (".csv", ".tsv")
+    return _of_rows(path, _csv_rows(path) if is_csv else read_rows(path), may_nest=not is_csv)
+
+
+def _suffix(path: Path) -> str:
+    return Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
+
+
+def _of_rows(path: Path, rows: list[dict[str, Any]], may_nest: bool = False) -> Read:
+    import datasets
+
     if not rows:
         raise UserError(f"{path} holds no rows")
-    if suffix not in (".csv", ".tsv") and all("paragraphs" in row for row in rows):
+    if may_nest and all("paragraphs" in row for row in rows):
         rows = _flatten_squad(path, rows)
     for row in rows:
         if row.get("id") is not None:  # ids may be numbers in one row and strings in the next

@@ -13,6 +13,7 @@ from datamap.core.artifacts import check_not_read, check_writable, recorded_cap,
 from datamap.core.configs import with_config
 from datamap.core.errors import UserError
 from datamap.core.flags import ALLOW_CHANGED, DEFAULT_SEED, Parser, fraction, positive_int, seed_number
+from datamap.core.plots import add_plot_format
 from datamap.selection.base import SELECTORS, SETTINGS, Settings, needed, settings_of
 from datamap.selection.features import FEATURES
 from datamap.selection.perturbations import KINDS
@@ -26,6 +27,8 @@ DEFAULT_DATASET, DEFAULT_TASK = "stanfordnlp/sst2", "classification"
 DEFAULT_ENCODER, DEFAULT_CAUSAL_LM = "answerdotai/ModernBERT-base", "Qwen/Qwen3-1.7B-Base"
 POOLINGS = ("mean", "cls", "cls_and_answer_mean")
 SOURCES = ("cartography_dir", "embedding_dir", "model_path")  # flags that name what is read
+DRAWN = ("cartography_dir", "embedding_dir")  # what is chosen is drawn on them also where the selector reads neither
+DEFAULT_MAP = "./cartography_output"
 MADE_BY = {"cartography_dir": "run.py --enable_cartography", "embedding_dir": "extract_embeddings.py"}
 
 
@@ -42,6 +45,7 @@ def build_parser() -> Parser:
     group.add_argument("--fill", choices=("random",), help="top up a selector that leaves too few, and say so")
     group.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="of everything that is drawn")
     group.add_argument("--output_dir", default="./selection_output", help="where the files go")
+    add_plot_format(group)
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset", help="Hub name, file, directory or demo:... (default: that of what is read, else "
@@ -59,9 +63,10 @@ def build_parser() -> Parser:
     group.add_argument("--model_path", metavar="DIR", help="trained model for predictive_entropy and consistency, and "
                        "for el2n and grand instead of a warm-up")
     group.add_argument("--pooling", choices=POOLINGS, help="of embeddings (default: mean; of qa cls_and_answer_mean)")
-    group.add_argument("--embedding_dir", metavar="DIR", help="embeddings that extract_embeddings.py wrote")
-    group.add_argument("--cartography_dir", default="./cartography_output", metavar="DIR",
-                       help="what run.py --enable_cartography wrote")
+    group.add_argument("--embedding_dir", metavar="DIR",
+                       help="embeddings that extract_embeddings.py wrote; what is chosen is drawn on them")
+    group.add_argument("--cartography_dir", metavar="DIR", help="what run.py --enable_cartography wrote; what is "
+                       f"chosen is drawn on it (default: {DEFAULT_MAP} where the selector reads it)")
     group.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
     group.add_argument("--doc_stride", type=positive_int, default=128, metavar="N",
                        help="tokens that two windows share, for qa")
@@ -93,7 +98,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("several selectors")
     group.add_argument("--pipeline", metavar="A:SHARE,B:SHARE",
                        help="one after the other; shares are of all examples, the last says how many are chosen")
-    group.add_argument("--fusion", metavar="A:WEIGHT,B:WEIGHT", help="weighted mean of their rank-normalised scores")
+    group.add_argument("--fusion", metavar="A:WEIGHT,B:WEIGHT", help="weighted mean of their rank-normalised scores, "
+                       "and with kcenter among them of the distance from what is chosen already")
 
     group = parser.add_argument_group("judge (any OpenAI-compatible server; the key is read from OPENAI_API_KEY)")
     group.add_argument("--judge_model", metavar="NAME", help="as the server calls it")
@@ -116,8 +122,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args.features = list(needed(args.selector, args.settings))
     read = settings_of(args.selector, args.settings)
     read |= {flag for name in args.features for flag in FEATURES[name].flags}
+    read |= {flag for flag in DRAWN if getattr(args, flag)}
+    args.cartography_dir = args.cartography_dir or DEFAULT_MAP
     every = {*SETTINGS, *(flag for feature in FEATURES.values() for flag in feature.flags)}
-    for flag in sorted(every - read):
+    for flag in sorted(every - read - {*DRAWN}):
         if getattr(args, flag) != parser.get_default(flag):
             more = " (--model names the encoder)" if flag == "model_path" and "embeddings" in args.features else ""
             parser.error(f"--{flag} does nothing with --selector {args.selector}{more}")

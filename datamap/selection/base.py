@@ -15,6 +15,7 @@ from datamap.core.errors import UserError, name_a_few, repeated
 
 HIGHEST: Final = "highest"
 LOWEST: Final = "lowest"
+MIDDLE: Final = "middle"
 F = TypeVar("F", bound=Callable[..., Any])
 FILLED = "random fill"  # how the reason of an example begins that no selector chose
 
@@ -87,7 +88,8 @@ class Setting:
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
-KEEP = Setting("keep", None, "which end to choose (default: see --list)", {"choices": (HIGHEST, LOWEST)})
+KEEP = Setting("keep", None, "which end to choose, or the middle of the distribution (default: see --list)",
+               {"choices": (HIGHEST, LOWEST, MIDDLE)})
 SETTINGS = {KEEP.name: KEEP}  # and those of the selectors
 
 
@@ -126,7 +128,7 @@ def without_scores(rows: np.ndarray, reasons: list[str]) -> Picks:
 
 
 Pick = Callable[[Features, int, np.random.Generator, Settings], Picks]
-Score = Callable[[Features, Settings], np.ma.MaskedArray]
+Score = Callable[[Features, Settings], np.ma.MaskedArray | None]
 Reasons = Callable[[Features, Settings, np.ndarray], list[str]]  # of rows, (m,) int
 
 
@@ -135,7 +137,8 @@ class Selector:
     """One way to choose. needs: features; more: features that depend on the settings. settings: those that it reads.
 
     It either ranks by one number per example, ``score`` (n,), of which the end ``keep`` comes first and which is
-    taken over all examples even where strata are chosen from; or it picks, one with regard to the others. reason: of
+    taken over all examples even where strata are chosen from; or it picks, one with regard to the others, as a fusion
+    does where its members make its score None. reason: of
     those that it chooses, or a function that gives it for rows; by default score and place. seeded: whether another
     seed makes another choice, beyond the order of equal scores. check: says what is wrong with the settings, if
     anything.
@@ -242,9 +245,23 @@ def largest_remainder(sizes: np.ndarray, total: int) -> np.ndarray:
 
 def ranked(values: np.ma.MaskedArray, rng: np.random.Generator, keep: str = HIGHEST) -> np.ndarray:
     """Rows from the best to the worst, the masked ones left out; equal values in an order that the seed decides."""
-    plain = np.ma.getdata(values).astype(float)
-    order = np.lexsort((rng.permutation(len(plain)), -plain if keep == HIGHEST else plain))
+    behind = _behind(values, keep)
+    order = np.lexsort((rng.permutation(len(behind)), behind))
     return order[~np.ma.getmaskarray(values)[order]]
+
+
+def _behind(values: np.ma.MaskedArray, keep: str) -> np.ndarray:
+    """(n,) float, the lowest for what comes first, infinite where masked. Of the middle it is the distance, in ranks,
+    from the median: the first k of n are the middle k/n of the distribution, whatever its shape."""
+    from scipy.stats import rankdata
+
+    known = ~np.ma.getmaskarray(values)
+    behind = np.full(len(values), np.inf)
+    plain = np.ma.getdata(values)[known].astype(float)
+    if keep == MIDDLE:
+        plain = abs(2 * rankdata(plain) - (len(plain) + 1))  # whole numbers: the two sides tie exactly
+    behind[known] = -plain if keep == HIGHEST else plain
+    return behind
 
 
 def places(name: str, values: np.ma.MaskedArray, keep: str, rows: np.ndarray) -> list[str]:
@@ -254,8 +271,9 @@ def places(name: str, values: np.ma.MaskedArray, keep: str, rows: np.ndarray) ->
     """
     known = ~np.ma.getmaskarray(values)
     plain = np.ma.getdata(values).astype(float)
-    ordered = np.sort(plain[known] if keep == LOWEST else -plain[known])
-    found = 1 + np.searchsorted(ordered, plain[rows] if keep == LOWEST else -plain[rows])
+    behind = _behind(values, keep)
+    ordered = np.sort(behind[known])
+    found = 1 + np.searchsorted(ordered, behind[rows])
     return [f"{name} {plain[row]:.4g}, {place:,} of {len(ordered):,} from the {keep}" if known[row]
             else f"{name} leaves it out" for row, place in zip(rows, found.tolist(), strict=True)]
 

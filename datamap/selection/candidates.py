@@ -29,12 +29,14 @@ logger = logging.getLogger(__name__)
 @dataclass
 class Candidates:
     """split: n rows in the order of their ids. position: (n,) place of each in the dataset as loaded. args: the flags
-    of select_subset.py. known: the features that were computed so far. unusable: ids that cannot be trained on."""
+    of select_subset.py. known: the features that were computed so far. reports: what there is to say of some of them,
+    beside how long it took. unusable: ids that cannot be trained on."""
 
     split: Split
     position: np.ndarray
     args: argparse.Namespace
     known: dict[str, np.ndarray] = field(default_factory=dict)
+    reports: dict[str, dict[str, Any]] = field(default_factory=dict)
     unusable: list[str] = field(default_factory=list)
 
     @property

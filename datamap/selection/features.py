@@ -31,6 +31,7 @@ from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import write_csv
 from datamap.core.locks import lock
+from datamap.core.splits import Split
 from datamap.selection.cache import Compute
 from datamap.selection.candidates import Candidates
 from datamap.selection.diversity import check_finite
@@ -40,6 +41,7 @@ from datamap.training.models import trained_fingerprint
 from datamap.training.prerequisites import Prerequisite, PrerequisiteFailed, make
 
 EMBEDDING_FLAGS, WARM_UP_FLAGS = ("pooling", "embedding_dir"), ("warmup_epochs", "training_config")
+JUDGE_FLAGS = ("judge_model", "base_url", "workers", "max_requests", "requests_per_minute", "judge_prompt")
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ def features_for(candidates: Candidates) -> tuple[dict[str, np.ndarray], dict[st
                 level = logging.WARNING if len(absent) == len(mask) else logging.INFO
                 logger.log(level, f"{len(absent):,} of {len(mask):,} examples have no {name} "
                            f"({name_a_few(cost['without'])})")
-        costs[name] = cost
+        costs[name] = cost | candidates.reports.get(name, {})
     return {name: computed(candidates, name) for name in costs}, costs
 
 
@@ -316,13 +318,43 @@ def _flip_rate(candidates: Candidates) -> np.ndarray:
     return _by_model(candidates, "flip_rate", path, key, compute)
 
 
-@feature("judge_flags", flags=("judge_model", "base_url", "workers", "max_requests", "requests_per_minute",
-                               "judge_prompt"))
-def _judge_flags(candidates: Candidates) -> np.ndarray:
+@feature("judge_flags", flags=JUDGE_FLAGS)
+def _judge_flags(candidates: Candidates) -> np.ma.MaskedArray:
+    return _flags_of_judge(candidates, candidates.split)
+
+
+@feature("judge_estimates", flags=(*JUDGE_FLAGS, *EMBEDDING_FLAGS))
+def _judge_estimates(candidates: Candidates) -> np.ndarray:
+    """(n, 2): flags of the judge, 0..3, or what a student expects them to be; and 1 where they are the judge's."""
+    from datamap.selection.llm_judge import VERDICTS
+    from datamap.selection.student import asked_rows, check_enough, estimates, told
+
+    asked = asked_rows(candidates.ids, candidates.args.judge_fraction)
+    check_enough(len(asked))  # before what costs
+    vectors = _checked_embeddings(candidates)
+    flags = _flags_of_judge(candidates, candidates.part(asked))
+    answered = ~np.ma.getmaskarray(flags)
+    rows, marks = asked[answered], flags.compressed()
+    expected, report = estimates(vectors, rows, marks, len(VERDICTS), candidates.args.seed)
+    report = {"asked": len(asked), **report}
+    candidates.reports["judge_estimates"] = {"student": report}
+    says = told(report)
+    agrees = report["spearman_low"] is not None and report["spearman_low"] > 0
+    if agrees and report["mean_absolute_error"] < report["mean_absolute_error_of_the_mean"]:
+        logger.info(says)
+    else:
+        logger.warning(f"{says}: what it says of the others is no better than chance; ask about more "
+                       "(--judge_fraction)")
+    expected[rows] = marks
+    return np.stack([expected, np.isin(np.arange(len(expected)), rows).astype(float)], axis=1)
+
+
+def _flags_of_judge(candidates: Candidates, split: Split) -> np.ma.MaskedArray:
+    """(m,) int64 of the examples of ``split``, which are some of the candidates; masked where there is no verdict."""
     from datamap.selection.llm_judge import DEFAULT_PROMPT, flags, judge
     from datamap.thoughts.judging import texts_and_labels
 
-    args, split = candidates.args, candidates.split
+    args = candidates.args
     if not args.judge_model:
         raise UserError("--selector llm_judge needs --judge_model, the name of a chat model as the server of "
                         "--base_url calls it")

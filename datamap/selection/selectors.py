@@ -27,7 +27,6 @@ from datamap.selection.base import (
     SELECTORS,
     Features,
     Picks,
-    Score,
     Setting,
     Settings,
     count_of,
@@ -46,6 +45,7 @@ from datamap.selection.base import (
 from datamap.selection.text_metrics import METRICS
 
 ROWS_AT_ONCE = 8192  # of embeddings, which may be a memory map
+SPREADS = "kcenter"  # the member of a fusion that weighs by distance instead of a score
 N_CLUSTERS = Setting("n_clusters", 128, "of k-means: how many", {"type": positive_int, "metavar": "N"})
 
 
@@ -103,26 +103,48 @@ def _perplexity_band(features: Features, settings: Settings) -> np.ma.MaskedArra
     return np.ma.masked_where(outside, by)
 
 
-def _only_zeros(feature: str) -> Score:
-    """The feature where it is 0; masked elsewhere."""
-
-    def score(features: Features, settings: Settings) -> np.ma.MaskedArray:
-        values = np.ma.asarray(features[feature])
-        return np.ma.masked_where(values > 0, values)
-
-    return score
-
-
 ranks_by("pseudo_perplexity", "quality", "perplexity under a masked language model, each token hidden in turn "
          "(Salazar et al. 2020)", keep=LOWEST)
 ranks_by("label_issues", "quality", "cleanlab's label quality from out-of-fold probabilities, what confident learning "
          "calls an issue last (Northcutt et al. 2021)", "label_quality")
-ranks("consistency", "quality", "drops what a model predicts otherwise after small changes of the text",
-      needs=("flip_rate",), reason="same prediction after every change")(_only_zeros("flip_rate"))
 ranks_by("self_filter", "quality", "agreement of a small head, trained on the rest over several rounds, with the "
          "label")
-ranks("llm_judge", "quality", "drops what a chat model finds ambiguous, sarcastic or wrongly labelled",
-      needs=("judge_flags",), reason="no objection of the judge")(_only_zeros("judge_flags"))
+
+
+@ranks("consistency", "quality", "drops what a model predicts otherwise after small changes of the text",
+       needs=("flip_rate",), reason="same prediction after every change")
+def _consistency(features: Features, settings: Settings) -> np.ma.MaskedArray:
+    values = np.ma.asarray(features["flip_rate"])
+    return np.ma.masked_where(values > 0, values)
+
+
+def _wrong_share(settings: Settings) -> str | None:
+    return None if settings.judge_fraction > 0 else "--judge_fraction must be above 0, found 0"
+
+
+def _no_objection(features: Features, settings: Settings, rows: np.ndarray) -> list[str]:
+    if settings.judge_fraction == 1:
+        return ["no objection of the judge"] * len(rows)
+    return ["no objection of the judge" if is_judged else f"the student expects {flags:.2g} objections of the judge"
+            for flags, is_judged in features["judge_estimates"][rows]]
+
+
+@ranks("llm_judge", "quality", "drops what a chat model finds ambiguous, sarcastic or wrongly labelled",
+       keep=LOWEST, reason=_no_objection, check=_wrong_share,
+       more=lambda settings: ["judge_flags" if settings.judge_fraction == 1 else "judge_estimates"],
+       settings=(Setting("judge_fraction", 1.0, "share of the examples that the judge is asked about, above 0 to 1; "
+                         "of the others a regression on embeddings, fitted to its answers, says what it would find",
+                         {"type": fraction, "metavar": "F"}),))
+def _judged(features: Features, settings: Settings) -> np.ma.MaskedArray:
+    """Objections of the judge, 0..3, those that it has any to masked; of what it was not asked about, expected ones.
+
+    Known to be without objection comes before what is thought to be.
+    """
+    if settings.judge_fraction == 1:
+        values = np.ma.asarray(features["judge_flags"])
+        return np.ma.masked_where(values > 0, values)
+    flags, is_judged = features["judge_estimates"].T
+    return np.ma.masked_where((is_judged == 1) & (flags > 0), flags)
 
 
 # --- diversity ----------------------------------------------------------------------------------------------------
@@ -330,16 +352,56 @@ def _pipeline(features: Features, k: int, rng: np.random.Generator, settings: Se
     return chosen
 
 
-@ranks("fusion", "hybrid", "weighted mean of rank-normalised scores", more=_needs_of_members)
-def _fusion(features: Features, settings: Settings) -> np.ma.MaskedArray:
-    """Weighted mean of the members' scores, rank-normalised so that 1 is what the member would choose first."""
+def _weighted_ranks(features: Features, settings: Settings) -> np.ma.MaskedArray:
+    """(n,) weighted sum of the members' scores, rank-normalised so that 1 is what the member would choose first."""
     total = np.ma.zeros(len(features))
     for name, weight in settings.members:
         member = SELECTORS[name]
-        assert member.score is not None
-        ranks = rank_normalised(member.score(features, settings))
-        total = total + weight * (ranks if member.keep == HIGHEST else 1 - ranks)
-    return total / sum(weight for _, weight in settings.members)
+        if name != SPREADS:
+            assert member.score is not None
+            ranks = rank_normalised(np.ma.asarray(member.score(features, settings)))
+            total = total + weight * (ranks if member.keep == HIGHEST else 1 - ranks)
+    return total
+
+
+def _with_distance(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
+    """Quality and diversity at once: greedily the example of the largest weighted mean of its ranks and its distance
+    from those chosen before it.
+
+    With r_m the rank-normalised score of member m (1: its first choice), S those chosen, w the weights, the next one
+    has the largest ``(sum_m w_m r_m(x) + w_kcenter min_{s in S} |x - s| / spread) / sum w``; spread is the root mean
+    squared distance of all embeddings from their mean, so that the distance of two examples is about 1.4. The first
+    has the largest score alone. The objective is that of quality-diversity selection (Bukharin et al. 2024, arXiv
+    2311.14736: (1 - alpha) diversity + alpha quality, greedily), with the distance of k-center (Sener and Savarese
+    2018) as what an example adds to diversity. Within strata, ranks and distances are those of the stratum.
+    """
+    from datamap.selection.diversity import k_center
+
+    weights = [weight for _, weight in settings.members]
+    apart = sum(weight for name, weight in settings.members if name == SPREADS)
+    ranks = _weighted_ranks(features, settings)
+    known = np.flatnonzero(~np.ma.getmaskarray(ranks))
+    k, vectors, bonus = min(k, len(known)), features["embeddings"], np.ma.getdata(ranks)[known]
+    if not k:
+        return without_scores(known, [])
+    vectors = vectors if len(known) == len(vectors) else vectors[known]
+    _, spread = _nearest_to_the_mean(vectors)
+    scale = spread / apart if spread else math.inf
+    rows, distances, _ = k_center(vectors, k, int(bonus.argmax()), bonus=bonus, scale=scale)
+    of_ranks = bonus[rows] / (sum(weights) - apart)
+    reasons = [f"mean rank {rank:.3g} (1: best) in the scores" + (f", {distance:.4g} from the nearest before it"
+                                                                 if place else ", the best of all")
+               for place, (rank, distance) in enumerate(zip(of_ranks, distances, strict=True))]
+    return Picks(known[rows], (distances / scale + bonus[rows]) / sum(weights), reasons)
+
+
+@ranks("fusion", "hybrid", "weighted mean of rank-normalised scores, and with kcenter of the distance to those chosen",
+       more=_needs_of_members, pick=_with_distance)
+def _fusion(features: Features, settings: Settings) -> np.ma.MaskedArray | None:
+    """The weighted mean of the members' ranks, 0..1; None where distance counts, which no example has by itself."""
+    if SPREADS in dict(settings.members):
+        return None
+    return _weighted_ranks(features, settings) / sum(weight for _, weight in settings.members)
 
 
 # --- asking them ----------------------------------------------------------------------------------------------------
@@ -360,10 +422,14 @@ def parse_members(text: str, kind: str) -> tuple[tuple[str, float], ...]:
             value = math.nan
         if not 0 < value < math.inf:
             raise UserError(f"--{kind}: expected NAME:NUMBER with a number above 0, found {part.strip()!r}")
-        if kind == "fusion" and selector.score is None:
-            able = [each.name for each in SELECTORS.values() if each.score and each.kind != "hybrid"]
-            raise UserError(f"--fusion: {name} gives no score to every example; these do: {', '.join(able)}")
+        able = [each.name for each in SELECTORS.values() if each.score and each.kind != "hybrid"]
+        if kind == "fusion" and name not in (*able, SPREADS):
+            raise UserError(f"--fusion: {name} gives no score to every example; these do: {', '.join(able)}; of those "
+                            f"without, {SPREADS} alone can be weighed, by distance")
         members.append((name, value))
+    if kind == "fusion" and {name for name, _ in members} == {SPREADS}:
+        raise UserError(f"--fusion: {SPREADS} gives no score, and there is none beside it; --selector {SPREADS} is "
+                        f"that, or name one of {', '.join(able)} too")
     shares = [share for _, share in members]
     if kind == "pipeline" and (max(shares) > 1 or shares != sorted(shares, reverse=True)):
         raise UserError(f"--pipeline {text!r}: shares are of all examples, at most 1, and none larger than the one "
@@ -426,8 +492,7 @@ def rejected(features: Features, name: str, chosen: pd.DataFrame, settings: Sett
     selector = SELECTORS[name]
     rows = np.flatnonzero(~np.isin(np.array(features.ids, dtype=object), chosen["id"].to_numpy(dtype=object)))
     scores, reasons = np.full(len(rows), np.nan), [f"not among the {len(chosen):,} that {name} picks"] * len(rows)
-    if selector.score is not None:
-        values = selector.score(features, settings)
+    if selector.score is not None and (values := selector.score(features, settings)) is not None:
         scores = np.ma.filled(values.astype(float), np.nan)[rows]
         reasons = places(name, values, settings.keep or selector.keep, rows)
     return pd.DataFrame({"id": [features.ids[row] for row in rows], "score": scores, "reason": reasons})

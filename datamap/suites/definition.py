@@ -63,7 +63,8 @@ FROM_THE_RUN = {"model": "model", "dataset": "dataset", "split": "train_split", 
                 "max_length": "max_length", "doc_stride": "doc_stride", "no_cuda": "no_cuda"}
 SELECTED = "selected.csv"
 # Of select_subset.py: where and how fast.
-SELECTION_PLACES = ("seed", "output_dir", "cache_dir", "batch_size", "workers", "max_requests", "requests_per_minute")
+SELECTION_PLACES = ("seed", "output_dir", "cache_dir", "batch_size", "workers", "max_requests", "requests_per_minute",
+                    "plot_format")
 # Where things are, not what they are; what is read is part of a run's identity by its content.
 PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "validation_cartography_output_dir",
           "validation_cluster_assignments_path", "config", "overwrite",
@@ -275,6 +276,10 @@ def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> st
                 if name not in ("settings", "sources", "read", *SELECTION_PLACES)}
     if arguments.spans != "strict":
         del settings["spans"]
+    of_selectors = vars(arguments.settings)
+    if arguments.judge_fraction == 1:  # younger than choices that were made without it
+        settings, of_selectors = ({name: value for name, value in each.items() if name != "judge_fraction"}
+                                  for each in (settings, of_selectors))
     try:
         sources = {flag: made.get(path) or content_key(path) for flag, path in arguments.sources.items()
                    if flag != "model_path" or Path(path).exists()}
@@ -289,7 +294,7 @@ def _resolve_selection(each: Experiment, where: str, made: dict[str, str]) -> st
     if "embeddings" in arguments.features and run.model in SCRATCH_MODELS and "model" not in given:
         logger.info(f"{where}: embeddings by {arguments.model}, as {run.model} gives none; \"model\" in select names "
                     "another")
-    identity = digest([settings, vars(arguments.settings), sources, contents, split.fingerprint, strata])
+    identity = digest([settings, of_selectors, sources, contents, split.fingerprint, strata])
     selected = str(Path(f"selection-{identity}") / SELECTED)
     made[selected] = identity
     return selected

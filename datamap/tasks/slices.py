@@ -30,9 +30,11 @@ PERCENTAGES = ("exact_match", "f1", "low", "high")  # of a table with exact_matc
 MAX_NAME_PRINTED = 48  # characters
 ENDS_PRINTED = 6  # of many slices so many of the worst, and of the best
 MAX_PANELS, MAX_POINTS = 6, 40
+MAX_EPOCH_PANELS = 11
 # They tell the series apart in grey.
 MARKERS = ("o", "s", "^", "D", "v", "P")
-RATE_LABELS = {"accuracy": "accuracy (fraction right)", "exact_match": "exact match (%)"}
+RATE_LABELS = {"accuracy": "accuracy (fraction right)", "exact_match": "exact match (%)",
+               "correctness": "correctness (fraction right)"}
 
 
 def rate_name(rate: str) -> str:
@@ -367,6 +369,37 @@ def plot_generalization(
     in_a_row = max(1, 80 // (6 + max(map(len, labels))))  # characters
     axis.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=in_a_row, frameon=False, fontsize=8, borderaxespad=0)
     save_figure(figure, path, title, caption + note + _key(rate, singles))
+
+
+def plot_by_epoch(
+    path: str | Path, table: pd.DataFrame, columns: Sequence[str], rate: str, title: str, caption: str
+) -> None:
+    """Draw the ``rate`` of every epoch: a panel for all examples and one for every value of a slice column, at most
+    MAX_EPOCH_PANELS, those with the most examples. table: of slices, below each other by ``epoch``."""
+    pooled = table[table["slice"] == OVERALL]
+    last = table[table["epoch"] == table["epoch"].max()]
+    shown, note = _largest(last[last[list(columns)].notna().sum(axis=1) == 1], MAX_EPOCH_PANELS, "slices")
+    names = [OVERALL, *shown["slice"]]
+    across = min(4, len(names))
+    down = -(-len(names) // across)
+    figure, axes = new_figure(0.6 + 2.0 * across, 1.0 + 1.8 * down, down, across, sharex=True, sharey=True,
+                              squeeze=False)
+    titles = _sized(["all examples", *shown["slice"]], [int(pooled["n"].max()), *shown["n"]], 26, break_after=14)
+    for number, (axis, name) in enumerate(zip(axes.flat, names, strict=False)):
+        rows = table[table["slice"] == name]
+        if number:
+            axis.plot(pooled["epoch"], pooled[rate], color=LIGHT_GREY, linewidth=2)
+        color = "black" if number == 0 else COLORS[(number - 1) % len(COLORS)]
+        _draw(axis, rows["epoch"].to_numpy(), rows, rate, color, MARKERS[number % len(MARKERS)], name)
+        _finish_axis(axis, "epoch", rate, pooled["epoch"].to_numpy())
+        axis.label_outer()
+        if number + across >= len(names):  # nothing below it
+            axis.tick_params(labelbottom=True)
+            axis.set_xlabel("epoch", fontsize=9)
+        axis.set_title(titles[number], fontsize=9, loc="left")
+    for axis in axes.flat[len(names) :]:
+        axis.set_visible(False)
+    save_figure(figure, path, title, caption + note + _key(rate, table) + "; grey line: all examples")
 
 
 def _plot_points(

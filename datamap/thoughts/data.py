@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("premise", "hypothesis", "label")
 TRUE_LABEL = "true_label"
+THOUGHTS_FILE = ("thoughts.jsonl", "generate_thoughts.py --mode generate")  # and what makes it
 HUB_NAME = re.compile(r"\w[\w.-]*/[\w.-]+(?<!\.jsonl)(?<!\.json)(?<!\.gz)(?::.+)?")
 
 logger = logging.getLogger(__name__)
@@ -146,7 +147,7 @@ def read_thoughts(path: str | Path) -> list[dict[str, Any]]:
     ``true_label`` (0, 1 or None), and what else the file has. Others' files may be JSON Lines or a JSON list, with
     numbers or strings for ids and labels. UserError for a record that lacks one of these.
     """
-    return _read_chains(path, "thoughts.jsonl", "generate_thoughts.py --mode generate", THOUGHT)
+    return _read_chains(path, *THOUGHTS_FILE, THOUGHT)
 
 
 def read_reflections(path: str | Path) -> list[dict[str, Any]]:
@@ -154,13 +155,16 @@ def read_reflections(path: str | Path) -> list[dict[str, Any]]:
     return _read_chains(path, "reflections.jsonl", "generate_thoughts.py --mode reflect", IMPROVED)
 
 
-def _read_chains(path: str | Path, filename: str, made_by: str, thought: str) -> list[dict[str, Any]]:
+def rows_at(path: str | Path, filename: str, made_by: str) -> tuple[str | Path, list[dict[str, Any]]]:
+    """The records as they stand, and where: of a file, of a directory's ``filename``, or of the Hub."""
     if HUB_NAME.fullmatch(str(path)) and not Path(path).exists():
-        file: str | Path = path
-        rows = read_hub(str(path), "train").to_list()
-    else:
-        file = artifact_file(path, filename, made_by, appended=True)
-        rows = read_rows(file)
+        return path, read_hub(str(path), "train").to_list()
+    file = artifact_file(path, filename, made_by, appended=True)
+    return file, read_rows(file)
+
+
+def _read_chains(path: str | Path, filename: str, made_by: str, thought: str) -> list[dict[str, Any]]:
+    file, rows = rows_at(path, filename, made_by)
     chains: dict[str, dict[str, Any]] = {}
     for number, row in enumerate(rows, 1):
         needed = ("id", "premise", "hypothesis", thought, LABEL, TRUE_LABEL)

@@ -48,11 +48,12 @@ def build_parser(show_all: bool = False) -> Parser:
 
     group = parser.add_argument_group("data")
     group.add_argument("--thoughts", metavar="PATH",
-                       help="chains of thought: what generate_thoughts.py wrote, a file, or a Hub name; needed")
+                       help="chains of thought: what generate_thoughts.py wrote, a file, or a Hub name; also a "
+                       "fine-tuning file with text or messages; needed")
     group.add_argument("--reflections", metavar="PATH",
                        help="the repaired ones (default: none; only chains that came to the right label are used)")
     group.add_argument("--prompt_file", metavar="FILE", help="what the model is asked, with $premise and $hypothesis "
-                       f"(default: {TUNED.relative_to(TUNED.parents[2])})")
+                       f"(default: {TUNED.relative_to(TUNED.parents[2])}; of a fine-tuning file its own)")
     group.add_argument("--max_length", type=positive_int, default=512, metavar="N",
                        help="longest prompt with its answer, in tokens; what is longer is cut, and reported")
     group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")

@@ -19,8 +19,16 @@ from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import atomic, write_json, write_jsonl
 from datamap.core.splits import Split, default_eval_split, load_split
 from datamap.tasks.registry import get_task
-from datamap.thoughts.data import load_pairs, read_reflections, read_thoughts, training_rows
-from datamap.thoughts.prompts import PROMPT_FILE
+from datamap.thoughts.data import (
+    THOUGHTS_FILE,
+    load_pairs,
+    read_reflections,
+    read_thoughts,
+    rows_at,
+    training_rows,
+)
+from datamap.thoughts.prompts import PROMPT_FILE, TUNED
+from datamap.thoughts.tuning_files import tuning_column, tuning_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -32,12 +40,21 @@ TRAINED, HELD_OUT, FILTERED, TOO_LONG, NOT_USED = "train", "held_out", "filtered
 logger = logging.getLogger(__name__)
 
 
-def load_rows(args: argparse.Namespace) -> list[dict[str, Any]]:
+def load_rows(
+    args: argparse.Namespace, template: string.Template
+) -> tuple[list[dict[str, Any]], string.Template]:
+    """The rows, and the prompt: ``template``, or that of a fine-tuning file where --prompt_file names none."""
+    file, records = rows_at(args.thoughts, *THOUGHTS_FILE)
+    if column := tuning_column(records):
+        if args.reflections:
+            raise UserError(f"--reflections has nothing to repair in {file}, whose {column} are answers to be learnt; "
+                            "leave it out")
+        return tuning_rows(records, column, file, None if args.prompt_file == str(TUNED) else template)
     thoughts = read_thoughts(args.thoughts)
     beside = Path(args.thoughts) / "reflections.jsonl"
     if not args.reflections and beside.exists() and beside.stat().st_size:
         logger.warning(f"{beside} is not used: --reflections {args.thoughts} takes the repaired chains too")
-    return training_rows(thoughts, read_reflections(args.reflections) if args.reflections else [])
+    return training_rows(thoughts, read_reflections(args.reflections) if args.reflections else []), template
 
 
 def as_split(rows: Sequence[Mapping[str, Any]], name: str) -> Split:

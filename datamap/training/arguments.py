@@ -108,7 +108,7 @@ def build_parser(show_all: bool = False) -> Parser:
 
     group = parser.add_argument_group("data")
     group.add_argument("--dataset",
-                       help="Hub name or name:subset, file (.json .jsonl .csv .tsv .parquet), directory, or demo:NAME "
+                       help="Hub name or name:subset, file (.json .jsonl .csv .tsv .parquet .pkl), directory or demo: "
                             f"(default: what --model was trained on by run.py, else {DEFAULT_DATASET})")
     group.add_argument("--train_split", default="train", help="split to train on")
     _add_evaluated_data(group)

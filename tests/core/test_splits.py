@@ -429,7 +429,7 @@ def test_csv_contexts_may_be_long(tmp_path):
         ("a.jsonl", " \n\n", "is empty"),
         ("a.parquet", "PAR1 not", "is not a whole parquet file"),
         ("a.json.gz", "[]", "is not a whole gzip file"),
-        ("a.txt", "x", r"expected one of \.json, \.jsonl, \.csv, \.tsv, \.parquet, plain or \.gz"),
+        ("a.txt", "x", r"expected one of \.json, \.jsonl, \.csv, \.tsv, \.parquet, \.pkl, \.pickle, plain or \.gz"),
     ],
 )
 def test_malformed_files_are_refused(tmp_path, name, content, message):

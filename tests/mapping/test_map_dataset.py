@@ -414,7 +414,7 @@ def test_a_line_says_how_far_it_is(tmp_path):
             assert console.share() == pytest.approx(0.6)  # it never falls
             evaluating.began -= 3600
             evaluating.advance(5)
-            assert console.text().startswith("60%, 1 h 0 min left: train, evaluating: ")  # all takes no less than a part
+            assert console.text().startswith("60%, 1 h 0 min left: train, evaluating: ")
         console.finished("train")
         assert console.share() == pytest.approx(0.8) and console.text() == "80%, 0 s left: page"
     assert EVERY == 30

@@ -197,7 +197,11 @@ def check(found: SimpleNamespace, selector: str, k: int, ids) -> None:
         assert set(cost.get("without", [])) <= set(ids)
     recorded = read_json(found.directory / "run_meta.json")
     assert recorded["status"] == "finished" and recorded["arguments"]["selector"] == selector
-    assert set(recorded["outputs"]) == {"selected.csv", "rejected.csv", "selection_meta.json"}
+    embedded = {"embeddings", "judge_estimates", "self_filter"} & set(meta["features"]) or (
+        "label_quality" in meta["features"] and recorded["arguments"]["probabilities"] == "embeddings")
+    drawn = {f"selected_on_{place}.{kind}" for kind in ("png", "csv") for place, is_read in (
+        ("embeddings", embedded), ("map", "cartography_dir" in recorded["inputs"])) if is_read}
+    assert set(recorded["outputs"]) == {"selected.csv", "rejected.csv", "selection_meta.json"} | drawn
     rejected = read_table(found.directory / "rejected.csv")
     assert rejected.columns.tolist() == ["id", "score", "reason"]
     assert set(ids) - set(chosen) <= set(rejected["id"]) and not set(chosen) & set(rejected["id"])
@@ -212,7 +216,7 @@ def check(found: SimpleNamespace, selector: str, k: int, ids) -> None:
     assert {name: getattr(args, name) for name in settings if name != "name"} == {
         name: value for name, value in settings.items() if name != "name"}
     assert f"{k:,} of {len(ids):,}" in last and selector in last and str(found.directory) in last
-    assert "Traceback" not in found.err and "error" not in found.err.lower()
+    assert "Traceback" not in found.err and "error: " not in found.err.lower()
 
 
 # --- every selector -----------------------------------------------------------------------------------------------
@@ -684,6 +688,31 @@ def test_a_server_that_cannot_be_leaves_nothing(home, refuse, monkeypatch, url, 
     assert set(home.place.rglob("*")) == before
 
 
+def test_a_judge_of_half_and_a_student_for_the_rest(home, choose, tmp_path, refuse):
+    flags = ["--model", home.encoder, "--judge_fraction", 0.5]
+    with chat_server(opinion) as server:
+        found = choose(*judge_flags(server.url), *flags, "--k", 20, cache=tmp_path / "cache")
+        assert len(server.requests) == N // 2
+        more = choose(*judge_flags(server.url), *flags[:-1], 0.75, "--k", 20, "--seed", 5, cache=tmp_path / "cache",
+                      output="more")
+        assert len(server.requests) == 3 * N // 4, "answers are kept, whatever the seed"
+    report = found.meta["features"]["judge_estimates"]["student"]
+    assert report["asked"] == report["judged"] == N // 2 and found.meta["settings"]["judge_fraction"] == 0.5
+    assert more.meta["features"]["judge_estimates"]["student"]["judged"] == 3 * N // 4
+    assert -1 <= report["spearman_low"] <= report["spearman"] <= report["spearman_high"] <= 1
+    assert 0 <= report["mean_absolute_error_low"] <= report["mean_absolute_error"] <= report[
+        "mean_absolute_error_high"] <= 3
+    assert "a student that has not seen them has Spearman" in found.err
+    check(found, "llm_judge", 20, reviews_split(home.reviews).ids)
+    wrong = {row["id"] for row in reviews_split(home.reviews).data
+             if {"cold", "dull", "grey"} & set(row["sentence"].split())}
+    judged = found.table[found.table["reason"] == "no objection of the judge"]["id"]
+    assert len(judged) and not set(judged) & wrong
+    assert found.table["reason"].str.contains("the student expects").sum() == 20 - len(judged)
+    line = refuse(*judge_flags(server.url), "--model", home.encoder, "--judge_fraction", 0.4, "--k", 3)
+    assert "verdicts on 19 examples are too few to learn from" in line, "said before anything is asked"
+
+
 def test_without_a_verdict_none_is_chosen(home, choose, tmp_path):
     with chat_server(lambda request: opinion(request).replace("false", "null", 1)) as server:
         with pytest.raises(SystemExit):
@@ -714,6 +743,43 @@ def test_a_judge_that_is_not_there(home, refuse, tmp_path, monkeypatch):
     assert "OPENAI_API_KEY" in refuse("--selector", "llm_judge", "--judge_model", "m", "--k", 3)
     line = refuse(*judge_flags(url), "--k", 3, "--judge_prompt", tmp_path / "none.txt")
     assert "none.txt" in line and "no such file" in line
+
+
+# --- pictures -----------------------------------------------------------------------------------------------------
+
+
+def test_what_was_chosen_is_drawn_where_it_lies(home, choose, tmp_path, refuse):
+    """On embeddings and map that are named, also by a selector that reads neither."""
+    split = reviews_split(home.reviews)
+    vectors = tmp_path / "vectors"
+    extract_embeddings.main(["--model_path", str(home.encoder), "--dataset", str(home.reviews), "--task",
+                             "classification", "--pooling", "mean", "--no_cuda", "--output_dir", str(vectors)])
+    found = choose("--selector", "random", "--k", 9, "--embedding_dir", vectors, "--cartography_dir", home.map,
+                   "--plot_format", "svg")
+    assert set(found.meta["features"]) == set()
+    chosen = set(found.table["id"])
+    on_map = read_table(found.directory / "selected_on_map.csv").set_index("id")
+    metrics = load_cartography_metrics(home.map)
+    assert set(on_map.index) == set(split.ids)
+    assert on_map["confidence"].to_dict() == pytest.approx(metrics["confidence"].to_dict())
+    on_embeddings = read_table(found.directory / "selected_on_embeddings.csv").set_index("id")
+    for table in (on_map, on_embeddings):
+        assert set(table.index[table["is_selected"]]) == chosen and len(table) == N
+    values = slow_embeddings(home.encoder, split)
+    values = values - values.mean(axis=0)
+    _, _, axes = np.linalg.svd(values, full_matrices=False)
+    points = on_embeddings.loc[split.ids, ["dim1", "dim2"]].to_numpy()
+    expected = values @ axes[:2].T
+    for place in (0, 1):  # up to its sign, an axis is an axis
+        sign = np.sign(points[:, place] @ expected[:, place])
+        np.testing.assert_allclose(sign * points[:, place], expected[:, place], atol=1e-3 * np.abs(expected).max())
+    assert (found.directory / "selected_on_map.svg").exists()
+    assert read_json(found.directory / "run_meta.json")["inputs"]["embedding_dir"]["path"] == str(vectors)
+    plain = choose("--selector", "random", "--k", 9, output="plain")
+    assert plain.table["id"].tolist() == found.table["id"].tolist()
+    assert not list(plain.directory.glob("selected_on_*"))
+    other = write_map(tmp_path / "other", load_split("demo:stories", "train", get_task("classification"), 20))
+    assert str(other) in refuse("--selector", "random", "--k", 3, "--cartography_dir", other)
 
 
 # --- what is recorded ---------------------------------------------------------------------------------------------
@@ -781,7 +847,11 @@ WRONG = {
     "too many": (["--selector", "random", "--k", "49"], ["49", "48"]),
     "flag of another": (["--selector", "random", "--k", "3", "--n_clusters", "4"], ["--n_clusters", "random"]),
     "keep of none": (["--selector", "kcenter", "--k", "3", "--keep", "lowest"], ["--keep", "kcenter"]),
-    "map of none": (["--selector", "kcenter", "--k", "3", "--cartography_dir", "x"], ["--cartography_dir", "kcenter"]),
+    "map that is not there": (
+        ["--selector", "kcenter", "--k", "3", "--cartography_dir", "x"], ["--cartography_dir", "no such"]),
+    "no share of a judge": (["--selector", "llm_judge", "--k", "3", "--judge_fraction", "0"], ["--judge_fraction"]),
+    "share of no judge": (["--selector", "kcenter", "--k", "3", "--judge_fraction", "0.5"], ["--judge_fraction"]),
+    "fusion of groups": (["--fusion", "aum:1, kmeans:1", "--k", "3"], ["kmeans gives no score", "kcenter"]),
     "no model_path": (["--selector", "predictive_entropy", "--k", "3"], ["--model_path"]),
     "no model_path, consistency": (
         ["--selector", "consistency", "--perturbations", "swap", "--k", "3"], ["--model_path", "run.py"]),

@@ -18,6 +18,7 @@ from datamap.core.errors import UserError
 from datamap.selection.base import (
     HIGHEST,
     LOWEST,
+    MIDDLE,
     SELECTORS,
     SETTINGS,
     Features,
@@ -64,6 +65,8 @@ def made(name: str, n: int, seed: int = 0) -> np.ndarray:
             return np.zeros(n)
         case "judge_flags":
             return np.zeros(n, dtype=np.int64)
+        case "judge_estimates":
+            return np.stack([3 * rng.random(n), np.zeros(n)], axis=1)
         case "token_count":
             return rng.integers(1, 40, size=n).astype(float)
     return rng.random(n)
@@ -93,6 +96,8 @@ CASES |= {
     "pipeline to stratified": ("pipeline", Settings(members=(("label_issues", 0.9), ("stratified", 0.2)))),
     "pipeline of one": ("pipeline", Settings(members=(("herding", 0.3),))),
     "fusion of one": ("fusion", Settings(members=(("pseudo_perplexity", 3.0),))),
+    "fusion with distance": ("fusion", Settings(members=(("el2n", 0.4), ("kcenter", 0.6), ("confidence", 0.31)))),
+    "judge of a share": ("llm_judge", Settings(judge_fraction=0.5)),
 }
 
 
@@ -176,7 +181,7 @@ def test_the_seed_decides_where_it_should_and_nowhere_else(case):
     values = values_for(case)
     choices = [choose(case, values, 13, seed) for seed in range(4)]
     sets = {frozenset(each["id"]) for each in choices}
-    if name in ALL_EQUAL or any(each.seeded for each in (SELECTORS[name], *members)):
+    if case in ALL_EQUAL or any(each.seeded for each in (SELECTORS[name], *members)):
         assert len(sets) > 1
     else:
         for each in choices[1:]:
@@ -393,6 +398,52 @@ def is_before(one: float, other: float, end: str) -> bool:
 
 def test_which_end_each_takes():
     assert {name for name in SCORED if SELECTORS[name].keep == LOWEST} == {"pseudo_perplexity", "confidence"}
+
+
+@given(values=st.lists(st.integers(0, 9), min_size=1, max_size=25), k=st.integers(1, 25), data=st.data())
+@MANY
+def test_the_middle_is_the_middle_of_the_distribution(values, k, data):
+    """Against a slow version: those whose mean rank is nearest to that of the median; a masked one is never chosen."""
+    hidden = data.draw(st.sets(st.integers(0, len(values) - 1), max_size=len(values) - 1))
+    known = [row for row in range(len(values)) if row not in hidden]
+    k = min(k, len(known))
+    ranks = {row: Fraction(sum(values[other] < values[row] for other in known))
+             + Fraction(sum(values[other] == values[row] for other in known) - 1, 2) for row in known}
+    away = {f"x{row:03d}": abs(rank - Fraction(len(known) - 1, 2)) for row, rank in ranks.items()}
+    features = Features(ids_of(len(values)), {"wordpiece_ratio": masked(np.array(values, float), sorted(hidden), 7.0)})
+    chosen = select(features, "wordpiece_ratio", k, 3, Settings(keep=MIDDLE))
+    assert [away[each] for each in chosen["id"]] == sorted(away.values())[:k]
+    for name, reason in zip(chosen["id"], chosen["reason"], strict=True):
+        place = 1 + sum(other < away[name] for other in away.values())
+        assert reason.endswith(f", {place:,} of {len(known):,} from the middle")
+
+
+def test_the_middle_share_lies_between_two_quantiles():
+    values = np.exp(made("wordpiece_ratio", N))
+    chosen = select(Features(ids_of(N), {"wordpiece_ratio": values}), "wordpiece_ratio", N // 2, 0,
+                    Settings(keep=MIDDLE))
+    low, high = np.quantile(values, [0.25, 0.75])
+    inside = {f"x{row:03d}" for row in np.flatnonzero((values > low) & (values < high))}
+    assert set(chosen["id"]) == inside and len(inside) == N // 2
+
+
+@pytest.mark.parametrize("judged_first", [True, False])
+def test_of_a_share_the_judges_objections_go_and_the_students_expectations_rank(judged_first):
+    estimates = np.array([[0, 1], [2, 1], [0.4, 0], [0.1, 0], [0, 1], [1.7, 0]] if judged_first else
+                         [[1.5, 0], [0.2, 0], [1, 1], [0.3, 0], [3, 1], [0.05, 0]])
+    features = Features(ids_of(6), {"judge_estimates": estimates})
+    told = Settings(judge_fraction=0.5)
+    dropped = {f"x{row:03d}" for row in np.flatnonzero((estimates[:, 1] == 1) & (estimates[:, 0] > 0))}
+    k = 6 - len(dropped)
+    chosen = select(features, "llm_judge", k, 0, told)
+    assert not set(chosen["id"]) & dropped
+    assert chosen["score"].tolist() == sorted(estimates[[int(each[1:]) for each in chosen["id"]], 0])
+    for name, reason, score in zip(chosen["id"], chosen["reason"], chosen["score"], strict=True):
+        judged = estimates[int(name[1:]), 1] == 1
+        assert reason == ("no objection of the judge" if judged else
+                          f"the student expects {score:.2g} objections of the judge")
+    with pytest.raises(UserError, match=f"llm_judge leaves {k} of 6"):
+        select(features, "llm_judge", k + 1, 0, told)
 
 
 @given(values=st.lists(st.integers(0, 3), min_size=1, max_size=30), seed=st.integers(0, 99), data=st.data())
@@ -985,6 +1036,58 @@ def test_fusion_of_one_is_that_selector(name):
     assert chosen["score"].iloc[0] == 1
 
 
+@FEW
+@given(seed=st.integers(0, 99), weights=st.tuples(*[st.sampled_from([0.1, 1.0, 4.0])] * 3), k=st.integers(1, 30))
+@example(seed=0, weights=(1.0, 0.1, 1.0), k=25)
+def test_a_fusion_with_distance_against_a_slow_greedy(seed, weights, k):
+    """Each next one has the largest weighted mean of its ranks and its distance, in spreads, from those before it."""
+    n = 30
+    names = ("el2n", "kcenter", "confidence")
+    values = {name: made(name, n, seed) for name in ("el2n", "confidence")}
+    vectors = made("embeddings", n, seed).astype(np.float64)
+    hidden = [3, 11] if seed % 2 else []
+    values["el2n"] = masked(values["el2n"], hidden, 7.0)
+    there = [row for row in range(n) if row not in hidden]
+    k = min(k, len(there))
+
+    def rank(row: int, column: np.ndarray, among: list[int]) -> float:
+        return sum(column[other] < column[row] for other in among) / (len(among) - 1)
+
+    spread = math.sqrt(sum(math.dist(vectors[row], vectors[there].mean(axis=0)) ** 2 for row in there) / len(there))
+    bonus = {row: weights[0] * rank(row, np.ma.getdata(values["el2n"]), there)
+             + weights[2] * (1 - rank(row, values["confidence"], list(range(n)))) for row in there}
+    expected, scores = [max(there, key=lambda row: bonus[row])], [math.nan]
+    while len(expected) < k:
+        worth = {row: (bonus[row] + weights[1] * min(math.dist(vectors[row], vectors[each]) for each in expected)
+                       / spread) / sum(weights) for row in there if row not in expected}
+        expected.append(max(worth, key=lambda row: worth[row]))
+        scores.append(worth[expected[-1]])
+    told = Settings(members=tuple(zip(names, weights, strict=True)))
+    features = Features(ids_of(n), {**values, "embeddings": vectors})
+    chosen = select(features, "fusion", k, 0, told)
+    assert chosen["id"].tolist() == [f"x{row:03d}" for row in expected]
+    assert chosen["score"].tolist()[1:] == pytest.approx(scores[1:], rel=1e-9)
+    assert rejected(features, "fusion", chosen, told)["reason"].str.startswith("not among the ").all()
+    if hidden:
+        with pytest.raises(UserError, match=f"fusion leaves {len(there)} of {n}"):
+            select(features, "fusion", n, 0, told)
+
+
+def test_the_weights_of_a_fusion_lead_from_the_score_to_k_center():
+    features = Features(ids_of(N), {name: made(name, N) for name in ("el2n", "embeddings")})
+
+    def ids(weight: float) -> list[str]:
+        return select(features, "fusion", 12, 0, Settings(members=(("el2n", 1.0), ("kcenter", weight))))["id"].tolist()
+
+    by_score = select(features, "el2n", 12, 0)["id"].tolist()
+    assert ids(1e-6) == by_score and ids(1.0) != by_score
+    rows = [features.ids.index(by_score[0])]
+    while len(rows) < 12:
+        rows.append(int(np.linalg.norm(features["embeddings"][:, None] - features["embeddings"][rows], axis=2)
+                        .min(axis=1).argmax()))
+    assert ids(1e6) == [features.ids[row] for row in rows]
+
+
 # --- members as text ----------------------------------------------------------------------------------------------
 
 
@@ -1017,8 +1120,9 @@ def test_members_are_read():
     ("el2n:0.5:0.1", "pipeline", "found 'el2n:0.5:0.1'"),
     ("el2n:\n", "pipeline", "a number above 0"),
     ("el2n:10%", "pipeline", "found 'el2n:10%'"),
-    ("kcenter:1, el2n:1", "fusion", "kcenter gives no score"),
+    ("kmeans:1, el2n:1", "fusion", "kmeans gives no score"),
     ("random:1", "fusion", "random gives no score"),
+    ("kcenter:1, kcenter:2", "fusion", "kcenter gives no score, and there is none beside it"),
     ("kcenter:1", "fusion", "kcenter gives no score"),
     ("el2n:1.5", "pipeline", "at most 1"),
     ("el2n:0.1,kcenter:0.2", "pipeline", "none larger than the one before it"),
@@ -1055,7 +1159,7 @@ def test_every_entry_of_the_registry_is_whole():
     assert {f"--{name}" for name in {*flags, *SETTINGS}} <= set(build_parser().flags)
     for name, each in SELECTORS.items():
         assert each.name == name
-        assert (each.pick is None) != (each.score is None), name
+        assert (each.pick is None) != (each.score is None) or name == "fusion", name
         assert each.kind in ("baseline", "quality", "diversity", "importance", "hybrid")
         assert each.keep in (HIGHEST, LOWEST)
         assert all(SETTINGS[setting.name] == setting for setting in each.settings)

@@ -916,7 +916,8 @@ def test_dry_run_of_the_built_in_demo(here, capsys):
 @pytest.mark.parametrize("name", sorted(path.stem for path in suites.SUITES.glob("*.json")))
 def test_every_built_in_suite_can_be_planned(tmp_path, monkeypatch, qa_dir, reviews, name):
     monkeypatch.chdir(tmp_path)
-    argv = ["--suite", name, "--dataset", str(reviews if name == "selection" else qa_dir), "--seeds", "1", "2"]
+    data = reviews if name in ("selection", "quality_diversity") else qa_dir
+    argv = ["--suite", name, "--dataset", str(data), "--seeds", "1", "2"]
     suite, _, runs = plan_suite(run_experiments.parse_args(argv))
     assert suite.name == name and suite.description and len(suite.experiments) > 1
     assert len(runs) == 2 * len(suite.experiments) == len({run.identity for run in runs})

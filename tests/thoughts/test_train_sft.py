@@ -131,6 +131,27 @@ def test_a_loss_that_is_no_number_does_not_cost_the_training(thoughts, model_dir
     assert "the loss on the held-out rows is nan, no number, and recorded as missing" in caplog.text
 
 
+def test_a_fine_tuning_file_of_others_is_trained_on_by_its_own_prompt(model_dir, tmp_path, refused):
+    rows = [each for each in chain_rows(12, seed=3) if each["predicted_label"] == each["true_label"]]
+    asked = "Premise: {premise}\nHypothesis: {hypothesis}\n\nDoes it follow?"
+    file = write_rows(tmp_path / "chat.jsonl", [
+        {"id": number, "messages": [{"role": "user", "content": asked.format(**row)}, {
+            "role": "assistant", "content": completion_text(row["thought_process"], row["predicted_label"])}]}
+        for number, row in enumerate(rows)])
+    plain = arguments(tmp_path, model_dir, tmp_path / "adapter", "--max_steps", "1", "--eval_fraction", "0")
+    plain[plain.index("--thoughts") + 1] = str(file)
+    without = {"--reflections", "--prompt_file"}
+    flags = [word for place, word in enumerate(plain) if word not in without and plain[place - 1] not in without]
+    train_sft.main(flags)
+    prompt = (tmp_path / "adapter" / "prompt.txt").read_text(encoding="utf-8")
+    assert prompt == asked.format(premise="$premise", hypothesis="$hypothesis")
+    kept = jsonl(tmp_path / "adapter" / "sft_data.jsonl")
+    assert [(row["premise"], row["hypothesis"], row["thought_process"], row["label"]) for row in kept] == [
+        (row["premise"], row["hypothesis"], row["thought_process"], row["true_label"]) for row in rows]
+    line = refused(train_sft.main, *flags, "--output_dir", tmp_path / "other", "--reflections", file)
+    assert "--reflections has nothing to repair" in line and not (tmp_path / "other").exists()
+
+
 def test_the_rows_are_one_per_id_with_what_became_of_them(whole_run, thoughts):
     rows = jsonl(whole_run / "sft_data.jsonl")
     chains = {row["id"]: row for row in chain_rows(24, seed=2)}
