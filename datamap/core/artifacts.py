@@ -111,8 +111,10 @@ def stage(
             yield path
             _end_meta(path, meta, "finished", owns)
         except BaseException as error:
-            with suppress(OSError):  # a disk as full as before: it stays marked as running, which is refused as well
+            try:
                 _end_meta(path, meta, "failed", owns, error=f"{type(error).__name__}: {error}"[:500])
+            except OSError:
+                _mark_failed_in_place(path / META)
             if refused_by_system(error):
                 whole = sorted({file.name for pattern in owns for file in path.glob(pattern) if file.is_file()})
                 error.add_note(f"{output_dir} is not whole, and later stages refuse it"
@@ -193,6 +195,16 @@ def _end_meta(path: Path, meta: dict[str, Any], status: str, owns: Sequence[str]
         **({} if error is None else {"error": error}),
         "outputs": {file.name: file.stat().st_size for file in files}, "rows": rows, "history": meta["history"],
     })
+
+
+def _mark_failed_in_place(file: Path) -> None:
+    """Mark a run as failed where the disk is too full for a new run_meta.json: with a word of the same length."""
+    running, failed = b'"status": "running"', b'"status": "failed" '
+    with suppress(OSError), file.open("r+b") as stream:
+        place = stream.read().find(running)
+        if place >= 0:
+            stream.seek(place)
+            stream.write(failed)
 
 
 def _fingerprints(file: str | Path) -> list[str]:

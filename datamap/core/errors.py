@@ -136,9 +136,9 @@ def refused_by_system(error: BaseException) -> str | None:
     is_of_network = isinstance(error, ConnectionError | TimeoutError)
     if isinstance(error, OSError) and error.errno is not None and not is_of_network:
         what = os.strerror(error.errno)
-    elif DISK_IS_FULL.search(str(error)) and isinstance(error, OSError | RuntimeError | ValueError) or (
-        type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
-    ):
+    elif DISK_IS_FULL.search(str(error)) and (
+        isinstance(error, OSError | RuntimeError | ValueError) or type(error) is Exception  # of tokenizers
+    ) or (type(error).__name__ == "SafetensorError" and "I/O error" in str(error)):
         what = f"a file could not be written whole, as on a full disk: {first_line(error)}"
     else:
         return None

@@ -14,7 +14,7 @@ import numpy as np
 
 from datamap.core.artifacts import model_meta
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import read_json
+from datamap.core.files import read_json_like
 from datamap.suites.comparison import Comparison, compare_family, seed_of_other_scores
 from datamap.suites.runs import FAILED, FINISHED, PLAN, meta_of, planned_runs, state_of
 from datamap.tasks.evaluation import SPEED
@@ -31,6 +31,7 @@ EVALUATED_WITH = ("eval_split", "max_eval_samples", "ablations", "max_answer_len
 COUNTS = ("planned", "finished", "failed", "missing", "reference_failed", "reference_missing")  # runs of an experiment
 # The columns of comparison.csv that say what is compared; ROW of comparison.py follows.
 SUBJECT = ("experiment", "reference", "against", "metric", "train_examples", *COUNTS, *LISTS)
+MADE_BY, NUMBER = "run.py", int | float | None
 CONTROLS = "baseline (controls)"  # a control against the baseline: what the size alone does
 NO_SCORES = "no scores of the examples (eval_predictions): interval and verdict are over seeds only"
 
@@ -105,8 +106,8 @@ def _read_metrics(result: RunResult) -> None:
     compared = re.compile(rf"(?:({'|'.join(ABLATIONS)})_)?({'|'.join(SCORES)})")
     for file in sorted(result.directory.glob("eval_metrics*.json")):
         suffix = file.stem.removeprefix("eval_metrics")
-        found = {name.removeprefix("eval_"): value for name, value in read_json(file).items()
-                 if not name.endswith(SPEED)}
+        numbers = read_json_like(file, {...: NUMBER}, MADE_BY)
+        found = {name.removeprefix("eval_"): value for name, value in numbers.items() if not name.endswith(SPEED)}
         result.metrics |= {name + suffix: value for name, value in found.items()}
         scale = 100.0 if "exact_match" in found else 1.0
         for match in filter(None, map(compared.fullmatch, found)):
@@ -117,7 +118,7 @@ def _read_metrics(result: RunResult) -> None:
 def _train_examples(place: Path) -> int | None:
     report = place / "filter_report.json"
     if report.exists():
-        return read_json(report)["after"]
+        return read_json_like(report, {"after": int}, MADE_BY)["after"]
     trained = model_meta(place)
     if trained is None or not trained["datasets"]:
         return None

@@ -34,13 +34,14 @@ class Stage(NamedTuple):
         return [name for name in dict.fromkeys(names) if (name in WRITTEN or name in MADE) and name not in self.writes]
 
 
-MADE = ("stories", "reviews", "pairs", "mistral", "decided", "settings")
+MADE = ("stories", "reviews", "pairs", "mistral", "decided", "settings", "cache")
 CHAINS: dict[str, dict[str, Stage]] = {
     "qa": {
         "model": Stage("run.py", "--do_train --do_eval --enable_cartography --dataset stories --model tiny "
                        f"{TRAINING} --doc_stride 16 --hidden_size 16 --num_layers 1 --vocab_size 300 "
                        f"--cartography_output_dir qa_map "
-                       "--output_dir qa_model", ("qa_model", "qa_map"), "--resume_from_checkpoint"),
+                       "--eval_on_start --eval_strategy epoch --output_dir qa_model", ("qa_model", "qa_map"),
+                       "--resume_from_checkpoint"),
         "predictions": Stage("run.py", "--do_eval --model qa_model --eval_split train --max_length 64 --doc_stride 16 "
                              "--no_cuda --output_dir qa_predictions", ("qa_predictions",)),
         "embeddings": Stage("extract_embeddings.py", "--model_path qa_model --max_length 64 --doc_stride 16 --no_cuda "
@@ -87,7 +88,7 @@ CHAINS: dict[str, dict[str, Stage]] = {
         "suspects": Stage("analyze_dataset.py", "--find_errors --cartography_dir reviews_map --embedding_dir "
                           "reviews_embeddings --output_dir reviews_suspects", ("reviews_suspects",)),
         "selection": Stage("select_subset.py", "--selector kcenter --fraction 0.3 --embedding_dir reviews_embeddings "
-                           "--stratify label --cache_dir cache --output_dir selection", ("selection", "cache")),
+                           "--stratify label --cache_dir cache --output_dir selection", ("selection",)),
         "hardest": Stage("select_subset.py", "--selector confidence --k 10 --cartography_dir reviews_map --cache_dir "
                          "cache --output_dir hardest", ("hardest",)),
         "coreset": Stage("select_subset.py", "--selector stratified --k 10 --dataset reviews --cache_dir cache "

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="1", CUDA_VISIBLE_DEVICES="",
-                  MPLBACKEND="agg")
+                  MPLBACKEND="agg", HF_DATASETS_DISABLE_PROGRESS_BARS="1")
 OURS = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "http_proxy", "HTTP_PROXY", "https_proxy", "HTTPS_PROXY", "all_proxy",
         "ALL_PROXY", "SSL_CERT_FILE")  # of the machine, and nothing of it may matter
 for name in OURS:

@@ -92,8 +92,9 @@ def labels(rows: Rows, rng: np.random.Generator) -> Rows:
                       "list": [number % 2],
                       "huge": 2**62 + number % 2}[how]
         if "answers" in row:
+            texts = row["answers"]["text"] if isinstance(row["answers"], dict) and "text" in row["answers"] else ["x"]
             row["answers"] = pick(rng, (
-                {"text": row["answers"]["text"], "answer_start": [value]}, {"text": [value], "answer_start": [0]},
+                {"text": texts, "answer_start": [value]}, {"text": [value], "answer_start": [0]},
                 {"text": [], "answer_start": []}, [row["answers"]], value, {"text": "x", "answer_start": 0},
                 {"text": ["x", "y"], "answer_start": [0]}))
         else:

@@ -61,8 +61,9 @@ def import_everything() -> None:
     import torch
     from transformers import AutoModelForQuestionAnswering, AutoTokenizer, Trainer, TrainingArguments  # noqa: F401
 
-    from datamap.core import plots
+    from datamap.core import artifacts, plots
 
+    artifacts._git_state = lambda: (None, None)  # the code may be edited meanwhile
     torch.set_num_threads(1)
     plots.DOTS_PER_INCH = 40  # nobody looks at them
     # Workers of a suite are children of a warm process, too.

@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_line_that_says_what_is_whole(tmp_path, capsys, write
         artifact_file(tmp_path / "out", "a.csv", "make.py")
 
 
-def test_a_disk_too_full_to_say_so_leaves_the_stage_marked_as_running(tmp_path, monkeypatch):
+def test_a_disk_too_full_for_a_new_run_meta_marks_the_stage_in_the_old_one(tmp_path, monkeypatch):
     def no_room(*_):
         raise OSError(28, "No space left on device")
 
@@ -202,7 +202,7 @@ def test_a_disk_too_full_to_say_so_leaves_the_stage_marked_as_running(tmp_path, 
         write_json(path / "a.json", {})
     assert error.value.filename == str(tmp_path / "a.json") and "is not whole" in error.value.__notes__[0]
     monkeypatch.undo()
-    assert meta_of(tmp_path)["status"] == "running"
+    assert meta_of(tmp_path)["status"] == "failed" and names(tmp_path) == ["run_meta.json"]
     run_stage(tmp_path, ["t.csv"])
     assert meta_of(tmp_path)["status"] == "finished"
 

@@ -86,6 +86,7 @@ def test_an_exception_that_says_nothing_has_a_first_line():
         (OSError(errno.ENOSPC, "full"), "standard output cannot be written (No space left on device); the files that"),
         (PermissionError(errno.EACCES, "no", "a"), "Permission denied: a; make room or mend that, then run the same"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "as on a full disk"),
+        (Exception("No space left on device (os error 28)"), "as on a full disk: No space left"),  # of tokenizers
         (OSError("100000 requested and 2484 written"), "as on a full disk: 100000 requested and 2484 written"),
     ],
 )
