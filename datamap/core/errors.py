@@ -102,9 +102,9 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> None:
         name = Path(main.__globals__["__file__"]).name
-        _open_closed_streams()
-        setup_logging()
         try:
+            _open_closed_streams()
+            setup_logging()
             try:
                 with redirect_stdout(_Printable(sys.stdout)), all_ended():  # type: ignore[type-var]
                     main(argv)

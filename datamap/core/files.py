@@ -174,9 +174,14 @@ def read_json_like(path: str | Path, like: Any, made_by: str) -> Any:
     with such values under all names; ``[like]`` a list of such items.
     """
     value = read_json(path)
-    if unlike := _unlike(value, like):
+    if unlike := _unlike(value, like) or not_strict(value):
         raise UserError(f"{path} is not as {made_by} writes it ({unlike}): take it away, or make it again")
     return value
+
+
+def not_strict(value: Any) -> str | None:
+    """What in a value that was read as JSON cannot be written again; it was not written by us."""
+    return None if nulls_for_nan(value) == value else "it holds NaN or a number that is too large"
 
 
 def _unlike(value: Any, like: Any, where: str = "") -> str | None:

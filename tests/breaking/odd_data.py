@@ -30,7 +30,7 @@ TEXTS = (
 
 def text(rows: Rows, rng: np.random.Generator) -> Rows:
     """One text, or all, become an odd one."""
-    columns = [key for key, value in rows[0].items() if isinstance(value, str) and key != "id"]
+    columns = [key for key, value in rows[0].items() if isinstance(value, str) and key != "id"] or ["text"]
     column, value = pick(rng, columns), pick(rng, TEXTS)
     for row in rows if rng.random() < 0.3 else [pick(rng, rows)]:
         row[column] = value
@@ -47,7 +47,7 @@ def node(rows: Rows, rng: np.random.Generator) -> Rows:
 
 def column(rows: Rows, rng: np.random.Generator) -> Rows:
     """A column goes, comes, has another name, or holds one odd value everywhere."""
-    name = pick(rng, rows[0])
+    name = pick(rng, rows[0] or ["text"])
     how, value = pick(rng, ("gone", "renamed", "odd", "new", "mixed")), pick(rng, ODD)
     for number, row in enumerate(rows):
         if how == "gone":
@@ -79,7 +79,7 @@ def ids(rows: Rows, rng: np.random.Generator) -> Rows:
 def count(rows: Rows, rng: np.random.Generator) -> Rows:
     how = pick(rng, ("none", "one", "two", "again", "blank", "sparse"))
     return {"none": [], "one": rows[:1], "two": rows[:2], "again": rows + rows, "blank": [*rows, {}],
-            "sparse": [{key: row[key] for key in list(row)[: 1 + number % len(row)]} for number,
+            "sparse": [{key: row[key] for key in list(row)[: 1 + number % 3]} for number,
                        row in enumerate(rows)]}[how]
 
 

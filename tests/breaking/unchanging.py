@@ -111,7 +111,7 @@ def over_itself(place: Place, stage: Stage, argv: list[str]) -> list[str]:
     for item in stage.writes:
         if (place.base / item).exists() and not (place.directory / item).exists():
             shutil.copytree(place.base / item, place.directory / item)
-    return [*argv, *["--overwrite"] * bool(stage.goes_on)]
+    return [*argv, *["--overwrite"] * ("--do_train" in argv or stage.script == "train_sft.py")]
 
 
 def gone_on(place: Place, stage: Stage, argv: list[str]) -> list[str]:

@@ -79,6 +79,16 @@ def test_an_exception_that_says_nothing_has_a_first_line():
         "ValueError", "OSError", "'a.'", "a"]
 
 
+def test_ctrl_c_at_any_moment_is_one_line(capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("datamap.core.errors.setup_logging", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        command_line(test_ctrl_c_at_any_moment_is_one_line)([])
+    assert stopped.value.code == 130 and capsys.readouterr().err == "test_errors.py: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
