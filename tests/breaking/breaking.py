@@ -161,7 +161,8 @@ def main() -> int:
     if args.times:
         for verdict in sorted(verdicts, key=lambda each: -each.seconds)[:15]:
             print(f"{verdict.seconds:6.1f} s  {verdict.family}:{verdict.number}  {verdict.why}")
-    print(f"{len(verdicts):,} tries, {broke} broke ({time.monotonic() - began:.0f} s)")
+    of_cpu = sum(os.times()[:4])
+    print(f"{len(verdicts):,} tries, {broke} broke ({time.monotonic() - began:.0f} s, {of_cpu:.0f} s of processor)")
     return int(broke > 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import re
@@ -113,6 +114,9 @@ READERS = {
         "--dataset", "analyze_cartography.py --cartography_dir reviews_map --output_dir new --dataset",
         "extract_embeddings.py --model_path reviews_model --pooling mean --no_cuda --output_dir new --dataset",
         "analyze_dataset.py --report --cartography_dir reviews_map --output_dir new --dataset",
+        "map_dataset.py --model lstm --hidden_size 16 --max_length 64 --num_train_epochs 1 --no_cuda --skip "
+        "predictions,samples,integrated,unified --visualization_method pca --min_cluster_size 3 --output_dir new "
+        "--dataset",
     ),
     "pairs": (
         "generate_thoughts.py --mode generate --model m --base_url {url} --workers 1 --output_dir new --dataset",
@@ -154,6 +158,7 @@ VALUES = ("", " ", "x", "-1", "0", "1", "2", "3", "7", "100", "0.5", "1.5", "1e-
           "~", ".", "*",
           "http://127.0.0.1:9", "{url}", "a" * 5000, "settings/suite.json", "settings/filters.json", "random",
           "easy,hard")
+MANY = {"num_train_epochs", "rounds", "copies", "num_layers", "mc_dropout", "cross_fit"}  # right, and long: few of them
 WASTE = {"help", "help_all", "launcher"}  # the last submits jobs where there is a Slurm
 
 
@@ -180,12 +185,23 @@ def parser_of(script: str, argv: list[str]) -> Any:
     raise Broke(f"{script} has no parser")
 
 
+def takes(action: Any, value: str) -> bool:
+    """Whether the parser would take a value for a flag."""
+    try:
+        return action.type is None or action.type(value) is not None
+    except (argparse.ArgumentTypeError, ValueError, TypeError):
+        return False
+
+
 def value_of(place: Place, action: Any) -> list[str]:
     if action.const is not None and place.rng.random() < 0.5:
         return []
     if action.choices and place.rng.random() < 0.7:
         return [str(pick(place.rng, action.choices))]
-    values = [pick(place.rng, VALUES) for _ in range(2 if place.rng.random() < 0.1 else 1)]
+    among = [value for value in VALUES if takes(action, value)] if place.rng.random() < 0.7 else VALUES
+    if action.dest in MANY:
+        among = [value for value in among if value not in ("100", "1_000")]
+    values = [pick(place.rng, among or VALUES) for _ in range(2 if place.rng.random() < 0.1 else 1)]
     return [value.replace("{url}", place.url) for value in values]
 
 
