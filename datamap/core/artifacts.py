@@ -204,7 +204,7 @@ def _end_meta(path: Path, meta: dict[str, Any], status: str, owns: Sequence[str]
 
 def _stamps(path: Path, owns: Sequence[str]) -> dict[Path, tuple[int, int]]:
     """What tells whether something was done to the artifacts of a stage."""
-    found = {file: file.stat() for pattern in owns for file in path.glob(pattern)}
+    found = {file: file.lstat() for pattern in owns for file in path.glob(pattern)}
     return {file: (stat.st_mtime_ns, stat.st_size) for file, stat in found.items()}
 
 

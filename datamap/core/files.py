@@ -171,7 +171,7 @@ def read_json_like(path: str | Path, like: Any, made_by: str) -> Any:
     """The JSON of a file that ``made_by`` writes; UserError where it is not built ``like`` what that writes.
 
     like: a type, or several as a union; ``{name: like}`` an object with these names among others, ``{...: like}`` one
-    with such values under all names; ``[like]`` a list of such items.
+    with such values under all names; ``[like]`` a list of such items; a tuple, as one of these.
     """
     value = read_json(path)
     if unlike := _unlike(value, like) or not_strict(value):
@@ -186,6 +186,9 @@ def not_strict(value: Any) -> str | None:
 
 def _unlike(value: Any, like: Any, where: str = "") -> str | None:
     """What in a JSON value is not built as it should be."""
+    if isinstance(like, tuple):
+        found = [_unlike(value, each, where) for each in like]
+        return None if None in found else found[-1]
     kind = dict if isinstance(like, dict) else list if isinstance(like, list) else like
     if not isinstance(value, kind) or isinstance(value, bool) and kind in (int, float, int | float):
         return f"{where or 'it'} is {value!r:.40}"

@@ -34,7 +34,7 @@ class Stage(NamedTuple):
         return [name for name in dict.fromkeys(names) if (name in WRITTEN or name in MADE) and name not in self.writes]
 
 
-MADE = ("stories", "reviews", "pairs", "mistral", "decided", "settings", "cache")
+MADE = ("stories", "reviews", "pairs", "mistral", "decided", "settings", "cache", "logged")
 CHAINS: dict[str, dict[str, Stage]] = {
     "qa": {
         "model": Stage("run.py", "--do_train --do_eval --enable_cartography --dataset stories --model tiny "
@@ -65,6 +65,10 @@ CHAINS: dict[str, dict[str, Stage]] = {
                       ("qa_page",)),
         "cut": Stage("dataset_cartography.py", "--cartography_dir qa_map --method percentile --output_dir qa_cut",
                      ("qa_cut",)),
+        "logged": Stage("dataset_cartography.py", "--training_dynamics logged --output_dir qa_from_logged",
+                        ("qa_from_logged",)),
+        "judged": Stage("analyze_dataset.py", "--find_errors --cartography_dir qa_map --judge_top 4 --judge_model m "
+                        "--base_url {url} --output_dir qa_judged", ("qa_judged",)),
         "cleaned": Stage("dataset_filters.py", "--dataset stories --decisions decided/suspects.csv --output_dir "
                          "qa_cleaned", ("qa_cleaned",)),
         "filtered": Stage("dataset_filters.py", "--dataset stories --eval_split validation --filter_config "
@@ -98,6 +102,10 @@ CHAINS: dict[str, dict[str, Stage]] = {
         "chosen": Stage("run.py", f"--do_train --task classification --dataset reviews --model lstm --hidden_size 16 "
                         f"{TRAINING} "
                         "--save_strategy no --train_ids selection --output_dir chosen", ("chosen",)),
+        "configured": Stage("run.py", "--config settings/run.json --no_cuda --output_dir configured", ("configured",)),
+        "asked": Stage("select_subset.py", "--selector llm_judge --k 10 --dataset reviews --judge_model m --base_url "
+                       "{url} "
+                       "--workers 1 --cache_dir cache --output_dir asked", ("asked",)),
         "mapped": Stage("map_dataset.py", f"--dataset reviews --model lstm --hidden_size 16 {TRAINING} "
                         f"--visualization_method pca "
                         "--min_cluster_size 3 --skip samples,integrated,unified --output_dir mapped", ("mapped",)),
@@ -124,7 +132,7 @@ CHAINS: dict[str, dict[str, Stage]] = {
     },
     "suites": {
         "suite": Stage("run_experiments.py", "--suite settings/suite.json --seeds 1 2 --experiments_dir experiments",
-                       ("experiments",)),
+                       ("experiments",), "--retry_failed"),
         "status": Stage("run_experiments.py", "--mode status --experiments_dir experiments", ()),
         "compared": Stage("run_experiments.py", "--mode analyze --experiments_dir experiments", ("experiments",)),
     },
@@ -152,6 +160,12 @@ def make_data(base: Path) -> None:
     (base / "settings" / "prompt.txt").write_text("Premise: $premise\nHypothesis: $hypothesis\n")
     write_rows(base / "settings" / "outputs.jsonl", [
         {"id": f"validation-{n}", "output": said(n, n % 3 > 0)} for n in range(8)])
+    config = {"do_train": True, "task": "classification", "dataset": "reviews", "model": "lstm", "hidden_size": 16,
+              "num_train_epochs": 1, "max_length": 64, "save_strategy": "no"}
+    (base / "settings" / "run.json").write_text(json.dumps(config))
+    for epoch in range(3):
+        write_rows(base / "logged" / f"dynamics_epoch_{epoch}.jsonl", [
+            {"guid": n, f"logits_epoch_{epoch}": [n % 5 - epoch, epoch * n % 3], "gold": n % 2} for n in range(20)])
     suite = {"name": "few", "base": {
         "do_train": True, "do_eval": True, "task": "classification", "dataset": "reviews", "model": "lstm",
         "hidden_size": 16, "num_train_epochs": 1, "max_length": 64, "no_cuda": True}, "experiments": [
@@ -180,6 +194,11 @@ def answer(request: dict) -> str:
     """Every third pair wrongly, repaired when asked again; scores and preferences."""
     prompt = request["messages"][-1]["content"]
     number = int([*re.findall(r"Scene (\d{1,9}) shows", prompt), "0"][0])
+    if '"verdict"' in prompt:
+        return json.dumps({"verdict": "unsure", "probability": 0.5, "correction": None, "reason": "so it seems"})
+    if '"sarcastic"' in prompt:
+        return json.dumps({"ambiguous": False, "sarcastic": len(prompt) % 2 == 0, "label_disagrees": False,
+                           "reason": "x"})
     if "<thought_a>" in prompt:
         return json.dumps({"reason": "the first came first", "better": "A"})
     if "<thought>" in prompt:

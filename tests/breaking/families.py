@@ -20,7 +20,7 @@ from place import Broke, Family, Place, check_words
 
 # These train, or do several stages: few of them, or there is no time for the others.
 SLOW = ("qa_model", "reviews_model", "qa_again", "reviews_chosen", "reviews_mapped", "thoughts_tuned", "suites_suite",
-        "thoughts_answers")
+        "thoughts_answers", "reviews_configured")
 TRAINED = [name for name in STAGES if name in SLOW]
 QUICK = [name for name in STAGES if name not in SLOW]
 APPENDED = ("thoughts", "suites", "reviews_mapped")  # stages that take what an earlier run left
@@ -158,7 +158,7 @@ VALUES = ("", " ", "x", "-1", "0", "1", "2", "3", "7", "100", "0.5", "1.5", "1e-
           "~", ".", "*",
           "http://127.0.0.1:9", "{url}", "a" * 5000, "settings/suite.json", "settings/filters.json", "random",
           "easy,hard")
-MANY = {"num_train_epochs", "rounds", "copies", "num_layers", "mc_dropout", "cross_fit"}  # right, and long: few of them
+MANY = {"num_train_epochs", "rounds", "copies", "num_layers", "mc_dropout", "cross_fit"}  # long: few of them
 WASTE = {"help", "help_all", "launcher"}  # the last submits jobs where there is a Slurm
 
 
@@ -229,7 +229,7 @@ def same_again(place: Place, stage: Stage) -> None:
     outcome = place.end(place.start(stage.script, place.argv(stage)))
     check_words(outcome)
     ways = [each for each in (stage.goes_on, "--overwrite") if each and each in outcome.err]
-    for more in ways if outcome.status == 2 else ():
+    for more in ways if outcome.status else ():
         outcome = place.end(place.start(stage.script, place.argv(stage, more)))
         check_words(outcome)
         if outcome.status == 0:

@@ -31,7 +31,7 @@ def files_read(place: Place, stage: Stage, suffix: str) -> list[Path]:
 def spreadsheet(place: Place, stage: Stage, argv: list[str]) -> None:
     """Every CSV is saved again with semicolons, a byte order mark and other line ends."""
     for file in files_read(place, stage, ".csv"):
-        with file.open(newline="", encoding="utf-8") as stream:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
             rows = list(csv.reader(stream))
         text = io.StringIO(newline="")
         csv.writer(text, delimiter=";").writerows(rows)
@@ -95,15 +95,13 @@ def copies(place: Place, stage: Stage, argv: list[str]) -> None:
 
 def spelling(place: Place, stage: Stage, argv: list[str]) -> list[str]:
     """Flags with dashes, with equals signs."""
-    made: list[str] = []
+    made: list[list[str]] = []
     for word in argv:
         if word.startswith("--"):
-            made.append(word.replace("_", "-"))
-        elif made and made[-1].startswith("--") and "=" not in made[-1]:
-            made[-1] += f"={word}"
+            made.append([word.replace("_", "-")])
         else:
-            made.append(word)
-    return made
+            made[-1].append(word)
+    return [word for words in made for word in (["=".join(words)] if len(words) == 2 else words)]
 
 
 def over_itself(place: Place, stage: Stage, argv: list[str]) -> list[str]:
