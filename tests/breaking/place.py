@@ -110,7 +110,7 @@ class Place:
 
     def _own_files(self) -> Iterator[Path]:
         for folder, _, files in os.walk(self.directory):
-            yield from (Path(folder, file) for file in files)
+            yield from (path for file in files if (path := Path(folder, file)).is_file())
 
     def _is_of_base(self, path: Path) -> bool:
         """What was copied, and perhaps damaged by the try."""
@@ -179,8 +179,10 @@ def content(path: Path) -> Any:
     if path.suffix == ".json":
         return json.loads(path.read_text(encoding="utf-8"), parse_constant=_not_strict)
     if path.suffix == ".jsonl":
-        return [json.loads(line, parse_constant=_not_strict)
+        rows = [json.loads(line, parse_constant=_not_strict)
                 for line in path.read_text(encoding="utf-8").split("\n") if line]
+        # As the answers came.
+        return sorted(rows, key=lambda row: row["id"]) if path.name == "judge_answers.jsonl" else rows
     if path.suffix == ".csv":
         csv.field_size_limit(2**31 - 1)
         with path.open(newline="", encoding="utf-8-sig") as file:
