@@ -106,8 +106,7 @@ def stage(
             write_json(path / META, meta)
         except OSError as error:
             raise _not_writable(output_dir, error) from error
-        if not resume:
-            _remove(path, [*owns, ".*.tmp-*"])
+        _remove(path, [".*.tmp-*", *([] if resume else owns)])  # the first are of processes that were killed
         before = _stamps(path, owns)
         try:
             yield path

@@ -19,7 +19,8 @@ from datamap.core.progress import all_ended
 T = TypeVar("T")
 
 # What libraries that keep no errno say of a disk that is full: safetensors, torch.save, numpy.
-DISK_IS_FULL = re.compile(r"\(os error \d+\)|inline_container\.cc|PytorchStreamWriter|\d+ requested and \d+ written")
+DISK_IS_FULL = re.compile(r"\(os error \d+\)|basic_ios::clear|inline_container\.cc|PytorchStreamWriter"
+                          r"|\d+ requested and \d+ written")
 QUIET_LIBRARIES = (
     "httpx", "httpx2", "openai", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools", "matplotlib",
     "numba",

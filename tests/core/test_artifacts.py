@@ -503,3 +503,9 @@ def test_a_stage_that_was_to_go_on_and_did_nothing_leaves_all_as_it_was(tmp_path
                 (path / "t.csv").write_text(TABLE + "more\n")
             raise error
         assert meta_of(out)["status"] == "failed"
+
+
+def test_what_a_killed_process_left_half_written_goes_also_where_a_stage_goes_on(tmp_path):
+    run_stage(tmp_path, ["t.csv", ".t.tmp-99.csv"])
+    run_stage(tmp_path, ["u.csv"], resume=True)
+    assert names(tmp_path) == ["run_meta.json", "t.csv", "u.csv"]

@@ -97,6 +97,7 @@ def test_ctrl_c_at_any_moment_is_one_line(capsys, monkeypatch):
         (PermissionError(errno.EACCES, "no", "a"), "Permission denied: a; make room or mend that, then run the same"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "as on a full disk"),
         (Exception("No space left on device (os error 28)"), "as on a full disk: No space left"),  # of tokenizers
+        (RuntimeError("basic_ios::clear: iostream error"), "as on a full disk: basic_ios::clear"),  # of torch.save
         (OSError("100000 requested and 2484 written"), "as on a full disk: 100000 requested and 2484 written"),
     ],
 )
