@@ -83,6 +83,7 @@ def carry_out(family: str, number: int, seed: int, base: str, where: str, url: s
 def serve(pipe) -> None:  # type: ignore[no-untyped-def]
     import base_artifacts
 
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # what it says of clients that were killed
     server = base_artifacts.serve_chat()
     pipe.send(server.url)
     server.http.serve_forever()
@@ -114,6 +115,7 @@ def chosen(args: argparse.Namespace) -> list[tuple[str, int]]:
 
 def main() -> int:
     args = parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  of odd commands
     began = time.monotonic()
     where = Path(args.keep or tempfile.mkdtemp(prefix="breaking-")).resolve()
     base = where / "base"

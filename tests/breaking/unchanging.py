@@ -138,7 +138,7 @@ NAMES = ("a b", "it's", 'say "x"', "line\nend", "é漢👩", "=1+1", "$HOME", "~
          "x;y", "*?", "%s {}",
          "trail ", ".hidden", "train.jsonl")
 REFUSED = ("/proc/x", "/dev/null/x", "/dev/full", "a" * 300, "x/" * 2500, "stories/train.jsonl", "circle/x", "/sys/x",
-           "\ud800")
+           "bytes\udcff")
 
 
 def environment(place: Place) -> None:
