@@ -95,6 +95,7 @@ def test_one_small_batch_that_would_be_dropped(qa_dir, tiny_model, tmp_path, ref
     [
         (("--adam_beta2", "-1"), "the optimizer refuses its settings: Invalid beta parameter at index 1: -1.0; see"),
         (("--adam_epsilon", "-1"), "the optimizer refuses its settings: Invalid epsilon value"),
+        (("--log_level_replica", "0,1"), "training arguments: --log_level_replica 0,1: expected one of detail, debug"),
         (("--lr_scheduler_type", "cosine_with_min_lr"), "the scheduler of the learning rate refuses its settings"),
     ],
 )
