@@ -12,6 +12,7 @@ or lock is left, nothing half-written is called finished, and a result that must
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import shutil
@@ -115,7 +116,8 @@ def chosen(args: argparse.Namespace) -> list[tuple[str, int]]:
 
 def main() -> int:
     args = parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  of odd commands
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # of odd commands
     began = time.monotonic()
     where = Path(args.keep or tempfile.mkdtemp(prefix="breaking-")).resolve()
     base = where / "base"

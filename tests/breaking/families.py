@@ -159,7 +159,8 @@ VALUES = ("", " ", "x", "-1", "0", "1", "2", "3", "7", "100", "0.5", "1.5", "1e-
           "http://127.0.0.1:9", "{url}", "a" * 5000, "settings/suite.json", "settings/filters.json", "random",
           "easy,hard")
 MANY = {"num_train_epochs", "rounds", "copies", "num_layers", "mc_dropout", "cross_fit"}  # long: few of them
-WASTE = {"help", "help_all", "launcher"}  # the last submits jobs where there is a Slurm
+# Of these the last but one submits jobs where there is a Slurm, and the last makes a run wait for minutes.
+WASTE = {"help", "help_all", "launcher", "requests_per_minute"}
 
 
 def parser_of(script: str, argv: list[str]) -> Any:
