@@ -21,6 +21,7 @@ T = TypeVar("T")
 # What libraries that keep no errno say of a disk that is full: safetensors, torch.save, numpy.
 DISK_IS_FULL = re.compile(r"\(os error \d+\)|basic_ios::clear|inline_container\.cc|PytorchStreamWriter"
                           r"|\d+ requested and \d+ written")
+LONGEST_LINE = 2_000  # characters of an error
 QUIET_LIBRARIES = (
     "httpx", "httpx2", "openai", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools", "matplotlib",
     "numba",
@@ -42,7 +43,9 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    return printable(text).replace("\n", r"\n")
+    """For a terminal; of a value as long as a book, which some message repeats, the middle is left out."""
+    line = printable(text).replace("\n", r"\n")
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4:]}"
 
 
 class _Printable:

@@ -79,6 +79,18 @@ def test_an_exception_that_says_nothing_has_a_first_line():
         "ValueError", "OSError", "'a.'", "a"]
 
 
+def test_an_error_that_repeats_a_long_value_is_a_line_that_can_be_read(capsys):
+    @command_line
+    def main(argv=None):
+        raise UserError(f"found {'a' * 100_000}: expected b; give c")
+
+    with pytest.raises(SystemExit):
+        main([])
+    said = capsys.readouterr().err
+    assert said.startswith("test_errors.py: error: found aaa") and said.endswith("aaa: expected b; give c\n")
+    assert " ... " in said and len(said) < 2_000
+
+
 def test_ctrl_c_at_any_moment_is_one_line(capsys, monkeypatch):
     def interrupted():
         raise KeyboardInterrupt
