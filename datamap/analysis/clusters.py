@@ -12,7 +12,7 @@ import numpy as np
 
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few, repeated
-from datamap.core.files import nulls_for_nan, read_json, read_table
+from datamap.core.files import nulls_for_nan, read_json, read_json_like, read_table
 from datamap.core.plots import (
     COLORS,
     DARK_GREY,
@@ -61,10 +61,8 @@ def load_embeddings(path: str) -> Embeddings:
         values = np.load(file, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
         raise UserError(f"{file} is not a whole .npy file ({error}); run {MADE_BY} again") from error
-    metadata = read_json(metadata_file)
-    ids = metadata.pop("ids", None) if isinstance(metadata, dict) else None
-    if not isinstance(ids, list) or not all(isinstance(value, str) for value in ids):
-        raise UserError(f"{metadata_file}: expected an object whose 'ids' lists one string per row of {file.name}")
+    metadata = read_json_like(metadata_file, {"ids": [str]}, MADE_BY)
+    ids = metadata.pop("ids")
     if not isinstance(values, np.ndarray) or values.ndim != 2 or values.dtype.kind != "f" or values.shape[1] < 2:
         found = f"{values.dtype} {values.shape}" if isinstance(values, np.ndarray) else "an archive"
         raise UserError(f"{file}: expected floating-point rows x dimensions (2 or more), found {found}")
@@ -78,7 +76,9 @@ def load_embeddings(path: str) -> Embeddings:
         names = name_a_few(ids[row] for row in broken)
         raise UserError(f"{file}: {len(broken):,} rows hold NaN or infinity (ids {names}); run {MADE_BY} again")
     texts = metadata.pop("texts", {})
-    if not isinstance(texts, dict) or any(len(column) != len(ids) for column in texts.values()):
+    if not isinstance(texts, dict) or not all(
+        isinstance(column, list) and len(column) == len(ids) for column in texts.values()
+    ):
         raise UserError(f"{metadata_file}: each column of 'texts' must have one entry for each of {len(ids):,} ids")
     return Embeddings(values, ids, texts, metadata, file)
 

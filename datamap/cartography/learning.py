@@ -19,6 +19,12 @@ MARGIN = 0.95  # a loss counts as lower than another below this share of it
 MEANS_NOTHING = "no sign that the model has learned anything, so the categories mean nothing yet"
 
 
+# Of a record of ``Learning``, as it comes back from a file.
+LIKE_LEARNING = (type(None), {
+    "examples": int, "ever_right": int, "accuracy": (type(None), [float]), "loss": (type(None), [float]),
+    "guessing": (type(None), {"accuracy": float, "loss": float}), "warning": str | None})
+
+
 def guessing(gold: np.ndarray) -> dict[str, float]:
     """What the best guess scores that is the same for every row: ``accuracy`` (0..1) and ``loss`` (nats).
 

@@ -11,11 +11,11 @@ import numpy as np
 
 from datamap.cartography.categories import CATEGORIES, category_thresholds, counted, with_categories
 from datamap.cartography.dynamics import DYNAMICS_FILES, MADE_BY, holds_dynamics
-from datamap.cartography.learning import MEANS_NOTHING, Learning
+from datamap.cartography.learning import LIKE_LEARNING, MEANS_NOTHING, Learning
 from datamap.cartography.metrics import RANGES, load_cartography_metrics
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
-from datamap.core.files import atomic, read_json, write_csv, write_json
+from datamap.core.files import atomic, read_json, read_json_like, write_csv, write_json
 from datamap.core.plots import (
     CATEGORY_COLORS,
     COLORS,
@@ -101,9 +101,12 @@ def written_learning(path: str | Path) -> dict[str, Any] | None:
     """What was written of it with the map; None of a map of somebody else's."""
     file = Path(path) / METRICS_FILE if Path(path).is_dir() else Path(path)
     thresholds = file.with_name(THRESHOLDS_FILE)
-    found = read_json(thresholds) if file.match("cartography_metrics.*") and thresholds.exists() else None
-    recorded = found.get("learning") if isinstance(found, Mapping) else None
-    return dict(recorded) if isinstance(recorded, Mapping) and "warning" in recorded else None
+    if not file.match("cartography_metrics.*") or not thresholds.exists():
+        return None
+    maker = "dataset_cartography.py"
+    if "learning" not in read_json_like(thresholds, dict, maker):  # of an older version
+        return None
+    return read_json_like(thresholds, {"learning": LIKE_LEARNING}, maker)["learning"]
 
 
 def means_nothing(path: str | Path, metrics: pd.DataFrame) -> str:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from datamap.core.errors import UserError, first_line, is_main_process, name_a_few, refused_by_system
-from datamap.core.files import atomic, csv_rows, plain, read_json, write_json
+from datamap.core.files import atomic, csv_rows, not_strict, plain, read_json, write_json
 from datamap.core.locks import LOCK, check_unlocked, is_held, lock
 from datamap.core.places import CHECKOUT
 from datamap.core.plots import plot_formats
@@ -92,7 +92,8 @@ def stage(
     What is drawn inside is also written in the formats of ``args.plot_format``, where there is one.
     ``run_meta.json`` is marked ``running`` inside the block, then ``finished`` or ``failed``; earlier runs move to
     its list ``history``. Check the user's input before entering: entering removes. In a distributed run only the
-    main process touches files. No other process can run a stage there meanwhile (``sole_writer``).
+    main process touches files. No other process can run a stage there meanwhile (``sole_writer``). A UserError before
+    anything was done to what it was to go on with (``resume``) leaves ``run_meta.json`` as it was.
     """
     path = Path(output_dir)
     if not is_main_process():
@@ -105,14 +106,19 @@ def stage(
             write_json(path / META, meta)
         except OSError as error:
             raise _not_writable(output_dir, error) from error
-        if not resume:
-            _remove(path, [*owns, ".*.tmp-*"])
+        _remove(path, [".*.tmp-*", *([] if resume else owns)])  # the first are of processes that were killed
+        before = _stamps(path, owns)
         try:
             yield path
             _end_meta(path, meta, "finished", owns)
         except BaseException as error:
-            with suppress(OSError):  # a disk as full as before: it stays marked as running, which is refused as well
+            if resume and isinstance(error, UserError) and _stamps(path, owns) == before:
+                _take_back(path, meta)
+                raise
+            try:
                 _end_meta(path, meta, "failed", owns, error=f"{type(error).__name__}: {error}"[:500])
+            except OSError:
+                _mark_failed_in_place(path / META)
             if refused_by_system(error):
                 whole = sorted({file.name for pattern in owns for file in path.glob(pattern) if file.is_file()})
                 error.add_note(f"{output_dir} is not whole, and later stages refuse it"
@@ -195,6 +201,31 @@ def _end_meta(path: Path, meta: dict[str, Any], status: str, owns: Sequence[str]
     })
 
 
+def _stamps(path: Path, owns: Sequence[str]) -> dict[Path, tuple[int, int]]:
+    """What tells whether something was done to the artifacts of a stage."""
+    found = {file: file.lstat() for pattern in owns for file in path.glob(pattern)}
+    return {file: (stat.st_mtime_ns, stat.st_size) for file, stat in found.items()}
+
+
+def _take_back(path: Path, meta: Mapping[str, Any]) -> None:
+    """A stage that was to go on with what is there, and was refused before it did anything, has not been."""
+    with suppress(OSError):  # then it is marked as running
+        if meta["history"]:
+            write_json(path / META, {**meta["history"][-1], "history": meta["history"][:-1]})
+        else:
+            (path / META).unlink()
+
+
+def _mark_failed_in_place(file: Path) -> None:
+    """Mark a run as failed where the disk is too full for a new run_meta.json: with a word of the same length."""
+    running, failed = b'"status": "running"', b'"status": "failed" '
+    with suppress(OSError), file.open("r+b") as stream:
+        place = stream.read().find(running)
+        if place >= 0:
+            stream.seek(place)
+            stream.write(failed)
+
+
 def _fingerprints(file: str | Path) -> list[str]:
     return [identity["fingerprint"] for identity in (load_meta(file) or {}).get("datasets", [])]
 
@@ -238,7 +269,7 @@ def load_meta(path: str | Path) -> dict[str, Any] | None:
     if not file.exists():
         return None
     meta = read_json(file)
-    if wrong := _wrong_in(meta):
+    if wrong := _wrong_in(meta) or not_strict(meta):
         raise UserError(f"{file} is not as a stage writes it ({wrong}): make {file.parent} again, or take the file "
                         "away if what lies beside it was made elsewhere")
     return meta

@@ -19,7 +19,9 @@ from datamap.core.progress import all_ended
 T = TypeVar("T")
 
 # What libraries that keep no errno say of a disk that is full: safetensors, torch.save, numpy.
-DISK_IS_FULL = re.compile(r"\(os error \d+\)|inline_container\.cc|PytorchStreamWriter|\d+ requested and \d+ written")
+DISK_IS_FULL = re.compile(r"\(os error \d+\)|basic_ios::clear|inline_container\.cc|PytorchStreamWriter"
+                          r"|\d+ requested and \d+ written")
+LONGEST_LINE = 2_000  # characters of an error
 QUIET_LIBRARIES = (
     "httpx", "httpx2", "openai", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools", "matplotlib",
     "numba",
@@ -41,7 +43,9 @@ def printable(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    return printable(text).replace("\n", r"\n")
+    """For a terminal; of a value as long as a book, which some message repeats, the middle is left out."""
+    line = printable(text).replace("\n", r"\n")
+    return line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE // 2]} ... {line[-LONGEST_LINE // 4:]}"
 
 
 class _Printable:
@@ -104,9 +108,9 @@ def command_line(main: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(main)
     def wrapper(argv: Sequence[str] | None = None) -> None:
         name = Path(main.__globals__["__file__"]).name
-        _open_closed_streams()
-        setup_logging()
         try:
+            _open_closed_streams()
+            setup_logging()
             try:
                 with redirect_stdout(_Printable(sys.stdout)), all_ended():  # type: ignore[type-var]
                     main(argv)
@@ -138,9 +142,9 @@ def refused_by_system(error: BaseException) -> str | None:
     is_of_network = isinstance(error, ConnectionError | TimeoutError)
     if isinstance(error, OSError) and error.errno is not None and not is_of_network:
         what = os.strerror(error.errno)
-    elif DISK_IS_FULL.search(str(error)) and isinstance(error, OSError | RuntimeError | ValueError) or (
-        type(error).__name__ == "SafetensorError" and "I/O error" in str(error)
-    ):
+    elif DISK_IS_FULL.search(str(error)) and (
+        isinstance(error, OSError | RuntimeError | ValueError) or type(error) is Exception  # of tokenizers
+    ) or (type(error).__name__ == "SafetensorError" and "I/O error" in str(error)):
         what = f"a file could not be written whole, as on a full disk: {first_line(error)}"
     else:
         return None

@@ -167,6 +167,44 @@ def read_json(path: str | Path, object_pairs_hook: Callable[[list[tuple[str, Any
         raise UserError(f"{path}, line {error.lineno}: malformed JSON ({error.msg}); is the file whole?") from error
 
 
+def read_json_like(path: str | Path, like: Any, made_by: str) -> Any:
+    """The JSON of a file that ``made_by`` writes; UserError where it is not built ``like`` what that writes.
+
+    like: a type, or several as a union; ``{name: like}`` an object with these names among others, ``{...: like}`` one
+    with such values under all names; ``[like]`` a list of such items; a tuple, as one of these.
+    """
+    value = read_json(path)
+    if unlike := _unlike(value, like) or not_strict(value):
+        raise UserError(f"{path} is not as {made_by} writes it ({unlike}): take it away, or make it again")
+    return value
+
+
+def not_strict(value: Any) -> str | None:
+    """What in a value that was read as JSON cannot be written again; it was not written by us."""
+    return None if nulls_for_nan(value) == value else "it holds NaN or a number that is too large"
+
+
+def _unlike(value: Any, like: Any, where: str = "") -> str | None:
+    """What in a JSON value is not built as it should be."""
+    if isinstance(like, tuple):
+        found = [_unlike(value, each, where) for each in like]
+        return None if None in found else found[-1]
+    kind = dict if isinstance(like, dict) else list if isinstance(like, list) else like
+    if not isinstance(value, kind) or isinstance(value, bool) and kind in (int, float, int | float):
+        return f"{where or 'it'} is {value!r:.40}"
+    if isinstance(like, list):
+        items = ((item, like[0], f"item {number} of {where or 'the list'}") for number, item in enumerate(value, 1))
+    elif isinstance(like, dict):
+        if ... in like:
+            like = dict.fromkeys(value, like[...])
+        if missing := [name for name in like if name not in value]:
+            return f"{where or 'it'} has no {name_a_few(missing)}"
+        items = ((value[name], each, f"{where}.{name}".lstrip(".")) for name, each in like.items())
+    else:
+        return None
+    return next(filter(None, (_unlike(*item) for item in items)), None)
+
+
 def read_jsonl(path: str | Path, columns: Sequence[str] = ()) -> list[dict[str, Any]]:
     """The objects of JSON Lines, one a line; ``columns`` must stand in each. Blank lines are passed over."""
     rows = []

@@ -141,6 +141,9 @@ class Parser(argparse.ArgumentParser, _Flags):
 
     def parse_known_args(self, args=None, namespace=None):  # type: ignore[no-untyped-def,override]
         words = self.normalize(sys.argv[1:] if args is None else list(args))
+        for word in words:
+            if any("\ud800" <= character <= "\udfff" for character in word):
+                self.error(f"{word!r:.100} is no UTF-8 text, and could not be recorded; rename what it names")
         values, rest = super().parse_known_args(words, namespace)
         for action in self._actions:  # an empty value would be taken for none, and another thing done than was meant
             if getattr(values, action.dest, None) == "" != action.default:

@@ -127,7 +127,7 @@ def printed_suspects(table: pd.DataFrame, rows: int) -> str:
     """The first of them for the console."""
     shown = table[["id", "suspicion", "gold", "predicted", "reasons"]].copy()
     for column in ("gold", "predicted", "reasons"):
-        shown[column] = [text if text is None or len(text) <= PRINTED else f"{text[: PRINTED - 3]}..."
+        shown[column] = [f"{text[: PRINTED - 3]}..." if isinstance(text, str) and len(text) > PRINTED else text
                          for text in shown[column]]
     return console_table(shown, {"suspicion": ".2f"}, rows)
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from datamap.core.artifacts import artifact_file
-from datamap.core.files import read_json, read_table
+from datamap.core.files import read_json_like, read_table
 
 SHOWN = {"gold": 40, "reasons": 80}  # characters of the most suspicious example
 
@@ -19,16 +19,19 @@ def findings(have: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     if "model" in have:
         for file in sorted(Path(have["model"]).glob("eval_metrics*.json")):  # several where there are several splits
             split = file.stem.removeprefix("eval_metrics").replace("_", " ", 1)
-            yield f"evaluation{split}", quality(read_json(artifact_file(file, file.name, "run.py --do_eval")))
+            yield f"evaluation{split}", quality(_metrics(file))
     frame, cuts = load_map(have["cartography"])
     yield "data map", f"{len(frame):,} examples: {counted(frame, cuts)}"
     if "clusters" in have:
-        found = read_json(artifact_file(have["clusters"], "cluster_metadata.json", "cluster_analysis.py"))
+        maker = "cluster_analysis.py"
+        found = read_json_like(artifact_file(have["clusters"], "cluster_metadata.json", maker),
+                               {"num_clusters": int, "noise_fraction": float}, maker)
         yield "clusters", f"{found['num_clusters']}, and {found['noise_fraction']:.1%} of the examples in none"
     if "unified" in have:
         maker = "analyze_dataset.py --export_unified"
-        found = read_json(artifact_file(have["unified"], "overlap_summary.json", maker))
-        if "dataset_errors" in found:
+        file = artifact_file(have["unified"], "overlap_summary.json", maker)
+        if "dataset_errors" in read_json_like(file, dict, maker):
+            found = read_json_like(file, {"dataset_errors": {"n": int}, "total_examples": int}, maker)
             yield "error rules", f"{found['dataset_errors']['n']:,} of {found['total_examples']:,} break 3 or more"
     if "suspects" in have:
         table = read_table(Path(have["suspects"]) / "suspects.csv", text=("gold", "reasons"))
@@ -36,6 +39,11 @@ def findings(have: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             first = table.iloc[0]
             gold, reason = (shortened(str(first[column]), length) for column, length in SHOWN.items())
             yield "most suspicious", f"{first['id']}, suspicion {first['suspicion']:.2f}: {gold!r}: {reason}"
+
+
+def _metrics(file: Path) -> dict[str, float]:
+    maker = "run.py --do_eval"
+    return read_json_like(artifact_file(file, file.name, maker), {...: int | float | None}, maker)
 
 
 def shortened(text: str, length: int) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from datamap.core.artifacts import content_key, recorded_task
-from datamap.core.errors import UserError, first_line
+from datamap.core.errors import UserError, first_line, refused_by_system
 from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_MODEL
 from datamap.core.hub import unreachable
@@ -193,6 +193,8 @@ def failed(stage: Stage, error: BaseException, said: list[str], console: Console
     reason = next((line.removeprefix(mark) for line in reversed(said) if line.startswith(mark)), "")
     if status == 130:
         reason = "interrupted"
+    elif (refusal := refused_by_system(error)) is not None:  # of log.txt; stages tell of their own
+        status, reason = 2, f"{refusal}; make room or mend that"
     elif not isinstance(error, SystemExit):
         reason = f"{type(error).__name__}: {first_line(error)}"
     if status in (2, 130):

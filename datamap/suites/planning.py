@@ -12,10 +12,10 @@ from typing import Any
 from datamap.core.artifacts import META, load_meta, model_meta
 from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import plain, read_json, write_json
+from datamap.core.files import plain, write_json
 from datamap.suites import prerequisites
 from datamap.suites.definition import Experiment, Suite, load_suite, resolve, runs_of, suite_file
-from datamap.suites.runs import PLAN, Run, meta_of, seconds_of
+from datamap.suites.runs import PLAN, Run, meta_of, read_plan, seconds_of
 from datamap.training.prerequisites import Prerequisite
 
 PLANNED = ("name", "description", "why", "control_of", "select", "settings_hash")  # of an experiment, in suite.json
@@ -38,7 +38,8 @@ def plan_suite(args: argparse.Namespace) -> tuple[Suite, list[Prerequisite], lis
 def write_plan(suite: Suite, seeds: Sequence[int], directory: Path) -> None:
     """``suite.json``: what there is to compare; seeds of an earlier plan stay when the settings are the same."""
     file = directory / PLAN
-    known = read_json(file)["experiments"] if file.exists() else []
+    before = read_plan(directory) if file.exists() else None
+    known = before["experiments"] if before else []
     earlier = {(each["name"], each["settings_hash"]): each["seeds"] for each in known}
     gone = [each["name"] for each in known if each["name"] not in {one.name for one in suite.experiments}]
     if gone:
@@ -52,7 +53,7 @@ def write_plan(suite: Suite, seeds: Sequence[int], directory: Path) -> None:
     plan = {"name": suite.name, "description": suite.description, "baseline": suite.baseline,
             "experiments": experiments}
     directory.mkdir(parents=True, exist_ok=True)
-    if not file.exists() or read_json(file) != json.loads(json.dumps(plan, default=plain)):
+    if before != json.loads(json.dumps(plan, default=plain)):
         write_json(file, plan)
 
 

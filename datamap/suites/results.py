@@ -15,7 +15,7 @@ import numpy as np
 from datamap.core.artifacts import model_meta
 from datamap.core.clusters import NO_CLUSTERS, Clusters
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import read_json
+from datamap.core.files import read_json_like
 from datamap.suites.comparison import Comparison, compare_family, seed_of_other_scores, widest_interval
 from datamap.suites.runs import FAILED, FINISHED, PLAN, meta_of, planned_runs, state_of
 from datamap.tasks.evaluation import SPEED
@@ -32,6 +32,7 @@ EVALUATED_WITH = ("eval_split", "max_eval_samples", "ablations", "max_answer_len
 COUNTS = ("planned", "finished", "failed", "missing", "reference_failed", "reference_missing")  # runs of an experiment
 # The columns of comparison.csv that say what is compared; ROW of comparison.py follows.
 SUBJECT = ("experiment", "reference", "against", "metric", "role", "train_examples", *COUNTS, *LISTS)
+MADE_BY, NUMBER = "run.py", int | float | None
 SECONDS = ("selection_seconds", "training_seconds", "evaluation_seconds")  # of a run, in results.csv
 CONTROLS = "baseline (controls)"  # a control against the baseline: what the size alone does
 PRIMARY, SECONDARY = "primary", "secondary"  # roles of metrics; none where all are one family
@@ -113,8 +114,8 @@ def _read_metrics(result: RunResult) -> None:
     compared = re.compile(rf"(?:({'|'.join(ABLATIONS)})_)?({'|'.join(SCORES)})")
     for file in sorted(result.directory.glob("eval_metrics*.json")):
         suffix = file.stem.removeprefix("eval_metrics")
-        found = {name.removeprefix("eval_"): value for name, value in read_json(file).items()
-                 if not name.endswith(SPEED)}
+        numbers = read_json_like(file, {...: NUMBER}, MADE_BY)
+        found = {name.removeprefix("eval_"): value for name, value in numbers.items() if not name.endswith(SPEED)}
         result.metrics |= {name + suffix: value for name, value in found.items()}
         scale = 100.0 if "exact_match" in found else 1.0
         for match in filter(None, map(compared.fullmatch, found)):
@@ -130,11 +131,12 @@ def _seconds(place: Path) -> dict[str, float | None]:
     chosen = arguments.get("train_ids") if not arguments.get("filter_random") else None
     selected = Path(chosen or place)
     selection = (selected if selected.is_dir() else selected.parent) / "selection_meta.json"
-    evaluations = [value for file in place.glob("eval_metrics*.json") for name, value in read_json(file).items()
-                   if name.endswith("_runtime")]
+    evaluations = [value for file in place.glob("eval_metrics*.json")
+                   for name, value in read_json_like(file, {...: NUMBER}, MADE_BY).items()
+                   if name.endswith("_runtime") and value is not None]
     found = (
-        read_json(selection).get("seconds") if chosen and selection.exists() else None,
-        read_json(training).get("training_seconds") if training.exists() else None,
+        read_json_like(selection, dict, "select_subset.py").get("seconds") if chosen and selection.exists() else None,
+        read_json_like(training, {...: NUMBER}, MADE_BY).get("training_seconds") if training.exists() else None,
         sum(evaluations) if evaluations else None,
     )
     return dict(zip(SECONDS, found, strict=True))
@@ -142,8 +144,10 @@ def _seconds(place: Path) -> dict[str, float | None]:
 
 def _train_examples(place: Path) -> int | None:
     report = place / "filter_report.json"
-    if report.exists() and (after := read_json(report).get("after")) is not None:
-        return after
+    if report.exists() and "after" in read_json_like(report, dict, MADE_BY):
+        after = read_json_like(report, {"after": int | None}, MADE_BY)["after"]
+        if after is not None:
+            return after
     trained = model_meta(place)
     if trained is None or not trained["datasets"]:
         return None

@@ -16,12 +16,14 @@ from typing import Any
 
 from datamap.core.artifacts import META, digest, load_meta
 from datamap.core.errors import UserError
-from datamap.core.files import read_json
+from datamap.core.files import read_json_like
 from datamap.core.locks import LOCK, is_locked
 
 PENDING, RUNNING, FINISHED, FAILED, INTERRUPTED = "pending", "running", "finished", "failed", "interrupted"
 DAMAGED = "damaged"  # status of a run_meta.json that cannot be read
 PLAN = "suite.json"  # in the directory of a suite: what there is to run and to compare
+LIKE_PLAN = {"name": str, "description": str, "baseline": str | None, "experiments": [
+    {"name": str, "settings_hash": str, "seeds": [int], "control_of": str | None, "arguments": dict}]}
 CONFIG, LOG = "config.json", "log.txt"
 STOPPED = ("KeyboardInterrupt", "SystemExit: -1")  # Ctrl-C; Slurm's time limit, by way of submitit
 PLACE_FLAGS = ("--output_dir", "--cartography_output_dir", "--cluster_assignments_path")
@@ -59,7 +61,7 @@ def run_name(experiment: str, seed: int, identity: str) -> str:
 def read_plan(directory: Path) -> dict[str, Any]:
     if not (directory / PLAN).exists():
         raise UserError(f"{directory} holds no {PLAN}; run_experiments.py --mode run --suite NAME writes it")
-    return read_json(directory / PLAN)
+    return read_json_like(directory / PLAN, LIKE_PLAN, "run_experiments.py --mode run")
 
 
 def planned_runs(directory: Path, plan: Mapping[str, Any]) -> Iterator[tuple[str, int, Path]]:
@@ -105,7 +107,7 @@ def meta_of(directory: Path) -> dict[str, Any] | None:
 def is_tidy(directory: Path) -> bool:
     """Whether its config.json is that of the run, not that of the model which it trained."""
     try:
-        return (directory / CONFIG).exists() and "identity" in read_json(directory / CONFIG)
+        return (directory / CONFIG).exists() and bool(read_json_like(directory / CONFIG, {"identity": str}, "a suite"))
     except UserError:
         return False
 

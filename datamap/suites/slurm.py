@@ -22,12 +22,13 @@ from pathlib import Path
 from typing import Any
 
 from datamap.core.errors import UserError
-from datamap.core.files import read_json, write_json
+from datamap.core.files import read_json_like, write_json
 from datamap.core.places import CHECKOUT
 from datamap.suites.runner import execute_task
 from datamap.suites.runs import Run
 from datamap.training.prerequisites import Prerequisite, is_made, make
 
+MADE_BY = "run_experiments.py --launcher slurm"
 JOBS = "slurm.json"  # in the directory of a suite: each job, and the runs of its tasks
 MAX_TIMEOUTS = 10  # a task that never gets further than its time limit must end some day
 INSTALL = 'pip install -e ".[slurm]"'
@@ -170,7 +171,7 @@ def submit_suite(
     folder, name = directory / "slurm", directory.name
     after = _job_that_makes(needed, folder, f"{name}-prerequisites", limits)
     most = array_limit() or len(todo)
-    jobs = read_json(directory / JOBS) if (directory / JOBS).exists() else []
+    jobs = jobs_of(directory)
     submitted: list[str] = []
     for first in range(0, len(todo), most):
         some = todo[first : first + most]
@@ -195,7 +196,7 @@ def _job_that_makes(
     notes = {each.directory.parent / JOBS for each in needed if not is_made(each)}
     if not notes:
         return None
-    known = {read_json(note)["job"] if note.exists() else None for note in notes}
+    known = {read_json_like(note, {"job": str}, MADE_BY)["job"] if note.exists() else None for note in notes}
     job = known.pop() if len(known) == 1 else None
     if job is not None and states(job):
         logger.info(f"job {job}, in Slurm's queue already, makes the prerequisites, the runs wait for it")
@@ -210,5 +211,11 @@ def _job_that_makes(
 
 def queued_runs(directory: Path) -> dict[str, str]:
     """Name of a run's directory -> its state in Slurm's queue, of those that Slurm still knows."""
-    jobs = read_json(directory / JOBS) if (directory / JOBS).exists() else []
+    jobs = jobs_of(directory)
     return {job["runs"][task]: state for job in jobs for task, state in states(job["job"]).items()}
+
+
+def jobs_of(directory: Path) -> list[dict[str, Any]]:
+    """The array jobs of a suite that were submitted so far."""
+    file = directory / JOBS
+    return read_json_like(file, [{"job": str, "runs": [str]}], MADE_BY) if file.exists() else []

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datamap.core.artifacts import content_key, digest, stage
+from datamap.core.artifacts import content_key, digest, model_meta, stage
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import appended_records, read_jsonl, read_rows, write_jsonl
 from datamap.thoughts.data import id_text
@@ -110,6 +110,11 @@ def template_of(args: argparse.Namespace) -> string.Template:
         trained = Path(args.adapter or args.model or ".")
         places = [trained, trained.parent] if trained.name.startswith("checkpoint-") else [trained]
         beside = [place / PROMPT_FILE for place in places if (args.adapter or args.model)]
+        for place in beside:  # another prompt would give other answers
+            is_ours = place.parent.is_dir() and PROMPT_FILE in (model_meta(place.parent) or {}).get("outputs", {})
+            if is_ours and not place.is_file():
+                raise UserError(f"{place.parent} holds no {PROMPT_FILE}, with which train_sft.py trained the model: "
+                                "copy it too, or name a prompt with --prompt_file")
         file = next((place for place in beside if place.is_file()), TUNED)
     return load_prompt(file, PAIR)
 

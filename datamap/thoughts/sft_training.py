@@ -25,6 +25,7 @@ from datamap.thoughts.reader import completion_text, parse_thought
 from datamap.training.callbacks import Manifests, tell_in_lines
 from datamap.training.library_flags import SFT_CONFIG, check_batches, given_training_flags, library_arguments
 from datamap.training.models import positions_of
+from datamap.training.trainer import RefusedSettings
 
 if TYPE_CHECKING:
     import datasets
@@ -194,7 +195,7 @@ def adapted_layers(model: PeftModel) -> dict[str, int]:
 # --- the trainer --------------------------------------------------------------------------------------------------
 
 
-class ThoughtTrainer(SFTTrainer):
+class ThoughtTrainer(RefusedSettings, SFTTrainer):
     """TRL's trainer without its draft of a model card: ours tells what was measured, when it is."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import Trainer, TrainerCallback
-from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_callback import ExportableState, PrinterCallback, ProgressCallback
 
 from datamap.core.errors import UserError
 from datamap.core.progress import Progress
@@ -106,6 +106,31 @@ class StatusCallback(TrainerCallback):
         if logs and "loss" in logs and state.is_world_process_zero:
             step = f"{state.global_step}/{state.max_steps}"
             logger.info(f"epoch {state.epoch:.2f}  step {step}  loss {logs['loss']:.4f}")
+
+
+class LossSoFar(TrainerCallback, ExportableState):
+    """The training loss of all steps, which each checkpoint takes along: the library tells only that of those after
+    the checkpoint from which a training goes on, and 0 where there are none."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+        self.before: float | None = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, {"attributes": {"sum": None}})
+        # None: a checkpoint of an older version.
+        self.before = kept["attributes"]["sum"] if state.global_step else 0.0
+
+    def state(self) -> dict[str, Any]:
+        since = getattr(self.trainer, "_total_loss_scalar", 0.0) + float(getattr(self.trainer, "_tr_loss", 0.0))
+        return {"args": {}, "attributes": {"sum": None if self.before is None else self.before + since}}
+
+    def mean(self, mean_since: float) -> float | None:
+        """Over all steps, of the mean over those since the checkpoint; None where that cannot be told."""
+        steps, first = self.trainer.state.global_step, self.trainer._initial_global_step
+        if self.before is None or not steps:
+            return None
+        return (self.before + mean_since * (steps - first)) / steps
 
 
 class Manifests(TrainerCallback):

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from datamap.core.errors import UserError
-from datamap.core.files import nulls_for_nan, read_json, sha256_of, write_json
+from datamap.core.files import nulls_for_nan, read_json, read_json_like, sha256_of, write_json
 
 MANIFEST = "manifest.json"
 DYNAMICS = "training_dynamics.npz"
@@ -94,7 +94,9 @@ class TopEpochs:
         Killed between checkpoint and list, a run leaves one that the list lacks: its slices are lost, not its rank.
         """
         file = self.output_dir / self.FILE
-        written = {entry["step"]: entry["slices"] for entry in (read_json(file) if file.exists() else [])}
+        like = [{"step": int, "slices": list}]
+        known = read_json_like(file, like, "run.py --keep_top_epochs") if file.exists() else []
+        written = {entry["step"]: entry["slices"] for entry in known}
         for epoch, step, metrics in evaluated:
             if not standing or (self.output_dir / f"checkpoint-{step}").exists():
                 self.add(epoch, step, metrics, written.get(step, []))

@@ -122,6 +122,7 @@ def library_arguments(kind: type[T], **settings: Any) -> T:
         get_available_reporting_integrations,
         get_reporting_integration_callbacks,
     )
+    from transformers.training_args import trainer_log_levels
     from transformers.utils import logging as library_logging
 
     if not sys.stderr.isatty():
@@ -129,6 +130,10 @@ def library_arguments(kind: type[T], **settings: Any) -> T:
         library_logging.disable_progress_bar()
     try:
         arguments = kind(**settings)
+        for flag in ("log_level", "log_level_replica"):  # which are looked up when the training begins
+            level = getattr(arguments, flag)
+            if level not in trainer_log_levels:
+                raise ValueError(f"--{flag} {level}: expected one of {', '.join(trainer_log_levels)}")
         there, asked = get_available_reporting_integrations(), arguments.report_to  # type: ignore[attr-defined]
         for name, tracker in zip(asked, get_reporting_integration_callbacks(asked), strict=True):
             # Neptune's and MLflow's, half made, would print a traceback when they are taken apart again.

@@ -190,17 +190,20 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
     """Train, and write the model, its metrics and its log."""
     import pandas as pd
 
-    from datamap.training.callbacks import training_log
+    from datamap.training.callbacks import LossSoFar, training_log
 
     output = Path(trainer.args.output_dir)
     if is_main_process():
         write_filter_report(output, data, trained=True)
     if data.loaded is not None and data.loaded.mended and is_main_process():
         write_csv(output / "moved_answers.csv", safe_to_open(pd.DataFrame(data.loaded.mended)))
+    losses = LossSoFar(trainer)
+    trainer.add_callback(losses)
     result = trainer.train(resume_from_checkpoint=checkpoint)
     before = seconds_until(checkpoint)
     whole = None if before is None else before + result.metrics["train_runtime"]
-    metrics = {**result.metrics, "training_seconds": whole}  # over all its processes
+    # Both over all its processes.
+    metrics = {**result.metrics, "train_loss": losses.mean(result.training_loss), "training_seconds": whole}
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
     if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
         raise UserError("training diverged: weights are no numbers any more; lower --learning_rate")

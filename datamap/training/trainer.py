@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from datamap.cartography import recorder
 from datamap.cartography.recorder import CartographyCallback, Heads, heads_of
+from datamap.core.errors import UserError, first_line
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import PADDING
 
@@ -25,7 +27,27 @@ MAX_SMOOTHING = 0.3
 logger = logging.getLogger(__name__)
 
 
-class CartographyTrainer(Trainer):
+class RefusedSettings:
+    """Of a Trainer: what PyTorch refuses of an optimizer's or a scheduler's settings is a mistake of the user's."""
+
+    def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
+        with _refused("optimizer", "--learning_rate, --weight_decay, --optim, --optim_args, --adam_*"):
+            return super().create_optimizer(*args, **kwargs)  # type: ignore[misc]
+
+    def create_scheduler(self, *args: Any, **kwargs: Any) -> Any:
+        with _refused("scheduler of the learning rate", "--lr_scheduler_type, --lr_scheduler_kwargs, --warmup_steps"):
+            return super().create_scheduler(*args, **kwargs)  # type: ignore[misc]
+
+
+@contextmanager
+def _refused(what: str, flags: str) -> Iterator[None]:
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise UserError(f"the {what} refuses its settings: {first_line(error)}; see {flags}") from error
+
+
+class CartographyTrainer(RefusedSettings, Trainer):
     """A Trainer whose rows (windows, or whole texts) each have a loss, a weight and a smoothing.
 
     What its evaluation keeps of a row is what the task asks for, not the logits of every token.

@@ -419,6 +419,15 @@ def test_broken_files(tmp_path, capsys):
     (source / "embeddings.npy").write_bytes(whole)
     (source / "embeddings_metadata.json").write_text('{"ids": [\n"a",')
     assert "line 2: malformed JSON" in refused(capsys, source, tmp_path / "out")
+    for content, words in (('{"ids": ["a", 3]}', "item 2 of ids is 3"), ('{"ids": ["a"], "seed": NaN}', "it holds "
+        "NaN"),
+                           ("[]", "it is []")):
+        (source / "embeddings_metadata.json").write_text(content)
+        told = refused(capsys, source, tmp_path / "out")
+        assert f"embeddings_metadata.json is not as extract_embeddings.py writes it ({words}" in told
+    (source / "embeddings_metadata.json").write_text(json.dumps({"ids": [str(n) for n in range(len(values))],
+                                                                 "texts": {"a": 3}}))
+    assert "each column of 'texts' must have one entry" in refused(capsys, source, tmp_path / "out")
     (source / "embeddings_metadata.json").unlink()
     assert "holds no embeddings_metadata.json; extract_embeddings.py" in refused(capsys, source, tmp_path / "out")
     assert "no such file" in refused(capsys, tmp_path / "nowhere", tmp_path / "out")

@@ -14,17 +14,19 @@ from datamap.cartography.categories import (
     categorize_examples,
     category_thresholds,
 )
+from datamap.cartography.learning import Learning
 from datamap.cartography.maps import (
     CARTOGRAPHY_FILES,
     load_map,
     plot_data_map,
     plot_map_by_correctness,
     write_cartography,
+    written_learning,
 )
 from datamap.core import plots
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError
-from datamap.core.files import read_json, read_table
+from datamap.core.files import read_json, read_table, write_json
 from datamap.core.plots import CATEGORY_COLORS
 
 
@@ -174,6 +176,20 @@ def test_damaged_thresholds_are_refused(tmp_path, content, message):
     (tmp_path / "thresholds.json").write_text(content)
     with pytest.raises(UserError, match=message):
         load_map(tmp_path)
+
+
+@pytest.mark.parametrize("change", [3, {"guessing": 0.5}, {"examples": "x"}, {"accuracy": [[0.5]]}, {"loss": 3},
+                                    {"warning": []}])
+def test_what_is_written_of_the_learning_is_read_as_it_was_written_or_refused(tmp_path, change):
+    metrics = metrics_frame([0.1, 0.5], [0.1, 0.2]).assign(correctness=0.5)
+    learning = Learning({"accuracy": 0.5, "loss": 0.7}, [0.5], [0.7]).record(metrics)
+    write_cartography(tmp_path, metrics, learning=learning)
+    content = read_json(tmp_path / "thresholds.json")
+    assert written_learning(tmp_path) == content["learning"] and content["learning"]["examples"] == 2
+    content["learning"] = content["learning"] | change if isinstance(change, dict) else change
+    write_json(tmp_path / "thresholds.json", content)
+    with pytest.raises(UserError, match=r"thresholds.json is not as dataset_cartography.py writes it"):
+        written_learning(tmp_path)
 
 
 def test_thresholds_that_were_written_and_are_gone_are_refused(tmp_path):

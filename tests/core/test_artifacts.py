@@ -193,7 +193,7 @@ def test_a_full_disk_is_one_line_that_says_what_is_whole(tmp_path, capsys, write
         artifact_file(tmp_path / "out", "a.csv", "make.py")
 
 
-def test_a_disk_too_full_to_say_so_leaves_the_stage_marked_as_running(tmp_path, monkeypatch):
+def test_a_disk_too_full_for_a_new_run_meta_marks_the_stage_in_the_old_one(tmp_path, monkeypatch):
     def no_room(*_):
         raise OSError(28, "No space left on device")
 
@@ -202,7 +202,7 @@ def test_a_disk_too_full_to_say_so_leaves_the_stage_marked_as_running(tmp_path, 
         write_json(path / "a.json", {})
     assert error.value.filename == str(tmp_path / "a.json") and "is not whole" in error.value.__notes__[0]
     monkeypatch.undo()
-    assert meta_of(tmp_path)["status"] == "running"
+    assert meta_of(tmp_path)["status"] == "failed" and names(tmp_path) == ["run_meta.json"]
     run_stage(tmp_path, ["t.csv"])
     assert meta_of(tmp_path)["status"] == "finished"
 
@@ -211,7 +211,8 @@ def test_a_disk_too_full_to_say_so_leaves_the_stage_marked_as_running(tmp_path, 
     "content",
     ["[]", "3", "null", '"text"', '{"datasets": 3}', '{"datasets": [3]}', '{"datasets": [{"dataset": "a"}]}',
      '{"outputs": []}', '{"outputs": {"t.csv": "10"}}', '{"owns": [3]}', '{"history": {}}', '{"history": [[]]}',
-     '{"arguments": []}', '{"datasets": [{"dataset": "a", "split": "b", "fingerprint": "c", "task": []}]}', "{", ""],
+     '{"arguments": []}', '{"datasets": [{"dataset": "a", "split": "b", "fingerprint": "c", "task": []}]}', "{", "",
+     '{"seed": NaN}', '{"history": [{"arguments": {"learning_rate": 1e999}}]}'],
 )
 def test_a_damaged_run_meta_is_one_line(tmp_path, content):
     (tmp_path / "t.csv").write_text(TABLE)
@@ -481,3 +482,30 @@ def test_mark_failed_from_outside(tmp_path, before):
     meta = load_meta(tmp_path / "run")
     assert meta is not None and meta["status"] == "failed" and meta["error"] == "x" * 500 and meta["finished"]
     assert meta["arguments"] == ({"seed": 3} if before and "seed" in before else {})
+
+
+@pytest.mark.parametrize("earlier", ["nothing", "finished"])
+def test_a_stage_that_was_to_go_on_and_did_nothing_leaves_all_as_it_was(tmp_path, earlier):
+    """A flag that turns out wrong when all is read must not spoil what is there, or leave a failed run of nothing."""
+    out = tmp_path / "out"
+    if earlier == "finished":
+        run_stage(out, ["t.csv"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    with pytest.raises(UserError), stage(out, {}, owns=("*.csv",), resume=True):
+        raise UserError("no key")
+    after = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    assert {path: json.loads(raw) if path.suffix == ".json" else raw for path, raw in after.items()} == {
+        path: json.loads(raw) if path.suffix == ".json" else raw for path, raw in before.items()}
+    assert out.exists() == (earlier == "finished")
+    for error, write in ((UserError("no"), True), (ValueError("a bug"), False)):  # something was done; no mistake
+        with pytest.raises(type(error)), stage(out, {}, owns=("*.csv",), resume=True) as path:
+            if write:
+                (path / "t.csv").write_text(TABLE + "more\n")
+            raise error
+        assert meta_of(out)["status"] == "failed"
+
+
+def test_what_a_killed_process_left_half_written_goes_also_where_a_stage_goes_on(tmp_path):
+    run_stage(tmp_path, ["t.csv", ".t.tmp-99.csv"])
+    run_stage(tmp_path, ["u.csv"], resume=True)
+    assert names(tmp_path) == ["run_meta.json", "t.csv", "u.csv"]

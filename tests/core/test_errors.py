@@ -79,6 +79,28 @@ def test_an_exception_that_says_nothing_has_a_first_line():
         "ValueError", "OSError", "'a.'", "a"]
 
 
+def test_an_error_that_repeats_a_long_value_is_a_line_that_can_be_read(capsys):
+    @command_line
+    def main(argv=None):
+        raise UserError(f"found {'a' * 100_000}: expected b; give c")
+
+    with pytest.raises(SystemExit):
+        main([])
+    said = capsys.readouterr().err
+    assert said.startswith("test_errors.py: error: found aaa") and said.endswith("aaa: expected b; give c\n")
+    assert " ... " in said and len(said) < 2_000
+
+
+def test_ctrl_c_at_any_moment_is_one_line(capsys, monkeypatch):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("datamap.core.errors.setup_logging", interrupted)
+    with pytest.raises(SystemExit) as stopped:
+        command_line(test_ctrl_c_at_any_moment_is_one_line)([])
+    assert stopped.value.code == 130 and capsys.readouterr().err == "test_errors.py: interrupted\n"
+
+
 @pytest.mark.parametrize(
     ("error", "words"),
     [
@@ -86,6 +108,8 @@ def test_an_exception_that_says_nothing_has_a_first_line():
         (OSError(errno.ENOSPC, "full"), "standard output cannot be written (No space left on device); the files that"),
         (PermissionError(errno.EACCES, "no", "a"), "Permission denied: a; make room or mend that, then run the same"),
         (RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 576 vs 534"), "as on a full disk"),
+        (Exception("No space left on device (os error 28)"), "as on a full disk: No space left"),  # of tokenizers
+        (RuntimeError("basic_ios::clear: iostream error"), "as on a full disk: basic_ios::clear"),  # of torch.save
         (OSError("100000 requested and 2484 written"), "as on a full disk: 100000 requested and 2484 written"),
     ],
 )

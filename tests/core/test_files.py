@@ -11,7 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from datamap.core.errors import UserError
-from datamap.core.files import atomic, read_json, read_jsonl, read_table, write_csv, write_json, write_jsonl
+from datamap.core.files import (
+    atomic,
+    read_json,
+    read_json_like,
+    read_jsonl,
+    read_table,
+    write_csv,
+    write_json,
+    write_jsonl,
+)
 
 
 def names(directory):
@@ -203,3 +212,34 @@ def test_malformed_tables_are_refused(tmp_path, content, message):
 def test_a_table_without_ids_is_read_when_none_are_needed(tmp_path):
     (tmp_path / "a.csv").write_text("cluster,size\n-1,3\n")
     assert read_table(tmp_path / "a.csv", columns=("cluster",)).to_dict("records") == [{"cluster": -1, "size": 3}]
+
+
+LIKE = {"name": str, "by": str | None, "runs": [{"seeds": [int]}], "share": float}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None), ({"by": "x", "more": 3}, None), ({"name": 3}, r"name is 3"), ({"runs": {}}, r"runs is {}"),
+        ({"runs": [3]}, r"item 1 of runs is 3"), ({"runs": [{}]}, r"item 1 of runs has no 'seeds'"),
+        ({"runs": [{"seeds": [1, "2"]}]}, r"item 2 of item 1 of runs.seeds is '2'"),
+        ({"runs": [{"seeds": [True]}]}, r"item 1 of item 1 of runs.seeds is True"), ({"by": False}, "by is False"),
+    ],
+)
+def test_what_we_wrote_ourselves_is_built_as_we_wrote_it(tmp_path, change, words):
+    value = {"name": "a", "by": None, "runs": [{"seeds": [1, 2]}], "share": 0.5} | change
+    write_json(tmp_path / "a.json", value)
+    if words is None:
+        assert read_json_like(tmp_path / "a.json", LIKE, "make.py") == value
+    else:
+        with pytest.raises(UserError, match=rf"a\.json is not as make\.py writes it \({words}\)"):
+            read_json_like(tmp_path / "a.json", LIKE, "make.py")
+    write_json(tmp_path / "b.json", {"a": 1, "b": None})
+    assert read_json_like(tmp_path / "b.json", {...: int | None}, "make.py") == {"a": 1, "b": None}
+    with pytest.raises(UserError, match=r"\(b is None\)"):
+        read_json_like(tmp_path / "b.json", {...: int}, "make.py")
+    others: tuple[object, ...] = ([], 3, None)
+    for other in others:
+        write_json(tmp_path / "b.json", other)
+        with pytest.raises(UserError, match=r"\(it is "):
+            read_json_like(tmp_path / "b.json", LIKE, "make.py")

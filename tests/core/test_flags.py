@@ -156,3 +156,12 @@ def test_an_empty_value_is_no_value(capsys, argv):
         run.main(["--do_train", *argv])
     assert stopped.value.code == 2
     assert f"error: {argv[0].rstrip('=')} is empty: give a value, or leave it out" in capsys.readouterr().err
+
+
+def test_a_name_that_is_no_text_is_refused(capsys):
+    """A byte that is no UTF-8 comes from the shell as half a character, which no file of ours can hold."""
+    parser = Parser("", "x.py")
+    parser.add_argument("--output_dir")
+    with pytest.raises(SystemExit) as stopped:
+        parser.parse_args(["--output_dir", "a\udcff"])
+    assert stopped.value.code == 2 and "'a\\udcff' is no UTF-8 text" in capsys.readouterr().err

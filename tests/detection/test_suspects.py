@@ -340,3 +340,11 @@ def test_reviewed_suspects_become_a_dataset(tmp_path, finished):
     assert [(row["id"], row["label"]) for row in map(json.loads, lines)] == [
         ("p0", "neutral"), ("p1", "entailment"), ("p2", "neutral"), ("p3", "contradiction")
     ]
+
+
+def test_a_text_that_is_missing_among_others_is_blank_on_the_console():
+    """pandas says NaN of it in a column of texts."""
+    table = pd.DataFrame({"id": ["a", "b"], "suspicion": [0.5, np.nan], "gold": ["yes", None],
+                          "predicted": [None, "no " * 100], "reasons": [None, None]})
+    lines = suspects.printed_suspects(table, 5).splitlines()
+    assert lines[1].split() == ["a", "0.50", "yes"] and lines[2].startswith("b") and lines[2].endswith("...")

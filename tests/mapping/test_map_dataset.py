@@ -304,16 +304,19 @@ def test_a_crash_of_a_stage_leaves_what_is_finished(made, tmp_path, monkeypatch)
     directory, _ = made
     given = ["--cartography_dir", directory / "cartography_output", "--skip", "predictions,embeddings,samples"]
     carry_out = map_run.carry_out
+    errors: list[Exception] = [OSError(28, "No space"), RuntimeError("no more memory\nat all")]
 
     def crash(script, argv, log):
         if "--report" in argv:
-            raise RuntimeError("no more memory\nat all")
+            raise errors.pop()
         carry_out(script, argv, log)
 
     monkeypatch.setattr(map_run, "carry_out", crash)
     said = call(*given, "--output_dir", tmp_path / "map")
     assert said.status == 1 and stages_of(said) == ["suspects"]
     assert ": page (analyze_dataset.py): RuntimeError: no more memory (" in said.err[-1]
+    said = call(*given, "--output_dir", tmp_path / "map")
+    assert said.status == 2 and "No space left on device; make room or mend that (" in said.err[-1]
     monkeypatch.undo()
     assert stages_of(call(*given, "--output_dir", tmp_path / "map")) == ["page"]
 

@@ -499,3 +499,13 @@ def test_mistakes_end_in_one_line(flags, message, refused, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert message in refused(main, *flags)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_adapter_without_the_prompt_that_it_was_trained_with_is_refused(adapter, tmp_path, refused):
+    """Another prompt would give other answers; an adapter of somebody else's has none."""
+    copy = shutil.copytree(adapter, tmp_path / "adapter")
+    meta = {"status": "finished", "arguments": {"do_train": True}, "outputs": {"prompt.txt": 27}}
+    (copy / "run_meta.json").write_text(json.dumps(meta))
+    (copy / "prompt.txt").unlink()
+    line = refused(main, "--adapter", copy, "--premise", "a", "--hypothesis", "b", "--no_cuda")
+    assert "holds no prompt.txt, with which train_sft.py trained the model: copy it too, or name a prompt" in line

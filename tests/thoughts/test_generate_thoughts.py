@@ -577,3 +577,18 @@ def test_the_wrong_chains_of_others_are_reflected_on(tmp_path):
         run("reflect", server.url, tmp_path, "--thoughts", DATA / "nli_thoughts" / "sample_thoughts.json")
         assert len(server.requests) == 33
     assert len(records(tmp_path / "reflections.jsonl")) == 33
+
+
+@pytest.mark.parametrize("wrong", [(), ("--prompt_file", "nowhere.txt")])
+def test_what_is_wrong_with_the_call_leaves_what_is_there_as_it_was(dataset, tmp_path, refused, wrong):
+    """No key, or a prompt that is not there: no failed run of nothing, and none on top of a whole one."""
+    out = tmp_path / "t"
+    argv = ["--mode", "generate", "--model", "m", "--dataset", dataset, "--output_dir", out]
+    refused(generate_thoughts.main, *argv, *wrong)
+    assert not out.exists()
+    with chat_server(answer) as server:
+        run("generate", server.url, out, "--dataset", dataset, "--max_samples", 2)
+        before = {file.name: file.read_bytes() for file in out.iterdir()}
+        refused(generate_thoughts.main, *argv, *wrong)
+    after = {file.name: file.read_bytes() for file in out.iterdir()}
+    assert after.keys() == before.keys() and json.loads(after["run_meta.json"]) == json.loads(before["run_meta.json"])

@@ -103,6 +103,27 @@ def test_what_may_change_may_and_a_default_may_be_spelt_out(again, tmp_path, cap
     assert arguments["num_train_epochs"] == 3 and arguments["learning_rate"] == 1e-3
 
 
+@pytest.mark.parametrize("step", [4, 12])
+def test_the_training_loss_is_that_of_all_steps_wherever_it_went_on(again, begun, tmp_path, step):
+    """Also where nothing was left to train."""
+    call(*again, "--resume_from_checkpoint", tmp_path / f"m/checkpoint-{step}")
+    resumed, whole = (read(place / "m/train_metrics.json")["train_loss"] for place in (tmp_path, begun[0]))
+    assert resumed == pytest.approx(whole, rel=1e-6)
+    losses = pd.read_csv(begun[0] / "m/training_log.csv")["loss"].dropna()
+    assert len(losses) == 12 and whole == pytest.approx(losses.mean(), rel=1e-3)
+
+
+def test_a_checkpoint_without_the_sum_of_losses_leaves_their_mean_open(again, tmp_path):
+    """Of an older version."""
+    checkpoint = tmp_path / "m/checkpoint-4"
+    state = read(checkpoint / "trainer_state.json")
+    del state["stateful_callbacks"]["LossSoFar"]
+    (checkpoint / "trainer_state.json").write_text(json.dumps(state))
+    write_manifest(checkpoint)
+    call(*again, "--resume_from_checkpoint", checkpoint)
+    assert read(tmp_path / "m/train_metrics.json")["train_loss"] is None
+
+
 def test_what_was_evaluated_on_is_not_what_was_trained_on(refused, again):
     """The recorded datasets are those trained on and evaluated on; a resume is on the first."""
     told = refused(run.main, *again, "--train_split", "validation", "--resume_from_checkpoint")

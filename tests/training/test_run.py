@@ -90,6 +90,21 @@ def test_one_small_batch_that_would_be_dropped(qa_dir, tiny_model, tmp_path, ref
     assert not (tmp_path / "out").exists() and not (tmp_path / "map").exists()
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--adam_beta2", "-1"), "the optimizer refuses its settings: Invalid beta parameter at index 1: -1.0; see"),
+        (("--adam_epsilon", "-1"), "the optimizer refuses its settings: Invalid epsilon value"),
+        (("--log_level_replica", "0,1"), "training arguments: --log_level_replica 0,1: expected one of detail, debug"),
+        (("--lr_scheduler_type", "cosine_with_min_lr"), "the scheduler of the learning rate refuses its settings"),
+    ],
+)
+def test_settings_that_pytorch_refuses(qa_dir, tiny_model, tmp_path, refused, flags, words):
+    line = refused(run.main, "--do_train", "--model", tiny_model, "--dataset", qa_dir, *SMALL, *flags, "--output_dir",
+                   tmp_path / "out")
+    assert words in line
+
+
 @pytest.mark.parametrize("tracker", ["neptune", "mlflow"])
 def test_a_tracker_that_is_not_installed(qa_dir, tmp_path, refused, monkeypatch, tracker):
     if importlib.util.find_spec(tracker):
