@@ -18,15 +18,18 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from rows.table import ROWS, Row
-from timing import Found, Measure, Setting, in_own_process, machine, markdown
+from timing import Found, Measure, Setting, in_own_process, machine, markdown, shown
 
 from datamap.core.artifacts import PACKAGES, check_writable, provenance
 from datamap.core.errors import UserError, command_line, first_line, setup_logging
@@ -48,6 +51,7 @@ The programs are in `rows/`, by subject. Beside them are studies that measure no
 `planted_errors.py`, `subset_selection.py`, `stories.py`, `bench_calibration.py`, `compare_nessie.py`,
 `compare_checkouts.py`, `mutants.py`."""
 NOT_BUILT, NOT_MEASURED = "not built", "not measured"
+MOST_SHOWN = 6  # figures of a row in the table
 READS_DATA = ("training_qa", "training_sentences", "recording", "windows", "embeddings")
 
 
@@ -82,7 +86,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 def measured(name: str, setting: Setting) -> tuple[Found, dict[str, Any]]:
     """What the row finds, and of the machine on which it does; in a process of its own."""
     setup_logging()
-    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger().setLevel(logging.ERROR)  # of made-up data and short trainings much is to be warned of
     row = next(each for each in ROWS if each.name == name)
     assert row.measure is not None
     before = machine()
@@ -90,7 +94,8 @@ def measured(name: str, setting: Setting) -> tuple[Found, dict[str, Any]]:
 
 
 def record_of(row: Row, found: Found, about: Mapping[str, Any], quick: bool, seconds: float) -> dict[str, Any]:
-    measures = [{**one._asdict(), "rounds": [float(value) for value in one.rounds]} for one in found.measures]
+    measures = [{**one._asdict(), "rounds": [float(value) for value in one.rounds],
+                 **({"least": None, "most": None} if quick else {})} for one in found.measures]
     return {
         "row": row.name, "quick": quick, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1), **provenance((*PACKAGES, *PEERS)), "machine": about, "measures": measures,
@@ -119,8 +124,13 @@ def measure(row: Row, args: argparse.Namespace) -> bool:
     except Exception as error:
         logging.error(f"row {row.key} was not measured: {type(error).__name__}: {first_line(error)}")
         return False
-    write_json(args.output_dir / row.file, record_of(row, found, about, args.quick, time.monotonic() - began))
-    if not args.quick:
+    seconds = time.monotonic() - began
+    for note in found.notes:
+        print(f"row {row.key}: {note}", flush=True)
+    write_json(args.output_dir / row.file, record_of(row, found, about, args.quick, seconds))
+    if args.quick:
+        print(f"row {row.key} ({row.name}) runs, {seconds:.0f} s", flush=True)
+    else:
         print(markdown([("", "found", "bound"), *(one.row() for one in found.measures)]))
     return True
 
@@ -137,14 +147,15 @@ def measures_of(record: Mapping[str, Any]) -> list[Measure]:
 
 
 def state_of(row: Row, record: Mapping[str, Any] | None) -> str:
-    """What the table says of a row: how many of its bounds are kept."""
+    """What the table says of a row: its figures that have a bound, or where these are many how many are kept."""
     if record is None:
         return NOT_BUILT if row.measure is None else NOT_MEASURED
     if record["quick"]:
         return "tiny sizes"
     bounded = [one for one in measures_of(record) if one.least is not None or one.most is not None]
-    kept = sum(one.keeps for one in bounded)
-    return f"{kept} of {len(bounded)} bounds kept" if bounded else "measured"
+    if len(bounded) > MOST_SHOWN:
+        return f"{sum(one.keeps for one in bounded)} of {len(bounded)} bounds kept"
+    return "; ".join(f"{shown(one.found)}{one.unit}{'' if one.keeps else ' BROKEN'}" for one in bounded) or "measured"
 
 
 def of_whom(record: Mapping[str, Any]) -> str:
@@ -152,9 +163,9 @@ def of_whom(record: Mapping[str, Any]) -> str:
     about, commit = record["machine"], (record["git_commit"] or "no commit")[:7]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
     return (f"{record['finished'][:10]}, commit `{commit}`{' with changes' if record['git_dirty'] else ''}, "
-            f"{record['seconds']:,.0f} s on {about['cores']} cores of {about['processor']} ({about['threads']} threads)"
-            f"{'' if about['gpu'] is None else ' with ' + about['gpu']}, load before {about['load_average'][0]:.1f}; "
-            f"{versions}.")
+            f"{record['seconds']:,.0f} s on {about['cores']} cores of {about['processor']} "
+            f"({about['threads']} threads){'' if about['gpu'] is None else ' with ' + about['gpu']}, load before "
+            f"{about['load_average'][0]:.1f}; {versions}.")
 
 
 def page(results: Mapping[str, Mapping[str, Any]], pictures: str) -> str:
@@ -215,14 +226,19 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"row {row.key} ({row.name}): {NOT_BUILT}")
     if done:
         print(f"measured at this commit, and left out: {', '.join(row.key for row in done)}")
-    failed = []
-    for place, row in enumerate(to_do):
-        left = sum(each.minutes for each in to_do[place:])
-        expected = "" if args.quick else f": about {row.minutes:g} minutes, {left:.0f} with those after it"
-        print(f"row {row.key} ({row.name}), {place + 1} of {len(to_do)}{expected}", flush=True)
-        if not measure(row, args):
-            failed.append(row)
-        page_file = write_page(args.output_dir)
+    if args.quick:  # measures nothing, so that rows need not wait for each other
+        os.environ["OMP_NUM_THREADS"] = "1"
+        with ThreadPoolExecutor(2) as pool:
+            failed = [row for row, done in zip(to_do, pool.map(partial(measure, args=args), to_do), strict=True)
+                      if not done]
+    else:
+        failed = []
+        for place, row in enumerate(to_do):
+            left = sum(each.minutes for each in to_do[place:])
+            print(f"row {row.key} ({row.name}), {place + 1} of {len(to_do)}: about {row.minutes:g} minutes, "
+                  f"{left:.0f} with those after it", flush=True)
+            failed += [] if measure(row, args) else [row]
+            write_page(args.output_dir)
     page_file = write_page(args.output_dir)
     print(f"wrote {len(to_do) - len(failed)} JSONs to {args.output_dir}, and {page_file}")
     if failed:

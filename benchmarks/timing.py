@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import os
 import platform
 import resource
@@ -155,7 +154,6 @@ def peer(module: str, package: str, notes: list[str]) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         notes.append(f"{package} is not installed ({error}): pip install -c constraints.txt -e \".[bench]\"")
-        logging.warning(notes[-1])
         return None
 
 

@@ -118,7 +118,8 @@ def grow(part: Part, setting: Setting) -> tuple[list[int], list[float], float | 
             return sizes, seconds, foreseen
         place = setting.output(f"{part.seconds.__name__}-{size}")
         sizes.append(size)
-        seconds.append(in_own_process(part.seconds, size, str(place)))
+        seconds.append(part.seconds(size, str(place)) if setting.quick
+                       else in_own_process(part.seconds, size, str(place)))
     return sizes, seconds, None
 
 

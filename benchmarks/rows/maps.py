@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from contextlib import redirect_stdout
 from functools import partial
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -169,10 +171,11 @@ def analyse(directory: str, task: str, flag: str, evidence: bool = True) -> dict
 
         at = Path(directory)
         more = [f"--embedding_dir={at / 'embeddings'}", f"--predictions={at / 'predictions'}"] if evidence else []
-        analyze_dataset.main([
-            flag, f"--task={task}", f"--dataset={at / 'train.jsonl'}", f"--cartography_dir={at / 'map'}",
-            f"--cluster_dir={at / 'clusters'}", f"--output_dir={at / flag.strip('-')}", *more,
-        ])
+        with redirect_stdout(StringIO()):
+            analyze_dataset.main([
+                flag, f"--task={task}", f"--dataset={at / 'train.jsonl'}", f"--cartography_dir={at / 'map'}",
+                f"--cluster_dir={at / 'clusters'}", f"--output_dir={at / flag.strip('-')}", *more,
+            ])
     page = Path(directory, "report", "report.html")
     return {"seconds": clock.seconds, "gb": memory("VmHWM") / 1e9,
             "mb": page.stat().st_size / 1e6 if page.exists() else 0.0}

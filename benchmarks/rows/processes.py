@@ -81,37 +81,37 @@ def stages_of(log: Path) -> list[tuple[str, list[str]]]:
 
 
 def chain(setting: Setting) -> Found:
-    measures = []
-    epochs, small, large = setting.size(2, 1), setting.size(2500, 200), setting.size(100_000, 300)
-    trained = setting.output("trained")
-    training = ["--do_train", "--enable_cartography", "--model=tiny", "--dataset=demo:clinical", "--max_length=128",
-                "--doc_stride=32", f"--num_train_epochs={epochs}", "--per_device_train_batch_size=16",
-                "--save_strategy=no", f"--max_train_samples={small}", "--no_cuda"]
-    script("run.py", *training, f"--output_dir={trained / 'model'}", f"--cartography_output_dir={trained / 'map'}")
-    given = {small: [f"--cartography_dir={trained / 'map'}", "--max_length=128", "--doc_stride=32", "--no_cuda",
-                     "--visualization_method=pca", "--reduction_dim=10", "--min_samples=5"]}
+    given: dict[int, list[str]] = {}
+    if not setting.quick:
+        trained = setting.output("trained")
+        script("run.py", "--do_train", "--enable_cartography", "--model=tiny", "--dataset=demo:clinical",
+               "--max_length=128", "--doc_stride=32", "--num_train_epochs=2", "--per_device_train_batch_size=16",
+               "--save_strategy=no", "--no_cuda", f"--output_dir={trained / 'model'}",
+               f"--cartography_output_dir={trained / 'map'}")
+        given[2500] = [f"--cartography_dir={trained / 'map'}", "--max_length=128", "--doc_stride=32", "--no_cuda",
+                       "--visualization_method=pca", "--reduction_dim=10", "--min_samples=5"]
     # So many cannot be embedded in the time of this row: embeddings, clusters and predictions are given as well.
-    made_up = str(setting.output("made"))
-    in_own_process(made.write_artifacts, made_up, "qa", large)
-    given[large] = [f"--dataset={made_up}/train.jsonl", "--task=qa", f"--cartography_dir={made_up}/map",
-                    f"--embedding_dir={made_up}/embeddings", f"--cluster_dir={made_up}/clusters",
-                    f"--predictions={made_up}/predictions"]
-    for (size, flags), rounds in zip(given.items(), (setting.size(3, 1), setting.size(2, 1)), strict=True):
+    large, at = setting.size(100_000, 300), str(setting.output("made"))
+    in_own_process(made.write_artifacts, at, "qa", large)
+    given[large] = [f"--dataset={at}/train.jsonl", "--task=qa", f"--cartography_dir={at}/map",
+                    f"--embedding_dir={at}/embeddings", f"--cluster_dir={at}/clusters",
+                    f"--predictions={at}/predictions"]
+    measures = []
+    for size, flags in given.items():
         home = setting.scratch / f"map-{size}"
 
         def whole(number: int, home: Path = home, flags: list[str] = flags) -> float:
             return script("map_dataset.py", *flags, f"--output_dir={home}-{number}").seconds
 
         def apart(number: int, home: Path = home) -> float:
-            # The stages of the first map, whose output they write to a directory of their own.
+            """The stages of the first map, which write to a directory of their own."""
             other = f"{home}-apart-{number}"
             Path(other).mkdir()
-            return sum(script(name, *(word.replace(f"{home}-first", other) for word in argv)).seconds
-                       for name, argv in stages_of(Path(f"{home}-first", LOG)))
+            return sum(script(name, *(word.replace(f"{home}-0", other) for word in argv)).seconds
+                       for name, argv in stages_of(Path(f"{home}-0", LOG)))
 
-        script("map_dataset.py", *flags, f"--output_dir={home}-first")
-        one, many = in_turn(rounds, whole, apart)
-        stages = len(stages_of(Path(f"{home}-first", LOG)))
+        one, many = in_turn(setting.size(2, 1), whole, apart)
+        stages = len(stages_of(Path(f"{home}-0", LOG)))
         measures += [Measure(f"{size:,} examples, one command", one, " s"),
                      Measure(f"{size:,} examples, {stages} processes", many, " s"),
                      ratio(f"{size:,} examples: processes / one command", many, one)]

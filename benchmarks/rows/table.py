@@ -11,8 +11,8 @@ from rows import chains, growth, maps, processes, questions, selectors, suites, 
 
 
 class Row(NamedTuple):
-    """number: in the table of what is asked; 0 for what is watched besides. minutes: about, on two cores. measure: None
-    where what it is about is not built."""
+    """number: in the table of what is asked; 0 for what is watched besides. minutes: about, on two cores. measure:
+    None where what it is about is not built."""
 
     number: int
     name: str

@@ -15,19 +15,25 @@ from datamap.core.splits import load_split
 from datamap.tasks.registry import get_task
 from rows import made
 
+LONGEST = 256  # tokens of a text
 
-def sentence_transformer(place: str, library: Any) -> Any:
+
+def sentence_transformer(place: str) -> Any:
     """The same weights with the mean over all tokens, as ours has it, and no scaling to length 1."""
-    transformer = library.models.Transformer(place)
-    return library.SentenceTransformer(modules=[transformer, library.models.Pooling(
-        transformer.get_word_embedding_dimension(), pooling_mode="mean")], device="cpu")
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    transformer = Transformer(place)
+    model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
+    model.max_seq_length = LONGEST
+    return model
 
 
 def embed(split: Any, model: Any, tokenizer: Any, file: Path) -> np.ndarray:
     """As extract_embeddings.py does it: features, spans, batches by length, the file."""
     from datamap.training.embeddings import embedding_spans, write_embeddings
 
-    rows, spans, _ = embedding_spans(split, tokenizer, "mean", 256, 0)
+    rows, spans, _ = embedding_spans(split, tokenizer, "mean", LONGEST, 0)
     write_embeddings(file, model, tokenizer, rows, spans, 32)
     return np.load(file)
 
@@ -42,7 +48,7 @@ def embeddings(setting: Setting) -> Found:
     column = source.task.text_columns[0]
     library = peer("sentence_transformers", "sentence-transformers", notes)
     model, tokenizer = load_encoder("minilm", no_cuda=True)
-    other = library and sentence_transformer(place_of("minilm"), library)
+    other = library and sentence_transformer(place_of("minilm"))
     measures = []
     for count, least in ((setting.size(3000, 48), 1.3), (setting.size(300, 16), 1.0)):
         split = dataclasses.replace(source, data=source.data.select(range(count)))
