@@ -158,7 +158,7 @@ def sorted_batches(setting: Setting) -> Found:
     model, tokenizer = small_mistral()
     measures = []
     for spread in SPREADS:
-        prompts, lengths = prompts_of(spread, setting.size(128, 16))
+        prompts, lengths = prompts_of(spread, setting.size(64, 16))
         generating(model, tokenizer, prompts[:BATCH_SIZE], True)  # warm-up
         sides = [partial(generating, model, tokenizer, prompts, sort) for sort in (False, True)]
         clocks = in_turn(setting.size(3, 1), *sides)
@@ -214,7 +214,7 @@ def intervals(answers: np.ndarray) -> list[tuple[float, ...]]:
 
 
 def position(setting: Setting) -> Found:
-    rng, repetitions, measures = np.random.default_rng(DEFAULT_SEED), setting.size(2000, 50), []
+    rng, repetitions, measures = np.random.default_rng(DEFAULT_SEED), setting.size(1000, 50), []
     for name, (draw, truth) in JUDGES.items():
         for pairs in PAIRS:
             ends = np.array(intervals(draw(rng, (repetitions, pairs))))

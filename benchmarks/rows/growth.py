@@ -24,12 +24,11 @@ TOLERANCE = 0.05  # of an exponent, for the noise of a clock
 
 
 class Part(NamedTuple):
-    """seconds: of so many rows, with a directory that holds nothing. largest: of the sizes that are tried."""
+    """seconds: of so many rows, with a directory that holds nothing. sizes: that are tried."""
 
     name: str
     seconds: Callable[[int, str], float]
-    smallest: int = 10_000
-    largest: int = 1_000_000
+    sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
 
 
 def windows(rows: int, _: str) -> float:
@@ -99,11 +98,13 @@ def clusters(rows: int, _: str) -> float:
 
 
 PARTS = (
-    Part("windows of QA pairs (row 5)", windows), Part("answers and scores of windows (row 6)", answers),
-    Part("embeddings (row 7)", embeddings, 1000, 100_000), Part("error rules (row 8)", rules),
+    Part("windows of QA pairs (row 5)", windows, (3000, 10_000, 30_000, 100_000, 1_000_000)),
+    Part("answers and scores of windows (row 6)", answers, (10_000, 30_000, 100_000)),  # 1 M are 7 GB of logits
+    Part("embeddings (row 7)", embeddings, (1000, 3000, 10_000, 100_000)), Part("error rules (row 8)", rules),
     Part("loading and filtering (row 9)", loading), Part("dynamics of 5 epochs (row 10)", dynamics),
-    Part("the joined table (row 10)", joined), Part("clusters (row 11)", clusters, 1000, 100_000),
-    Part("suspects, of the chain (row 13)", suspects),
+    Part("the joined table (row 10)", joined),
+    Part("clusters (row 11)", clusters, (1000, 3000, 10_000, 30_000, 100_000)),
+    Part("suspects, of the chain (row 13)", suspects, (10_000, 30_000, 100_000)),
 )
 
 
@@ -111,8 +112,7 @@ def grow(part: Part, setting: Setting) -> tuple[list[int], list[float], float | 
     """Sizes, their seconds, and the seconds foreseen of a size that was left out."""
     sizes: list[int] = []
     seconds: list[float] = []
-    smallest, largest = (60, 200) if setting.quick else (part.smallest, part.largest)
-    for size in np.geomspace(smallest, largest, 2 if setting.quick else 5).round(-1).astype(int).tolist():
+    for size in (60, 200) if setting.quick else part.sizes:
         foreseen = seconds[-1] * size / sizes[-1] if sizes else 0.0
         if foreseen > LONGEST:
             return sizes, seconds, foreseen
@@ -140,7 +140,7 @@ def growth(setting: Setting) -> Found:
         if n_log_n:
             measures.append(Measure(f"{span}: exponent", [exponent(sizes, seconds)],
                                     most=None if part.seconds is clusters else n_log_n + TOLERANCE))
-    sizes = [100, 200] if setting.quick else np.geomspace(10_000, 1_000_000, 5).round().astype(int).tolist()
+    sizes = [100, 200] if setting.quick else [10_000, 100_000, 1_000_000]
     chosen = selectors.scaling(setting, sizes)
     for device, found in chosen.details.items():
         for name, one in found.items():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import redirect_stdout
-from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -132,7 +131,7 @@ def loading(setting: Setting) -> Found:
     examples = setting.size(1_000_000, 500)
     directory = str(setting.output("texts"))
     size = in_own_process(write_texts, directory, examples)
-    sides = in_turn(setting.size(3, 1), *(lambda _, side=side: in_own_process(side, directory)
+    sides = in_turn(setting.size(2, 1), *(lambda _, side=side: in_own_process(side, directory)
                                           for side in (load_and_filter, pandas_round_trip)))
     ours, theirs = ({name: [one[name] for one in side] for name in side[0]} for side in sides)
     if ours["kept"] != theirs["kept"]:
@@ -188,7 +187,7 @@ def dynamics(setting: Setting) -> Found:
     size = in_own_process(made.write_epochs, recorded, examples, epochs)
     in_own_process(made.write_table_inputs, tables, "classification", examples)
     maps, joined = in_turn(
-        setting.size(3, 1), lambda _: in_own_process(read_and_measure, recorded),
+        setting.size(2, 1), lambda _: in_own_process(read_and_measure, recorded),
         lambda _: in_own_process(analyse, tables, "classification", "--export_unified", False),
     )
     return Found([
@@ -211,15 +210,12 @@ def suspects(setting: Setting) -> Found:
     for task in ("nli", "qa"):
         directory = str(setting.output(task))
         in_own_process(made.write_artifacts, directory, task, examples)
-        found, page = in_turn(setting.size(3, 1), *(
-            partial(lambda flag, _: in_own_process(analyse, directory, task, flag), flag)  # noqa: B023
-            for flag in ("--find_errors", "--report")))
+        table, page = (in_own_process(analyse, directory, task, flag) for flag in ("--find_errors", "--report"))
         measures += [
-            Measure(f"{task}: suspects.csv of {examples:,} examples", [one["seconds"] for one in found], " s",
-                    most=60.0),
-            Measure(f"{task}: its peak memory", [one["gb"] for one in found], " GB"),
-            Measure(f"{task}: report.html", [one["seconds"] for one in page], " s", most=20.0),
-            Measure(f"{task}: its peak memory", [one["gb"] for one in page], " GB"),
-            Measure(f"{task}: its size", [one["mb"] for one in page], " MB", most=40.0),
+            Measure(f"{task}: suspects.csv of {examples:,} examples", [table["seconds"]], " s", most=60.0),
+            Measure(f"{task}: its peak memory", [table["gb"]], " GB"),
+            Measure(f"{task}: report.html", [page["seconds"]], " s", most=20.0),
+            Measure(f"{task}: its peak memory", [page["gb"]], " GB"),
+            Measure(f"{task}: its size", [page["mb"]], " MB", most=40.0),
         ]
     return Found(measures)

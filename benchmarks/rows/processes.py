@@ -92,8 +92,8 @@ def chain(setting: Setting) -> Found:
                        "--visualization_method=pca", "--reduction_dim=10", "--min_samples=5"]
     # So many cannot be embedded in the time of this row: embeddings, clusters and predictions are given as well.
     large, at = setting.size(100_000, 300), str(setting.output("made"))
-    in_own_process(made.write_artifacts, at, "qa", large)
-    given[large] = [f"--dataset={at}/train.jsonl", "--task=qa", f"--cartography_dir={at}/map",
+    in_own_process(made.write_artifacts, at, "nli", large)
+    given[large] = [f"--dataset={at}/train.jsonl", "--task=nli", f"--cartography_dir={at}/map",
                     f"--embedding_dir={at}/embeddings", f"--cluster_dir={at}/clusters",
                     f"--predictions={at}/predictions"]
     measures = []
@@ -110,7 +110,7 @@ def chain(setting: Setting) -> Found:
             return sum(script(name, *(word.replace(f"{home}-0", other) for word in argv)).seconds
                        for name, argv in stages_of(Path(f"{home}-0", LOG)))
 
-        one, many = in_turn(setting.size(2, 1), whole, apart)
+        one, many = in_turn(2 if size == 2500 else 1, whole, apart)
         stages = len(stages_of(Path(f"{home}-0", LOG)))
         measures += [Measure(f"{size:,} examples, one command", one, " s"),
                      Measure(f"{size:,} examples, {stages} processes", many, " s"),

@@ -44,7 +44,9 @@ def embeddings(setting: Setting) -> Found:
     from datamap.training.models import load_encoder, place_of
 
     notes: list[str] = []
-    source = load_split(setting.dataset("sst2", "demo:stories"), "train", get_task("classification"))
+    made_up = setting.output("texts")
+    made.write_split(made_up / "train.jsonl", "classification", 48)
+    source = load_split(setting.dataset("sst2", str(made_up)), "train", get_task("classification"))
     column = source.task.text_columns[0]
     library = peer("sentence_transformers", "sentence-transformers", notes)
     model, tokenizer = load_encoder("minilm", no_cuda=True)
@@ -94,7 +96,7 @@ def clusters(setting: Setting) -> Found:
         sides["fast_hdbscan"] = lambda values: fast.HDBSCAN(min_cluster_size=15).fit_predict(values)
     for side in sides.values():
         side(made.blobs(500, 10, 0.1, rng))  # compiles
-    shapes = [(22_000, 50, 0.0, 3), (22_000, 10, 0.2, 3), (60_000, 50, 0.0, 1)]
+    shapes = [(22_000, 50, 0.0, 2), (22_000, 10, 0.2, 2), (60_000, 50, 0.0, 1)]
     for rows, dims, noise, rounds in shapes if not setting.quick else [(400, 10, 0.1, 1)]:
         values = made.blobs(rows, dims, noise, rng)
         labels: dict[str, np.ndarray] = {}
@@ -128,7 +130,7 @@ def picture(setting: Setting) -> list[Measure]:
 
     by_pca = ["--visualization_method=pca"]
     asked = by_pca if setting.quick else []  # the compiler takes longer than a quick run may
-    plain, pca = in_turn(setting.size(3, 1), lambda _: run(*asked), lambda _: run(*by_pca))
+    plain, pca = in_turn(setting.size(2, 1), lambda _: run(*asked), lambda _: run(*by_pca))
     return [Measure(f"cluster_analysis.py on {rows:,} rows", plain, " s"),
             Measure("longer than with --visualization_method pca",
                     [one - other for one, other in zip(plain, pca, strict=True)], " s", most=3.0)]
