@@ -7,6 +7,7 @@ commit.
 
     python benchmarks/run_all.py --data_dir DATA --output_dir benchmarks/results
     python benchmarks/run_all.py --data_dir DATA --only 1 3 suspects
+    python benchmarks/run_all.py --page_only
     python benchmarks/run_all.py --quick --output_dir ./bench_quick     (tiny sizes: shows that every row runs)
 
 With --resume the rows are left out that were measured at this very commit: the same command goes on where it was
@@ -46,10 +47,8 @@ measures one row, `--quick` shows that all run. What ours is held against is ins
 Figures are medians of rounds in which the sides are taken in turn, with the lowest and the highest; a ratio (x) says
 how many times faster ours is, within the rounds. BROKEN stands where a bound is not kept.
 
-The programs are in `rows/`, by subject. Beside them are studies that measure no speed, with their results in
-[RESULTS.md](../RESULTS.md); each says in its first lines what it does: `error_detection.py`, `closed_loop.py`,
-`planted_errors.py`, `subset_selection.py`, `stories.py`, `bench_calibration.py`, `compare_nessie.py`,
-`compare_checkouts.py`, `mutants.py`."""
+The programs are in `rows/`, by subject. Beside `run_all.py` and `timing.py`, which they share, are studies that
+measure no speed, with their results in [RESULTS.md](../RESULTS.md); each says in its first lines what it does."""
 NOT_BUILT, NOT_MEASURED = "not built", "not measured"
 MOST_SHOWN = 6  # figures of a row in the table
 READS_DATA = ("training_qa", "training_sentences", "recording", "windows", "embeddings")
@@ -61,12 +60,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output_dir", type=Path, help=f"where the JSONs go (default: {RESULTS})")
     parser.add_list("--only", metavar="ROW", help="rows by number or name (default: all)")
     parser.add_switch("--resume", help="leave out the rows that were measured at this very commit")
+    parser.add_switch("--page_only", help="measure nothing, make README.md anew of the JSONs that there are")
     parser.add_switch("--quick", help="tiny sizes: shows that every row runs, measures nothing")
     args = parser.parse_args(argv)
     known = {name: row for row in ROWS for name in (row.key, row.name)}
     if unknown := [name for name in args.only or () if name not in known]:
         names = ", ".join(row.name if row.key == row.name else f"{row.key} ({row.name})" for row in ROWS)
         parser.error(f"--only {unknown[0]}: there is no such row; there are {names}")
+    if args.page_only and (args.only or args.quick):
+        parser.error("--page_only measures nothing: leave --only and --quick out")
     args.rows = [row for row in ROWS if not args.only or row in [known[name] for name in args.only]]
     if args.quick and args.output_dir is None:
         parser.error("--quick measures nothing that belongs into the results: give it an --output_dir of its own")
@@ -75,7 +77,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         parser.error(f"--quick measures nothing that belongs into {args.output_dir}: name another --output_dir")
     if args.data_dir is not None and not args.data_dir.is_dir():
         parser.error(f"--data_dir {args.data_dir}: no such directory")
-    if args.data_dir is None and not args.quick and any(row.name in READS_DATA for row in args.rows):
+    measures = not (args.quick or args.page_only)
+    if measures and args.data_dir is None and any(row.name in READS_DATA for row in args.rows):
         parser.error("--data_dir is missing: a directory with policyqa/, sst2/ and sick_nli/ in it")
     return args
 
@@ -217,6 +220,9 @@ def write_page(directory: Path) -> Path:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    if args.page_only:
+        print(f"wrote {write_page(args.output_dir)}")
+        return
     check_writable(args.output_dir)
     args.output_dir.mkdir(parents=True, exist_ok=True)
     done = [row for row in args.rows if args.resume and is_measured(row, args.output_dir)]

@@ -79,8 +79,6 @@ def test_the_page_of_the_repository_is_what_its_jsons_make(bench):
     assert {path.name for path in module.RESULTS.glob("*.json")} <= known
     drawn = {name for record in results.values() for name in record["pictures"]}
     assert {path.name for path in module.RESULTS.glob("*.png")} == drawn
-    studies = {path.name for path in module.HERE.glob("*.py")} - {"run_all.py", "timing.py"}
-    assert set(re.findall(r"`(\w+\.py)`", module.ABOUT)) == studies
 
 
 @pytest.mark.parametrize("page", ["README.md", "RESULTS.md", *(f"docs/{path.name}"
@@ -127,6 +125,11 @@ def test_a_row_that_is_not_measured_now_keeps_its_figures(run_all, tmp_path, cap
     assert (tmp_path / "01_fast.json").read_bytes() == before and f"row 2: {note}" in said.splitlines()
     assert "3 x BROKEN; 0.5 GB" in page and f"- {note}" in page.splitlines() and "| 100 s |" in page
     assert "![A picture](a.png)" in page
+    (tmp_path / "README.md").unlink()
+    run_all.main(["--page_only", "--output_dir", str(tmp_path)])
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == page
+    line = exit_line(capsys, lambda: run_all.main(["--page_only", "--quick", "--output_dir", str(tmp_path)]))
+    assert "--page_only measures nothing: leave --only and --quick out" in line
 
 
 def test_a_row_that_breaks_leaves_the_others_and_is_told(run_all, tmp_path, capsys, caplog):
@@ -235,7 +238,7 @@ def test_rules_row_by_row_fire_as_ours(bench):
     maps = bench("rows.maps")
     columns = maps.ruled_examples(300)
     ours = flag_errors(*columns)[list(RULES)].astype(bool)
-    assert maps.rules_by_row(columns).equals(ours) and (ours.sum() > 0).sum() >= 8
+    assert maps.rules_by_row(columns).equals(ours) and (ours.sum() > 0).sum() >= 6
 
 
 def test_pandas_keeps_what_our_filter_keeps(bench, tmp_path):
@@ -279,6 +282,6 @@ def test_a_part_stops_before_it_takes_too_long(bench, tmp_path, monkeypatch):
 
     sizes, seconds, foreseen = growth.grow(growth.Part("squares", quadratic),
                                            timing.Setting(None, False, tmp_path, tmp_path))
-    assert sizes == [10_000, 100_000] and foreseen == pytest.approx(seconds[-1] * 10) > growth.LONGEST
+    assert sizes == [10_000, 100_000] and foreseen == seconds[-1] * 10 > growth.LONGEST
     assert growth.exponent(sizes, seconds) == pytest.approx(2, abs=1e-6)
     assert growth.exponent([10, 1000], [10 * np.log(10), 1000 * np.log(1000)]) == pytest.approx(1.24, abs=0.01)

@@ -214,7 +214,7 @@ def intervals(answers: np.ndarray) -> list[tuple[float, ...]]:
 
 
 def position(setting: Setting) -> Found:
-    rng, repetitions, measures = np.random.default_rng(DEFAULT_SEED), setting.size(1000, 50), []
+    rng, repetitions, measures = np.random.default_rng(DEFAULT_SEED), setting.size(2000, 50), []
     for name, (draw, truth) in JUDGES.items():
         for pairs in PAIRS:
             ends = np.array(intervals(draw(rng, (repetitions, pairs))))

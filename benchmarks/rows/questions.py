@@ -169,9 +169,15 @@ def plain_f1(prediction: str, gold: str) -> float:
     predicted, target = plain_normalize(prediction).split(), plain_normalize(gold).split()
     if not predicted or not target:
         return float(predicted == target)
+    return token_f1(predicted, target)
+
+
+def token_f1(predicted: list[str], target: list[str]) -> float:
     same = sum((Counter(predicted) & Counter(target)).values())
+    if not same:
+        return 0.0
     precision, recall = same / len(predicted), same / len(target)
-    return 2 * precision * recall / (precision + recall) if same else 0.0
+    return 2 * precision * recall / (precision + recall)
 
 
 def share_missed(ours: Answers, theirs: Answers, examples: range, exhaustive: bool) -> float:
@@ -303,11 +309,11 @@ def made_answers(count: int) -> tuple[list[str], list[list[str]]]:
 
 
 def by_formula(predictions: Sequence[str], golds: Sequence[Sequence[str]]) -> tuple[float, float]:
-    """Exact match and F1 in percent, example by example."""
+    """Exact match and F1 in percent, example by example; without a word in common F1 is 0."""
     exact = f1 = 0.0
     for prediction, texts in zip(predictions, golds, strict=True):
         exact += max(float(plain_normalize(prediction) == plain_normalize(text)) for text in texts)
-        f1 += max(plain_f1(prediction, text) for text in texts)
+        f1 += max(token_f1(plain_normalize(prediction).split(), plain_normalize(text).split()) for text in texts)
     return 100 * exact / len(golds), 100 * f1 / len(golds)
 
 

@@ -285,7 +285,7 @@ def devices() -> list[str]:
 
 
 def ratios(setting: Setting) -> Found:
-    rows, steps, seeds = setting.size(67_349, 2000), setting.size(200, 4), setting.size(5, 2)
+    rows, steps, seeds = setting.size(67_349, 2000), setting.size(200, 4), setting.size(9, 2)
     rng, k = np.random.default_rng(DEFAULT_SEED), rows // 10
     found: dict[str, Any] = {"rows": rows, "dims": DIMS, "k": k, "ratios": {},
                              "rare_clusters_kept": measure_rare_clusters(setting.size(9, 1), devices()[-1])}

@@ -44,7 +44,7 @@ ROWS = (
     Row(5, "windows", "windows with labels from 50,000 QA pairs", "the library example's loop over the windows", "5 x",
         3.5, questions.windows),
     Row(6, "answers", "span search and scores, 50,000 windows", "the library example's post-processing; SQuAD's "
-        "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 2, questions.answers),
+        "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 1.6, questions.answers),
     Row(7, "embeddings", "embeddings: 3,000 sentences; 300 sentences", "sentence-transformers `encode`, same weights, "
         "pooling, precision", "1.3 x; 1.0 x", 3.5, vectors.embeddings),
     Row(8, "rules", "rules, 100,000 examples", "row-wise `DataFrame.apply`", "10 x", 1, maps.rules),
@@ -56,7 +56,7 @@ ROWS = (
         "2.5 x where the partition agrees; a picture that nobody asked UMAP for does not wait for its compiler", 8,
         vectors.clusters),
     Row(12, "selectors", "k-center, herding, k-means on 67,349 x 768", "the forms in which they are commonly written",
-        "as the bounds below", 5.5, selectors.ratios),
+        "as the bounds below", 6, selectors.ratios),
     Row(13, "chain", "the whole chain on 2,500 and on 100,000 examples (dynamics given), one command",
         "stage by stage in processes of their own", "imports and loads once", 8.5, processes.chain),
     Row(14, "suite_runs", "a run in a suite beyond its training", "a cold process", "20 x less", 3, suites.overhead),
@@ -69,7 +69,8 @@ ROWS = (
         "at most n log n but for clusters", 12, growth.growth),
     Row(18, "empty_windows", "training on long documents, of which most windows hold no answer", "all windows",
         "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 0, None),
-    Row(0, "lstm", "an epoch over long stories: the LSTM classifiers", "the small Transformer", "", 1, training.lstm),
+    Row(0, "lstm", "an epoch over long stories: the LSTM classifiers", "the small Transformer", "", 0.7,
+        training.lstm),
     Row(0, "suspects", "from finished artifacts of 100,000 examples to suspects.csv and to the page", "-", "", 4,
         maps.suspects),
     Row(0, "suite_ends", "resuming a finished suite of 200 runs; comparing 498 runs of 5,000 predictions", "-", "", 3,
@@ -79,7 +80,7 @@ ROWS = (
     Row(0, "sorted_batches", "generating in batches sorted by length", "batches as they come", "", 2,
         chains.sorted_batches),
     Row(0, "position", "the interval of a judge's leaning by position, for judges that are made up",
-        "Wilson's, over answers", "", 1, chains.position),
+        "Wilson's, over answers", "", 1.5, chains.position),
     Row(0, "soft_weights", "by how much soft weights move the learning rate", "weights that are 1 on average over "
-        "examples", "", 0.3, training.soft_weights),
+        "examples", "", 0.2, training.soft_weights),
 )
