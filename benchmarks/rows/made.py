@@ -80,7 +80,7 @@ def write_map(directory: Path, ids: list[str], epochs: int, heads: int, rng: np.
 
 
 def write_clusters(directory: Path, ids: list[str], rng: np.random.Generator) -> np.ndarray:
-    """cluster_assignments.csv; the cluster of each example."""
+    """cluster_assignments.csv and what the stages need of its metadata; the cluster of each example."""
     import pandas as pd
 
     cluster = rng.integers(0, 30, len(ids))
@@ -89,6 +89,7 @@ def write_clusters(directory: Path, ids: list[str], rng: np.random.Generator) ->
         "dim2": rng.random(len(ids)), "cluster_probability": rng.random(len(ids)),
         "outlier_score": rng.random(len(ids)),
     }))
+    write_json(directory / "cluster_metadata.json", {"axes": ["dimension 1", "dimension 2"]})
     return cluster
 
 
