@@ -83,13 +83,14 @@ def write_clusters(directory: Path, ids: list[str], rng: np.random.Generator) ->
     """cluster_assignments.csv and what the stages need of its metadata; the cluster of each example."""
     import pandas as pd
 
-    cluster = rng.integers(0, 30, len(ids))
+    cluster = np.where(rng.random(len(ids)) < 0.2, -1, rng.integers(0, 30, len(ids)))
     write_csv(directory / "cluster_assignments.csv", pd.DataFrame({
-        "id": ids, "cluster": np.where(rng.random(len(ids)) < 0.2, -1, cluster), "dim1": rng.random(len(ids)),
-        "dim2": rng.random(len(ids)), "cluster_probability": rng.random(len(ids)),
-        "outlier_score": rng.random(len(ids)),
+        "id": ids, "cluster": cluster, "dim1": rng.random(len(ids)), "dim2": rng.random(len(ids)),
+        "cluster_probability": rng.random(len(ids)), "outlier_score": rng.random(len(ids)),
     }))
-    write_json(directory / "cluster_metadata.json", {"axes": ["dimension 1", "dimension 2"]})
+    write_json(directory / "cluster_metadata.json", {
+        "axes": ["dimension 1", "dimension 2"], "num_clusters": 30, "noise_fraction": float((cluster < 0).mean()),
+    })
     return cluster
 
 
