@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import resource
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -245,8 +246,9 @@ def main(argv: Sequence[str] | None = None) -> None:
                   f"{left:.0f} with those after it", flush=True)
             failed += [] if measure(row, args) else [row]
             write_page(args.output_dir)
-    page_file = write_page(args.output_dir)
-    print(f"wrote {len(to_do) - len(failed)} JSONs to {args.output_dir}, and {page_file}")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"wrote {len(to_do) - len(failed)} JSONs to {args.output_dir}, and {write_page(args.output_dir)} "
+          f"({used.ru_utime + used.ru_stime:,.0f} CPU seconds)")
     if failed:
         raise UserError(f"not measured: {', '.join(f'{row.key} ({row.name})' for row in failed)}; see above")
 

@@ -39,26 +39,29 @@ from datamap.training.arguments import EVALUATION_FILES, TRAINING_FILES
 from run_experiments import parse_args as suite_args
 
 BASE = {
-    "dataset": "demo:clinical", "model": "tiny", "max_train_samples": 400, "max_length": 128, "doc_stride": 32,
+    "dataset": "demo:clinical", "model": "tiny", "max_length": 128, "doc_stride": 32,
     "num_train_epochs": 1, "per_device_train_batch_size": 16, "warmup_steps": 0.1, "save_strategy": "epoch",
     "save_total_limit": 1, "logging_steps": 50, "no_cuda": True, "do_train": True, "do_eval": True,
 }
 
 
-def plan(directory: Path, experiments: int, seeds: Sequence[int]) -> tuple[Suite, list[Run], list[str]]:
+def plan(
+    directory: Path, experiments: int, seeds: Sequence[int], examples: int = 400
+) -> tuple[Suite, list[Run], list[str]]:
     """A suite whose experiments differ in their learning rate, its runs, and the flags that name it."""
     rates = [{"name": f"rate{number:02}" if number else "baseline", "args": {"learning_rate": 2e-3 + 1e-5 * number}}
              for number in range(experiments)]
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "bench.json", {"name": "bench", "base": BASE, "experiments": rates})
+    write_json(directory / "bench.json", {"name": "bench", "base": {**BASE, "max_train_samples": examples},
+                                         "experiments": rates})
     flags = ["--suite", str(directory / "bench.json"), "--experiments_dir", str(directory)]
     suite, _, runs = plan_suite(suite_args([*flags, "--seeds", *map(str, seeds)]))
     write_plan(suite, seeds, directory / suite.name)
     return suite, runs, flags
 
 
-def measure_overhead(directory: Path, rounds: int) -> dict[str, Any]:
-    _, runs, _ = plan(directory, 1, range(1, rounds + 1))
+def measure_overhead(directory: Path, rounds: int, examples: int) -> dict[str, Any]:
+    _, runs, _ = plan(directory, 1, range(1, rounds + 1), examples)
     warm, cold = list[dict[str, float]](), list[dict[str, float]]()
     began = time.perf_counter()
     for run, outcome in run_locally(runs, workers=1, retry=False, keep_models=False, stop_on_error=True):
@@ -136,7 +139,7 @@ def template_meta(suite: Suite, scratch: Path) -> dict[str, Any]:
 
 
 def overhead(setting: Setting) -> Found:
-    found = measure_overhead(setting.output("overhead"), setting.size(6, 2))
+    found = measure_overhead(setting.output("overhead"), setting.size(6, 2), setting.size(400, 32))
     first, *later = (each["overhead"] for each in found["runs_of_worker"])
     cold = [each["overhead"] for each in found["cold_processes"]]
     return Found([
