@@ -23,6 +23,7 @@ import os
 import resource
 import tempfile
 import time
+import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -126,6 +127,8 @@ def measure(row: Row, args: argparse.Namespace) -> bool:
                               args.output_dir.resolve())
             found, about = in_own_process(measured, row.name, setting)
     except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
         logging.error(f"row {row.key} was not measured: {type(error).__name__}: {first_line(error)}")
         return False
     seconds = time.monotonic() - began
@@ -250,7 +253,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"wrote {len(to_do) - len(failed)} JSONs to {args.output_dir}, and {write_page(args.output_dir)} "
           f"({used.ru_utime + used.ru_stime:,.0f} CPU seconds)")
     if failed:
-        raise UserError(f"not measured: {', '.join(f'{row.key} ({row.name})' for row in failed)}; see above")
+        logging.error(f"not measured: {', '.join(f'{row.key} ({row.name})' for row in failed)}; see above")
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -136,9 +136,11 @@ def test_a_row_that_breaks_leaves_the_others_and_is_told(run_all, tmp_path, caps
     found = importlib.import_module("timing").Found([])
     write_json(tmp_path / "broken.json", run_all.record_of(run_all.ROWS[2], found, run_all.machine(), False, 1.0))
     before = (tmp_path / "broken.json").read_bytes()
-    line = exit_line(capsys, lambda: run_all.main(["--only", "1", "broken", "--output_dir", str(tmp_path)]))
-    assert line == "run_all.py: error: not measured: broken (broken); see above"
+    with pytest.raises(SystemExit) as ended:
+        run_all.main(["--only", "1", "broken", "--output_dir", str(tmp_path)])
+    assert ended.value.code == 1 and "not measured: broken (broken); see above" in caplog.text
     assert "row broken was not measured: RuntimeError: of two lines" in caplog.text
+    assert 'raise RuntimeError("of two lines\\nand more")' in capsys.readouterr().err  # for who mends it
     assert (tmp_path / "01_fast.json").exists() and (tmp_path / "broken.json").read_bytes() == before
 
 
