@@ -35,6 +35,7 @@ Decisions that hold for every rule:
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterable
@@ -193,7 +194,9 @@ def _fired(questions: list[str], contexts: list[str], answers: list[str], predic
     def mask(flags: Iterable[bool]) -> np.ndarray:
         return np.fromiter(flags, bool, len(answers))
 
-    # Several rules need the compared form of the short texts; contexts are folded one at a time, to spare memory.
+    # Several rules need the compared form of the short texts; contexts are folded one at a time, to spare memory, and
+    # those that follow each other with one context share it.
+    fold_context = functools.lru_cache(maxsize=8)(fold)
     folded = [[fold(text) for text in texts] for texts in (questions, answers, predictions)]
     folded_questions, folded_answers, folded_predictions = folded
     question_words, answer_words, prediction_words = (
@@ -218,7 +221,7 @@ def _fired(questions: list[str], contexts: list[str], answers: list[str], predic
         low_overlap & answered,
         better & inside,
         mask(_qtype_mismatch(question, answer) for question, answer in pairs) & answered,
-        mask(bool(answer) and _occurs_again(answer, fold(context)) for answer, context in places),
+        mask(bool(answer) and _occurs_again(answer, fold_context(context)) for answer, context in places),
         mask(_BAD_BOUNDARY.search(answer) is not None for answer in answers),
         better,
         mask(STARTS_LIKE_A_QUESTION.match(question) is None for question in folded_questions),

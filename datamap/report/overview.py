@@ -16,7 +16,7 @@ from datamap.cartography.categories import CATEGORIES
 from datamap.core.artifacts import load_meta
 from datamap.core.files import nulls_for_nan
 from datamap.detection.base import Evidence
-from datamap.report.examples import SUSPECT, groups_of, rule_label
+from datamap.report.examples import SUSPECT, rule_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +29,7 @@ def joined(evidence: Evidence, suspicion: np.ndarray) -> pd.DataFrame:
     """One row per example: metrics, category, cluster, the rules, the group, suspicion; what there is of these."""
     import pandas as pd
 
-    by, groups = evidence.once(groups_of)
+    by, groups = evidence.groups
     tables = [table for table in (evidence.metrics, evidence.clusters, evidence.rules) if table is not None]
     frame = pd.concat(tables, axis=1) if tables else pd.DataFrame(index=pd.Index(evidence.split.ids, name="id"))
     frame = frame.assign(suspicion=suspicion, group=groups)

@@ -96,8 +96,8 @@ def gather(known: Known, *, decisions: str | Path | None = None, max_points: int
     warning = (map_learning(cartography_dir, evidence.metrics) or {}).get("warning")
     cuts = map_thresholds(cartography_dir, evidence.metrics)
     others, unread = copies.other_splits(split)
-    duplicates = copies.duplicates(split)
-    leaks = copies.leaks(split, others) if others else None
+    duplicates = copies.duplicates(evidence)
+    leaks = copies.leaks(evidence, others) if others else None
     tokenizer, max_length = texts.tokenizer_of(cartography_dir)
     ids = split.ids
     on_page = set(rows.tolist())
@@ -117,8 +117,8 @@ def gather(known: Known, *, decisions: str | Path | None = None, max_points: int
         "decisions": _given_decisions(split, decisions, rows),
         "overview": overview.overview(evidence, suspected, epochs, cuts, warning, rows),
         "data": {
-            "by": evidence.once(examples.groups_of)[0], "classes": texts.classes_of(evidence),
-            "lengths": texts.lengths_of(split, tokenizer, max_length, seed),
+            "by": evidence.groups[0], "classes": texts.classes_of(evidence),
+            "lengths": texts.lengths_of(evidence, tokenizer, max_length, seed),
             "duplicates": texts.described_copies(duplicates), "compared": [other.split for other in others],
             "leaks": None if leaks is None else texts.described_copies(leaks), "unread": unread,
         },
@@ -134,8 +134,11 @@ def epochs_of(split: Split, cartography_dir: str | Path) -> dict[str, np.ndarray
         return {}
     place = {example: row for row, example in enumerate(split.ids)}
     columns: dict[str, list[np.ndarray]] = {"confidence": [], "correct": []}
+    ids, rows = None, np.zeros(0, dtype=np.int64)
     for epoch in read_dynamics(cartography_dir):
-        rows = np.array([place.get(example, -1) for example in epoch["id"]])
+        if epoch["id"] != ids:  # nearly always in the order of the first
+            ids = epoch["id"]
+            rows = np.array([place.get(example, -1) for example in ids])
         for name, found in columns.items():
             values = np.full(len(place), np.nan)
             values[rows[rows >= 0]] = epoch[name][rows >= 0]

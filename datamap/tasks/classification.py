@@ -16,6 +16,7 @@ import numpy as np
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, write_csv
 from datamap.core.intervals import wilson_interval
+from datamap.core.splits import with_column
 from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
 from datamap.tasks.evaluation import MAX_CLASSES_REPORTED, Evaluation, plot_confusion
@@ -159,7 +160,7 @@ class SequenceClassification(Task):
         if not len(kept):
             raise UserError(f"{source}: no example has a gold label and a text; it cannot be trained or evaluated on")
         data = data.remove_columns(self.label_column).select(kept)
-        data = data.add_column(self.label_column, labels[kept].tolist(), feature=datasets.ClassLabel(names=names))
+        data = with_column(data, self.label_column, labels[kept].tolist(), datasets.ClassLabel(names=names))
         first = [*(["id"] if "id" in data.column_names else []), *self.content_columns]
         return data.select_columns([*first, *(column for column in data.column_names if column not in first)])
 
@@ -230,7 +231,7 @@ class SequenceClassification(Task):
             shown[place] = name
         labels = [places[label] for label in data[self.label_column][:]]
         numbered = data.remove_columns(self.label_column)
-        numbered = numbered.add_column(self.label_column, labels, feature=datasets.ClassLabel(names=shown))
+        numbered = with_column(numbered, self.label_column, labels, datasets.ClassLabel(names=shown))
         return numbered.select_columns(data.column_names)
 
     # --- features and predictions ---

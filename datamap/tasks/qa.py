@@ -12,6 +12,7 @@ import numpy as np
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan
 from datamap.core.intervals import wilson_interval
+from datamap.core.splits import with_column
 from datamap.tasks import qa_metrics
 from datamap.tasks.base import Task
 from datamap.tasks.evaluation import Evaluation
@@ -108,7 +109,7 @@ class QuestionAnswering(Task):
             {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int64"))}
         )
         rest = [column for column in data.column_names if column not in ("id", "question", "context")]
-        return data.add_column("answers", answers, feature=features).select_columns(
+        return with_column(data, "answers", answers, features).select_columns(
             [*(["id"] if "id" in columns else []), "question", "context", "answers", *rest]
         )
 
@@ -132,7 +133,7 @@ class QuestionAnswering(Task):
                        "stand at their answer_start, or have characters at their ends that are not to be seen; they "
                        "are taken where they stand nearest (--spans strict leaves them as they are)")
         columns = data.column_names
-        mended = data.remove_columns("answers").add_column("answers", answers, feature=data.features["answers"])
+        mended = with_column(data.remove_columns("answers"), "answers", answers, data.features["answers"])
         return mended.select_columns(columns), changes
 
     def is_usable(self, data: datasets.Dataset) -> np.ndarray:

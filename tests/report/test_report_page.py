@@ -16,6 +16,7 @@ import analyze_dataset
 from datamap.analysis.unified_table import summarize_overlap
 from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
+from datamap.detection.base import Evidence
 from datamap.report import examples, page, texts
 from datamap.report.page import content_of
 from datamap.tasks.registry import get_task
@@ -249,7 +250,7 @@ def test_flags_that_do_not_fit_are_refused(flags, said, refused):
 
 
 def test_lengths_in_words_and_in_tokens(questions, tiny_model, tmp_path):
-    found = texts.lengths_of(questions, None, None, 0)
+    found = texts.lengths_of(Evidence(questions), None, None, 0)
     words = [len(text.split()) for text in questions.data["context"][:]]
     assert found["unit"] == "words" and found["cut"] is None
     context = found["columns"][1]
@@ -263,7 +264,7 @@ def test_lengths_in_words_and_in_tokens(questions, tiny_model, tmp_path):
     (tmp_path / "map" / "run_meta.json").write_text(json.dumps(
         {"status": "finished", "arguments": {"do_train": True, "output_dir": str(tiny_model), "max_length": 100}}))
     tokenizer, most = texts.tokenizer_of(tmp_path / "map")
-    found = texts.lengths_of(questions, tokenizer, most, 0)
+    found = texts.lengths_of(Evidence(questions), tokenizer, most, 0)
     theirs = AutoTokenizer.from_pretrained(tiny_model)
     pairs = theirs(questions.data["question"][:], questions.data["context"][:])["input_ids"]
     assert found["unit"] == "tokens" and found["max_length"] == 100
