@@ -82,12 +82,12 @@ def dynamics(rows: int, directory: str) -> float:
 
 def joined(rows: int, directory: str) -> float:
     made.write_table_inputs(directory, "classification", rows)
-    return maps.analyse(directory, "classification", "--export_unified", evidence=False)["seconds"]
+    return maps.analyse(directory, "classification", "--export_unified", evidence=False).seconds
 
 
 def suspects(rows: int, directory: str) -> float:
     made.write_artifacts(directory, "nli", rows)
-    return maps.analyse(directory, "nli", "--find_errors")["seconds"]
+    return maps.analyse(directory, "nli", "--find_errors").seconds
 
 
 def clusters(rows: int, _: str) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import redirect_stdout
-from io import StringIO
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import Clock, Found, Measure, Setting, in_own_process, in_turn, memory, ratio, timed
+from timing import Clock, Found, Measure, Process, Setting, in_own_process, in_turn, memory, ratio, script, timed
 
 from datamap.core.flags import DEFAULT_SEED
 from datamap.demo import builtin
@@ -163,21 +162,13 @@ def read_and_measure(directory: str) -> dict[str, float]:
     return {"computing": computing.seconds, "writing": writing.seconds, "gb": memory("VmHWM") / 1e9}
 
 
-def analyse(directory: str, task: str, flag: str, evidence: bool = True) -> dict[str, float]:
-    """Seconds of a stage of analyze_dataset.py, imports and all, its peak memory, and the size of its page."""
-    with Clock() as clock:
-        import analyze_dataset
-
-        at = Path(directory)
-        more = [f"--embedding_dir={at / 'embeddings'}", f"--predictions={at / 'predictions'}"] if evidence else []
-        with redirect_stdout(StringIO()):
-            analyze_dataset.main([
-                flag, f"--task={task}", f"--dataset={at / 'train.jsonl'}", f"--cartography_dir={at / 'map'}",
-                f"--cluster_dir={at / 'clusters'}", f"--output_dir={at / flag.strip('-')}", *more,
-            ])
-    page = Path(directory, "report", "report.html")
-    return {"seconds": clock.seconds, "gb": memory("VmHWM") / 1e9,
-            "mb": page.stat().st_size / 1e6 if page.exists() else 0.0}
+def analyse(directory: str, task: str, flag: str, evidence: bool = True) -> Process:
+    """A stage of analyze_dataset.py in a process of its own, from its start to its end."""
+    at = Path(directory)
+    more = [f"--embedding_dir={at / 'embeddings'}", f"--predictions={at / 'predictions'}"] if evidence else []
+    return script("analyze_dataset.py", flag, f"--task={task}", f"--dataset={at / 'train.jsonl'}",
+                  f"--cartography_dir={at / 'map'}", f"--cluster_dir={at / 'clusters'}",
+                  f"--output_dir={at / flag.strip('-')}", *more)
 
 
 def dynamics(setting: Setting) -> Found:
@@ -186,36 +177,68 @@ def dynamics(setting: Setting) -> Found:
     # A process begins with the peak memory of the one that started it, so writing has a process of its own too.
     size = in_own_process(made.write_epochs, recorded, examples, epochs)
     in_own_process(made.write_table_inputs, tables, "classification", examples)
-    maps, joined = in_turn(
-        setting.size(2, 1), lambda _: in_own_process(read_and_measure, recorded),
-        lambda _: in_own_process(analyse, tables, "classification", "--export_unified", False),
-    )
+    sides: list[Callable[[int], Any]] = [
+        lambda _: in_own_process(read_and_measure, recorded),
+        lambda _: analyse(tables, "classification", "--export_unified", evidence=False),
+    ]
+    maps, joined = in_turn(setting.size(2, 1), *sides)
     return Found([
         Measure(f"{examples:,} examples, {epochs} epochs: metrics", [one["computing"] for one in maps], " s"),
         Measure("CSV, JSON and picture", [one["writing"] for one in maps], " s"),
         Measure("both", [one["computing"] + one["writing"] for one in maps], " s", most=12.0),
         Measure("peak memory", [one["gb"] for one in maps], " GB", most=1.0),
         Measure("bytes an example and epoch in the files", [size / (examples * epochs)], most=120.0),
-        Measure("the joined table of as many texts", [one["seconds"] for one in joined], " s", most=25.0),
-        Measure("its peak memory", [one["gb"] for one in joined], " GB", most=1.5),
+        Measure("the joined table of as many texts", [one.seconds for one in joined], " s", most=25.0),
+        Measure("its peak memory", [one.peak_gb for one in joined], " GB", most=1.5),
     ])
 
 
 # --- suspects --------------------------------------------------------------------------------------------------------
 
 
+# Types into the search field and waits until the table has answered and the window is painted.
+SEARCHED = """(async () => {
+  const field = document.getElementById("search");
+  field.value = "w1";
+  field.dispatchEvent(new Event("input"));
+  await new Promise((done) => setTimeout(done, 200));
+  await new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
+})()"""
+
+
+def open_page(page: Path, profile: Path) -> float:
+    """Seconds from the navigation of a fresh Chromium to maps and table drawn, and the first search answered."""
+    from datamap.report.browser import Browser
+
+    browser = Browser(profile)
+    try:
+        with Clock() as clock:
+            browser.open(page)
+            browser.run(SEARCHED)
+        if browser.errors:
+            raise RuntimeError(f"the page has errors: {browser.errors}")
+    finally:
+        browser.close()
+    return clock.seconds
+
+
 def suspects(setting: Setting) -> Found:
-    """From finished artifacts to suspects.csv and report.html, with every kind of evidence."""
+    """From finished artifacts to suspects.csv, to report.html and to that page in use, with every kind of evidence."""
+    from datamap.report.browser import CHROMIUM
+
     measures, examples = [], setting.size(100_000, 300)
     for task in ("nli", "qa"):
         directory = str(setting.output(task))
         in_own_process(made.write_artifacts, directory, task, examples)
-        table, page = (in_own_process(analyse, directory, task, flag) for flag in ("--find_errors", "--report"))
-        measures += [
-            Measure(f"{task}: suspects.csv of {examples:,} examples", [table["seconds"]], " s", most=60.0),
-            Measure(f"{task}: its peak memory", [table["gb"]], " GB"),
-            Measure(f"{task}: report.html", [page["seconds"]], " s", most=20.0),
-            Measure(f"{task}: its peak memory", [page["gb"]], " GB"),
-            Measure(f"{task}: its size", [page["mb"]], " MB", most=40.0),
-        ]
-    return Found(measures)
+        for name, flag, most in (("suspects.csv", "--find_errors", 60.0), ("report.html", "--report", 20.0)):
+            found = analyse(directory, task, flag)
+            measures += [Measure(f"{task}: {name} of {examples:,} examples", [found.seconds], " s", most=most),
+                         Measure(f"{task}: its CPU time", [found.cpu_seconds], " s"),
+                         Measure(f"{task}: its peak memory", [found.peak_gb], " GB")]
+        page = Path(directory, "report", "report.html")
+        measures.append(Measure(f"{task}: its size", [page.stat().st_size / 1e6], " MB", most=40.0))
+        if CHROMIUM is not None:
+            measures.append(Measure(f"{task}: until it can be used in Chromium",
+                                    [open_page(page, setting.output(f"profile-{task}"))], " s", most=8.0))
+    lacking = "no Chromium is installed (apt-get install chromium): how long the page takes to open is left out"
+    return Found(measures, [] if CHROMIUM is not None else [lacking])

@@ -71,7 +71,8 @@ ROWS = (
         "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 0, None),
     Row(0, "lstm", "an epoch over long stories: the LSTM classifiers", "the small Transformer", "", 0.7,
         training.lstm),
-    Row(0, "suspects", "from finished artifacts of 100,000 examples to suspects.csv and to the page", "-", "", 4,
+    Row(0, "suspects", "from finished artifacts of 100,000 examples to suspects.csv, to the page, and to the page in "
+        "use", "-", "", 4,
         maps.suspects),
     Row(0, "suite_ends", "resuming a finished suite of 200 runs; comparing 498 runs of 5,000 predictions", "-", "", 3,
         suites.ends),
