@@ -11,7 +11,7 @@ from datamap.core.artifacts import check_same_dataset
 from datamap.core.splits import Split
 from datamap.core.tables import console_table
 from datamap.detection.base import Evidence, score_all
-from datamap.detection.decisions import NO_ANSWER, check_decided_ids, read_decisions
+from datamap.detection.decisions import NO_ANSWER, check_decided_ids, idle_fixes_kept, read_decisions
 from datamap.detection.evidence import load_evidence
 from datamap.detection.reasons import NEAREST, class_numbers, reasons
 from datamap.detection.review import rank
@@ -92,14 +92,14 @@ def with_opinions(table: pd.DataFrame, opinions: Mapping[str, Opinion]) -> pd.Da
 
 def decisions_on(split: Split, path: str) -> pd.DataFrame:
     """``decision`` and ``corrected`` of each example of the split that there is a decision on, indexed by id; none of
-    those that have changed since."""
+    those that have changed since, and a fix that changes nothing as a keep."""
     table = read_decisions(path).set_index("id")
     table = table[table["decision"] != ""]
     if table.empty:
         return table
     check_decided_ids(path, table.index, split)
     changed = check_same_dataset(path, table.index, split)
-    return table[table.index.isin(set(split.ids) - changed)]
+    return idle_fixes_kept(table[table.index.isin(set(split.ids) - changed)], split, path)
 
 
 def detectors_needed(evidence: Evidence) -> tuple[str, ...]:

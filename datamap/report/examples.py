@@ -154,6 +154,17 @@ def _of_rows(values: Sequence[Any], rows: np.ndarray) -> list[Any]:
     return [values[row] for row in rows.tolist()]
 
 
+def groups_of(evidence: Evidence) -> tuple[str, list[str]]:
+    """By what the examples are grouped, a class or a kind of question, and the group of each: of questions what the
+    dataset itself calls so, where it does."""
+    by, groups = evidence.groups
+    if evidence.answers_questions and by in evidence.split.data.column_names:
+        own = evidence.column(by)
+        if all(isinstance(each, str) for each in own) and len(set(own)) <= MOST_LEVELS:
+            groups = own
+    return by, groups
+
+
 # --- columns -----------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +187,7 @@ def example_columns(evidence: Evidence, rows: np.ndarray, suspicion: np.ndarray,
                     for name, label in (("dim1", "dimension 1"), ("dim2", "dimension 2"),
                                         ("cluster_probability", "cluster probability"),
                                         ("outlier_score", "outlier score")) if name in evidence.clusters]
-    by, groups = evidence.groups
+    by, groups = evidence.once(groups_of)
     if by != "task":
         columns.append(factor(by, by.replace("_", " "), _of_rows(groups, rows), "text"))
     columns += rule_columns(evidence.rules, rows)
@@ -190,6 +201,8 @@ def example_columns(evidence: Evidence, rows: np.ndarray, suspicion: np.ndarray,
 
 def rule_label(rule: str) -> str:
     """``rule1_length_anomaly`` -> ``rule 1: the answer is longer than nearly all others``"""
+    if rule == "is_dataset_error":
+        return "breaks three rules or more"
     words = RULE_WORDS.get(rule, "the model's answer is a part of it, and nearer to the question")
     return f"rule {rule.partition('_')[0].removeprefix('rule')}: {words}"
 
@@ -201,8 +214,7 @@ def rule_columns(rules: pd.DataFrame | None, rows: np.ndarray) -> list[dict[str,
     for name in (*RULES, "is_dataset_error"):
         values = [None if value != value else "yes" if value else "no"
                   for value in rules[name].astype("float64").to_numpy()[rows].tolist()]
-        label = "three rules or more" if name == "is_dataset_error" else rule_label(name)
-        columns.append(factor(name, label, values, "rules", ("yes", "no")))
+        columns.append(factor(name, rule_label(name), values, "rules", ("yes", "no")))
     return columns
 
 
@@ -213,10 +225,13 @@ def data_columns(evidence: Evidence, rows: np.ndarray, texts: Texts) -> list[dic
     from datamap.core.files import nulls_for_nan, plain
 
     data, found = evidence.split.data.select(rows), []
+    by, groups = evidence.once(groups_of)
     for name in data.column_names:
         if name == "id" or name in evidence.split.task.content_columns:
             continue
         values = data[name][:]
+        if (name, values) == (by, _of_rows(groups, rows)):
+            continue  # it stands among the texts
         names = getattr(data.features[name], "names", None)
         known = [value for value in values if value is not None and value == value]
         if not known:

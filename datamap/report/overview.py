@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.analysis.clusters import NOISE, cluster_name
-from datamap.analysis.error_rules import RULES
 from datamap.analysis.map_summary import group_table
 from datamap.analysis.unified_table import RULE_COLUMNS, high_overlap_regions
 from datamap.cartography.categories import CATEGORIES
 from datamap.core.artifacts import load_meta
 from datamap.core.files import nulls_for_nan
 from datamap.detection.base import Evidence
-from datamap.report.examples import SUSPECT, rule_label
+from datamap.report.examples import SUSPECT, groups_of, rule_label
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +28,7 @@ def joined(evidence: Evidence, suspicion: np.ndarray) -> pd.DataFrame:
     """One row per example: metrics, category, cluster, the rules, the group, suspicion; what there is of these."""
     import pandas as pd
 
-    by, groups = evidence.groups
+    by, groups = evidence.once(groups_of)
     tables = [table for table in (evidence.metrics, evidence.clusters, evidence.rules) if table is not None]
     frame = pd.concat(tables, axis=1) if tables else pd.DataFrame(index=pd.Index(evidence.split.ids, name="id"))
     frame = frame.assign(suspicion=suspicion, group=groups)
@@ -102,7 +101,7 @@ def rule_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     for name in RULE_COLUMNS:
         values = frame[name].astype("float64")
         known, flagged = int(values.notna().sum()), int(values.sum())
-        found.append({"key": name, "label": rule_label(name) if name in RULES else "three rules or more", "n": flagged,
+        found.append({"key": name, "label": rule_label(name), "n": flagged,
                       "of": known, "rate": flagged / known if known else None})
     return found
 

@@ -24,6 +24,7 @@ from datamap.cartography.maps import map_learning, map_thresholds
 from datamap.core.files import atomic, plain, write_csv
 from datamap.core.plots import CATEGORY_COLORS, COLORS, dataset_label
 from datamap.core.splits import Split
+from datamap.core.tables import safe_to_open
 from datamap.detection.base import SEED, Evidence, score_all
 from datamap.detection.decisions import NO_ANSWER
 from datamap.detection.evidence import load_evidence
@@ -117,7 +118,7 @@ def gather(known: Known, *, decisions: str | Path | None = None, max_points: int
         "decisions": _given_decisions(split, decisions, rows),
         "overview": overview.overview(evidence, suspected, epochs, cuts, warning, rows),
         "data": {
-            "by": evidence.groups[0], "classes": texts.classes_of(evidence),
+            "by": evidence.once(examples.groups_of)[0], "classes": texts.classes_of(evidence),
             "lengths": texts.lengths_of(evidence, tokenizer, max_length, seed),
             "duplicates": texts.described_copies(duplicates), "compared": [other.split for other in others],
             "leaks": None if leaks is None else texts.described_copies(leaks), "unread": unread,
@@ -182,9 +183,9 @@ def write_report(directory: str | Path, report: Report) -> None:
     page = html_of(report.content)
     with atomic(directory / REPORT_FILE) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
-    write_csv(directory / "duplicates.csv", report.duplicates)
+    write_csv(directory / "duplicates.csv", safe_to_open(report.duplicates))
     if report.leaks is not None:
-        write_csv(directory / "leaks.csv", report.leaks)
+        write_csv(directory / "leaks.csv", safe_to_open(report.leaks))
 
 
 def html_of(content: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.artifacts import load_meta, model_meta
+from datamap.report.examples import groups_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -92,7 +93,7 @@ def _described(name: str, lengths: np.ndarray) -> dict[str, Any]:
 
 def classes_of(evidence: Evidence) -> list[dict[str, Any]]:
     """Of each class, or question type, how many; the commonest first."""
-    return [{"name": name, "n": n} for name, n in Counter(evidence.groups[1]).most_common(MOST_CLASSES)]
+    return [{"name": name, "n": n} for name, n in Counter(evidence.once(groups_of)[1]).most_common(MOST_CLASSES)]
 
 
 def described_copies(table: pd.DataFrame) -> dict[str, Any]:

@@ -30,7 +30,8 @@ def test_no_column_is_hashed_for_a_fingerprint_that_nobody_asks_for(tmp_path, mo
     """The library pickles whatever a changed dataset was made with; of 100,000 answers that took seconds."""
     import datasets.fingerprint
 
-    hashed, update = [], datasets.fingerprint.update_fingerprint
+    hashed: list[int] = []
+    update = datasets.fingerprint.update_fingerprint
 
     def watched(fingerprint, transform, arguments):
         hashed.extend(len(value) for value in arguments.values() if isinstance(value, list))

@@ -105,6 +105,31 @@ def test_gold_spans_point_at_the_answers_in_utf16(tmp_path, monkeypatch):
     assert found["texts"][found["said"]["gold"][2]] == found["no_answer"]
 
 
+def test_no_id_of_the_copies_is_a_formula_or_an_escape(tmp_path, monkeypatch, capfd):
+    directory = tmp_path / "evil"
+    directory.mkdir()
+    rows = qa_rows(3, seed=3)
+    ids = {"=1+1": 0, "@a": 0, "\x1b[31m-1": 1, "-1": 2, "x": 2}
+    write_rows(directory / "train.jsonl", [{**rows[place], "id": each} for each, place in ids.items()])
+    write_rows(directory / "validation.jsonl", [{**rows[0], "id": "+1 a"}, {**rows[1], "id": "v"}])
+    split = load_split(str(directory), "train", get_task("qa"))
+    folder = make_page(tmp_path, split, monkeypatch).parent
+    assert read_table(folder / "duplicates.csv", ("id", "other_id"))[["id", "other_id"]].to_numpy().tolist() == [
+        ["'@a", "'=1+1"], ["x", "-1"]]  # a number is none
+    assert read_table(folder / "leaks.csv", ("id", "other_id"))["other_id"].tolist() == ["'+1 a", "v"]
+    assert "\x1b" not in "".join(capfd.readouterr())
+
+
+def test_one_question_type_that_of_the_data_where_they_have_one(tmp_path, monkeypatch):
+    rows = [{**row, "question_type": ("dose", "age")[place % 2]} for place, row in enumerate(qa_rows(6, seed=3))]
+    split = load_split(str(write_rows(tmp_path / "own.jsonl", rows)), "train", get_task("qa"))
+    file = make_page(tmp_path, split, monkeypatch)
+    found = [column for column in content(file)["columns"] if column["label"].replace("_", " ") == "question type"]
+    assert [(column["key"], column["levels"]) for column in found] == [("question_type", ["age", "dose"])]
+    assert {row["name"]: row["n"] for row in content(file)["overview"]["groups"]["rows"]} == {"dose": 3, "age": 3}
+    assert {row["name"]: row["n"] for row in content(file)["data"]["classes"]} == {"dose": 3, "age": 3}
+
+
 @pytest.mark.parametrize(
     "start, length, most, expected",
     [(-1, 0, 5, ("abcde…", -1)), (10, 3, 7, ("…ijklmno…", 3)), (24, 2, 4, ("…wxyz", 3)), (0, 2, 4, ("abcd…", 0)),
