@@ -73,7 +73,7 @@ def rules(rows: int, _: str) -> float:
 
 
 def loading(rows: int, directory: str) -> float:
-    for size in (min(rows, 100), rows):  # first calls load libraries
+    for size in (50, rows):  # first calls load libraries
         place = Path(directory, str(size))
         place.mkdir(exist_ok=True)
         maps.write_texts(str(place), size)
@@ -82,7 +82,7 @@ def loading(rows: int, directory: str) -> float:
 
 
 def dynamics(rows: int, directory: str) -> float:
-    for size in (min(rows, 100), rows):
+    for size in (50, rows):
         place = Path(directory, str(size))
         place.mkdir(exist_ok=True)
         made.write_epochs(str(place), size, 5)
