@@ -9,6 +9,7 @@ smallest size and makes the exponent smaller.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -131,6 +132,7 @@ def grow(part: Part, setting: Setting) -> tuple[list[int], list[float], float | 
         sizes.append(size)
         seconds.append(part.seconds(size, str(place)) if setting.quick
                        else in_own_process(part.seconds, size, str(place)))
+        shutil.rmtree(place)
     return sizes, seconds, None
 
 

@@ -1,4 +1,7 @@
-"""The table: every row, what it is held against, what is asked of it, and the function that measures it."""
+"""The table: every row, what it is held against, what is asked of it, and the function that measures it.
+
+A new row is a function of a Setting that gives a Found, and a line here; ``run_all.py --page_only`` shows it.
+"""
 
 from __future__ import annotations
 
