@@ -93,7 +93,8 @@ class Trainings:
         """The library's Trainer and collator, and the model's own loss. pad_to: of all rows, on a quarter of them."""
         from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-        rows = self.plain if pad_to is None else self.plain.select(range(max(BATCH_SIZE, self.rows // 4)))
+        few = min(self.rows, max(BATCH_SIZE, self.rows // 4))
+        rows = self.plain if pad_to is None else self.plain.select(range(few))
         arguments = TrainingArguments(
             output_dir=self.output, num_train_epochs=1, per_device_train_batch_size=BATCH_SIZE, seed=DEFAULT_SEED,
             learning_rate=self.arguments.learning_rate, use_cpu=True, dataloader_pin_memory=False, save_strategy="no",
