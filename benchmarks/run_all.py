@@ -24,10 +24,11 @@ import resource
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -118,14 +119,23 @@ def is_measured(row: Row, directory: Path) -> bool:
         and record["git_commit"] == now["git_commit"]
 
 
-def measure(row: Row, args: argparse.Namespace) -> bool:
-    """Measure a row and write its JSON; whether it could be."""
+def run_quickly(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
+    """Two rows at a time, in processes that take one after the other, as nothing is measured; those that failed."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers, ThreadPoolExecutor(2) as pool:
+        run = partial(measure, args=args, process=lambda *call: workers.submit(*call).result())
+        return [row for row, done in zip(rows, pool.map(run, rows), strict=True) if not done]
+
+
+def measure(row: Row, args: argparse.Namespace, process: Callable[..., Any] | None = None) -> bool:
+    """Measure a row and write its JSON; whether it could be. process: calls a function in another process (default: in
+    one of its own)."""
     began = time.monotonic()
     try:
         with tempfile.TemporaryDirectory() as scratch:
             setting = Setting(args.data_dir and args.data_dir.resolve(), args.quick, Path(scratch),
                               args.output_dir.resolve())
-            found, about = in_own_process(measured, row.name, setting)
+            found, about = (process or in_own_process)(measured, row.name, setting)
     except Exception as error:
         if not isinstance(error, UserError):
             traceback.print_exc()
@@ -236,11 +246,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"row {row.key} ({row.name}): {NOT_BUILT}")
     if done:
         print(f"measured at this commit, and left out: {', '.join(row.key for row in done)}")
-    if args.quick:  # measures nothing, so that rows need not wait for each other
-        os.environ["OMP_NUM_THREADS"] = "1"
-        with ThreadPoolExecutor(2) as pool:
-            failed = [row for row, done in zip(to_do, pool.map(partial(measure, args=args), to_do), strict=True)
-                      if not done]
+    if args.quick:
+        failed = run_quickly(to_do, args)
     else:
         failed = []
         for place, row in enumerate(to_do):

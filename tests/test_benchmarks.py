@@ -5,6 +5,7 @@ import importlib
 import json
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -46,7 +47,9 @@ def run_all(bench, monkeypatch):
     monkeypatch.setattr(module, "ROWS", rows)
     monkeypatch.setattr(module, "READS_DATA", ("alone",))
     monkeypatch.setattr(module, "in_own_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda number, mp_context: ThreadPoolExecutor(number))
     monkeypatch.setattr(module, "setup_logging", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which --quick sets
     return module
 
 
