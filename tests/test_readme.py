@@ -316,7 +316,7 @@ def make(*words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("words, scripts", [
-    (["demo"], {"map_dataset.py", "run.py", "benchmarks/planted_errors.py"}),
+    (["demo"], {"map_dataset.py", "benchmarks/planted_errors.py"}),
     (["map", "MODEL=tiny", "FLAGS=--num_train_epochs 3"], {"map_dataset.py"}), (["map"], {"map_dataset.py"}),
 ])
 def test_the_commands_of_make_parse(words, scripts, qa_dir):
