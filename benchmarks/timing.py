@@ -6,8 +6,11 @@ Importing it puts the repository on the path: a benchmark runs from any director
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import platform
+import resource
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,8 +23,10 @@ from typing import Any, NamedTuple, TypeVar
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datamap.core.artifacts import stage
+from datamap.core.errors import UserError
 from datamap.core.files import write_json
 from datamap.core.flags import Parser
+from datamap.core.places import CHECKOUT
 
 T = TypeVar("T")
 
@@ -95,6 +100,94 @@ class Measure(NamedTuple):
         bounds = [f"{word} {shown(value)}{self.unit}" for word, value in (("at least", self.least),
                                                                        ("at most", self.most)) if value is not None]
         return self.what, found, " and ".join(bounds) + ("" if self.keeps else ": BROKEN")
+
+
+def ratio(what: str, theirs: Sequence[float], ours: Sequence[float], least: float | None = None) -> Measure:
+    """How many times faster ours is, from the seconds of the same rounds."""
+    return Measure(what, [other / own for other, own in zip(theirs, ours, strict=True)], " x", least=least)
+
+
+# --- what a row of the table measures with (rows/) ------------------------------------------------------------------
+
+
+class Found(NamedTuple):
+    """What a row found. notes: what it could not measure, and why; details: what is not a single figure; pictures:
+    files that it drew, and what they show."""
+
+    measures: Sequence[Measure]
+    notes: Sequence[str] = ()
+    details: Mapping[str, Any] = {}
+    pictures: Mapping[str, str] = {}
+
+
+class Setting(NamedTuple):
+    """data_dir: where the public data sets are. quick: tiny sizes, which show that a row runs and measure nothing.
+    scratch: an empty directory that goes with the row. pictures: where what is drawn is kept."""
+
+    data_dir: Path | None
+    quick: bool
+    scratch: Path
+    pictures: Path
+
+    def size(self, full: int, quick: int) -> int:
+        return quick if self.quick else full
+
+    def dataset(self, name: str, stand_in: str) -> str:
+        """A public data set; where there is none, a quick run takes one that is built in."""
+        if self.data_dir is None and self.quick:
+            return stand_in
+        place = (self.data_dir or Path()) / name
+        if self.data_dir is None or not place.is_dir():
+            raise UserError(f"this row reads the data set {name}: give --data_dir DATA, with {name}/ in it")
+        return str(place)
+
+    def output(self, name: str) -> Path:
+        """A directory for files of that name, made anew."""
+        place = self.scratch / name
+        place.mkdir(parents=True)
+        return place
+
+
+def peer(module: str, package: str, notes: list[str]) -> Any:
+    """What ours is held against, or None and a note where it is not installed."""
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        notes.append(f"{package} is not installed ({error}): pip install -c constraints.txt -e \".[bench]\"")
+        return None
+
+
+# Runs the script given first, and prints its peak memory: what the parent is told counts the parent's own.
+MEASURED = """
+import atexit, runpy, sys
+atexit.register(lambda: print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+class Process(NamedTuple):
+    seconds: float
+    cpu_seconds: float
+    peak_gb: float
+    output: str
+
+
+def script(name: str, *argv: str, peak: bool = True, status: int = 0) -> Process:
+    """A script of the repository in a process of its own. peak: without it the process is that of the command."""
+    command = [sys.executable, *(["-c", MEASURED] if peak else []), str(CHECKOUT / name), *argv]
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True)
+    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode != status:
+        last = done.stderr.strip().splitlines()[-1:]
+        raise RuntimeError(f"{name} {' '.join(argv)} ended with exit status {done.returncode}: {last}")
+    gb = int(done.stdout.split()[-2]) * 1024 / 1e9 if peak else 0.0
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Process(seconds, cpu, gb, done.stdout + done.stderr)
+
+
+# --- what is shown ---------------------------------------------------------------------------------------------------
 
 
 def shown(value: float) -> str:

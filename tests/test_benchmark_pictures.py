@@ -52,7 +52,7 @@ def test_planted_errors_are_drawn_by_kind(tmp_path, pictures, bench):
 
 
 def test_selections_are_drawn_in_the_order_of_their_means(tmp_path, pictures, bench):
-    selection = bench("bench_selection")
+    selection = bench("subset_selection")
     rng = np.random.default_rng(1)
     rows = [{"selector": arm, "fraction": share, "difference": d, "bootstrap_low": d - 1 - width,
              "bootstrap_high": d + 2 + width}
@@ -77,7 +77,7 @@ def test_selections_are_drawn_in_the_order_of_their_means(tmp_path, pictures, be
 
 
 def test_times_of_selectors_are_drawn_with_the_power_through_them(tmp_path, pictures, bench):
-    selectors = bench("bench_selectors")
+    selectors = bench("rows.selectors")
     n = [1000, 10_000, 100_000]
     scaling = {name: {"n": n, "seconds": [0.5 * one ** power / 900 for one in n], "exponent": power,
                       "offset": float(np.log(0.5 / 900))}

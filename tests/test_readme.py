@@ -316,7 +316,7 @@ def make(*words: str) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.parametrize("words, scripts", [
-    (["demo"], {"map_dataset.py", "run.py", "benchmarks/planted_errors.py"}),
+    (["demo"], {"map_dataset.py", "benchmarks/planted_errors.py"}),
     (["map", "MODEL=tiny", "FLAGS=--num_train_epochs 3"], {"map_dataset.py"}), (["map"], {"map_dataset.py"}),
 ])
 def test_the_commands_of_make_parse(words, scripts, qa_dir):
@@ -348,5 +348,6 @@ def test_the_pins_are_of_everything_that_is_asked_for():
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    for requirement in map(Requirement, [*project["dependencies"], *project["optional-dependencies"]["dev"]]):
+    extras = project["optional-dependencies"]
+    for requirement in map(Requirement, [*project["dependencies"], *extras["dev"], *extras["bench"]]):
         assert requirement.specifier.contains(pinned[requirement.name]), requirement

@@ -154,7 +154,6 @@ def _start_meta(
     arguments = dict(args) if isinstance(args, Mapping) else vars(args)
     earlier = load_meta(path)
     history = [*earlier.pop("history", []), earlier] if earlier else []
-    commit, dirty = _git_state()
     used = [each for each in datasets if each]
     if used and isinstance(used[0], Split) and (digests := used[0].digests()) is not None:
         with atomic(_digests_file(path, used[0].fingerprint)) as temporary, temporary.open("wb") as file:
@@ -164,9 +163,7 @@ def _start_meta(
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "arguments": arguments,
         "seed": arguments.get("seed"),
-        "git_commit": commit,
-        "git_dirty": dirty,
-        "versions": {"python": sys.version.split()[0], **_versions()},
+        **provenance(),
         "datasets": [each.identity() if isinstance(each, Split) else dict(each) for each in used],
         "inputs": {label: {"path": str(file), "fingerprints": _fingerprints(file)}
                    for label, file in inputs.items() if file},
@@ -230,6 +227,13 @@ def _fingerprints(file: str | Path) -> list[str]:
     return [identity["fingerprint"] for identity in (load_meta(file) or {}).get("datasets", [])]
 
 
+def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+    """What made a result: the commit of the code, whether it was changed since, and the versions of the packages."""
+    commit, dirty = _git_state()
+    return {"git_commit": commit, "git_dirty": dirty,
+            "versions": {"python": sys.version.split()[0], **_versions(packages)}}
+
+
 def _git_state() -> tuple[str | None, bool | None]:
     """Commit of the code and whether it was changed since; None where the code is not in a git checkout."""
     if not (CHECKOUT / ".git").exists():
@@ -244,9 +248,9 @@ def _git_state() -> tuple[str | None, bool | None]:
     return commit, any(not line.startswith("#") for line in lines)
 
 
-def _versions() -> dict[str, str]:
-    """Of the PACKAGES that are installed."""
-    found = {package: list(metadata.distributions(name=package)) for package in PACKAGES}
+def _versions(packages: Sequence[str]) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {package: list(metadata.distributions(name=package)) for package in packages}
     return {package: copies[0].version for package, copies in found.items() if copies}
 
 

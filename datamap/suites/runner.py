@@ -1,7 +1,7 @@
 """The runs of a suite, carried out: one in this process, many in worker processes of this machine.
 
 A worker is a warm interpreter that carries out command lines: it imports the libraries once, for all the runs that it
-takes. What that saves is measured by benchmarks/bench_suites.py.
+takes. What that saves is measured by benchmarks/rows/suites.py.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
 import re
 import subprocess
@@ -510,25 +509,6 @@ def test_real_questions_rarely_mismatch():
     assert 0.005 < flags[R5].mean() < 0.03
     assert flags["is_dataset_error"].mean() < 0.1
     assert (question_types([row[0] for row in rows]) == "other").mean() < 0.02
-
-
-def test_benchmark_runs(tmp_path, capsys, monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    bench = importlib.import_module("bench_error_rules")
-    monkeypatch.setattr(bench, "BOUND", 1e6)
-    bench.main(["--examples", "300", "--output_dir", str(tmp_path)])
-    result = json.loads((tmp_path / "bench_error_rules.json").read_text(encoding="utf-8"))
-    seconds, words = result["measures"]
-    assert seconds["keeps"] and 140 <= words["found"] <= 170
-    assert "| nine rules on 300 examples | " in capsys.readouterr().out
-    assert set(result["rates"]) == {*RULES, "is_dataset_error"}
-    assert all(result["rates"][rule] > 0 for rule in (R2, R3, R5, R6, R7, R9))
-    for bound in ("BOUND", "FIXED"):
-        monkeypatch.setattr(bench, bound, 0.0)
-    with pytest.raises(SystemExit) as exit_info:
-        bench.main(["--examples", "300", "--output_dir", str(tmp_path)])
-    assert exit_info.value.code == 1
-    assert "BROKEN" in capsys.readouterr().out
 
 
 def test_importing_loads_nothing_heavy():

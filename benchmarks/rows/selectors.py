@@ -1,14 +1,8 @@
 """What k-center, herding and k-means cost on big matrices, beside the forms in which they are commonly written.
 
-Reads nothing; draws its matrices, of 768 float32 a row. Writes bench_selectors.json and selector_scaling_DEVICE.png,
-prints a table. On a machine with a GPU ours are timed on both.
-
-    OMP_NUM_THREADS=2 python benchmarks/bench_selectors.py
-    python benchmarks/bench_selectors.py --quick
-
-Ratios are of wall-clock times within one run, on random and on clustered rows; half of the steps of a slow form are
-timed before ours and half after it. The forms that ours are held against, of which only steps are timed, spread over
-the picks, and their total found from those:
+Matrices are drawn, of 768 float32 a row, random and clustered; ratios are of wall-clock times within one run, and
+half of the steps of a slow form are timed before ours and half after it. The forms that ours are held against, of
+which only steps are timed, spread over the picks, and their total found from those:
 
 - k-center, one product: after each pick the product of the matrix and that row, then minimum and argmax (numpy).
 - k-center, pairwise to the newest: scikit-learn's pairwise_distances between chunks of the rows and the newest pick,
@@ -29,24 +23,19 @@ memory before the call, all pages counted, those of the mapped file too (they ar
 
 from __future__ import annotations
 
-import argparse
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import Measure, bench_parser, in_own_process, memory, report, timed
+from timing import Found, Measure, Setting, in_own_process, memory, timed
 
 from datamap.core import plots
-from datamap.core.errors import command_line
-from datamap.core.flags import DEFAULT_SEED, positive_int
+from datamap.core.flags import DEFAULT_SEED
 from datamap.core.plots import LIGHT_GREY, new_figure, save_figure
 from datamap.selection import diversity
 
 DIMS, CLUSTERS, GROUPS, CHUNK = 768, 128, 200, 4096
-# rows and steps of the ratios, rows and picks of k-center of the last point of the plot
-SIZES, QUICK_SIZES = (67_349, 200, 1_000_000, 1000), (3000, 4, 8000, 100)
 BOUNDS = {"one product": 4.0, "pairwise to the newest": 40.0, "pairwise to all": 40.0, "copying": 5.0,
           "MiniBatchKMeans": 0.3}  # which looks for centres in a sample and so loses the rare clusters
 COMMON, RARE, RARE_BOUND = 10, 90, 0.95
@@ -287,54 +276,45 @@ def measures_of(found: dict[str, Any]) -> Iterator[Measure]:
         yield Measure(f"k-means, rare clusters kept of {RARE}, {name}", kept, least=least)
     for name, ratio in found["peak_memory_ratio"].items():
         yield Measure(f"{name}, peak memory / the features", [ratio], most=MEMORY_BOUND)
-    for device, scaling in found["scaling"].items():
-        for name, one in scaling.items():
-            yield Measure(f"{name}, {device}, {one['n'][-1]:,} rows", one["seconds"][-1:], " s")
-            yield Measure(f"{name}, {device}, exponent of n", [one["exponent"]])
 
 
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = bench_parser(__doc__, __file__)
-    parser.add_argument("--seeds", type=positive_int, default=3, help="of k-means; medians are shown")
-    parser.add_switch("--quick", help="tiny sizes: shows that it runs, measures nothing")
-    return parser.parse_args(argv)
-
-
-@command_line
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
+def devices() -> list[str]:
     import torch
 
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    rows, steps, most_rows, scaling_k = QUICK_SIZES if args.quick else SIZES
-    k = rows // 10
-    smallest = min(10_000, most_rows // 8)
-    points = 1 + max(2, round(2 * np.log10(most_rows / smallest)))
-    sizes = np.geomspace(smallest, most_rows, points).round().astype(int).tolist()
-    rng = np.random.default_rng(DEFAULT_SEED)
+    return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+def ratios(setting: Setting) -> Found:
+    rows, steps, seeds = setting.size(67_349, 2000), setting.size(200, 4), setting.size(9, 2)
+    rng, k = np.random.default_rng(DEFAULT_SEED), rows // 10
     found: dict[str, Any] = {"rows": rows, "dims": DIMS, "k": k, "ratios": {},
-                             "rare_clusters_kept": measure_rare_clusters(args.seeds, devices[-1])}
-    output = Path(args.output_dir)
-    output.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory() as scratch:
-        file = str(Path(scratch, "vectors.npy"))
-        for kind in KINDS:
-            vectors = draw(kind, rows, rng)
-            found["ratios"][kind] = {
-                "k-center": measure_k_center(vectors, k, steps, devices),
-                "herding": measure_herding(vectors, k, steps, devices),
-                "k-means": measure_kmeans(vectors, args.seeds, devices),
-            }
-        np.save(file, vectors)
-        del vectors
-        found["peak_memory_ratio"] = {name: in_own_process(peak_memory, file, name, scaling_k) for name in COLORS}
-        draw("random", most_rows, rng,
-             np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(most_rows, DIMS)))
-        found["scaling"] = {device: measure_scaling(file, sizes, scaling_k, device) for device in devices}
-    for device, scaling in found["scaling"].items():
-        plot_scaling(output / f"selector_scaling_{device}.png", scaling, scaling_k, device)
-    report(args, __file__, found, list(measures_of(found)), enforce=False)
+                             "rare_clusters_kept": measure_rare_clusters(setting.size(9, 1), devices()[-1])}
+    for kind in KINDS:
+        vectors = draw(kind, rows, rng)
+        found["ratios"][kind] = {
+            "k-center": measure_k_center(vectors, k, steps, devices()),
+            "herding": measure_herding(vectors, k, steps, devices()),
+            "k-means": measure_kmeans(vectors, seeds, devices()),
+        }
+    file = str(setting.scratch / "vectors.npy")
+    np.save(file, vectors)
+    del vectors
+    found["peak_memory_ratio"] = {name: in_own_process(peak_memory, file, name, setting.size(1000, 100))
+                                  for name in COLORS}
+    return Found(list(measures_of(found)), details=found)
 
 
-if __name__ == "__main__":
-    main()
+def scaling(setting: Setting, sizes: Sequence[int]) -> Found:
+    """Seconds of k-center (k = 1,000), herding (200) and k-means over the rows, mapped from a file, and a picture."""
+    file, k = str(setting.scratch / "vectors.npy"), setting.size(1000, 100)
+    draw("random", sizes[-1], np.random.default_rng(DEFAULT_SEED),
+         np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(sizes[-1], DIMS)))
+    found = {device: measure_scaling(file, sizes, k, device) for device in devices()}
+    pictures = {}
+    for device, each in found.items():
+        name = f"selector_scaling_{device}.png"
+        plot_scaling(setting.pictures / name, each, k, device)
+        pictures[name] = "Time of selection against the number of rows"
+    measures = [Measure(f"{name}, {device}, {one['n'][-1]:,} rows", one["seconds"][-1:], " s")
+                for device, each in found.items() for name, one in each.items()]
+    return Found(measures, details=found, pictures=pictures)

@@ -1,41 +1,32 @@
 """What running and comparing a suite costs beyond the training: overhead of a run, resuming, analysing.
 
-Reads nothing; runs a small suite on demo:clinical and makes the directories of finished runs for the rest, all in a
-temporary directory. Prints a table and writes bench_suites.json.
-
-    OMP_NUM_THREADS=1 python benchmarks/bench_suites.py
-    OMP_NUM_THREADS=1 python benchmarks/bench_suites.py --only analyze --experiments 3 --predictions 500
-
 Overhead: seconds of a run minus those of its training and evaluation (train_runtime, eval_runtime), for runs of one
 worker as run_experiments.py has them, and for a process of run.py alone; a process after every run, in turn. Seconds
 of a worker's run are those from handing it out to hearing of its end, the first with the start of the worker.
 Resume: the whole process of run_experiments.py --mode run on 200 finished and compared runs; beside it the seconds of
---dry_run, and of comparing them anew (--mode analyze). Analyze: seconds and peak
-memory of the process of --mode analyze; the files were written just before, so they come from the page cache. CPU
-seconds tell what of the time is due to other work of the machine. Peak memory is read from /proc, so on Linux only.
+--dry_run, and of comparing them anew (--mode analyze). Analyze: seconds and peak memory of the process of --mode
+analyze; the files were written just before, so they come from the page cache. CPU seconds tell what of the time is due
+to other work of the machine. Peak memory is read from /proc, so on Linux only.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import resource
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from timing import Measure, bench_parser, report
+from timing import Found, Measure, Process, Setting, in_turn, script
 
 from datamap.core.artifacts import META, stage
-from datamap.core.errors import UserError, command_line
+from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_csv, write_json
-from datamap.core.flags import DEFAULT_SEED, positive_int
+from datamap.core.flags import DEFAULT_SEED
 from datamap.core.places import CHECKOUT, script_file
 from datamap.core.splits import load_split
 from datamap.demo import builtin
@@ -47,36 +38,30 @@ from datamap.tasks.registry import get_task
 from datamap.training.arguments import EVALUATION_FILES, TRAINING_FILES
 from run_experiments import parse_args as suite_args
 
-OVERHEAD_BOUND, RESUME_BOUND, ANALYZE_BOUND, MEMORY_BOUND = 1.5, 5, 60, 4  # seconds, and GB
-RESUME_EXPERIMENTS, RESUME_SEEDS, RESUME_PREDICTIONS, RESUME_ROUNDS, ANALYZE_SEEDS = 20, 10, 400, 3, 6
 BASE = {
-    "dataset": "demo:clinical", "model": "tiny", "max_train_samples": 400, "max_length": 128, "doc_stride": 32,
+    "dataset": "demo:clinical", "model": "tiny", "max_length": 128, "doc_stride": 32,
     "num_train_epochs": 1, "per_device_train_batch_size": 16, "warmup_steps": 0.1, "save_strategy": "epoch",
     "save_total_limit": 1, "logging_steps": 50, "no_cuda": True, "do_train": True, "do_eval": True,
 }
-# The script given first, then a line with its peak memory: what the parent is told counts the parent's own.
-MEASURED = """
-import atexit, runpy, sys
-atexit.register(lambda: print(next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))))
-sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-"""
 
 
-def plan(directory: Path, experiments: int, seeds: Sequence[int]) -> tuple[Suite, list[Run], list[str]]:
+def plan(
+    directory: Path, experiments: int, seeds: Sequence[int], examples: int = 400
+) -> tuple[Suite, list[Run], list[str]]:
     """A suite whose experiments differ in their learning rate, its runs, and the flags that name it."""
     rates = [{"name": f"rate{number:02}" if number else "baseline", "args": {"learning_rate": 2e-3 + 1e-5 * number}}
              for number in range(experiments)]
     directory.mkdir(parents=True, exist_ok=True)
-    write_json(directory / "bench.json", {"name": "bench", "base": BASE, "experiments": rates})
+    write_json(directory / "bench.json", {"name": "bench", "base": {**BASE, "max_train_samples": examples},
+                                         "experiments": rates})
     flags = ["--suite", str(directory / "bench.json"), "--experiments_dir", str(directory)]
     suite, _, runs = plan_suite(suite_args([*flags, "--seeds", *map(str, seeds)]))
     write_plan(suite, seeds, directory / suite.name)
     return suite, runs, flags
 
 
-def measure_overhead(directory: Path, rounds: int) -> dict[str, Any]:
-    _, runs, _ = plan(directory, 1, range(1, rounds + 1))
+def measure_overhead(directory: Path, rounds: int, examples: int) -> dict[str, Any]:
+    _, runs, _ = plan(directory, 1, range(1, rounds + 1), examples)
     warm, cold = list[dict[str, float]](), list[dict[str, float]]()
     began = time.perf_counter()
     for run, outcome in run_locally(runs, workers=1, retry=False, keep_models=False, stop_on_error=True):
@@ -84,9 +69,9 @@ def measure_overhead(directory: Path, rounds: int) -> dict[str, Any]:
             raise UserError(f"{run} is {outcome.state}: {outcome.error}")
         warm.append(parts(run.directory, time.perf_counter() - began) | {"in_the_worker": outcome.seconds})
         place = directory / f"cold-{run.seed}"
-        script = [sys.executable, str(script_file("run.py")), *run.argv, f"--output_dir={place}"]
+        command = [sys.executable, str(script_file("run.py")), *run.argv, f"--output_dir={place}"]
         began = time.perf_counter()
-        subprocess.run(script, cwd=CHECKOUT, check=True, capture_output=True)
+        subprocess.run(command, cwd=CHECKOUT, check=True, capture_output=True)
         cold.append(parts(place, time.perf_counter() - began))
         began = time.perf_counter()  # the worker gets its next run now
     return {"runs_of_worker": warm, "cold_processes": cold}
@@ -153,88 +138,45 @@ def template_meta(suite: Suite, scratch: Path) -> dict[str, Any]:
     return read_json(scratch / META)
 
 
-def run_suite_script(flags: Sequence[str]) -> dict[str, float]:
-    """Seconds, CPU seconds and peak memory of a process of run_experiments.py."""
-    script = [sys.executable, "-c", MEASURED, str(script_file("run_experiments.py")), *flags]
-    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    done = subprocess.run(script, cwd=CHECKOUT, capture_output=True, text=True)
-    seconds, after = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cpu_seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    if done.returncode:
-        raise UserError(f"run_experiments.py {' '.join(flags)} failed: {done.stderr.strip().splitlines()[-1:]}")
-    return {"seconds": seconds, "cpu_seconds": cpu_seconds, "peak_gb": int(done.stdout.split()[-2]) * 1024 / 1e9}
+def overhead(setting: Setting) -> Found:
+    found = measure_overhead(setting.output("overhead"), setting.size(6, 2), setting.size(400, 32))
+    first, *later = (each["overhead"] for each in found["runs_of_worker"])
+    cold = [each["overhead"] for each in found["cold_processes"]]
+    return Found([
+        Measure("a worker's first run, beyond its training", [first], " s"),
+        Measure("its later runs", later, " s"), Measure("processes of run.py", cold, " s"),
+        Measure("a process / a later run", [one / own for one, own in zip(cold[1:], later, strict=True)], " x",
+                least=20.0),
+    ], details=found)
 
 
-def measure_resume(directory: Path) -> dict[str, Any]:
-    seeds = range(1, RESUME_SEEDS + 1)
-    suite, runs, flags = plan(directory, RESUME_EXPERIMENTS, seeds)
-    finish(suite, runs, directory / "template", RESUME_PREDICTIONS)
+def timed_processes(what: str, each: Sequence[Process], most: float | None = None) -> list[Measure]:
+    return [Measure(what, [one.seconds for one in each], " s", most=most),
+            Measure(f"{what}, CPU", [one.cpu_seconds for one in each], " s")]
+
+
+def ends(setting: Setting) -> Found:
+    """Resuming a suite that is finished, and comparing its runs."""
+    seeds, place = range(1, setting.size(10, 3) + 1), setting.output("resume")
+    suite, runs, flags = plan(place, setting.size(20, 2), seeds)
+    finish(suite, runs, place / "template", setting.size(400, 50))
     run = ["--mode", "run", *flags, "--seeds", *map(str, seeds)]
-    rounds = [run_suite_script(run) for _ in range(RESUME_ROUNDS)]
-    return {
-        "runs": len(runs), "predictions": RESUME_PREDICTIONS,
-        **{name: float(np.median([each[name] for each in rounds])) for name in rounds[0]}, "rounds": rounds,
-        "planning": run_suite_script([*run, "--dry_run"]),
-        "comparing": run_suite_script(["--mode", "analyze", *flags]),
-    }
-
-
-def measure_analyze(directory: Path, experiments: int, predictions: int) -> dict[str, Any]:
-    suite, runs, flags = plan(directory, experiments, range(1, ANALYZE_SEEDS + 1))
-    needed, free = 1000 * predictions * len(runs), shutil.disk_usage(directory).free
+    resumed, planned, compared = in_turn(
+        setting.size(3, 1), lambda _: script("run_experiments.py", *run),
+        lambda _: script("run_experiments.py", *run, "--dry_run"),
+        lambda _: script("run_experiments.py", "--mode", "analyze", *flags),
+    )
+    predictions, seeds, place = setting.size(5000, 50), range(1, setting.size(6, 3) + 1), setting.output("analyze")
+    suite, many, flags = plan(place, setting.size(83, 2), seeds)
+    needed, free = 1000 * predictions * len(many), shutil.disk_usage(place).free
     if free < 2 * needed:
-        raise UserError(f"{directory}: {free / 1e9:.1f} GB free, expected {2 * needed / 1e9:.1f}; set TMPDIR")
-    finish(suite, runs, directory / "template", predictions)
-    return {"runs": len(runs), "predictions": predictions, **run_suite_script(["--mode", "analyze", *flags])}
-
-
-def measures_of(found: dict[str, Any]) -> list[Measure]:
-    measures = []
-    if one := found.get("overhead"):
-        first, *later = (each["overhead"] for each in one["runs_of_worker"])
-        cold = [each["overhead"] for each in one["cold_processes"]]
-        measures += [Measure("a worker's first run, beyond its training", [first], " s"),
-                     Measure("its later runs", later, " s", most=OVERHEAD_BOUND),
-                     Measure("processes of run.py", cold, " s")]
-    if one := found.get("resume"):
-        measures += [*shown(f"resuming {one['runs']} finished runs", one, RESUME_BOUND),
-                     *shown("planning them (--dry_run)", one["planning"]),
-                     *shown("comparing them anew (--mode analyze)", one["comparing"])]
-    if one := found.get("analyze"):
-        measures += [*shown(f"analysing {one['runs']} runs of {one['predictions']:,} predictions", one, ANALYZE_BOUND),
-                     Measure("its peak memory", [one["peak_gb"]], " GB", most=MEMORY_BOUND)]
-    return measures
-
-
-def shown(what: str, one: dict[str, Any], bound: float | None = None) -> list[Measure]:
-    return [Measure(what, [one["seconds"]], " s", most=bound), Measure("of CPU", [one["cpu_seconds"]], " s")]
-
-
-def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = bench_parser(__doc__, __file__)
-    parser.add_argument("--only", choices=("overhead", "resume", "analyze"), help="one of the three (default: all)")
-    parser.add_argument("--rounds", type=positive_int, default=6, help="runs and processes in turn, overhead")
-    parser.add_argument("--experiments", type=positive_int, default=83, help=f"by {ANALYZE_SEEDS} seeds, analyze")
-    parser.add_argument("--predictions", type=positive_int, default=5000, help="of each run, analyze")
-    args = parser.parse_args(argv)
-    if args.rounds < 2:
-        parser.error("--rounds must be at least 2: the first run of a worker stands apart")
-    return args
-
-
-@command_line
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    found: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as scratch:
-        if args.only in (None, "overhead"):
-            found["overhead"] = measure_overhead(Path(scratch, "overhead"), args.rounds)
-        if args.only in (None, "resume"):
-            found["resume"] = measure_resume(Path(scratch, "resume"))
-        if args.only in (None, "analyze"):
-            found["analyze"] = measure_analyze(Path(scratch, "analyze"), args.experiments, args.predictions)
-    report(args, __file__, found, measures_of(found), enforce=False)
-
-
-if __name__ == "__main__":
-    main()
+        raise UserError(f"{place}: {free / 1e9:.1f} GB free, expected {2 * needed / 1e9:.1f}; set TMPDIR")
+    finish(suite, many, place / "template", predictions)
+    analysed = [script("run_experiments.py", "--mode", "analyze", *flags) for _ in range(setting.size(3, 1))]
+    return Found([
+        *timed_processes(f"resuming {len(runs)} finished runs", resumed, 5.0),
+        *timed_processes("planning them (--dry_run)", planned),
+        *timed_processes("comparing them anew (--mode analyze)", compared),
+        *timed_processes(f"analysing {len(many)} runs of {predictions:,} predictions", analysed, 60.0),
+        Measure("its peak memory", [one.peak_gb for one in analysed], " GB", most=4.0),
+    ])

@@ -5,8 +5,8 @@ embeddings, trained on each selection), comparison.csv (each selector against ra
 selection.png, noise.csv (average precision in finding labels that were flipped), every selection, and finetune.json, a
 suite for run_experiments.py that fine-tunes the encoder on the best of them.
 
-    python benchmarks/bench_selection.py --dataset DATA/sst2 --encoder ENCODER --output_dir ./bench_selection
-    python benchmarks/bench_selection.py --dataset demo:nli --encoder ENCODER --seeds 1 2 --epochs 1 --max_samples 300
+    python benchmarks/subset_selection.py --dataset DATA/sst2 --encoder ENCODER --output_dir ./subset_selection
+    python benchmarks/subset_selection.py --dataset demo:nli --encoder ENCODER --seeds 1 2 --epochs 1 --max_samples 300
 
 The training dynamics are of the encoder fine-tuned on all candidates (run.py --enable_cartography), once on the labels
 as they are and once with a tenth of them wrong. What is finished is not done again. A seed is that of the random
@@ -309,14 +309,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     train = load_split(args.dataset, "train", task_of(args, None), args.max_samples)
     if not (home / "noisy" / "train.jsonl").exists():
         with_wrong_labels(train, FLIPPED, home / "noisy" / "train.jsonl")
-    owns = ("finetune.json", "heads.csv", "comparison.csv", "noise.csv", "selection.png", "bench_selection.json")
+    owns = ("finetune.json", "heads.csv", "comparison.csv", "noise.csv", "selection.png", "subset_selection.json")
     with stage(home, args, owns=owns, datasets=[train.identity()]):
         seconds = {"clean": record_dynamics(args, args.dataset, home / "clean"),
                    "noisy": record_dynamics(args, str(home / "noisy"), home / "noisy")}
         noise = find_wrong_labels(args, home)
         heads = compare_heads(args, train, home)
         write_suite(args, heads, home)
-        write_json(home / "bench_selection.json", {
+        write_json(home / "subset_selection.json", {
             "machine": machine(), "seconds": {"maps": seconds, **costs(home, len(train.data))},
         })
     means = noise.groupby("score", sort=False)[["average_precision", "found_among_as_many"]].mean().reset_index()

@@ -1,0 +1,1 @@
+"""The rows of the table of benchmarks/README.md, by subject; ``table`` lists them, ``run_all.py`` runs them."""

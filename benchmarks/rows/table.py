@@ -1,0 +1,90 @@
+"""The table: every row, what it is held against, what is asked of it, and the function that measures it.
+
+A new row is a function of a Setting that gives a Found, and a line here; ``run_all.py --page_only`` shows it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from timing import Found, Setting
+
+from rows import chains, growth, maps, processes, questions, selectors, suites, training, vectors
+
+
+class Row(NamedTuple):
+    """number: in the table of what is asked; 0 for what is watched besides. minutes: about, on two cores. measure:
+    None where what it is about is not built."""
+
+    number: int
+    name: str
+    what: str
+    against: str
+    asked: str
+    minutes: float
+    measure: Callable[[Setting], Found] | None
+
+    @property
+    def key(self) -> str:
+        return str(self.number or self.name)
+
+    @property
+    def file(self) -> str:
+        return f"{self.number:02}_{self.name}.json" if self.number else f"{self.name}.json"
+
+
+FORMS = ("the library's question-answering example (dynamic padding, random batches); the same with its own grouping "
+         "by length; padding to 512; a bare PyTorch loop over pre-tokenised, length-sorted tensors")
+ROWS = (
+    Row(1, "training_qa", "training, examples a second, QA, policyqa, a real 6-layer encoder, recording on", FORMS,
+        "1.6 x; 1.0 x; 8 x; .95 x", 7.5, training.question_answering),
+    Row(2, "training_sentences", "the same for sentence pairs (sick_nli) and sentences (sst2), and for a small model",
+        "as row 1, padding to 128", "1.2 x; .95 x of the bare loop", 6, training.sentences),
+    Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 2.5, training.recording),
+    Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",
+        "says what is gained, at equal accuracy over 5 seeds", 0, None),
+    Row(5, "windows", "windows with labels from 50,000 QA pairs", "the library example's loop over the windows", "5 x",
+        3.5, questions.windows),
+    Row(6, "answers", "span search and scores, 50,000 windows", "the library example's post-processing; SQuAD's "
+        "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 1.6, questions.answers),
+    Row(7, "embeddings", "embeddings: 3,000 sentences; 300 sentences", "sentence-transformers `encode`, same weights, "
+        "pooling, precision", "1.3 x; 1.0 x", 3.5, vectors.embeddings),
+    Row(8, "rules", "rules, 100,000 examples", "row-wise `DataFrame.apply`", "10 x", 1, maps.rules),
+    Row(9, "loading", "loading and filtering 1,000,000 short texts", "pandas round trip", "5 s, 2 s, 1 GB", 3,
+        maps.loading),
+    Row(10, "dynamics", "dynamics of 1,000,000 examples and 10 epochs: metrics, CSV, JSON, picture; then the joined "
+        "table", "-", "12 s, 1 GB; 25 s, 1.5 GB", 4, maps.dynamics),
+    Row(11, "clusters", "clusters, 22,000 and 60,000 x 50; the picture", "hdbscan; fast_hdbscan",
+        "2.5 x where the partition agrees; a picture that nobody asked UMAP for does not wait for its compiler", 8,
+        vectors.clusters),
+    Row(12, "selectors", "k-center, herding, k-means on 67,349 x 768", "the forms in which they are commonly written",
+        "as the bounds below", 6, selectors.ratios),
+    Row(13, "chain", "the whole chain on 2,500 and on 100,000 examples (dynamics given), one command",
+        "stage by stage in processes of their own", "imports and loads once", 8.5, processes.chain),
+    Row(14, "suite_runs", "a run in a suite beyond its training", "a cold process", "20 x less", 3, suites.overhead),
+    Row(15, "start", "`--help` and an argument error of every script; `import datamap`",
+        "`python -c pass`; `import torch` for run.py's first step", ".3 s more; nothing imported before it is needed",
+        3, processes.start),
+    Row(16, "recording_memory", "memory of a training with recording", "without",
+        "at most 40 bytes more an example and epoch", 4.5, training.memory),
+    Row(17, "growth", "growth of rows 5 to 13 up to 1,000,000 rows, the exponent fitted", "-",
+        "at most n log n but for clusters", 11.8, growth.growth),
+    Row(18, "empty_windows", "training on long documents, of which most windows hold no answer", "all windows",
+        "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 0, None),
+    Row(0, "lstm", "an epoch over long stories: the LSTM classifiers", "the small Transformer", "", 0.7,
+        training.lstm),
+    Row(0, "suspects", "from finished artifacts of 100,000 examples to suspects.csv, to the page, and to the page in "
+        "use", "-", "", 4,
+        maps.suspects),
+    Row(0, "suite_ends", "resuming a finished suite of 200 runs; comparing 498 runs of 5,000 predictions", "-", "", 3,
+        suites.ends),
+    Row(0, "chat_server", "answers of a chat server that takes 200 ms for each, 8 at a time", "workers / latency", "",
+        1.2, chains.served),
+    Row(0, "sorted_batches", "generating in batches sorted by length", "batches as they come", "", 2,
+        chains.sorted_batches),
+    Row(0, "position", "the interval of a judge's leaning by position, for judges that are made up",
+        "Wilson's, over answers", "", 1.5, chains.position),
+    Row(0, "soft_weights", "by how much soft weights move the learning rate", "weights that are 1 on average over "
+        "examples", "", 0.2, training.soft_weights),
+)

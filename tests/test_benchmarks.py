@@ -1,0 +1,292 @@
+"""benchmarks/run_all.py: its table, its page, and what it says of rows that cannot be measured; and that the forms
+that ours are held against find what ours find, as else another thing would be timed."""
+
+import importlib
+import json
+import re
+import shlex
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, qa_rows
+
+from datamap.analysis.error_rules import RULES, flag_errors
+from datamap.core.files import write_json
+
+NOT_BUILT = {"bf16", "empty_windows"}
+
+
+@pytest.fixture
+def bench(monkeypatch):
+    monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
+    return importlib.import_module
+
+
+@pytest.fixture
+def run_all(bench, monkeypatch):
+    """With three rows that take no time, in this process: one finds, one has no peer and no bound, one breaks."""
+    module, table, timing = bench("run_all"), bench("rows.table"), bench("timing")
+
+    def fast(setting):
+        (setting.scratch / "file").touch()
+        return timing.Found([timing.ratio("theirs / ours", [4.0, 9.0, 8.0], [2.0, 3.0, 2.0], least=5.0),
+                             timing.Measure("memory", [0.5], " GB", most=1.0)], details={"sizes": [1, 2]})
+
+    def alone(setting):
+        notes: list[str] = []
+        assert timing.peer("no_such_library", "no-such", notes) is None
+        return timing.Found([timing.Measure("ours", [setting.size(100, 2)], " s")], notes, {}, {"a.png": "A picture"})
+
+    def broken(setting):
+        raise RuntimeError("of two lines\nand more")
+
+    rows = [table.Row(number, name, f"what {name} is", "theirs", "5 x", 1, measure)
+            for number, name, measure in ((1, "fast", fast), (2, "alone", alone), (0, "broken", broken),
+                                          (3, "later", None))]
+    monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "READS_DATA", ("alone",))
+    monkeypatch.setattr(module, "in_own_process", lambda function, *args: function(*args))
+    monkeypatch.setattr(module, "ProcessPoolExecutor", lambda number, mp_context: ThreadPoolExecutor(number))
+    monkeypatch.setattr(module, "setup_logging", lambda: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which --quick sets
+    return module
+
+
+def exit_line(capsys, call):
+    with pytest.raises(SystemExit) as ended:
+        call()
+    error = capsys.readouterr().err.splitlines()
+    assert ended.value.code == 2 and error
+    return error[-1]
+
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_of_the_table_has_a_program(bench):
+    rows = bench("rows.table").ROWS
+    assert [row.number for row in rows if row.number] == list(range(1, 19))
+    assert {row.name for row in rows if row.measure is None} == NOT_BUILT
+    assert all(len({getattr(row, name) for row in rows}) == len(rows) for name in ("key", "name", "file"))
+    assert set(bench("run_all").READS_DATA) <= {row.name for row in rows}
+    assert sum(row.minutes for row in rows) <= 90
+
+
+def test_the_page_of_the_repository_is_what_its_jsons_make(bench):
+    module = bench("run_all")
+    results = module.read_results(module.RESULTS)
+    assert (module.HERE / "README.md").read_text(encoding="utf-8") == module.page(results, "results/")
+    assert not any(record["quick"] for record in results.values())
+    known = {row.file for row in bench("rows.table").ROWS}
+    assert {path.name for path in module.RESULTS.glob("*.json")} <= known
+    drawn = {name for record in results.values() for name in record["pictures"]}
+    assert {path.name for path in module.RESULTS.glob("*.png")} == drawn
+
+
+@pytest.mark.parametrize("page", ["README.md", "RESULTS.md", *(f"docs/{path.name}"
+                                                              for path in (REPOSITORY / "docs").glob("*.md"))])
+def test_the_benchmarks_that_pages_name_are_there(bench, page):
+    known = {name for row in bench("rows.table").ROWS for name in (row.key, row.name)}
+    text = (REPOSITORY / page).read_text(encoding="utf-8")
+    named = re.findall(r"benchmarks/(\w+\.py)((?: [^`\n]*)?)", text)
+    assert [name for name, _ in named if not (REPOSITORY / "benchmarks" / name).exists()] == []
+    for name, rest in named:
+        words = shlex.split(rest.partition("|")[0]) if name == "run_all.py" else []
+        if "--only" in words:
+            asked = words[words.index("--only") + 1 :]
+            asked = asked[: next((place for place, word in enumerate(asked) if word.startswith("-")), len(asked))]
+            assert asked and set(asked) <= known
+
+
+# --- running it ------------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_measured_and_shown(run_all, tmp_path, capsys):
+    run_all.main(["--only", "fast", "--output_dir", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert "row 1 (fast), 1 of 1: about 1 minutes" in said and "| theirs / ours | 3 x (2 to 4 in 3 rounds) |" in said
+    record = json.loads((tmp_path / "01_fast.json").read_text(encoding="utf-8"))
+    assert {"git_commit", "git_dirty", "versions", "machine", "seconds", "finished"} <= record.keys()
+    assert record["measures"][0]["rounds"] == [2.0, 3.0, 4.0] and record["details"] == {"sizes": [1, 2]}
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert page == run_all.page({"fast": record}, "")
+    date = f"{record['finished'][:10]}, `{record['git_commit'][:7]}`"
+    assert f"| [1](#fast) | what fast is | theirs | 5 x | 3 x BROKEN; 0.5 GB | {date} |" in page
+    assert "| theirs / ours | 3 x (2 to 4 in 3 rounds) | at least 5 x: BROKEN |" in page
+    assert "| [2](#alone) | what alone is | theirs | 5 x | not measured |  |" in page
+    assert "| [3](#later) | what later is | theirs | 5 x | not built |  |" in page
+
+
+def test_a_row_that_is_not_measured_now_keeps_its_figures(run_all, tmp_path, capsys):
+    run_all.main(["--only", "fast", "--output_dir", str(tmp_path)])
+    before = (tmp_path / "01_fast.json").read_bytes()
+    run_all.main(["--only", "2", "--data_dir", str(tmp_path), "--output_dir", str(tmp_path)])
+    said, page = capsys.readouterr().out, (tmp_path / "README.md").read_text(encoding="utf-8")
+    note = ("no-such is not installed (No module named 'no_such_library'): "
+            'pip install -c constraints.txt -e ".[bench]"')
+    assert (tmp_path / "01_fast.json").read_bytes() == before and f"row 2: {note}" in said.splitlines()
+    assert "3 x BROKEN; 0.5 GB" in page and f"- {note}" in page.splitlines() and "| 100 s |" in page
+    assert "![A picture](a.png)" in page
+    (tmp_path / "README.md").unlink()
+    run_all.main(["--page_only", "--output_dir", str(tmp_path)])
+    assert (tmp_path / "README.md").read_text(encoding="utf-8") == page
+    line = exit_line(capsys, lambda: run_all.main(["--page_only", "--quick", "--output_dir", str(tmp_path)]))
+    assert "--page_only measures nothing: leave --only and --quick out" in line
+
+
+def test_a_row_that_breaks_leaves_the_others_and_is_told(run_all, tmp_path, capsys, caplog):
+    found = importlib.import_module("timing").Found([])
+    write_json(tmp_path / "broken.json", run_all.record_of(run_all.ROWS[2], found, run_all.machine(), False, 1.0))
+    before = (tmp_path / "broken.json").read_bytes()
+    with pytest.raises(SystemExit) as ended:
+        run_all.main(["--only", "1", "broken", "--output_dir", str(tmp_path)])
+    assert ended.value.code == 1 and "not measured: broken (broken); see above" in caplog.text
+    assert "row broken was not measured: RuntimeError: of two lines" in caplog.text
+    assert 'raise RuntimeError("of two lines\\nand more")' in capsys.readouterr().err  # for who mends it
+    assert (tmp_path / "01_fast.json").exists() and (tmp_path / "broken.json").read_bytes() == before
+
+
+def test_quick_figures_are_no_results(run_all, tmp_path, capsys):
+    run_all.main(["--quick", "--only", "1", "2", "--output_dir", str(tmp_path)])
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert page.count("tiny sizes") == 2 and "BROKEN |" not in page and "| ours | 2 s |" in page
+    assert {line.partition(" runs")[0] for line in capsys.readouterr().out.splitlines() if " runs, " in line} == {
+        "row 1 (fast)", "row 2 (alone)"}
+
+
+def test_resuming_goes_by_the_commit(run_all, tmp_path, capsys, monkeypatch):
+    state = {"git_commit": "a" * 40, "git_dirty": False, "versions": {}}
+    monkeypatch.setattr(run_all, "provenance", lambda *_: dict(state))
+    again = ["--resume", "--only", "fast", "--output_dir", str(tmp_path)]
+    for changes, measured in (({}, True), ({}, False), ({"git_dirty": True}, True), ({"git_dirty": False}, True),
+                              ({}, False), ({"git_commit": "b" * 40}, True), ({}, False)):
+        state |= changes
+        run_all.main(again)
+        assert ("row 1 (fast), 1 of 1" in capsys.readouterr().out) == measured
+    state["git_commit"] = None  # no checkout: nothing tells whether the code is the same
+    for _ in range(2):
+        run_all.main(again)
+        assert "row 1 (fast), 1 of 1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv, expected", [
+    (["--only", "99"], "--only 99: there is no such row; there are 1 (fast), 2 (alone), broken, 3 (later)"),
+    (["--only", "fast", "slow"], "--only slow: there is no such row"),
+    (["--quick"], "--quick measures nothing that belongs into the results: give it an --output_dir"),
+    (["--only", "2"], "--data_dir is missing: a directory with policyqa/, sst2/ and sick_nli/"),
+    (["--data_dir", "no/such"], "--data_dir no/such: no such directory"),
+])
+def test_mistakes_are_one_line(run_all, capsys, argv, expected):
+    with pytest.raises(SystemExit) as ended:
+        run_all.main(argv)
+    captured = capsys.readouterr()
+    assert ended.value.code == 2 and len(captured.err.splitlines()) == 1 and expected in captured.err
+    assert not captured.out
+
+
+def test_quick_figures_do_not_go_into_the_results(run_all, capsys):
+    line = exit_line(capsys, lambda: run_all.main(["--quick", "--output_dir", str(run_all.RESULTS)]))
+    assert "--quick measures nothing that belongs into" in line
+
+
+def test_a_data_set_that_is_not_there(bench, tmp_path):
+    timing = bench("timing")
+    (tmp_path / "policyqa").mkdir()
+    setting = timing.Setting(tmp_path, True, tmp_path, tmp_path)
+    assert setting.dataset("policyqa", "demo:clinical") == str(tmp_path / "policyqa")
+    assert setting._replace(data_dir=None).dataset("sst2", "demo:stories") == "demo:stories"
+    for lacking in (setting, setting._replace(data_dir=None, quick=False)):
+        with pytest.raises(timing.UserError, match="reads the data set sst2: give --data_dir"):
+            lacking.dataset("sst2", "demo:stories")
+
+
+# --- the forms that ours are held against ----------------------------------------------------------------------------
+
+
+def test_a_loop_over_windows_finds_what_ours_finds(bench, tiny_model):
+    import datasets
+    from transformers import AutoTokenizer
+
+    from datamap.tasks.registry import get_task
+
+    questions, task = bench("rows.questions"), get_task("qa")
+    rows = [*qa_rows(40, sentences=12), {"id": "none", "question": "Who?", "context": "Nobody.", "answers": {
+        "text": [], "answer_start": []}}]
+    data = task.normalize(datasets.Dataset.from_list(rows), "rows")
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    ours = task.features(data, tokenizer, 64, 16)
+    theirs = questions.windows_by_loop(data.select_columns(["question", "context", "answers"])[:], tokenizer, 64, 16)
+    assert len(ours) > len(data)
+    for name in ("input_ids", "start_positions", "end_positions"):
+        assert ours[name][:] == theirs[name]
+
+
+def test_nested_loops_and_every_span_find_what_ours_finds(bench):
+    questions = bench("rows.questions")
+    data = questions.make_windows(120)
+    offsets, ours = questions.plain_offsets(data, 120), questions.vectorised(data)
+    for exhaustive in (True, False):
+        theirs = questions.by_loops(data, offsets, range(60), exhaustive)
+        assert questions.share_missed(ours, theirs, range(60), exhaustive) <= (0.0 if exhaustive else 0.1)
+    assert 0.2 < ours.exact_match.mean() < ours.f1.mean() < 1.0
+
+
+def test_the_formula_by_example_scores_as_ours(bench):
+    questions = bench("rows.questions")
+    given = questions.made_answers(400)
+    assert questions.by_formula(*given) == pytest.approx(questions.by_us(*given))
+    assert 40 < questions.by_us(*given)[0] < questions.by_us(*given)[1] < 99
+
+
+def test_rules_row_by_row_fire_as_ours(bench):
+    maps = bench("rows.maps")
+    columns = maps.ruled_examples(300)
+    ours = flag_errors(*columns)[list(RULES)].astype(bool)
+    assert maps.rules_by_row(columns).equals(ours) and (ours.sum() > 0).sum() >= 6
+
+
+def test_pandas_keeps_what_our_filter_keeps(bench, tmp_path):
+    maps = bench("rows.maps")
+    maps.write_texts(str(tmp_path), 200)
+    ours, theirs = maps.load_and_filter(str(tmp_path)), maps.pandas_round_trip(str(tmp_path))
+    assert 100 < ours["kept"] == theirs["kept"] < 200
+
+
+@pytest.mark.slow
+def test_all_sides_train_on_the_same_rows(bench, tmp_path):
+    training, timing = bench("rows.training"), bench("timing")
+    setting = timing.Setting(None, True, tmp_path, tmp_path)
+    dataset = training.sampled(setting, "nli", "nli", "demo:nli", 40)
+    each = training.Trainings(setting, dataset, "nli", "tiny", 64)
+    weights = {name: value.clone() for name, value in each.model.state_dict().items()}
+    sides = [each.ours(), each.ours(record=False), each.library(), each.library("group_by_length"), each.bare()]
+    assert [(one["rows"], one["steps"]) for one in sides] == [(40, 3)] * 5
+    assert each.library(pad_to=64)["rows"] == 16
+    assert sum(len(batch["input_ids"]) for batch in each.batches) == 40
+    widths = [batch["input_ids"].shape[1] for batch in each.batches]
+    assert widths == sorted(widths) and sides[0]["recorder"] > 0 == sides[1]["recorder"]
+    assert all(value.equal(weights[name]) for name, value in each.weights.items())
+    assert any(not value.equal(weights[name]) for name, value in each.model.state_dict().items())
+
+
+def test_the_stages_of_a_map_are_read_from_its_log(bench, tmp_path):
+    (tmp_path / "log.txt").write_text(
+        "--- 2026-11-27T05:00:00+00:00 python run.py --do_eval --output_dir='a b'\nwrote it\n"
+        "--- 2026-11-27T05:00:09+00:00 python analyze_cartography.py\n", encoding="utf-8")
+    assert bench("rows.processes").stages_of(tmp_path / "log.txt") == [
+        ("run.py", ["--do_eval", "--output_dir=a b"]), ("analyze_cartography.py", [])]
+
+
+def test_a_part_stops_before_it_takes_too_long(bench, tmp_path, monkeypatch):
+    growth, timing = bench("rows.growth"), bench("timing")
+    monkeypatch.setattr(growth, "in_own_process", lambda function, *args: function(*args))
+
+    def quadratic(rows, directory):
+        return 1e-8 * rows**2
+
+    sizes, seconds, foreseen = growth.grow(growth.Part("squares", quadratic),
+                                           timing.Setting(None, False, tmp_path, tmp_path))
+    assert sizes == [10_000, 100_000] and foreseen == seconds[-1] * 10 > growth.LONGEST
+    assert growth.exponent(sizes, seconds) == pytest.approx(2, abs=1e-6)
+    assert growth.exponent([10, 1000], [10 * np.log(10), 1000 * np.log(1000)]) == pytest.approx(1.24, abs=0.01)
