@@ -81,7 +81,7 @@ def build_trainer(
     asked = (args.max_length, args.doc_stride, args.ablations)
     watched, evaluation = data.evaluated[0] if watches(args) else None, None
     if watched is not None:
-        evaluation = watched.task.evaluation(watched.data, features_of(watched, tokenizer, *asked))
+        evaluation = data.evaluation(watched, features_of(watched, tokenizer, *asked))
     trainer = CartographyTrainer(
         model=model, args=arguments, processing_class=tokenizer,
         eval_dataset=evaluation and evaluation.features, compute_metrics=evaluation,
