@@ -1,10 +1,12 @@
-"""Write a data map again at other thresholds, or the first one of what another trainer logged.
+"""Write a data map again at other thresholds, join the maps of several runs, or compare two.
 
-Reads a cartography directory (run.py --enable_cartography), or with --training_dynamics another trainer's log. Writes
+Reads cartography directories (run.py --enable_cartography), or with --training_dynamics another trainer's log. Writes
 training_dynamics_epoch_N.json, cartography_metrics.csv and .json, thresholds.json and cartography_map.png: a
-cartography directory, which every other stage reads. Its functions are imported from here, too.
+cartography directory, which every other stage reads; of several runs also joint_map.json, run_agreement.csv,
+agreement_curve.csv and stability.png. Its functions are imported from here, too.
 
     python dataset_cartography.py --cartography_dir ./cartography_output --method percentile --output_dir ./map_67
+    python dataset_cartography.py --cartography_dir ./map_seed1 ./map_seed2 ./map_seed3 --output_dir ./joint_map
     python dataset_cartography.py --training_dynamics ./logged_dynamics --output_dir ./logged_map
 """
 
@@ -25,6 +27,8 @@ from datamap.cartography.categories import (
     with_categories,
 )
 from datamap.cartography.dynamics import holds_dynamics, read_dynamics, read_logged_logits, write_dynamics
+from datamap.cartography.joint import join, join_maps, read_runs
+from datamap.cartography.joint_files import joint_identity, said_of, write_joint
 from datamap.cartography.learning import Learning
 from datamap.cartography.maps import (
     CARTOGRAPHY_FILES,
@@ -43,7 +47,7 @@ from datamap.core.artifacts import (
     recorded_dataset,
     stage,
 )
-from datamap.core.errors import command_line
+from datamap.core.errors import UserError, command_line
 from datamap.core.flags import Parser, number
 from datamap.core.plots import CATEGORY_COLORS, add_plot_format, dataset_label
 
@@ -52,16 +56,17 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CATEGORIES", "CATEGORY_COLORS", "METRIC_COLUMNS", "categorize_examples", "category_thresholds",
-    "compute_metrics", "get_examples_by_category", "load_cartography_metrics", "load_map", "map_thresholds",
-    "plot_data_map", "read_dynamics", "read_logged_logits", "write_cartography", "write_dynamics",
+    "compute_metrics", "get_examples_by_category", "join_maps", "load_cartography_metrics", "load_map",
+    "map_thresholds", "plot_data_map", "read_dynamics", "read_logged_logits", "write_cartography", "write_dynamics",
 ]
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = Parser("Write a data map again at other thresholds, or the first one of what another trainer logged.")
+    parser = Parser("Write a data map again at other thresholds, join the maps of several runs, or compare two.")
     group = parser.add_argument_group("what is read").add_mutually_exclusive_group()
-    group.add_argument("--cartography_dir", default="./cartography_output",
-                       help="directory that run.py --enable_cartography wrote, or a file of metrics")
+    group.add_argument("--cartography_dir", nargs="+", default=["./cartography_output"], metavar="DIR",
+                       help="directory that run.py --enable_cartography wrote, or a file of metrics; several, of the "
+                            "same data, are joined (default: ./cartography_output)")
     group.add_argument("--training_dynamics", metavar="DIR",
                        help="read dynamics_epoch_N.jsonl (guid, logits_epoch_N, gold) of another trainer instead")
     group = parser.add_argument_group("thresholds of the categories, which every stage that reads the map goes by")
@@ -72,42 +77,48 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--variability_threshold", type=number, help="ambiguous above")
     group = parser.add_argument_group("what is written")
     group.add_argument("--output_dir", default="./cartography_map", help="where the files go; not where they are read")
+    group.add_switch("--error_bars", help="of several maps: draw the standard deviation over runs")
     add_plot_format(group)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    # A directory may have commas and blanks in its name.
+    args.cartography_dir = [each for text in args.cartography_dir
+                            for each in ([text] if Path(text).exists() else filter(None, text.split(",")))]
+    if args.error_bars and (args.training_dynamics or len(args.cartography_dir) < 2):
+        parser.error("--error_bars draws the spread over runs: give the maps of several to --cartography_dir")
+    return args
 
 
 def read_epochs(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """The recorded epochs in order; none where only metrics are read."""
     if args.training_dynamics:
         return read_logged_logits(args.training_dynamics)
-    return read_dynamics(args.cartography_dir) if holds_dynamics(args.cartography_dir) else iter(())
+    return read_dynamics(args.cartography_dir[0]) if holds_dynamics(args.cartography_dir[0]) else iter(())
 
 
 def read_metrics(args: argparse.Namespace) -> pd.DataFrame:
     """The metrics as they were written; from the epochs where nobody wrote them, as a trainer that was stopped."""
-    source = Path(args.cartography_dir)
+    source = Path(args.cartography_dir[0])
     if not args.training_dynamics:
         if any(source.glob("cartography_metrics.*")) or not holds_dynamics(source):
             return load_cartography_metrics(source)
     return compute_metrics(read_epochs(args))
 
 
-@command_line
-def main(argv: Sequence[str] | None = None) -> None:
-    args = parse_args(argv)
-    source = Path(args.training_dynamics or args.cartography_dir)
-    check_not_read(args.output_dir, source)
-    check_no_recording(args.output_dir, of_training=True)
+def write_again(args: argparse.Namespace) -> None:
+    """One map at the thresholds asked for."""
+    source = Path(args.training_dynamics or args.cartography_dir[0])
     metrics = read_metrics(args)
-    asked = (args.method, args.confidence_threshold, args.variability_threshold)
-    cuts = category_thresholds(metrics, *asked[1:], args.method)
+    if "n_runs" in metrics:
+        raise UserError(f"{source} is a joint map, whose columns of categories and stability are of its own "
+                        "thresholds: give --cartography_dir the maps that it was made of (joint_map.json names them)")
+    asked = thresholds_asked(args)
+    cuts = category_thresholds(metrics, **asked)
     recorded = recorded_dataset(source)
     title = dataset_label(recorded["dataset"], recorded["split"]) if recorded else source.name
 
-    meta = (load_meta(source) or {}).get("arguments", {})
-    settings = {**vars(args), "recorded_with": meta.get("recorded_with", meta) or None}  # as a suite asks for it
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
-    with stage(args.output_dir, settings, owns=CARTOGRAPHY_FILES, inputs=inputs, datasets=[recorded]) as path:
+    with stage(args.output_dir, settings_of(args, source), owns=CARTOGRAPHY_FILES, inputs=inputs,
+               datasets=[recorded]) as path:
         hand_on_digests(path, source)
         written = written_learning(source) or {}
         learning = Learning(written.get("guessing"))
@@ -115,10 +126,52 @@ def main(argv: Sequence[str] | None = None) -> None:
             columns = {name: values for name, values in epoch.items() if name not in ("epoch", "id", "gold")}
             write_dynamics(path, epoch["epoch"], epoch["id"], columns)
         known = learning.record(metrics) if learning.accuracy else written
-        write_cartography(path, metrics, title, *asked, known)
+        write_cartography(path, metrics, title, learning=known, **asked)
 
     print(f"{title}, n = {len(metrics):,}: {counted(with_categories(metrics, cuts), cuts)}")
     print(f"wrote metrics, thresholds.json and cartography_map.png to {path}")
+
+
+def join_runs(args: argparse.Namespace) -> None:
+    """The maps of several runs as one, with its stability."""
+    runs = read_runs(args.cartography_dir)
+    asked = thresholds_asked(args)
+    joint = join(runs, **asked)
+    recorded = joint_identity(runs)
+    title = dataset_label(recorded["dataset"], recorded["split"]) if recorded else runs[0].path.name
+    first = next((run.path for run in runs if run.recorded), runs[0].path)
+
+    inputs = {f"run {place}": run.path for place, run in enumerate(runs, 1)}
+    with stage(args.output_dir, settings_of(args, first), owns=CARTOGRAPHY_FILES, inputs=inputs,
+               datasets=[recorded]) as path:
+        hand_on_digests(path, first)
+        write_joint(path, joint, title, error_bars=args.error_bars, **asked)
+
+    cuts = category_thresholds(joint.metrics, **asked)
+    print(f"{title}, n = {len(joint.metrics):,}: {counted(with_categories(joint.metrics, cuts), cuts)}")
+    print(said_of(joint, runs))
+    print(f"wrote the joint map, joint_map.json, run_agreement.csv, agreement_curve.csv and stability.png to {path}")
+
+
+def thresholds_asked(args: argparse.Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("method", "confidence_threshold", "variability_threshold")}
+
+
+def settings_of(args: argparse.Namespace, source: Path) -> dict[str, Any]:
+    """The arguments, with those of the training that recorded the map: a suite asks for them."""
+    meta = (load_meta(source) or {}).get("arguments", {})
+    return {**vars(args), "recorded_with": meta.get("recorded_with", meta) or None}
+
+
+@command_line
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse_args(argv)
+    check_not_read(args.output_dir, *([args.training_dynamics] if args.training_dynamics else args.cartography_dir))
+    check_no_recording(args.output_dir, of_training=True)
+    if len(args.cartography_dir) > 1 and not args.training_dynamics:
+        join_runs(args)
+    else:
+        write_again(args)
 
 
 if __name__ == "__main__":
