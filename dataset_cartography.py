@@ -3,10 +3,12 @@
 Reads cartography directories (run.py --enable_cartography), or with --training_dynamics another trainer's log. Writes
 training_dynamics_epoch_N.json, cartography_metrics.csv and .json, thresholds.json and cartography_map.png: a
 cartography directory, which every other stage reads; of several runs also joint_map.json, run_agreement.csv,
-agreement_curve.csv and stability.png. Its functions are imported from here, too.
+agreement_curve.csv and stability.png. --compare writes moved.csv, category_moves.csv, map_comparison.json and
+moved_map.png. Its functions are imported from here, too.
 
     python dataset_cartography.py --cartography_dir ./cartography_output --method percentile --output_dir ./map_67
     python dataset_cartography.py --cartography_dir ./map_seed1 ./map_seed2 ./map_seed3 --output_dir ./joint_map
+    python dataset_cartography.py --compare ./joint_map ./joint_map_cleaned --output_dir ./map_comparison
     python dataset_cartography.py --training_dynamics ./logged_dynamics --output_dir ./logged_map
 """
 
@@ -26,6 +28,7 @@ from datamap.cartography.categories import (
     get_examples_by_category,
     with_categories,
 )
+from datamap.cartography.compare import COMPARISON_FILES, compare, said_of_comparison, write_comparison
 from datamap.cartography.dynamics import holds_dynamics, read_dynamics, read_logged_logits, write_dynamics
 from datamap.cartography.joint import join, join_maps, read_runs
 from datamap.cartography.joint_files import joint_identity, said_of, write_joint
@@ -69,6 +72,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                             "same data, are joined (default: ./cartography_output)")
     group.add_argument("--training_dynamics", metavar="DIR",
                        help="read dynamics_epoch_N.jsonl (guid, logits_epoch_N, gold) of another trainer instead")
+    group.add_argument("--compare", nargs=2, metavar=("A", "B"),
+                       help="two maps of the same examples, before and after a cleaning or of two models: who moved "
+                            "where, and how far beyond the noise of seeds where both are joint maps")
     group = parser.add_argument_group("thresholds of the categories, which every stage that reads the map goes by")
     group.add_argument("--method", choices=THRESHOLD_METHODS, default="median",
                        help="median: cut at the medians unless a threshold is given; percentile: the thresholds are "
@@ -76,10 +82,16 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--confidence_threshold", type=number, help="easy from here on, hard below")
     group.add_argument("--variability_threshold", type=number, help="ambiguous above")
     group = parser.add_argument_group("what is written")
-    group.add_argument("--output_dir", default="./cartography_map", help="where the files go; not where they are read")
+    group.add_argument("--output_dir", help="where the files go; not where they are read (default: ./cartography_map; "
+                       "with --compare ./map_comparison)")
     group.add_switch("--error_bars", help="of several maps: draw the standard deviation over runs")
     add_plot_format(group)
     args = parser.parse_args(argv)
+    if args.compare:
+        for name in ("method", "confidence_threshold", "variability_threshold", "error_bars"):
+            if getattr(args, name) != parser.get_default(name):
+                parser.error(f"--{name} does nothing with --compare: each map is taken at its own thresholds")
+    args.output_dir = args.output_dir or ("./map_comparison" if args.compare else "./cartography_map")
     # A directory may have commas and blanks in its name.
     args.cartography_dir = [each for text in args.cartography_dir
                             for each in ([text] if Path(text).exists() else filter(None, text.split(",")))]
@@ -153,6 +165,17 @@ def join_runs(args: argparse.Namespace) -> None:
     print(f"wrote the joint map, joint_map.json, run_agreement.csv, agreement_curve.csv and stability.png to {path}")
 
 
+def compare_maps(args: argparse.Namespace) -> None:
+    """Who moved where between two maps."""
+    found = compare(*args.compare)
+    inputs = dict(zip(("A", "B"), args.compare, strict=True))
+    with stage(args.output_dir, args, owns=COMPARISON_FILES, inputs=inputs,
+               datasets=[recorded_dataset(path) for path in args.compare]) as path:
+        write_comparison(path, found)
+    print(said_of_comparison(found))
+    print(f"wrote moved.csv, category_moves.csv, map_comparison.json and moved_map.png to {path}")
+
+
 def thresholds_asked(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("method", "confidence_threshold", "variability_threshold")}
 
@@ -166,9 +189,12 @@ def settings_of(args: argparse.Namespace, source: Path) -> dict[str, Any]:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    check_not_read(args.output_dir, *([args.training_dynamics] if args.training_dynamics else args.cartography_dir))
+    logged = [args.training_dynamics] if args.training_dynamics else args.cartography_dir
+    check_not_read(args.output_dir, *(args.compare or logged))
     check_no_recording(args.output_dir, of_training=True)
-    if len(args.cartography_dir) > 1 and not args.training_dynamics:
+    if args.compare:
+        compare_maps(args)
+    elif len(args.cartography_dir) > 1 and not args.training_dynamics:
         join_runs(args)
     else:
         write_again(args)

@@ -88,8 +88,8 @@ def _check_alike(first: RecordedMap, other: RecordedMap) -> None:
                             f"{ours['fingerprint']} and {theirs['fingerprint']}); maps of one dataset are joined, and "
                             "--compare tells two others apart")
         if ours.get("task") != theirs.get("task"):
-            raise UserError(f"{first.path} was recorded for task {_task(ours)}, {other.path} for {_task(theirs)}; "
-                            "maps of one task are joined")
+            raise UserError(f"{first.path} was recorded for task {task_name(ours)}, {other.path} for "
+                            f"{task_name(theirs)}; maps of one task are joined")
     for name, what in MUST_AGREE.items():
         values = [each.arguments.get(name) for each in (first, other)]
         if None not in values and values[0] != values[1]:
@@ -102,7 +102,7 @@ def _check_alike(first: RecordedMap, other: RecordedMap) -> None:
                         "not joined")
 
 
-def _task(identity: Mapping[str, Any]) -> str:
+def task_name(identity: Mapping[str, Any]) -> str:
     return str(identity.get("task", {}).get("name", "unknown"))
 
 
