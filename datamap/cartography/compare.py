@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass
-class Comparison:
+class MapComparison:
     """moved: ``moved_table``. moves: ``category_moves``. record: what map_comparison.json holds."""
 
     moved: pd.DataFrame
@@ -42,14 +42,14 @@ class Comparison:
     record: dict[str, Any]
 
 
-def compare(first: str | Path, second: str | Path) -> Comparison:
+def compare(first: str | Path, second: str | Path) -> MapComparison:
     """The maps in two directories; UserError where they are not about the same examples and the same quantity."""
     a, b = read_recorded(first), read_recorded(second)
     _check_comparable(a, b)
     cuts = map_thresholds(a.path, a.metrics), map_thresholds(b.path, b.metrics)
     moved = moved_table(a.metrics, b.metrics, *cuts)
     moves = category_moves(with_categories(a.metrics, cuts[0]), with_categories(b.metrics, cuts[1]))
-    return Comparison(moved, moves, cuts, _record(a, b, cuts, moved))
+    return MapComparison(moved, moves, cuts, _record(a, b, cuts, moved))
 
 
 def _check_comparable(a: RecordedMap, b: RecordedMap) -> None:
@@ -169,7 +169,7 @@ def _mean(values: pd.Series) -> float | None:
     return float(values.mean()) if values.notna().any() else None
 
 
-def write_comparison(directory: str | Path, found: Comparison) -> None:
+def write_comparison(directory: str | Path, found: MapComparison) -> None:
     """moved.csv, category_moves.csv, map_comparison.json and moved_map.png."""
     directory = Path(directory)
     write_csv(directory / MOVED_FILE, found.moved.reset_index())
@@ -178,7 +178,7 @@ def write_comparison(directory: str | Path, found: Comparison) -> None:
     plot_moves(directory / "moved_map.png", found)
 
 
-def plot_moves(path: str | Path, found: Comparison) -> None:
+def plot_moves(path: str | Path, found: MapComparison) -> None:
     """Arrows on the first map, of what moved farthest, and the table of the categories."""
     moved = found.moved
     noisy = moved["beyond_noise"].notna().any()
@@ -222,7 +222,7 @@ def _draw_table(axis: Any, moves: pd.DataFrame) -> None:
     axis.tick_params(length=0)
 
 
-def said_of_comparison(found: Comparison) -> str:
+def said_of_comparison(found: MapComparison) -> str:
     """For the console."""
     record, moved = found.record, found.moved
     maps = record["maps"]
