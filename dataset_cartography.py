@@ -39,6 +39,7 @@ from datamap.cartography.maps import (
     load_map,
     map_thresholds,
     plot_data_map,
+    was_trained_on,
     write_cartography,
     written_learning,
 )
@@ -126,7 +127,7 @@ def write_again(args: argparse.Namespace) -> None:
     asked = thresholds_asked(args)
     cuts = category_thresholds(metrics, **asked)
     recorded = recorded_dataset(source)
-    title = dataset_label(recorded["dataset"], recorded["split"]) if recorded else source.name
+    title = title_of(recorded, source)
 
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
     with stage(args.output_dir, settings_of(args, source), owns=CARTOGRAPHY_FILES, inputs=inputs,
@@ -150,8 +151,8 @@ def join_runs(args: argparse.Namespace) -> None:
     asked = thresholds_asked(args)
     joint = join(runs, **asked)
     recorded = joint_identity(runs)
-    title = dataset_label(recorded["dataset"], recorded["split"]) if recorded else runs[0].path.name
     first = next((run.path for run in runs if run.recorded), runs[0].path)
+    title = title_of(recorded, first)
 
     inputs = {f"run {place}": run.path for place, run in enumerate(runs, 1)}
     with stage(args.output_dir, settings_of(args, first), owns=CARTOGRAPHY_FILES, inputs=inputs,
@@ -178,6 +179,11 @@ def compare_maps(args: argparse.Namespace) -> None:
 
 def thresholds_asked(args: argparse.Namespace) -> dict[str, Any]:
     return {name: getattr(args, name) for name in ("method", "confidence_threshold", "variability_threshold")}
+
+
+def title_of(recorded: dict[str, Any] | None, source: Path) -> str:
+    name = dataset_label(recorded["dataset"], recorded["split"]) if recorded else source.name
+    return name if was_trained_on(source) else f"{name}, not trained on"
 
 
 def settings_of(args: argparse.Namespace, source: Path) -> dict[str, Any]:

@@ -35,6 +35,8 @@ CARTOGRAPHY_FILES = (
     DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, *picture_files("cartography_map", "stability"),
     "out_of_fold.csv", "joint_map.json", "run_agreement.csv", "agreement_curve.csv",
 )
+NOT_TRAINED_ON = ("a map of examples that were not trained on: hard is what the model gets wrong there, not what it "
+                  "could not learn")
 MAX_ERROR_BARS = 80  # more hide each other
 
 logger = logging.getLogger(__name__)
@@ -79,7 +81,15 @@ def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:
     learning = map_learning(path, metrics)
     if learning and learning["warning"]:
         logger.warning(f"{path}: {learning['warning']}")
+    if not was_trained_on(path):
+        logger.info(f"{path}: {NOT_TRAINED_ON}")
     return with_categories(metrics, cuts), cuts
+
+
+def was_trained_on(path: str | Path) -> bool:
+    """Whether the examples of a map were trained on while it was recorded (run.py --map_split records others)."""
+    arguments = (load_meta(path) or {}).get("arguments", {})
+    return (arguments.get("recorded_with") or arguments).get("trained_on", True)
 
 
 def map_learning(path: str | Path, metrics: pd.DataFrame) -> dict[str, Any] | None:

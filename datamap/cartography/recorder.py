@@ -153,6 +153,8 @@ class CartographyCallback(TrainerCallback):
     gets what was recorded so far, and a resumed training goes on from that, also in mid-epoch.
     """
 
+    checkpoint_file = CHECKPOINT_FILE
+
     def __init__(
         self, ids: Sequence[str], output_dir: str | Path, row_to_example: Sequence[int] | np.ndarray | None = None,
         confidence_type: str = "geometric", checkpoint: str | Path | None = None, title: str | None = None,
@@ -258,7 +260,7 @@ class CartographyCallback(TrainerCallback):
         if args.n_gpu > 1:  # the library would split batches over threads
             raise UserError(ONE_PROCESS_PER_GPU)
         self._history, self._values, self._seen = [], None, None
-        gold = _gold_decisions(getattr(kwargs.get("train_dataloader"), "dataset", None))
+        gold = gold_decisions(getattr(kwargs.get("train_dataloader"), "dataset", None))
         counts = self.row_to_example >= 0
         if gold is not None and len(gold) == len(counts) and counts.any():
             self._guessing = guessing(gold[counts])
@@ -295,7 +297,7 @@ class CartographyCallback(TrainerCallback):
         if merged is not None:
             arrays["values"], arrays["seen"] = merged
             arrays["columns"] = np.array(self._columns)
-        with atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_FILE) as temporary:
+        with atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.checkpoint_file) as temporary:
             np.savez(temporary, identity=self._identity(), **arrays)  # type: ignore[arg-type]
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
@@ -355,11 +357,11 @@ class CartographyCallback(TrainerCallback):
         return digest.hexdigest()
 
     def _restore(self, checkpoint: Path, device: torch.device) -> None:
-        file = checkpoint / CHECKPOINT_FILE
+        file = checkpoint / self.checkpoint_file
         if not file.exists():
             raise UserError(
-                f"{checkpoint} holds no training dynamics ({CHECKPOINT_FILE}): it was killed while it was saved, or "
-                "trained without cartography; resume from an earlier checkpoint, or start again with --overwrite"
+                f"{checkpoint} holds no training dynamics ({self.checkpoint_file}): it was killed while it was saved, "
+                "or trained without cartography; resume from an earlier checkpoint, or start again with --overwrite"
             )
         with np.load(file) as saved:
             if str(saved["identity"]) != self._identity():
@@ -404,7 +406,7 @@ class _KeepRowIndex:
         return batch
 
 
-def _gold_decisions(data: Any) -> np.ndarray | None:
+def gold_decisions(data: Any) -> np.ndarray | None:
     """(rows, H) gold decisions of a training dataset, None where no columns of it hold them."""
     there = getattr(data, "column_names", None) or ()
     for names in (("start_positions", "end_positions"), ("labels",), ("label",)):

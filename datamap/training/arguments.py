@@ -56,7 +56,7 @@ NEEDS = {
     "max_drop_percentage": "filters", "missing": "filters", "plant_errors": "do_train",
     "plant_seed": "plant_errors", "plant_kind": "plant_errors", "plant_confusion": "plant_errors",
     "cross_fit": "enable_cartography", "cross_fit_head": "enable_cartography", "cross_fit_workers": "cross_fit",
-    "mc_dropout": "cross_fit", "fold": "cross_fit",
+    "mc_dropout": "cross_fit", "fold": "cross_fit", "map_split": "enable_cartography",
 }
 # What a training, and what an evaluation writes into --output_dir beside the model.
 EVALUATION_FILES = (
@@ -132,6 +132,10 @@ def build_parser(show_all: bool = False) -> Parser:
                        help="written with --enable_cartography, else read by filters and curriculum")
     group.add_argument("--confidence_type", choices=("geometric", "product", "mean"), default="geometric",
                        help="how p(start) and p(end) become one confidence")
+    group.add_argument("--map_split", default=argparse.SUPPRESS, metavar="NAME|FILE",
+                       help="also record a map of a split that is not trained on, or of a file: evaluated after each "
+                            "epoch, written to DIR_NAME beside the DIR of --cartography_output_dir (with "
+                            "--max_eval_samples of its first rows)")
     _add_fold_flags(group)
 
     group = parser.add_argument_group("which examples to train on")
@@ -323,6 +327,15 @@ def _evaluate_and_save_every_epoch(parser: Parser, args: argparse.Namespace) -> 
     if not getattr(args, "load_best_model_at_end", True):
         parser.error("--keep_top_epochs loads the best epoch at the end; leave --load_best_model_at_end out")
     args.load_best_model_at_end = True
+
+
+def map_split_dir(args: argparse.Namespace) -> str | None:
+    """Where the map of --map_split goes; None without one."""
+    if not hasattr(args, "map_split"):
+        return None
+    place = Path(args.cartography_output_dir)
+    name = Path(args.map_split).name.partition(".")[0] if Path(args.map_split).is_file() else args.map_split
+    return str(place.with_name(f"{place.name}_{name}"))
 
 
 def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:
