@@ -2,8 +2,8 @@
 
 Reads cartography directories (run.py --enable_cartography), or with --training_dynamics another trainer's log. Writes
 training_dynamics_epoch_N.json, cartography_metrics.csv and .json, thresholds.json and cartography_map.png: a
-cartography directory, which every other stage reads; of several runs also joint_map.json, run_agreement.csv,
-agreement_curve.csv and stability.png. --compare writes moved.csv, category_moves.csv, map_comparison.json and
+cartography directory, which every other stage reads. Of one run also categories_by_epoch.csv and .png, of several
+joint_map.json, run_agreement.csv, agreement_curve.csv and stability.png. --compare writes moved.csv, category_moves.csv, map_comparison.json and
 moved_map.png. Its functions are imported from here, too.
 
     python dataset_cartography.py --cartography_dir ./cartography_output --method percentile --output_dir ./map_67
@@ -44,6 +44,7 @@ from datamap.cartography.maps import (
     written_learning,
 )
 from datamap.cartography.metrics import METRIC_COLUMNS, compute_metrics, load_cartography_metrics
+from datamap.cartography.settling import BY_EPOCH_PICTURE, ByEpoch, plot_by_epoch
 from datamap.core.artifacts import (
     check_not_read,
     hand_on_digests,
@@ -134,15 +135,19 @@ def write_again(args: argparse.Namespace) -> None:
                datasets=[recorded]) as path:
         hand_on_digests(path, source)
         written = written_learning(source) or {}
-        learning = Learning(written.get("guessing"))
-        for epoch in learning.follow(read_epochs(args)):
+        learning, by_epoch = Learning(written.get("guessing")), ByEpoch(**asked)
+        for epoch in by_epoch.follow(learning.follow(read_epochs(args))):
             columns = {name: values for name, values in epoch.items() if name not in ("epoch", "id", "gold")}
             write_dynamics(path, epoch["epoch"], epoch["id"], columns)
         known = learning.record(metrics) if learning.accuracy else written
-        write_cartography(path, metrics, title, learning=known, **asked)
+        table = by_epoch.table()
+        write_cartography(path, metrics, title, learning=known, by_epoch=table, **asked)
+        if table is not None:
+            plot_by_epoch(path / f"{BY_EPOCH_PICTURE}.png", table, title)
 
     print(f"{title}, n = {len(metrics):,}: {counted(with_categories(metrics, cuts), cuts)}")
-    print(f"wrote metrics, thresholds.json and cartography_map.png to {path}")
+    by_epoch_files = "" if table is None else f", categories_by_epoch.csv and {BY_EPOCH_PICTURE}.png"
+    print(f"wrote metrics, thresholds.json, cartography_map.png{by_epoch_files} to {path}")
 
 
 def join_runs(args: argparse.Namespace) -> None:

@@ -13,6 +13,7 @@ from datamap.cartography.categories import CATEGORIES, category_thresholds, with
 from datamap.cartography.dynamics import DYNAMICS_FILES, MADE_BY, holds_dynamics
 from datamap.cartography.learning import MEANS_NOTHING, Learning
 from datamap.cartography.metrics import RANGES, load_cartography_metrics
+from datamap.cartography.settling import BY_EPOCH_FILE, BY_EPOCH_PICTURE, unsettled
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, write_csv, write_json
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
 METRICS_FILE, THRESHOLDS_FILE = "cartography_metrics.csv", "thresholds.json"
 CARTOGRAPHY_FILES = (
     DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, *picture_files("cartography_map", "stability"),
-    "out_of_fold.csv", "joint_map.json", "run_agreement.csv", "agreement_curve.csv",
+    *picture_files(BY_EPOCH_PICTURE), BY_EPOCH_FILE, "out_of_fold.csv",
+    "joint_map.json", "run_agreement.csv", "agreement_curve.csv",
 )
 NOT_TRAINED_ON = ("a map of examples that were not trained on: hard is what the model gets wrong there, not what it "
                   "could not learn")
@@ -46,12 +48,14 @@ def write_cartography(
     directory: str | Path, metrics: pd.DataFrame, title: str | None = None, method: str = "median",
     confidence_threshold: float | None = None, variability_threshold: float | None = None,
     learning: Mapping[str, Any] | None = None, error_bars: bool = False,
+    by_epoch: pd.DataFrame | None = None,
 ) -> None:
     """Write ``cartography_metrics.csv`` and ``.json`` (records), ``thresholds.json``, ``cartography_map.png``.
 
     The thresholds are those of ``category_thresholds``; every stage that reads the map goes by them. learning: of
     ``Learning.record``, whether the model has learned anything; the default knows only what the metrics say of it.
-    error_bars: draw the standard deviation over runs, of a joint map. Warns where the categories mean nothing yet.
+    error_bars: draw the standard deviation over runs, of a joint map. by_epoch: ``ByEpoch.table``, which becomes
+    ``categories_by_epoch.csv``, with a note where the map has not settled. Warns where the categories mean nothing.
     """
     learning = learning or Learning().record(metrics)
     warning = learning["warning"] if learning else None
@@ -70,8 +74,12 @@ def write_cartography(
         **({"learning": learning} if learning else {}),
     })
     plot_data_map(metrics, directory / "cartography_map.png", title, cuts, warning, error_bars)
+    if by_epoch is not None:
+        write_csv(directory / BY_EPOCH_FILE, by_epoch)
     if warning:
         logger.warning(warning)
+    elif note := unsettled(by_epoch):
+        logger.info(note)
 
 
 def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:

@@ -29,6 +29,7 @@ from datamap.cartography.dynamics import read_dynamics, write_dynamics
 from datamap.cartography.learning import Learning, guessing, progress
 from datamap.cartography.maps import CARTOGRAPHY_FILES, write_cartography
 from datamap.cartography.metrics import compute_metrics
+from datamap.cartography.settling import ByEpoch
 from datamap.core.artifacts import META, check_writable, has_open_stage
 from datamap.core.errors import UserError
 from datamap.core.files import atomic
@@ -303,10 +304,10 @@ class CartographyCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             began = time.perf_counter()
-            learning = Learning(self._guessing)
-            metrics = compute_metrics(learning.follow(read_dynamics(self.output_dir)))
+            learning, by_epoch = Learning(self._guessing), ByEpoch()
+            metrics = compute_metrics(by_epoch.follow(learning.follow(read_dynamics(self.output_dir))))
             record = learning.record(metrics)
-            write_cartography(self.output_dir, metrics, self.title, learning=record)
+            write_cartography(self.output_dir, metrics, self.title, learning=record, by_epoch=by_epoch.table())
             logger.info(f"wrote metrics and data map in {time.perf_counter() - began:.1f} s")
             cuts = category_thresholds(metrics)
             logger.info(f"{counted(with_categories(metrics, cuts), cuts)}; {progress(record or {})}")

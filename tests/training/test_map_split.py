@@ -9,6 +9,7 @@ from conftest import qa_rows, review_rows, write_rows
 
 import run
 from datamap.analysis.filter_config import apply_filters
+from datamap.cartography import maps
 from datamap.cartography.dynamics import read_dynamics
 from datamap.cartography.maps import load_map
 from datamap.core.artifacts import recorded_dataset
@@ -81,12 +82,13 @@ def test_it_says_that_it_was_not_trained_on_and_filters_take_it_for_its_own_spli
 
 
 def test_the_caption_of_the_picture(reviews, tmp_path, pictures, monkeypatch):
-    captions = []
-    from datamap.cartography import maps
+    captions, draw = [], maps.plot_data_map
 
-    draw = maps.plot_data_map
-    monkeypatch.setattr(maps, "plot_data_map", lambda *args, **kwargs: (
-        draw(*args, **kwargs), captions.append(pictures["cartography_map.png"]._supxlabel.get_text())))
+    def drawn(*args, **kwargs):
+        draw(*args, **kwargs)
+        captions.append(pictures["cartography_map.png"]._supxlabel.get_text())
+
+    monkeypatch.setattr(maps, "plot_data_map", drawn)
     call(tmp_path, *LABELS, "--dataset", reviews, "--map_split", "test", "--max_eval_samples", "12", "--do_eval",
          "--eval_split", "validation")
     assert len(captions) == 2 and sum("not trained on" in each for each in captions) == 1
@@ -121,9 +123,8 @@ def test_questions_of_a_file(tiny_model, qa_dir, tmp_path):
 
 def test_what_it_cannot_be(reviews, tmp_path, refused):
     def said(*argv):
-        argv = [*FLAGS, *LABELS, "--dataset", reviews, "--output_dir", tmp_path / "m", "--cartography_output_dir",
-                tmp_path / "c", *argv]
-        return refused(run.main, *map(str, argv))
+        places = ["--output_dir", tmp_path / "m", "--cartography_output_dir", tmp_path / "c"]
+        return refused(run.main, *map(str, [*FLAGS, *LABELS, "--dataset", reviews, *places, *argv]))
 
     assert "is trained on (--train_split train)" in said("--map_split", "train")
     assert "--map_split does nothing without --enable_cartography" in said(
