@@ -3,8 +3,8 @@
 Reads cartography directories (run.py --enable_cartography), or with --training_dynamics another trainer's log. Writes
 training_dynamics_epoch_N.json, cartography_metrics.csv and .json, thresholds.json and cartography_map.png: a
 cartography directory, which every other stage reads. Of one run also categories_by_epoch.csv and .png, of several
-joint_map.json, run_agreement.csv, agreement_curve.csv and stability.png. --compare writes moved.csv, category_moves.csv, map_comparison.json and
-moved_map.png. Its functions are imported from here, too.
+joint_map.json, run_agreement.csv, agreement_curve.csv and stability.png. --compare writes moved.csv,
+category_moves.csv, map_comparison.json and moved_map.png. Its functions are imported from here, too.
 
     python dataset_cartography.py --cartography_dir ./cartography_output --method percentile --output_dir ./map_67
     python dataset_cartography.py --cartography_dir ./map_seed1 ./map_seed2 ./map_seed3 --output_dir ./joint_map

@@ -72,7 +72,7 @@ def test_it_says_that_it_was_not_trained_on_and_filters_take_it_for_its_own_spli
     meta, task = read_json(mapped / "c_validation/run_meta.json"), get_task("classification", label_column="label")
     assert meta["status"] == "finished" and meta["arguments"]["trained_on"] is False
     assert "trained_on" not in read_json(mapped / "c/run_meta.json")["arguments"]
-    assert recorded_dataset(mapped / "c_validation")["split"] == "validation"
+    assert (recorded_dataset(mapped / "c_validation") or {})["split"] == "validation"
     with caplog.at_level(logging.INFO):
         frame, _ = load_map(mapped / "c_validation")
     assert "examples that were not trained on" in caplog.text
