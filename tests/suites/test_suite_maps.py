@@ -14,9 +14,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.mark.slow  # two trainings, a comparison, seven pictures
 def test_its_end_names_the_command_that_joins_the_maps(reviews, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    run_experiments.main(["--suite", "maps", "--seeds", "1", "2", "--task", "classification", "--label_column", "label",
-                          "--dataset", str(reviews), "--model", "lstm", "--num_train_epochs", "3", "--no_cuda",
-                          "--per_device_train_batch_size", "8", "--max_length", "32"])
+    run_experiments.main(["--suite", "maps", "--seeds", "1", "2", "--task", "classification", "--label_column",
+                          "label", "--dataset", str(reviews), "--model", "lstm", "--num_train_epochs", "3",
+                          "--no_cuda", "--per_device_train_batch_size", "8", "--max_length", "32"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "suite maps: 2 runs, 2 finished, 0 failed, 0 missing"
     [command] = [line.partition(": ")[2] for line in lines if line.startswith("to join its maps: ")]
