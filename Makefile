@@ -23,16 +23,11 @@ FLAGS ?=
 DEMO := --dataset demo:clinical --max_length 128 --doc_stride 32 --per_device_train_batch_size 16 \
 	--learning_rate 2e-3 --warmup_steps 0.1 --logging_steps 100 --no_cuda
 
-# Behind the map: the trained model goes on without the hard examples, among which the planted errors are; and a picture
-# shows where these lie.
+# Behind the map a picture shows where the planted errors lie in it.
 demo: export OMP_NUM_THREADS = 1
 demo: $(VENV)/installed
 	@$(PY) map_dataset.py $(DEMO) --output_dir demo_output --model tiny --num_train_epochs 4 \
 		--visualization_method pca --reduction_dim 10 --min_samples 5
-	@echo "--- the model goes on without the hard examples"
-	@$(PY) run.py $(DEMO) --do_train --do_eval --model demo_output/trainer_output --num_train_epochs 1 \
-		--filter_categories easy ambiguous --use_label_smoothing --use_soft_weighting --save_strategy no --overwrite \
-		--cartography_output_dir demo_output/cartography_output --output_dir demo_output/retrained
 	@$(PY) benchmarks/planted_errors.py --dataset demo:clinical --cartography_dir demo_output/cartography_output \
 		--suspects_dir demo_output/suspects --output_dir demo_output/planted_errors
 	@echo "the page: file://$(CURDIR)/demo_output/report.html"
