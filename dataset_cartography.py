@@ -15,6 +15,8 @@ category_moves.csv, map_comparison.json and moved_map.png. Its functions are imp
 from __future__ import annotations
 
 import argparse
+import logging
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,6 +57,7 @@ from datamap.core.artifacts import (
 from datamap.core.errors import UserError, command_line
 from datamap.core.flags import Parser, number
 from datamap.core.plots import CATEGORY_COLORS, add_plot_format, dataset_label
+from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -64,6 +67,8 @@ __all__ = [
     "compute_metrics", "get_examples_by_category", "join_maps", "load_cartography_metrics", "load_map",
     "map_thresholds", "plot_data_map", "read_dynamics", "read_logged_logits", "write_cartography", "write_dynamics",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -164,6 +169,9 @@ def join_runs(args: argparse.Namespace) -> None:
                datasets=[recorded]) as path:
         hand_on_digests(path, first)
         write_joint(path, joint, title, error_bars=args.error_bars, **asked)
+        if said := next((run.path / OUT_OF_FOLD_FILE for run in runs if (run.path / OUT_OF_FOLD_FILE).exists()), None):
+            shutil.copyfile(said, path / OUT_OF_FOLD_FILE)
+            logger.info(f"{OUT_OF_FOLD_FILE} is that of {said.parent}: what models say out of fold is not joined")
 
     cuts = category_thresholds(joint.metrics, **asked)
     print(f"{title}, n = {len(joint.metrics):,}: {counted(with_categories(joint.metrics, cuts), cuts)}")

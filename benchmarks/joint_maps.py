@@ -85,7 +85,7 @@ def wrong_ids(name: str, directory: Path) -> set[str]:
 
 
 def precision_by_runs(maps: Sequence[pd.DataFrame], wrong: np.ndarray, score: str) -> dict[int, list[float]]:
-    """k -> average precision of the mean of a metric over k of the maps, for every choice of k, MAX_CHOICES at most."""
+    """k -> average precision of the mean of a metric over k of the maps, for MAX_CHOICES choices of k at most."""
     values = np.stack([SCORES[score] * each[score].to_numpy(dtype=float) for each in maps], axis=1)
     rng, found = np.random.default_rng(0), {}
     for k in range(1, len(maps) + 1):

@@ -22,6 +22,9 @@ def findings(have: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield f"evaluation{split}", quality(read_json(artifact_file(file, file.name, "run.py --do_eval")))
     frame, cuts = load_map(have["cartography"])
     yield "data map", f"{len(frame):,} examples: {counted(frame, cuts)}"
+    if "stability" in frame and frame["stability"].notna().any():
+        yield "stability", (f"two of {frame['n_runs'].max()} runs put {frame['stability'].mean():.0%} of the examples "
+                            "into the same category")
     if "clusters" in have:
         found = read_json(artifact_file(have["clusters"], "cluster_metadata.json", "cluster_analysis.py"))
         yield "clusters", f"{found['num_clusters']}, and {found['noise_fraction']:.1%} of the examples in none"

@@ -18,7 +18,7 @@ from datamap.core.hub import unreachable
 from datamap.core.splits import EVAL_SPLITS, raw_split, splits_of
 from datamap.mapping.arguments import SAVING, check_text_columns
 from datamap.mapping.console import Console
-from datamap.mapping.stages import ORDER, STATE, WEIGHTS, Stage, given_artifacts, read_state
+from datamap.mapping.stages import STATE, WEIGHTS, Stage, given_artifacts, order_of, read_state
 from datamap.suites.runner import carry_out, free_memory
 from datamap.suites.runs import LOG
 from datamap.tasks.guess import Guess, guess_task
@@ -46,9 +46,10 @@ def make_map(args: argparse.Namespace) -> dict[str, str]:
     if "cartography" not in have:
         args.model = args.model or model_of_map(state)
     console = Console(Path(args.output_dir) / LOG)
-    console.expect(WEIGHTS)
+    order = order_of(args)
+    console.expect({name: WEIGHTS.get(name, WEIGHTS["train"]) for name in order})
     with console.running():
-        for name, build in ORDER.items():
+        for name, build in order.items():
             if name in args.skip or ("cartography" if name == "train" else name) in have:
                 console.dropped(name)
                 continue
@@ -95,7 +96,7 @@ def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, 
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, state)
     argv = list(stage.argv)
-    if stage.name == "train":
+    if stage.trains:
         resumes = why == GOES_ON and has_whole_checkpoint(stage.directories[0], with_dynamics=True)
         why = "goes on from its last checkpoint" if resumes else why
         argv += ["--resume_from_checkpoint" if resumes else "--overwrite"]
@@ -119,7 +120,7 @@ def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, 
 def settle(stage: Stage, state: dict[str, Any], args: argparse.Namespace) -> None:
     """Behind a stage that is finished, now or by a command that was killed right behind it: leave nothing over, and
     write down what it has left."""
-    if stage.name == "train" and not SAVING & args.training.keys():
+    if stage.trains and not SAVING & args.training.keys():
         for checkpoint in checkpoints_in(stage.directories[0]):
             shutil.rmtree(checkpoint)
     record = state["stages"][stage.name]
