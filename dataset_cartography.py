@@ -185,6 +185,8 @@ def compare_maps(args: argparse.Namespace) -> None:
     inputs = dict(zip(("A", "B"), args.compare, strict=True))
     with stage(args.output_dir, args, owns=COMPARISON_FILES, inputs=inputs,
                datasets=[recorded_dataset(path) for path in args.compare]) as path:
+        for source in args.compare:
+            hand_on_digests(path, source)
         write_comparison(path, found)
     print(said_of_comparison(found))
     print(f"wrote moved.csv, category_moves.csv, map_comparison.json and moved_map.png to {path}")

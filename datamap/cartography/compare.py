@@ -13,8 +13,9 @@ import numpy as np
 from datamap.cartography.categories import CATEGORIES, with_categories
 from datamap.cartography.joint import MUST_AGREE, SPREAD, RecordedMap, read_recorded, task_name
 from datamap.cartography.maps import map_thresholds
+from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError
-from datamap.core.files import write_csv, write_json
+from datamap.core.files import read_table, write_csv, write_json
 from datamap.core.plots import CATEGORY_COLORS, LIGHT_GREY, drawn_sample, new_figure, picture_files, save_figure
 from datamap.core.tables import console_table
 
@@ -176,6 +177,14 @@ def write_comparison(directory: str | Path, found: MapComparison) -> None:
     write_csv(directory / MOVES_FILE, found.moves)
     write_json(directory / COMPARED_FILE, found.record)
     plot_moves(directory / "moved_map.png", found)
+
+
+def load_moved(path: str | Path) -> pd.DataFrame:
+    """``moved_table`` as ``write_comparison`` wrote it, indexed by id."""
+    file = artifact_file(path, MOVED_FILE, "dataset_cartography.py --compare")
+    needed = ("id", "category_b", "confidence_a", "confidence_b", "variability_a", "variability_b", "shift",
+              "beyond_noise")
+    return read_table(file, needed).set_index("id").astype({"beyond_noise": "float64"})
 
 
 def plot_moves(path: str | Path, found: MapComparison) -> None:
