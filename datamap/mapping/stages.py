@@ -233,7 +233,7 @@ def order_of(args: argparse.Namespace) -> dict[str, Callable[[argparse.Namespace
 
 
 DIRECTORIES = ("trainer_output", "cartography_output", "train_predictions", "cartography_analysis",
-               "embeddings_output", "cluster_output", "integrated_analysis", "unified_export", "suspects", "joint_map")
+               "embeddings_output", "cluster_output", "integrated_analysis", "unified_export", "suspects")
 FLAGS = {"cartography": "cartography_dir", "embeddings": "embedding_dir", "clusters": "cluster_dir",
          "predictions": "predictions"}
 
@@ -303,7 +303,8 @@ def read_state(args: argparse.Namespace) -> dict[str, Any]:
                             "replace it with --overwrite")
         return state
     if not args.overwrite:
-        there = [name for name in DIRECTORIES if (Path(args.output_dir) / name / "run_meta.json").exists()]
+        there = [name for name in (*DIRECTORIES, "joint_map")
+                 if (Path(args.output_dir) / name / "run_meta.json").exists()]
         there += ["report.html"] * (Path(args.output_dir) / "report.html").exists()
         if there:
             raise UserError(f"{args.output_dir} holds {there[0]} that another command made: name another "
