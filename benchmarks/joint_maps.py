@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
-from error_detection import ERROR_SHARE, SETS
 from timing import bench_parser, report
 
 from datamap.core.errors import UserError, command_line, setup_logging
@@ -35,7 +34,32 @@ from datamap.detection.figures import average_precision, over_seeds_and_examples
 if TYPE_CHECKING:
     import pandas as pd
 
-CHOSEN = ("clinical", "sst2", "sick", "policyqa")
+ERROR_SHARE = 0.1
+
+
+class ErrorSet(NamedTuple):
+    """Where examples are wrong, and how it is trained on. plant: the kind of run.py, "" for errors that are there, in
+    the column planted_error."""
+
+    dataset: str
+    task: str
+    model: str
+    plant: str
+    training: str  # flags of run.py
+    most: int | None  # examples
+
+
+DEMO = ("--learning_rate 2e-3 --warmup_steps 0.1 --num_train_epochs 4 --per_device_train_batch_size 16 "
+        "--max_length 128 --doc_stride 32")
+QA = "--learning_rate 2e-4 --num_train_epochs 3 --per_device_train_batch_size 16 --max_length 256 --doc_stride 64"
+LABELS = "--learning_rate 1e-4 --num_train_epochs 3 --per_device_train_batch_size 32 --max_length 128"
+# As benchmarks/error_detection.py trains on them, without its folds.
+SETS = {
+    "clinical": ErrorSet("demo:clinical", "qa", "tiny", "", DEMO, None),
+    "sst2": ErrorSet("sst2", "classification", "minilm", "uniform", LABELS, 1000),
+    "sick": ErrorSet("sick_nli", "nli", "minilm", "confusion", LABELS, 1000),
+    "policyqa": ErrorSet("policyqa", "qa", "minilm", "qa", QA, 400),
+}
 # Metric -> 1 where high is suspicious, -1 where low is.
 SCORES = {"confidence": -1, "correctness": -1, "aum": -1, "el2n": 1, "loss": 1, "forgetting_events": 1}
 SHOWN = ("confidence", "aum")  # in the picture
@@ -61,10 +85,9 @@ def carried_out(job: Job) -> None:
     if (at / "map").is_dir() and (load_meta(at / "map") or {}).get("status") == "finished":
         return
     place = about.dataset if about.dataset.startswith("demo:") else str(Path(job.data_dir, about.dataset))
-    training = about.training.partition("--cross_fit")[0].split()
     argv = ["--do_train", "--enable_cartography", "--task", about.task, "--model", about.model, "--dataset", place,
-            *training, "--seed", str(job.seed), "--save_strategy", "no", "--output_dir", str(at / "model"),
-            "--cartography_output_dir", str(at / "map"), "--overwrite", "--no_cuda"]
+            *about.training.split(), "--seed", str(job.seed), "--save_strategy", "no",
+            "--output_dir", str(at / "model"), "--cartography_output_dir", str(at / "map"), "--overwrite", "--no_cuda"]
     argv += ["--max_train_samples", str(job.most)] if job.most else []
     if about.plant:  # the same errors for every seed of the training
         argv += ["--plant_errors", str(ERROR_SHARE), "--plant_seed", "0"]
@@ -81,7 +104,7 @@ def wrong_ids(name: str, directory: Path) -> set[str]:
     if about.plant:
         return set(read_table(directory / "model" / "planted_errors.csv")["id"])
     data = load_split(about.dataset, "train", get_task(about.task)).data
-    return {example for example, error in zip(data["id"][:], data[about.truth][:], strict=True) if error}
+    return {example for example, error in zip(data["id"][:], data["planted_error"][:], strict=True) if error}
 
 
 def precision_by_runs(maps: Sequence[pd.DataFrame], wrong: np.ndarray, score: str) -> dict[int, list[float]]:
@@ -177,7 +200,7 @@ def joined(name: str, jobs: Sequence[Job], output: Path) -> tuple[Sequence[pd.Da
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = bench_parser(__doc__, __file__)
     parser.add_argument("--data_dir", default=".", help="holds the sets that are not built in")
-    parser.add_list("--sets", choices=CHOSEN, default=list(CHOSEN), help="which", metavar="SET")
+    parser.add_list("--sets", choices=list(SETS), default=list(SETS), help="which", metavar="SET")
     parser.add_list("--seeds", type=seed_number, default=[1, 2, 3, 4, 5], help="of the trainings")
     parser.add_argument("--workers", type=positive_int, default=1, help="trainings at a time")
     parser.add_argument("--max_examples", type=positive_int, metavar="N", help="of each set (default: its own most)")

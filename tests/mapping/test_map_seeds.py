@@ -21,7 +21,9 @@ SIZES = ["--model", "tiny", "--hidden_size", "32", "--num_layers", "1", "--max_l
 def stages_of(tmp_path, *words):
     """Of a map that is still to be made, up to the joint map: name -> its stage."""
     args = parse_args(["--dataset", "demo:clinical", "--output_dir", str(tmp_path), *SIZES, *words])
-    args.evaluates, have, found = True, {}, {}
+    args.evaluates = True
+    have: dict[str, str] = {}
+    found: dict[str, stages.Stage] = {}
     for name, build in stages.order_of(args).items():
         if name == "predictions":
             return found, have
