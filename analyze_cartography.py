@@ -2,8 +2,8 @@
 
 Reads cartography_metrics.csv (run.py --enable_cartography) and the dataset that it was recorded on, or with
 --training_dynamics what another trainer logged. Writes {easy,hard,ambiguous}_samples.json, question_type_analysis.csv
-(classification and NLI: label_analysis.csv), and metric_distributions, metric_correlations and
-category_by_question_type (category_by_label) as pictures, with their data as CSV.
+(classification and NLI: label_analysis.csv), metric_distributions, metric_correlations and category_by_question_type
+(category_by_label) as pictures, with their data as CSV, and the data map by correctness as a picture.
 
     python analyze_cartography.py --cartography_dir ./cartography_output
     python analyze_cartography.py --training_dynamics ./logged_dynamics --output_dir ./logged_map
@@ -27,7 +27,8 @@ from datamap.tasks.registry import add_task_flags, task_of
 OWNS = (
     "question_type_analysis.csv", "label_analysis.csv", "*_samples.json", "metric_distributions.*",
     "metric_correlations.*", "cartography_metrics.*", "thresholds.json",
-    *picture_files("category_by_question_type", "category_by_label", "cartography_map"),
+    *picture_files("category_by_question_type", "category_by_label", "cartography_map",
+                   "cartography_map_by_correctness"),
 )
 ROWS_PRINTED = 12
 
@@ -66,7 +67,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     from datamap.cartography.categories import CATEGORIES, category_thresholds, counted, with_categories
     from datamap.cartography.dynamics import read_logged_logits
     from datamap.cartography.learning import MEANS_NOTHING, Learning
-    from datamap.cartography.maps import check_no_recording, load_map, map_learning, write_cartography
+    from datamap.cartography.maps import (
+        check_no_recording,
+        load_map,
+        map_learning,
+        plot_map_by_correctness,
+        write_cartography,
+    )
     from datamap.cartography.metrics import compute_metrics
 
     source = Path(args.training_dynamics or args.cartography_dir)
@@ -98,6 +105,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split and split.identity()]) as path:
         if args.training_dynamics or ".jsonl" in source.suffixes:  # made elsewhere: it has no map yet
             write_cartography(path, metrics, name, learning=known)
+        if "correctness" in frame:
+            plot_map_by_correctness(frame, path / "cartography_map_by_correctness.png", caption, cuts)
         for category in CATEGORIES:
             write_json(path / f"{category}_samples.json", summary.samples(frame, category, args.n_examples, split))
         table = summary.distributions(frame)

@@ -1,9 +1,11 @@
 """Join cartography, clusters and error rules: which clusters are hard, where errors gather, what is wrong.
 
 Reads cartography_metrics.csv (run.py --enable_cartography) and cluster_assignments.csv (cluster_analysis.py). Writes
-category_cluster_overlap.csv, cluster_difficulty.csv, cluster_map.csv, patterns.json and pictures; with
---export_unified instead unified_analysis.csv (one row per example of the split) and overlap_summary.json. The error
-rules are for question answering; for classification and NLI the table goes without them. With --find_errors it writes
+category_cluster_overlap.csv, cluster_difficulty.csv, cluster_map.csv, patterns.json and pictures, and with
+--predictions wrong_answers.csv (of labels misclassified.csv) and error_counts.csv, how often which kind of error is
+where; with --export_unified instead unified_analysis.csv (one row per example of the split) and overlap_summary.json.
+The error rules are for question answering; for classification and NLI the table goes without them. With --error_rules
+it writes only what they flag in a dataset alone. With --find_errors it writes
 only suspects.csv, every example with its suspicion and reasons, the most suspicious first, for a person to decide on;
 dataset_filters.py --decisions takes it from there. With --report it writes only report.html, all of this as one page
 to look at and to decide on in a browser, and duplicates.csv and leaks.csv, the copies within the split and in others.
@@ -21,7 +23,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datamap.analysis.clusters import axes_of, cluster_name, load_clusters
 from datamap.cartography.maps import METRICS_FILE, load_map, means_nothing
@@ -36,20 +38,25 @@ from datamap.core.artifacts import (
 )
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import write_csv, write_json
-from datamap.core.flags import ALLOW_CHANGED, Parser, positive_int
+from datamap.core.flags import ALLOW_CHANGED, DEFAULT_DATASET, Parser, positive_int
 from datamap.core.plots import add_plot_format, dataset_label, picture_files
 from datamap.core.progress import Progress
+from datamap.core.splits import load_split
+from datamap.core.tables import console_table, safe_to_open
 from datamap.tasks.registry import add_task_flags, task_of
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from datamap.core.splits import Split
     from datamap.detection.suspects import Judge
 
 OWNS = (
     "category_cluster_overlap.csv", "cluster_difficulty.csv", "cluster_map.csv", "patterns.json",
-    "unified_analysis.csv", "overlap_summary.json",
+    "unified_analysis.csv", "overlap_summary.json", "wrong_answers.csv", "misclassified.csv", "error_counts.csv",
     *picture_files("category_by_cluster", "cluster_difficulty", "cluster_map_by_category"),
 )
+RULE_FILES = ("flagged_examples.csv", "rule_counts.csv")
 ROWS_PRINTED = 20
 
 logger = logging.getLogger(__name__)
@@ -69,9 +76,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--max_samples", type=positive_int, metavar="N",
                        help="the first N rows of it (default: those that the map was made from)")
     group.add_argument("--predictions", metavar="FILE",
-                       help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory; with "
-                            "--export_unified it feeds rules 4 and 8 (qa), or gives the column predicted_label; with "
-                            "--find_errors and --report it is evidence")
+                       help="eval_predictions.jsonl of run.py --do_eval on this split, or its directory: what is "
+                            "wrong in it, by category, cluster and question type or label; with --export_unified a "
+                            "column, and what rules 4 and 8 need (--error_rules too); with --find_errors and "
+                            "--report it is evidence")
     group.add_argument("--decisions", metavar="FILE", help="suspects.csv with some decisions filled in: --find_errors "
                        "ranks what is left by what they teach, --report begins with them")
     group.add_argument("--comparison_dir", metavar="DIR", help="written by dataset_cartography.py --compare: a third "
@@ -86,21 +94,21 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_switch("--export_unified", help="write unified_analysis.csv, one table of all examples, and "
                      "overlap_summary.json instead")
     group.add_switch("--find_errors", help="write suspects.csv instead: every example, the most suspicious first")
+    group.add_switch("--error_rules", help="write flagged_examples.csv, what the nine rules flag in --dataset, and "
+                     "rule_counts.csv instead; it takes neither map nor clusters")
     group.add_switch("--report", help="write report.html instead: maps, table, review and overview in one page")
     group.add_argument("--report_max_points", type=positive_int, metavar="N", help="above so many examples a random N "
                        "of them are on the page, and all suspects (default: 20,000)")
     group.add_switch("--list_detectors", help="only list the detectors of wrong examples: range, which end is "
                      "suspicious, cost, what each needs, paper")
     group.add_argument("--output_dir", help="where the files go (default: ./integrated_analysis; with "
-                       "--export_unified ./unified_export; with --find_errors ./suspects; with --report ./report)")
+                       "--export_unified ./unified_export; with --find_errors ./suspects; with --report ./report; "
+                       "with --error_rules ./error_rules)")
     add_plot_format(group)
     args = parser.parse_args(argv)
-    asked = [flag for flag in ("export_unified", "find_errors", "report") if getattr(args, flag)]
+    asked = [flag for flag in ("export_unified", "find_errors", "report", "error_rules") if getattr(args, flag)]
     if len(asked) > 1:
         parser.error(f"--{asked[0]} and --{asked[1]} write different files; run one after the other")
-    if args.predictions and not asked:
-        parser.error("--predictions is for the unified table, which only --export_unified writes; add it (or "
-                     "--find_errors, or --report)")
     for flag in ("embedding_dir", "decisions", "judge_top", "judge_model", "base_url"):
         if getattr(args, flag) and not (args.find_errors or args.report and flag in ("embedding_dir", "decisions")):
             parser.error(f"--{flag} is for --find_errors; add it")
@@ -115,9 +123,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         from datamap.thoughts.chat_client import server_address
 
         server_address(args.base_url)
-    if not (args.find_errors or args.report):
+    if not (args.find_errors or args.report or args.error_rules):
         args.cluster_dir = args.cluster_dir or "./cluster_output"
-    defaults = {"export_unified": "./unified_export", "find_errors": "./suspects", "report": "./report"}
+    defaults = {"export_unified": "./unified_export", "find_errors": "./suspects", "report": "./report",
+                "error_rules": "./error_rules"}
     args.output_dir = args.output_dir or (defaults[asked[0]] if asked else "./integrated_analysis")
     return args
 
@@ -133,6 +142,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         return find_errors(args)
     if args.report:
         return report(args)
+    if args.error_rules:
+        return error_rules(args)
     from datamap.analysis import integrated
     from datamap.analysis.map_summary import printed_groups
     from datamap.analysis.unified_table import predictions_of, summarize_overlap, unified_table
@@ -152,8 +163,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         clusters = clusters.drop(list(check_same_dataset(sources["clusters"], clusters.index, split)))
         if args.predictions:
             predictions = predictions_of(args.predictions, split)
-    elif args.export_unified:
-        raise UserError("the artifacts record no dataset; --export_unified needs its texts: name it with --dataset")
+    elif args.export_unified or args.predictions:
+        flag = "export_unified" if args.export_unified else "predictions"
+        raise UserError(f"the artifacts record no dataset; --{flag} needs its texts: name it with --dataset")
     else:
         logger.info("the artifacts record no dataset and --dataset names none: no question types or labels in "
                     "patterns.json")
@@ -171,6 +183,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     cuts = f"cuts: confidence {thresholds[0]:.3g}, variability {thresholds[1]:.3g}"
     caption = f"{name}, n = {len(frame):,} with metrics and cluster; {cuts}"
     caption += means_nothing(args.cartography_dir, metrics)
+    tables: dict[str, pd.DataFrame] = {}
+    told = ""
+    if split is not None and predictions is not None and not args.export_unified:
+        tables, told = mistakes(split, unified_table(split, metrics, clusters, predictions), predictions)
     inputs = {**sources, "predictions": args.predictions}
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split and split.identity()]) as path:
         difficulty = integrated.difficulty_table(frame)
@@ -185,6 +201,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             integrated.plot_category_by_cluster(path / "category_by_cluster.png", difficulty, caption)
             integrated.plot_difficulty(path / "cluster_difficulty.png", difficulty, patterns["overall"], caption)
             integrated.plot_map(path / "cluster_map_by_category.png", points, caption, axes_of(args.cluster_dir))
+            for file, table in tables.items():
+                write_csv(path / file, table)
         elif split is not None:
             unified = unified_table(split, metrics, clusters, predictions)
             num_predicted = None if predictions is None else sum(each is not None for each in predictions)
@@ -201,7 +219,64 @@ def main(argv: Sequence[str] | None = None) -> None:
         errors, regions = summary["dataset_errors"], summary["high_overlap_regions"]
         print(f"{errors['n']:,} of {len(unified):,} examples break at least 3 rules ({errors['share']:.1%}); "
               f"{len(regions)} high-overlap regions")
+    if told:
+        print(told)
     print(f"wrote {'unified_analysis.csv and overlap_summary.json' if summary else 'tables and pictures'} to {path}")
+
+
+def mistakes(split: Split, unified: pd.DataFrame, predictions: Sequence[Any]) -> tuple[dict[str, pd.DataFrame], str]:
+    """What the predictions get wrong, by the rows of the joined table, and how often where: tables by the names of
+    their files, and what is said of them."""
+    from datamap.analysis.model_errors import errors_by_region
+    from datamap.tasks.error_counts import error_counts, tidy_error_counts
+    from datamap.tasks.span_errors import NONE
+
+    table, by = errors_by_region(split, unified, predictions)
+    file = "wrong_answers.csv" if split.task.has_error_rules else "misclassified.csv"
+    wrong = unified[unified["id"].isin(table["id"][table["error"] != NONE])]
+    tables = {file: safe_to_open(wrong), "error_counts.csv": tidy_error_counts(table, ["category", "cluster", by])}
+    known = table[table["category"].notna()]
+    counts = error_counts(known, "category").reset_index()
+    told = (f"{len(wrong):,} of {len(table):,} predictions are wrong ({', '.join(tables)}); by category, of the "
+            f"{len(known):,} that the map knows:")
+    return tables, "\n".join([told, console_table(counts, dict.fromkeys(counts.columns[1:], ",d"))])
+
+
+def error_rules(args: argparse.Namespace) -> None:
+    """The nine rules on a dataset alone."""
+    import pandas as pd
+
+    from datamap.analysis.error_rules import ERROR_SCORE, RULES, rule_counts
+    from datamap.analysis.unified_table import predictions_of, unified_table
+
+    given = [args.predictions] * bool(args.predictions)
+    task = task_of(args, recorded_task(*given))
+    if not task.has_error_rules:
+        raise UserError(f"the error rules are for extractive question answering; this is --task {task.name}")
+    known = [recorded_split(each, args.dataset, args.split, task, args.max_samples) for each in given]
+    split = next(filter(None, known), None) or load_split(
+        args.dataset or DEFAULT_DATASET, args.split or "train", task, args.max_samples)
+    split.allow_changed = args.allow_changed
+    predictions = predictions_of(args.predictions, split) if args.predictions else None
+    nothing = pd.DataFrame(index=pd.Index([], name="id"))
+    table = unified_table(split, nothing, nothing, predictions)
+    by, groups = split.task.groups(split.data)
+    counts = rule_counts(table, {by: groups})
+    ranked = table.sort_values("dataset_error_score", ascending=False, kind="stable")
+    flagged = ranked[ranked["dataset_error_score"] > 0]
+    check_not_read(args.output_dir, *given, *([split.name] if Path(split.name).exists() else []))
+    with stage(args.output_dir, args, owns=RULE_FILES, inputs={"predictions": args.predictions},
+               datasets=[split]) as path:
+        write_csv(path / RULE_FILES[0], safe_to_open(flagged))
+        write_csv(path / RULE_FILES[1], counts)
+    whole = counts[counts["by"] == "all"]
+    print(dataset_label(split.name, split.split) + f", n = {len(table):,}")
+    print(console_table(whole[["rule", "flagged", "n", "share"]], {"flagged": ",d", "n": ",d", "share": ".1%"}))
+    if predictions is None:
+        print("rules 4 and 8 compare the answer with a model's: --predictions names a file of them")
+    print(f"{len(flagged):,} of {len(table):,} examples break at least one of {len(RULES)} rules, "
+          f"{int(table['is_dataset_error'].sum()):,} at least {ERROR_SCORE}")
+    print(f"wrote {' and '.join(RULE_FILES)} to {path}")
 
 
 def find_errors(args: argparse.Namespace) -> None:

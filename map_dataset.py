@@ -17,7 +17,6 @@ from pathlib import Path
 from datamap.core.artifacts import sole_writer
 from datamap.core.errors import command_line
 from datamap.mapping.arguments import parse_args
-from datamap.mapping.findings import findings
 from datamap.mapping.run import make_map
 
 
@@ -25,8 +24,8 @@ from datamap.mapping.run import make_map
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
     with sole_writer(args.output_dir):
-        have = make_map(args)
-    for name, text in findings(have):
+        have, found = make_map(args)
+    for name, text in found:
         print(f"{name:<23} {text}")
     if "page" in have:
         page = Path(have["page"]) / "report.html"

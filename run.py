@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from datamap.cartography.maps import counted_map
 from datamap.core.artifacts import sole_writer, stage
 from datamap.core.errors import command_line, is_main_process
 from datamap.core.files import write_csv
@@ -86,6 +87,8 @@ def train_and_evaluate(args: argparse.Namespace) -> None:
     if folds:
         forget(folds)
     if is_main_process():
+        if args.enable_cartography and data.held_out is None:
+            print(f"data map: {counted_map(args.cartography_output_dir)}")
         wrote = ["the model"] * args.do_train + ["metrics and predictions (eval_*)"] * args.do_eval
         wrote += ["top_epochs.json"] * bool(args.keep_top_epochs)
         print(f"wrote {', '.join(wrote)} to {args.output_dir}"

@@ -170,6 +170,8 @@ def test_the_road_of_questions_runs_from_top_to_bottom(qa_dir, reviews, tiny_mod
         "without_suspects": "cleaning_report.json", "cleaned": "validation.jsonl",
         "model_of_cleaned": "eval_metrics.json", "joint_map": "joint_map.json", "map_comparison": "moved.csv",
         "seen_map_validation": "cartography_metrics.csv",
+        "filtered_twice": "filter_report.json",
+        "errors_by_region": "wrong_answers.csv", "error_rules": "flagged_examples.csv",
     }.items():
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]

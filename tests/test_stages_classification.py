@@ -25,6 +25,7 @@ import run
 from datamap.analysis import clusters, integrated, map_summary
 from datamap.analysis.error_rules import RULES
 from datamap.analysis.unified_table import unified_table
+from datamap.cartography import maps
 from datamap.cartography.categories import CATEGORIES, categorize_examples
 from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.files import read_json, read_jsonl, read_table
@@ -97,7 +98,7 @@ def houses(tmp_path_factory) -> dict[str, Path]:
                 for module, plots in {
                     map_summary: ("plot_distributions", "plot_correlations", "plot_groups"),
                     integrated: ("plot_category_by_cluster", "plot_difficulty", "plot_map"),
-                    clusters: ("save_figure",),
+                    clusters: ("save_figure",), maps: ("plot_map_by_correctness",),
                 }.items():
                     for plot in plots:
                         patch.setattr(module, plot, lambda *rest: None)
@@ -271,7 +272,7 @@ def test_pictures(houses):
                 for path in (houses["sentiment"] / stage).glob("*.png")}
     assert pictures.keys() == {
         "category_by_label.png", "metric_distributions.png", "metric_correlations.png", "category_by_cluster.png",
-        "cluster_difficulty.png", "cluster_map_by_category.png",
+        "cluster_difficulty.png", "cluster_map_by_category.png", "cartography_map_by_correctness.png",
     }
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in pictures.values())
 
@@ -364,6 +365,32 @@ def test_predictions_of_some_examples(houses, tmp_path, refused):
     write_rows(file, [{"id": rows[0]["id"], "predicted_answer": "0"}])
     assert "no 'predicted_label'" in message()
     assert not (tmp_path / "bad").exists()
+
+
+@pytest.mark.parametrize("case", ["sentiment", "nli"])
+def test_what_predictions_get_wrong(houses, case, tmp_path, refused, capsys):
+    """Some predictions are turned, so that there are mistakes of every class."""
+    rows = read_jsonl(houses[case] / "trainer_output" / "eval_predictions.jsonl")
+    names = sorted({row["label"] for row in gold(case)})
+    said = [names[(names.index(row["label"]) + (number % 3 == 0)) % len(names)] for number, row in enumerate(rows)]
+    file = write_rows(tmp_path / "said.jsonl", [{**row, "predicted_label": label}
+                                                for row, label in zip(rows, said, strict=True)])
+    integrate(houses[case], tmp_path / "out", "--predictions", str(file))
+    wrong = read_table(tmp_path / "out" / "misclassified.csv")
+    assert wrong["id"].tolist() == [row["id"] for row in rows[::3]]
+    assert wrong["label"].tolist() == [row["label"] for row in rows[::3]]
+    assert wrong["predicted_label"].tolist() == said[::3] and {"category", "cluster", "aum"} <= set(wrong.columns)
+    counts = read_table(tmp_path / "out" / "error_counts.csv").set_index(["by", "group", "error"])["n"]
+    for label in names:
+        there = [number for number, row in enumerate(rows) if row["label"] == label]
+        assert counts["label", str(label), "wrong"] == sum(number % 3 == 0 for number in there)
+        assert counts["label", str(label), "none"] == sum(number % 3 > 0 for number in there)
+    for by in ("all", "category", "cluster", "label"):
+        assert counts[by].sum() == len(rows) and counts[by].xs("wrong", level="error").sum() == len(wrong)
+    assert f"{len(wrong)} of {len(rows)} predictions are wrong (misclassified.csv" in capsys.readouterr().out
+    write_rows(file, [{**rows[0], "predicted_label": "odd"}])
+    told = refused(lambda argv: integrate(houses[case], tmp_path / "bad", *argv), "--predictions", str(file))
+    assert "the predictions have labels that" in told and "'odd'" in told and not (tmp_path / "bad").exists()
 
 
 def test_columns_with_names_that_are_taken(tmp_path):

@@ -35,12 +35,13 @@ Decisions that hold for every rule:
 
 from __future__ import annotations
 
+import functools
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from datamap.analysis.time_expressions import count_numbers, count_time_expressions
 from datamap.tasks.questions import (
@@ -52,6 +53,9 @@ from datamap.tasks.questions import (
     question_type_of,
     required_texts,
 )
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 RULES: tuple[str, ...] = (
     "rule1_length_anomaly", "rule2_multi_clause", "rule3_low_q_similarity", "rule4_pred_inside_gold_better",
@@ -193,7 +197,9 @@ def _fired(questions: list[str], contexts: list[str], answers: list[str], predic
     def mask(flags: Iterable[bool]) -> np.ndarray:
         return np.fromiter(flags, bool, len(answers))
 
-    # Several rules need the compared form of the short texts; contexts are folded one at a time, to spare memory.
+    # Several rules need the compared form of the short texts; contexts are folded one at a time, to spare memory, and
+    # those that follow each other with one context share it.
+    fold_context = functools.lru_cache(maxsize=8)(fold)
     folded = [[fold(text) for text in texts] for texts in (questions, answers, predictions)]
     folded_questions, folded_answers, folded_predictions = folded
     question_words, answer_words, prediction_words = (
@@ -218,7 +224,7 @@ def _fired(questions: list[str], contexts: list[str], answers: list[str], predic
         low_overlap & answered,
         better & inside,
         mask(_qtype_mismatch(question, answer) for question, answer in pairs) & answered,
-        mask(bool(answer) and _occurs_again(answer, fold(context)) for answer, context in places),
+        mask(bool(answer) and _occurs_again(answer, fold_context(context)) for answer, context in places),
         mask(_BAD_BOUNDARY.search(answer) is not None for answer in answers),
         better,
         mask(STARTS_LIKE_A_QUESTION.match(question) is None for question in folded_questions),
@@ -244,6 +250,8 @@ def flag_errors(
     Raises ValueError for columns of different lengths or Series with different indexes, TypeError for other values
     than strings.
     """
+    import pandas as pd
+
     given: dict[str, Column] = {"questions": questions, "contexts": contexts, "answers": answers}
     if predictions is not None:
         given["predictions"] = predictions
@@ -266,3 +274,26 @@ def flag_errors(
     frame["num_rules"] = pd.array(len(RULES) - len(RULES_NEEDING_PREDICTIONS) * unknown, dtype="Int64")
     frame["is_dataset_error"] = score >= ERROR_SCORE
     return frame
+
+
+def rule_counts(table: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """How often each rule fires, of all examples and of each group: ``by`` (``all``, then the names of ``groups``),
+    ``group`` (the largest first), ``rule``, ``flagged``, ``n`` (examples that the rule could be applied to), and
+    ``share``, 0..1, missing where that is none.
+
+    table: has the columns of ``flag_errors``; groups: of each grouping, which group each row is in.
+    """
+    import pandas as pd
+
+    names = [*RULES, "is_dataset_error"]
+    fired = table[names].astype("boolean").reset_index(drop=True)
+    rows = []
+    for by, values in {"all": ["all"] * len(table), **groups}.items():
+        of_group = pd.Series(list(values))
+        for group in of_group.value_counts().index:
+            inside = fired[of_group == group]
+            for rule in names:
+                n, flagged = int(inside[rule].notna().sum()), int(inside[rule].sum())
+                rows.append({"by": by, "group": group, "rule": rule, "flagged": flagged, "n": n,
+                             "share": flagged / n if n else None})
+    return pd.DataFrame(rows)

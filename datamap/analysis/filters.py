@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from datamap.analysis.clusters import load_clusters
+from datamap.analysis.error_rules import RULES, RULES_NEEDING_PREDICTIONS, flag_errors
 from datamap.cartography.categories import CATEGORIES
 from datamap.cartography.maps import load_map
 from datamap.cartography.metrics import METRIC_COLUMNS
@@ -125,7 +126,6 @@ class JoinedDataset:
 
     def error_rules(self, predictions_path: str | Path | None) -> Table:
         """The error rules, over the whole dataset; with predictions, examples without one count as missing."""
-        from datamap.analysis.error_rules import flag_errors
         from datamap.analysis.unified_table import read_predictions
 
         why = "the error rules are for extractive question answering"
@@ -420,20 +420,40 @@ class MetricFilter(_MetricsFilter, block="metric"):
 
 @dataclass(kw_only=True)
 class RuleFilter(Filter, block="rules"):
-    """Remove the examples on which more than ``max_error_score`` error rules fire.
+    """Remove the examples on which more than ``max_error_score`` error rules fire (default 2), or any of ``rules``.
 
     Rules 4 and 8 need ``predictions_path`` (eval_predictions.jsonl, its directory, or any JSON Lines with ``id`` and
     ``predicted_answer``). An example without a prediction counts as missing; unless dropped, seven rules judge it.
     """
 
-    max_error_score: int = setting(whole_number(0, 9), 2)
+    max_error_score: int | None = setting(whole_number(0, 9), None)
+    rules: Sequence[str] | None = setting(list_of(lambda item: item in RULES, f"a list of {', '.join(RULES)}", 1),
+                                          None)
     predictions_path: str | Path | None = setting(path_of("a JSON Lines file with id and predicted_answer"), None)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.rules is None:
+            self.max_error_score = 2 if self.max_error_score is None else self.max_error_score
+            return
+        if self.max_error_score is not None:
+            raise UserError("filter rules: max_error_score goes by how many of all rules fire, rules by those that it "
+                            "names; give a list of two blocks to filter by both")
+        compared = [rule for rule in self.rules if rule in RULES_NEEDING_PREDICTIONS]
+        if bool(compared) != (self.predictions_path is not None):
+            raise UserError(f"filter rules: {compared[0]} compares the answer with a prediction; give predictions_path"
+                            if compared else "filter rules: predictions_path is for "
+                            f"{' and '.join(RULES_NEEDING_PREDICTIONS)}, which rules does not name; leave it out")
 
     def read(self, joined: JoinedDataset) -> Table:
         return joined.error_rules(self.predictions_path)
 
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
-        return _outside("dataset_error_score", table.numbers("dataset_error_score"), high=self.max_error_score), {}
+        if self.rules is None:
+            score = table.numbers("dataset_error_score")
+            return _outside("dataset_error_score", score, high=self.max_error_score), {}
+        # Rules 4 and 8 are missing where there is no prediction.
+        return {rule: table.whole[rule].fillna(False).to_numpy(dtype=bool) for rule in self.rules}, {}
 
 
 @dataclass(kw_only=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from datamap.core.errors import UserError, name_a_few
 from datamap.core.splits import Split
 from datamap.tasks.span_errors import NONE, SPAN_ERRORS, span_errors
 
@@ -39,15 +40,23 @@ def predicted_table(split: Split, predictions: Sequence[str | None]) -> pd.DataF
     return table[table["error"].notna()].reset_index(drop=True)
 
 
-def error_counts(table: pd.DataFrame, by: str) -> pd.DataFrame:
-    """Of a ``predicted_table``: how many examples of each group in its column ``by`` (rows, the largest first; ``all``
-    below) have each kind of error (columns), and ``n``."""
-    import pandas as pd
+def errors_by_region(split: Split, unified: pd.DataFrame, predictions: Sequence[Any]) -> tuple[pd.DataFrame, str]:
+    """The ``predicted_table`` of predictions as a file has them (a label may be the number that is its name), with
+    ``category`` and ``cluster`` of the ``unified_table``; and the name of its column of question types or labels.
 
-    counts = pd.crosstab(table[by], table["error"], dropna=False)
-    counts.columns = counts.columns.astype("str")
-    counts = counts.assign(n=counts.sum(axis=1)).sort_values("n", ascending=False, kind="stable")
-    return pd.concat([counts, counts.sum().to_frame("all").T]).rename_axis(index=by, columns=None)
+    UserError where a label is no class of the data.
+    """
+    if split.task.name == "qa":
+        said, by = list(predictions), "question_type"
+    else:
+        said, by = [None if each is None else str(each) for each in predictions], "label"
+        names = split.data.features[split.task.label_column].names
+        if unknown := sorted({each for each in said if each is not None} - set(names)):
+            raise UserError(f"the predictions have labels that {split.name} [{split.split}] does not "
+                            f"({name_a_few(unknown)}; it has {name_a_few(names, 10)}); give those of a model of this "
+                            "dataset")
+    table = predicted_table(split, said).rename(columns={"gold": by} if by == "label" else {})
+    return table.join(unified.set_index("id")[["category", "cluster"]], on="id"), by
 
 
 def confusion_counts(table: pd.DataFrame) -> pd.DataFrame:

@@ -6,21 +6,21 @@ absent: neither False nor missing.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow as pa
 
 from datamap.analysis.error_rules import RULES, flag_errors
 from datamap.cartography.metrics import JOINT_COLUMNS, METRIC_COLUMNS
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import nulls_for_nan, plain, read_jsonl
+from datamap.core.files import nulls_for_nan, read_jsonl
 from datamap.core.splits import Split
+from datamap.core.tables import free_name, further_columns
+from datamap.tasks.span_errors import span_errors
 
 RULE_COLUMNS = (*RULES, "is_dataset_error")
 # High-overlap regions: cells of these categories with at least so many examples and such an error rate.
@@ -83,8 +83,9 @@ def unified_table(
     """One row per example of the split, in its order; what an example has not is missing (columns: DESIGN 5).
 
     ``metrics`` (with category) and ``clusters`` are indexed by id. ``predictions``: one per example, None where there
-    is none; they feed the error rules, or are the last column, ``predicted_label``, of a task without them. Columns of
-    the dataset whose name is taken get the prefix ``data_``; those that hold lists or dicts become JSON text.
+    is none; they feed the error rules, and are the last columns: ``predicted_answer`` and ``span_error``, one of
+    ``SPAN_ERRORS``, or ``predicted_label`` of a task without these rules. Columns of the dataset whose name is taken
+    get the prefix ``data_``; those that hold lists or dicts become JSON text.
     """
     ids = pd.Index(split.ids, name="id")
     of_map = metrics[[column for column in (*METRIC_COLUMNS, *JOINT_COLUMNS, "category") if column in metrics]]
@@ -93,45 +94,27 @@ def unified_table(
     if split.task.has_error_rules:
         texts = (readable["question"], readable["context"], readable["answer"])
         added.append(flag_errors(*texts, predictions).set_axis(ids))
+        if predictions is not None:
+            errors = span_errors(split.data["context"][:], split.data["answers"][:], predictions)
+            said = {"predicted_answer": list(predictions), "span_error": errors}
+            added.append(pd.DataFrame(said, index=ids, dtype="str"))
     elif predictions is not None:
         kind = "Int64" if all(isinstance(label, int | None) for label in predictions) else "str"
         labels = [str(label) if kind == "str" and label is not None else label for label in predictions]
         added.append(pd.DataFrame({"predicted_label": pd.array(labels, dtype=kind)}, index=ids))
     taken = {"id", *(column for table in added for column in table)}
     columns: dict[str, Any] = {
-        _free_name(column, taken, split.data.column_names): values for column, values in readable.items()
+        free_name(column, taken, split.data.column_names): values for column, values in readable.items()
     }
-    taken |= columns.keys()
     shown = {"id", *(column for column in split.task.content_columns if column in readable)}
-    for column in split.data.column_names:
-        if column not in shown:
-            columns[_free_name(column, taken, split.data.column_names)] = _plain_column(split, column)
+    columns |= further_columns(split.data, shown, {*taken, *columns})
     return pd.concat([pd.DataFrame(columns, index=ids), *added], axis=1).reset_index()
-
-
-def _free_name(column: str, taken: set[str], original: Sequence[str]) -> str:
-    """``column``, or where that is taken ``data_`` before it, as often as gives no other column's name."""
-    name = f"data_{column}" if column in taken else column
-    while name != column and name in {*taken, *original}:
-        name = f"data_{name}"
-    return name
 
 
 def _nullable(frame: pd.DataFrame) -> pd.DataFrame:
     """Integers and booleans in types that can be missing, so that 5 does not become 5.0 beside an empty cell."""
     kinds = {"i": "Int64", "b": "boolean"}
     return frame.astype({name: kinds[kind.kind] for name, kind in frame.dtypes.items() if kind.kind in kinds})
-
-
-def _plain_column(split: Split, column: str) -> pd.api.extensions.ExtensionArray:
-    values = split.data.with_format("arrow")[column][:]
-    if isinstance(values, pa.ChunkedArray):
-        values = values.combine_chunks()
-    if pa.types.is_nested(values.type):
-        texts = (None if value is None else json.dumps(nulls_for_nan(value), ensure_ascii=False, default=plain)
-                 for value in values.to_pylist())
-        values = pa.array(texts, pa.string())
-    return pd.array(values, dtype=pd.ArrowDtype(values.type))
 
 
 def rule_rates(frame: pd.DataFrame) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
+from datamap.cartography.categories import CATEGORIES, category_thresholds, counted, with_categories
 from datamap.cartography.dynamics import DYNAMICS_FILES, MADE_BY, holds_dynamics
 from datamap.cartography.learning import MEANS_NOTHING, Learning
 from datamap.cartography.metrics import RANGES, load_cartography_metrics
@@ -19,6 +19,7 @@ from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, write_csv, write_json
 from datamap.core.plots import (
     CATEGORY_COLORS,
+    COLORS,
     GREY,
     drawn_sample,
     new_figure,
@@ -40,6 +41,8 @@ CARTOGRAPHY_FILES = (
 NOT_TRAINED_ON = ("a map of examples that were not trained on: hard is what the model gets wrong there, not what it "
                   "could not learn")
 MAX_ERROR_BARS = 80  # more hide each other
+MAX_LEVELS = 7  # of correctness, each with a colour and a marker; with more epochs they are grouped
+MARKERS = ("o", "X", "s", "P", "D", "^", "v")
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +101,14 @@ def was_trained_on(path: str | Path) -> bool:
     """Whether the examples of a map were trained on while it was recorded (run.py --map_split records others)."""
     arguments = (load_meta(path) or {}).get("arguments", {})
     return (arguments.get("recorded_with") or arguments).get("trained_on", True)
+
+
+def counted_map(path: str | Path) -> str:
+    """How many examples of a map are in each category, and where its cuts are; below, where they mean nothing yet."""
+    metrics = load_cartography_metrics(path)
+    cuts = map_thresholds(path, metrics)
+    counts = counted(with_categories(metrics, cuts), cuts)
+    return f"{len(metrics):,} examples: {counts}{means_nothing(path, metrics)}"
 
 
 def map_learning(path: str | Path, metrics: pd.DataFrame) -> dict[str, Any] | None:
@@ -220,3 +231,64 @@ def _draw_error_bars(axis: Axes, drawn: pd.DataFrame) -> str:
                       markeredgewidth=0.4)
     some = f" of {len(chosen):,} at random" if len(chosen) < len(known) else ""
     return f"; bars: one standard deviation over runs{some}"
+
+
+def correctness_levels(correctness: pd.Series) -> list[tuple[str, pd.Series]]:
+    """Of correctness (n, 0..1) the levels that occur, lowest first: a label, and which examples have it, bool (n,).
+
+    Each value is a level, as the paper draws it, where there are at most 7; of more, 0, 1 and quarters between.
+    """
+    values = sorted(correctness.unique())
+    if len(values) <= MAX_LEVELS:
+        return [(f"{value:.2g}", correctness == value) for value in values]
+    edges = (0, 0.25, 0.5, 0.75)
+    inner = [(f"{low:g} to {low + 0.25:g}", (correctness > low) & (correctness <= low + 0.25) & (correctness < 1))
+             for low in edges]
+    levels = [("0", correctness == 0), *inner, ("1", correctness == 1)]
+    return [(label, inside) for label, inside in levels if inside.any()]
+
+
+def plot_map_by_correctness(df: pd.DataFrame, path: str | Path, caption: str, cuts: tuple[float, float]) -> None:
+    """The data map as Swayamdipta et al. 2020 draw it: variability against confidence, colour and marker by
+    correctness, and beside it how the three are distributed.
+
+    df: the metrics, with ``correctness``. Above 25,000 examples a seeded sample is drawn; distributions are of all.
+    """
+    from matplotlib import colormaps
+
+    drawn, note = drawn_sample(df)
+    figure, axes = new_figure(9, 5.6, rows=3, columns=2, width_ratios=[3, 1])
+    for each in axes[:, 0]:
+        each.remove()
+    axis: Any = figure.add_subplot(axes[0, 0].get_gridspec()[:, 0])
+    axis.spines[["top", "right"]].set_visible(False)
+    levels = correctness_levels(df["correctness"])
+    size = float(np.clip(20_000 / len(drawn), 4, 22))
+    for number, (label, inside) in enumerate(levels):
+        points = drawn[inside.reindex(drawn.index)]
+        # The palest end of the colours would be lost on white.
+        color = colormaps["viridis"](0.9 * number / max(len(levels) - 1, 1))
+        axis.scatter(points["variability"], points["confidence"], s=size, alpha=0.6, linewidths=0, color=[color],
+                     marker=MARKERS[number], label=f"{label} (n = {int(inside.sum()):,})")
+    axis.axvline(cuts[1], color=GREY, linewidth=0.8, linestyle="--")
+    axis.plot([0, cuts[1]], [cuts[0], cuts[0]], color=GREY, linewidth=0.8, linestyle="--")
+    axis.set(xlabel="variability (standard deviation of p(gold) over epochs)", ylim=(-0.02, 1.02),
+             ylabel="confidence (mean p(gold) over epochs)", xlim=(-0.01, max(0.3, 1.03 * df["variability"].max())))
+    legend = axis.legend(title="correctness", loc="lower right", markerscale=float(np.sqrt(30 / size)), fontsize=8,
+                         title_fontsize=8)
+    for handle in legend.legend_handles:
+        handle.set_alpha(1)
+    epochs = int(df["num_epochs"].max()) if "num_epochs" in df else 20
+    for bars, column in zip(axes[:, 1], ("confidence", "variability", "correctness"), strict=True):
+        # Correctness is a count of epochs: one bar for each.
+        steps = min(epochs, 20) if column == "correctness" else 20
+        half = 0.5 / steps if column == "correctness" else 0
+        high = 1.0 if column != "variability" else 0.5
+        bars.hist(df[column], bins=np.linspace(-half, high + half, steps + 1 + (half > 0)), color=COLORS[0],
+                  edgecolor="white", linewidth=0.4)
+        bars.set_xlabel(column, fontsize=8)
+        bars.set_ylabel("examples (count)", fontsize=8)
+        bars.tick_params(labelsize=7)
+        whole_numbers(bars.yaxis)
+    text = f"points{note}: colour and marker by correctness, the fraction of epochs predicted right; dashed: the cuts"
+    save_figure(figure, path, "Data map by correctness", f"{caption}\n{text}")

@@ -58,7 +58,9 @@ class _Printable:
         return getattr(self._stream, name)
 
 
-class _StatusHandler(logging.StreamHandler):
+class StatusHandler(logging.StreamHandler):
+    """What logging shows on stderr."""
+
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr  # that of the moment: a caller may have replaced it since
         super().emit(record)
@@ -73,8 +75,8 @@ class _StatusFormatter(logging.Formatter):
 def setup_logging() -> None:
     """Send status lines to stderr: ours from INFO up, the libraries' from WARNING up, once per process."""
     root = logging.getLogger()
-    if not any(isinstance(handler, _StatusHandler) for handler in root.handlers):
-        handler = _StatusHandler()
+    if not any(isinstance(handler, StatusHandler) for handler in root.handlers):
+        handler = StatusHandler()
         handler.setFormatter(_StatusFormatter())
         root.addHandler(handler)
     # Other processes of a distributed run would only repeat what the first one says.

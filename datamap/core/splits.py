@@ -132,7 +132,7 @@ def _load_whole(name: str, split: str, task: RowFormat, stamp: Any) -> Split:
             logger.warning(f"{name}: column {column} {why}; its values are taken as text")
     data = task.normalize(_string_ids(data, name), f"{name} [{split}]")
     if "id" not in data.column_names:
-        data = data.add_column("id", generate_hash_ids(data, task.content_columns))
+        data = with_column(data, "id", generate_hash_ids(data, task.content_columns))
     data = data.select_columns(["id", *(column for column in data.column_names if column != "id")])
     fingerprint = content_fingerprint(data, task.content_columns)
     mended, changes = task.mend(data, f"{name} [{split}]")
@@ -244,7 +244,15 @@ def _string_ids(data: datasets.Dataset, name: str) -> datasets.Dataset:
     if twice := repeated(ids):
         raise UserError(f"{name}: {len(twice):,} ids occur more than once ({name_a_few(twice)}); ids must be unique "
                         "in a split: rename them, or drop the id column to have ids made")
-    return data.remove_columns("id").add_column("id", ids)
+    return with_column(data.remove_columns("id"), "id", ids)
+
+
+def with_column(data: datasets.Dataset, name: str, values: Sequence[Any], feature: Any = None) -> datasets.Dataset:
+    """``data`` with one more column. The library would pickle and hash every value of it, for a fingerprint that
+    nothing here asks for, which takes longer than all the rest of loading."""
+    from datasets.fingerprint import generate_random_fingerprint
+
+    return data.add_column(name, values, new_fingerprint=generate_random_fingerprint(), feature=feature)
 
 
 def generate_hash_ids(data: datasets.Dataset, columns: Sequence[str]) -> list[str]:
@@ -280,9 +288,8 @@ def _as_text(data: datasets.Dataset, column: str) -> list[str]:
     names = getattr(data.features[column], "names", None)
     if names is not None:  # the number of a class depends on which classes a file holds, its name does not
         values = [names[value] for value in values]
-    return [
-        value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False) for value in values
-    ]
+    write = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode  # json.dumps makes one anew for each value
+    return [value if isinstance(value, str) else write(value) for value in values]
 
 
 # A dataset as it was read, and of each column that holds values of several types, which are text now, which they were.

@@ -1,4 +1,4 @@
-"""Tables for people: the one on the console, and those that are opened in a spreadsheet.
+"""Tables for people: the one on the console, those with the columns of a dataset, those opened in a spreadsheet.
 
 A spreadsheet runs a cell that begins like a formula. ``neutralised`` puts an apostrophe before such a text,
 ``restored`` takes it off again, and every text comes back as it was.
@@ -6,17 +6,19 @@ A spreadsheet runs a cell that begins like a formula. ``neutralised`` puts an ap
 
 from __future__ import annotations
 
+import json
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamap.core.errors import printable
-from datamap.core.files import atomic
+from datamap.core.files import atomic, nulls_for_nan, plain
 
 if TYPE_CHECKING:
+    import datasets
     import pandas as pd
 
 # = + - @ and their full-width forms, tab and CR run; a spreadsheet may overlook blanks and control characters before.
@@ -85,6 +87,39 @@ def shortened(texts: Sequence[str], length: int) -> list[str]:
         mark = f" ({place})" if owners[text] > 1 else ""
         result.append(text[: length - len(mark)] + mark)
     return result
+
+
+# --- of a dataset ------------------------------------------------------------------------------------------------
+
+
+def further_columns(data: datasets.Dataset, shown: Collection[str], taken: Collection[str]) -> dict[str, Any]:
+    """The columns of a dataset beside those ``shown``, for a table with the columns ``taken``: by a name that is free,
+    lists and dicts as JSON text."""
+    import pandas as pd
+    import pyarrow as pa
+
+    columns: dict[str, Any] = {}
+    for column in data.column_names:
+        if column in shown:
+            continue
+        values = data.with_format("arrow")[column][:]
+        if isinstance(values, pa.ChunkedArray):
+            values = values.combine_chunks()
+        if pa.types.is_nested(values.type):
+            texts = (None if value is None else json.dumps(nulls_for_nan(value), ensure_ascii=False, default=plain)
+                     for value in values.to_pylist())
+            values = pa.array(texts, pa.string())
+        name = free_name(column, {*taken, *columns}, data.column_names)
+        columns[name] = pd.array(values, dtype=pd.ArrowDtype(values.type))
+    return columns
+
+
+def free_name(column: str, taken: Collection[str], original: Collection[str]) -> str:
+    """``column``, or where that is taken ``data_`` before it, as often as gives no other column's name."""
+    name = f"data_{column}" if column in taken else column
+    while name != column and name in {*taken, *original}:
+        name = f"data_{name}"
+    return name
 
 
 # --- in a spreadsheet --------------------------------------------------------------------------------------------

@@ -53,6 +53,7 @@ class Evidence:
     opinions: Mapping[str, np.ndarray] = field(default_factory=dict)
     seed: int = SEED
     _made: dict[Callable[[Evidence], Any], Any] = field(default_factory=dict, init=False, repr=False)
+    _columns: dict[str, list[Any]] = field(default_factory=dict, init=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.split.data)
@@ -76,6 +77,23 @@ class Evidence:
             self._made[make] = make(self)
         return self._made[make]
 
+    def column(self, name: str) -> list[Any]:
+        """A column of the split, read once; not to be changed."""
+        if name not in self._columns:
+            self._columns[name] = self.split.data[name][:]
+        return self._columns[name]
+
+    @functools.cached_property
+    def groups(self) -> tuple[str, list[str]]:
+        """By what the examples are grouped, a class or a kind of question, and the group of each."""
+        by, groups = self.split.task.groups(self.split.data)
+        return by, [str(each) for each in groups]
+
+    @functools.cached_property
+    def usable(self) -> np.ndarray:
+        """(N,) bool: which can be trained on (``Task.is_usable``)."""
+        return self.split.task.is_usable(self.split.data)
+
     @property
     def answers_questions(self) -> bool:
         return self.split.task.name == "qa"
@@ -83,7 +101,7 @@ class Evidence:
     @functools.cached_property
     def labels(self) -> np.ndarray:
         """(N,) int64 class numbers, -1 without a gold label; of a task with classes."""
-        return np.asarray([-1 if label is None else label for label in self.split.data[self.label_column][:]])
+        return np.asarray([-1 if label is None else label for label in self.column(self.label_column)])
 
     @functools.cached_property
     def class_names(self) -> list[str]:
@@ -96,7 +114,7 @@ class Evidence:
     @functools.cached_property
     def golds(self) -> list[str]:
         """The first gold answer of each question, "" for an unanswerable one."""
-        return list(self.split.task.readable(self.split.data)["answer"])
+        return [next(iter(answer["text"]), "") for answer in self.column("answers")]
 
     def has(self, *names: str) -> bool:
         """Whether all of these fields are there."""
@@ -135,6 +153,10 @@ class Detector:
         return all(column in table for table in tables for column in self.columns)
 
     def __call__(self, evidence: Evidence) -> np.ndarray:
+        """Worked out once, also where another detector is made of it."""
+        return evidence.once(self._checked)
+
+    def _checked(self, evidence: Evidence) -> np.ndarray:
         scores = np.asarray(self.score(evidence), dtype=np.float64)
         if scores.shape != (len(evidence),):
             raise ValueError(f"{self.name} gave scores of shape {scores.shape} for {len(evidence)} examples")

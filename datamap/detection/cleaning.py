@@ -12,8 +12,14 @@ import numpy as np
 from datamap.core.artifacts import check_same_dataset
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.splits import Split
-from datamap.detection.decisions import NO_ANSWER, check_decided_ids, read_decisions
-from datamap.tasks.spans import places_of
+from datamap.detection.decisions import (
+    NO_ANSWER,
+    answer_place,
+    check_decided_ids,
+    idle_fixes_kept,
+    label_number,
+    read_decisions,
+)
 
 if TYPE_CHECKING:
     import datasets
@@ -38,7 +44,7 @@ def clean(
     table = read_decisions(path).set_index("id")
     check_decided_ids(path, table.index[table["decision"] != ""], loaded)
     changed = check_same_dataset(path, table.index, loaded)
-    known = table[table.index.isin(set(loaded.ids) - changed)]
+    known = idle_fixes_kept(table[table.index.isin(set(loaded.ids) - changed)], loaded, path)
     data, fixed = _fixed(loaded, known.loc[known["decision"] == "fix", "corrected"].to_dict(), path)
     task, ids = loaded.task, np.asarray(loaded.ids, dtype=object)
     mended = ids[task.is_usable(data) & ~task.is_usable(loaded.data)]
@@ -117,13 +123,8 @@ def _with_labels(
 ) -> tuple[str, list[int], list[dict[str, Any]]]:
     column = loaded.task.label_column
     names, labels, changes, unknown = loaded.data.features[column].names, loaded.data[column][:], [], {}
-    folded = {name.casefold(): number for number, name in enumerate(names)}
     for row, (example, text) in fixes.items():
-        wanted = text.strip()
-        if wanted not in names and wanted.endswith(".0"):  # how pandas and spreadsheets write 1 beside a gap
-            wanted = wanted[:-2]
-        number = names.index(wanted) if wanted in names else folded.get(wanted.casefold())
-        if number is None:
+        if (number := label_number(names, text)) is None:
             unknown[example] = text
             continue
         changes.append({"id": example, "was": names[labels[row]], "corrected": names[number]})
@@ -148,15 +149,15 @@ def _with_answers(
             answers[row] = {"text": [], "answer_start": []}
             changes.append({"id": example, "was": was["text"], "corrected": None})
             continue
-        places = places_of(contexts[row], text)
-        if not places:
+        place = answer_place(contexts[row], text, was["answer_start"] or 0)
+        if place is None:
             absent[example] = text
             continue
-        start, end = min(places, key=lambda place: abs(place[0] - (was["answer_start"] or 0)))
+        start, end, places = place
         found = contexts[row][start:end]
         answers[row] = {"text": [found, *answer["text"][1:]], "answer_start": [start, *answer["answer_start"][1:]]}
         changes.append({"id": example, "was": was["text"], "corrected": found, "answer_start": start,
-                        "places": len(places)})
+                        "places": places})
     if absent:
         raise UserError(f"{path}: {len(absent):,} corrected answers do not stand in their contexts "
                         f"({_named(absent)}); copy them from there, without the [[ ]] of the mark")

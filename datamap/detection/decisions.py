@@ -15,6 +15,7 @@ from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import read_bytes
 from datamap.core.splits import Split
 from datamap.core.tables import restored
+from datamap.tasks.spans import places_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -102,6 +103,49 @@ def check_decided_ids(path: str | Path, decided: Iterable[str], split: Split) ->
                 "column id as text, or correct it")
     raise UserError(f"{path} decides on {len(unknown):,} ids that {split.name} [{split.split}] does not have "
                     f"({name_a_few(unknown)}){hint}")
+
+
+def idle_fixes_kept(table: pd.DataFrame, split: Split, path: str | Path) -> pd.DataFrame:
+    """``table`` (``decision`` and ``corrected`` by id) with ``keep`` where a fix says what is annotated already: an
+    example that nothing is to change of is no wrong one, and nothing else is to be learned from it."""
+    fixes = table.loc[table["decision"] == "fix", "corrected"].to_dict()
+    rows = {example: row for row, example in enumerate(split.ids) if example in fixes}
+    idle = [example for example, row in rows.items() if _changes_nothing(split, row, fixes[example])]
+    if not idle:
+        return table
+    logger.warning(f"{path}: {len(idle):,} {'fixes say' if len(idle) > 1 else 'fix says'} what is annotated already "
+                   f"({name_a_few(idle)}): {'they count' if len(idle) > 1 else 'it counts'} as keep")
+    table = table.copy()
+    table.loc[idle, ["decision", "corrected"]] = ["keep", ""]
+    return table
+
+
+def _changes_nothing(split: Split, row: int, text: str) -> bool:
+    example = split.data[row]
+    if split.task.name != "qa":
+        names = split.data.features[split.task.label_column].names
+        return label_number(names, text) == example[split.task.label_column]
+    golds, starts = example["answers"]["text"], example["answers"]["answer_start"]
+    if text.strip().casefold() == NO_ANSWER or not golds:
+        return text.strip().casefold() == NO_ANSWER and not golds
+    found = answer_place(example["context"], text, starts[0])
+    return found is not None and found[0] == starts[0] and example["context"][slice(*found[:2])] == golds[0]
+
+
+def label_number(names: Sequence[str], text: str) -> int | None:
+    """The class that a cell names, whatever its case; None where there is no such class."""
+    wanted = text.strip()
+    if wanted not in names and wanted.endswith(".0"):  # how pandas and spreadsheets write 1 beside a gap
+        wanted = wanted[:-2]
+    folded = {name.casefold(): number for number, name in enumerate(names)}
+    return names.index(wanted) if wanted in names else folded.get(wanted.casefold())
+
+
+def answer_place(context: str, text: str, start: int) -> tuple[int, int, int] | None:
+    """First character and end of the place of ``text`` in ``context`` that is nearest to ``start``, and how many
+    places there are; None where there is none."""
+    places = places_of(context, text)
+    return (*min(places, key=lambda place: abs(place[0] - start)), len(places)) if places else None
 
 
 def _shown(decided: Sequence[str]) -> str:

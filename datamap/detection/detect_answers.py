@@ -35,7 +35,7 @@ def out_of_fold_overlap(evidence: Evidence) -> np.ndarray:
 def answer_overlap(answers: list[str | None], evidence: Evidence) -> np.ndarray:
     """(N,) token F1 of each answer with the best of its gold answers, 0..1, by the rules of SQuAD 2.0 (no answer
     agrees with no answer alone); NaN without one."""
-    golds = [gold["text"] for gold in evidence.split.data["answers"][:]]
+    golds = [gold["text"] for gold in evidence.column("answers")]
     overlap = score_predictions([answer or "" for answer in answers], golds, version_2=True).f1
     return np.where([answer is None for answer in answers], np.nan, overlap)
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from datamap.core.words import how_often, numbered_words
 from datamap.detection.base import Evidence, detector
 from datamap.tasks.qa_metrics import score_predictions
 from datamap.tasks.questions import fold
@@ -21,11 +22,11 @@ BEGIN, END = "<", ">"
 
 def content(evidence: Evidence) -> list[tuple[str, ...]]:
     """What a model reads of each example, in the form in which texts are compared."""
-    columns = (evidence.split.data[column][:] for column in evidence.split.task.text_columns)
-    return list(zip(*map(_folded, columns), strict=True))
+    columns = (evidence.column(column) for column in evidence.split.task.text_columns)
+    return list(zip(*map(folded, columns), strict=True))
 
 
-def _folded(texts: Sequence[str]) -> list[str]:
+def folded(texts: Sequence[str]) -> list[str]:
     known = {text: fold(text) for text in dict.fromkeys(texts)}  # a context is shared by many questions
     return [known[text] for text in texts]
 
@@ -70,10 +71,14 @@ def _near_duplicates(evidence: Evidence) -> np.ndarray:
     """Jaccard overlap of the sets of words of all texts together. NaN without such a neighbour. Copies count."""
     words = [frozenset(f"{place} {word}" for place, text in enumerate(texts) for word in text.split())
              for texts in evidence.once(content)]
+    sizes, near = np.array([len(each) for each in words]), evidence.neighbours.rows
+    # Sets whose sizes differ by more than that cannot overlap so far.
+    fewer, more = np.minimum(sizes[:, None], sizes[near]), np.maximum(sizes[:, None], sizes[near])
+    maybe = (near >= 0) & (fewer >= ALIKE * more)
     scores = np.full(len(evidence), np.nan)
     labels = evidence.labels.tolist()
-    for row, near in enumerate(evidence.neighbours.rows.tolist()):
-        alike = [other for other in near if other >= 0 and overlap(words[row], words[other]) >= ALIKE]
+    for row in np.flatnonzero(maybe.any(axis=1)).tolist():
+        alike = [other for other in near[row, maybe[row]].tolist() if overlap(words[row], words[other]) >= ALIKE]
         if alike:
             scores[row] = sum(labels[other] != labels[row] for other in alike) / len(alike)
     return scores
@@ -114,29 +119,31 @@ def _odd_question(evidence: Evidence) -> np.ndarray:
     """Of a bigram model over all other examples, with beginning and end: the mean of -log p(next word | word), where p
     backs off to the share of the next word among all words (which weighs as one step seen). A cut, garbled or
     shuffled question has steps that no other question takes."""
-    questions = [[BEGIN, *fold(question).split(), END] for question in evidence.split.data["question"][:]]
-    pairs = Counter(pair for words in questions for pair in itertools.pairwise(words))
-    singles = Counter(word for words in questions for word in words[1:])
-    froms = Counter(word for words in questions for word in words[:-1])
-    total = sum(singles.values())
-    scores = np.full(len(evidence), np.nan)
-    for row, words in enumerate(questions):
-        steps = list(itertools.pairwise(words))
-        mine, leaving, arriving = Counter(steps), Counter(words[:-1]), Counter(words[1:])
-        likely = []
-        for a, b in steps:
-            share = (singles[b] - arriving[b] + 1) / (total - len(steps) + len(singles) + 1)
-            likely.append((pairs[a, b] - mine[a, b] + share) / (froms[a] - leaving[a] + 1))
-        scores[row] = -np.log(likely).mean()
-    return scores
+    place = evidence.split.task.text_columns.index("question")
+    words = numbered_words([BEGIN, *texts[place].split(), END] for texts in evidence.once(content))
+    is_step, size = np.ones(len(words.codes), dtype=bool), len(words.vocabulary)
+    is_step[words.starts] = False
+    at, rows, steps = np.flatnonzero(is_step), words.rows[is_step], words.counts - 1
+    before, after = words.codes[at - 1], words.codes[at]
+    _, pair = np.unique(before * size + after, return_inverse=True)
+    pairs, froms, singles = np.bincount(pair), np.bincount(before, minlength=size), np.bincount(after, minlength=size)
+    # Without those of the question itself.
+    others = pairs[pair] - how_often(rows * len(pairs) + pair)
+    leaving = froms[before] - how_often(rows * size + before)
+    arriving = singles[after] - how_often(rows * size + after)
+    share = (arriving + 1) / (len(at) - steps[rows] + np.count_nonzero(singles) + 1)
+    surprise = -np.log((others + share) / (leaving + 1))
+    return np.add.reduceat(surprise, np.cumsum(steps) - steps) / steps
 
 
 @detector("long_answer", "log of the answer's words by the median of its question type", needs=(), tasks="qa",
           range="any number", cost=COST)
 def _long_answer(evidence: Evidence) -> np.ndarray:
     """NaN where there is no answer. The continuous form of rule 1."""
+    import pandas as pd
+
     lengths = np.array([len(answer.split()) for answer in evidence.golds], dtype=np.float64)
-    _, group = np.unique(np.asarray(evidence.split.task.groups(evidence.split.data)[1]), return_inverse=True)
+    group, _ = pd.factorize(np.asarray(evidence.groups[1], dtype=object))
     scores = np.full(len(evidence), np.nan)
     for each in range(group.max() + 1):
         answered = (group == each) & (lengths > 0)

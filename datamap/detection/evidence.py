@@ -51,11 +51,11 @@ def load_evidence(
     if predictions is not None:
         evidence.predictions = predictions_of(predictions, split)
     if evidence.answers_questions:
-        texts = split.task.readable(split.data)
         answers = evidence.predictions
         if answers is None and evidence.out_of_fold is not None and "predicted_answer" in evidence.out_of_fold:
             answers = out_of_fold_answers(evidence)
-        evidence.rules = flag_errors(texts["question"], texts["context"], texts["answer"], answers)
+        texts = evidence.column("question"), evidence.column("context"), evidence.golds
+        evidence.rules = flag_errors(*texts, answers)
         evidence.rules.index = _ids(split)
     return evidence
 

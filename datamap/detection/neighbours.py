@@ -9,7 +9,7 @@ import numpy as np
 NEIGHBOURS = 10
 MOST_COMPARED = 20_000  # examples among which neighbours are sought
 DIMENSIONS = 64  # kept where there are more examples than that
-BLOCK = 1024  # rows compared at a time
+BLOCK = 256  # rows compared at a time: what they give stays in the cache
 GROUP = 32  # columns of which only the largest is looked at first
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -41,21 +42,30 @@ RULE_WORDS = {
 }
 
 
-def reasons(evidence: Evidence, scores: pd.DataFrame) -> list[str]:
-    """For each of the N examples what speaks against it, joined by ``; ``, the plainest first; "" where nothing does.
+def reasons(evidence: Evidence, scores: pd.DataFrame, rows: np.ndarray | None = None) -> list[str]:
+    """For each of the N examples, or of ``rows`` (n,), what speaks against it, joined by ``; ``, the plainest first;
+    "" where nothing does.
 
     scores: (N, D) of the detectors. Where no reason holds, those are named for which the example is among the 5 %
     most suspicious.
     """
-    found: list[list[str]] = [[] for _ in range(len(evidence))]
-    for rows, words in itertools.chain(_all_reasons(evidence), _of_odd_questions(scores)):
-        for row in rows.tolist():
+    rows = np.arange(len(evidence)) if rows is None else rows
+    found: dict[int, list[str]] = {row: [] for row in rows.tolist()}
+    asked = np.zeros(len(evidence), dtype=bool)
+    asked[rows] = True
+
+    def add(reason: Reason) -> None:
+        holds, words = reason
+        for row in holds[asked[holds]].tolist():
             found[row].append(words(row))
-    silent = np.array([not each for each in found], dtype=bool)
-    for rows, words in _standing_out(scores, silent):
-        for row in rows.tolist():
-            found[row].append(words(row))
-    return ["; ".join(each) for each in found]
+
+    for reason in itertools.chain(_all_reasons(evidence, rows), _of_odd_questions(scores)):
+        add(reason)
+    silent = asked.copy()
+    silent[[row for row, each in found.items() if each]] = False
+    for reason in _standing_out(scores, silent):
+        add(reason)
+    return ["; ".join(each) for each in found.values()]
 
 
 def shown(answer: str) -> str:
@@ -70,11 +80,12 @@ def class_numbers(evidence: Evidence, values: Iterable[Any]) -> np.ndarray:
     return np.array([-1 if value is None or value != value else number_of.get(str(value), -1) for value in values])
 
 
-def _all_reasons(evidence: Evidence) -> Iterator[Reason]:
+def _all_reasons(evidence: Evidence, rows: np.ndarray) -> Iterator[Reason]:
+    """rows: those that are asked about; what is read of the texts of each alone is read of these."""
     if evidence.answers_questions:
-        yield from _of_spans(evidence)
+        yield from _of_spans(evidence, rows)
     yield from _of_training(evidence)
-    yield from (_of_answers if evidence.answers_questions else _of_labels)(evidence)
+    yield from _of_answers(evidence, rows) if evidence.answers_questions else _of_labels(evidence)
     yield from _of_duplicates(evidence)
     if evidence.has("embeddings") and not evidence.answers_questions:
         yield from _of_neighbours(evidence)
@@ -152,24 +163,23 @@ def _never_agreed(evidence: Evidence) -> Iterator[Reason]:
 # --- questions ---------------------------------------------------------------------------------------------------
 
 
-def _of_spans(evidence: Evidence) -> Iterator[Reason]:
-    data = evidence.split.data
-    usable = evidence.split.task.is_usable(data)
+def _of_spans(evidence: Evidence, rows: np.ndarray) -> Iterator[Reason]:
+    usable, contexts, answers = evidence.usable, evidence.column("context"), evidence.column("answers")
     yield np.flatnonzero(~usable), _always("the annotated answer does not stand at its answer_start")
-    begins, ends = np.zeros(len(data), dtype=bool), np.zeros(len(data), dtype=bool)
-    for row, (context, answer) in enumerate(zip(data["context"][:], data["answers"][:], strict=True)):
-        if usable[row] and answer["text"]:
-            start = answer["answer_start"][0]
-            begins[row], ends[row] = begins_or_ends_in_word(context, start, start + len(answer["text"][0]))
+    begins, ends = np.zeros(len(usable), dtype=bool), np.zeros(len(usable), dtype=bool)
+    for row in rows[usable[rows]].tolist():
+        if answers[row]["text"]:
+            start = answers[row]["answer_start"][0]
+            begins[row], ends[row] = begins_or_ends_in_word(contexts[row], start, start + len(answers[row]["text"][0]))
     yield np.flatnonzero(begins), _always("the span begins inside a word")
     yield np.flatnonzero(ends), _always("the span ends inside a word")
-    words = [normalize_answer(text).split() for text in evidence.golds]
-    empty = [bool(text) and STOP_WORDS.issuperset(each) for text, each in zip(evidence.golds, words, strict=True)]
-    yield np.flatnonzero(empty), _always("the answer has no word of content")
+    golds = evidence.golds
+    empty = [bool(golds[row]) and STOP_WORDS.issuperset(normalize_answer(golds[row]).split()) for row in rows.tolist()]
+    yield rows[np.array(empty, dtype=bool)], _always("the answer has no word of content")
 
 
-def _of_answers(evidence: Evidence) -> Iterator[Reason]:
-    golds = [_compared(text) for text in evidence.golds]
+def _of_answers(evidence: Evidence, rows: np.ndarray) -> Iterator[Reason]:
+    golds = {row: _compared(evidence.golds[row]) for row in rows.tolist()}
     table, final = evidence.out_of_fold, evidence.predictions
     held_out = None if table is None or "predicted_answer" not in table else table["predicted_answer"].tolist()
     for answers, who in ((held_out, "a model trained without it answers"), (final, "the trained model answers")):
@@ -178,9 +188,10 @@ def _of_answers(evidence: Evidence) -> Iterator[Reason]:
     yield from _never_agreed(evidence)
 
 
-def _other_answer(golds: Sequence[str], answers: Sequence[Any], who: str) -> Reason:
-    relations = [_relation(gold, answer) for gold, answer in zip(golds, answers, strict=True)]
-    differing = [row for row, relation in enumerate(relations) if relation]
+def _other_answer(golds: Mapping[int, str], answers: Sequence[Any], who: str) -> Reason:
+    """golds: as compared, of the rows that are asked about."""
+    relations = {row: _relation(gold, answers[row]) for row, gold in golds.items()}
+    differing = [row for row, relation in relations.items() if relation]
     return np.array(differing, dtype=np.int64), lambda row: f"{who} {shown(answers[row])}, {relations[row]}"
 
 
@@ -221,18 +232,27 @@ def _of_odd_questions(scores: pd.DataFrame) -> Iterator[Reason]:
 
 def _of_duplicates(evidence: Evidence) -> Iterator[Reason]:
     """The same texts, but for case and blanks, with another label or answer."""
-    keys = evidence.once(content)
-    golds = ([_compared(text) for text in evidence.golds] if evidence.answers_questions
-             else [evidence.class_names[label] for label in evidence.labels])
-    first: dict[tuple[str, ...], dict[str, int]] = {}  # of every text the first row with each gold
-    for row, (key, gold) in enumerate(zip(keys, golds, strict=True)):
-        first.setdefault(key, {}).setdefault(gold, row)
-    other = {row: next(place for each, place in first[key].items() if each != gold)
-             for row, (key, gold) in enumerate(zip(keys, golds, strict=True)) if len(first[key]) > 1}
-    ids, what = evidence.split.ids, "answered" if evidence.answers_questions else "labelled"
-    words = [shown(text) for text in evidence.golds] if evidence.answers_questions else golds
-    yield (np.array(list(other), dtype=np.int64),
-           lambda row: f"the same text is {what} {words[other[row]]} in {ids[other[row]]}")
+    copies: dict[tuple[str, ...], list[int]] = defaultdict(list)
+    for row, key in enumerate(evidence.once(content)):
+        copies[key].append(row)
+    asks, ids = evidence.answers_questions, evidence.split.ids
+
+    def gold(row: int) -> str:
+        return _compared(evidence.golds[row]) if asks else evidence.class_names[evidence.labels[row]]
+
+    other: dict[int, int] = {}
+    for rows in copies.values():
+        if len(rows) > 1:
+            golds = {row: gold(row) for row in rows}
+            first = {golds[row]: row for row in reversed(rows)}  # the first row with each gold
+            for row in rows if len(first) > 1 else ():
+                other[row] = min(place for each, place in first.items() if each != golds[row])
+
+    def words(row: int) -> str:
+        said = f"answered {shown(evidence.golds[other[row]])}" if asks else f"labelled {gold(other[row])}"
+        return f"the same text is {said} in {ids[other[row]]}"
+
+    yield np.array(list(other), dtype=np.int64), words
 
 
 def _of_neighbours(evidence: Evidence) -> Iterator[Reason]:

@@ -8,15 +8,17 @@ concave function, so whoever maximises it finds the same weights.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from datamap.core.words import numbered_words
 from datamap.detection.base import Evidence
-from datamap.detection.detect_texts import content, overlap
+from datamap.detection.detect_texts import content
 from datamap.detection.suspicion import normal_scores, sigmoid
 
 if TYPE_CHECKING:
@@ -111,14 +113,39 @@ def _detectors(scores: pd.DataFrame) -> tuple[np.ndarray, list[str]]:
     return _standardised(columns, len(scores))
 
 
-def _words(evidence: Evidence) -> list[tuple[list[str], ...]]:
-    """Of each example the words of its texts; of a question those of the question and of the answer, as contexts are
-    long and shared."""
+def _texts(evidence: Evidence) -> list[tuple[str, ...]]:
+    """Of each example its texts; of a question the question and the answer, as contexts are long and shared."""
     texts = evidence.once(content)
     if evidence.answers_questions:
-        return [(question.split(), answer.casefold().split())
-                for (question, _), answer in zip(texts, evidence.golds, strict=True)]
-    return [tuple(text.split() for text in each) for each in texts]
+        return [(question, answer.casefold()) for (question, _), answer in zip(texts, evidence.golds, strict=True)]
+    return texts
+
+
+class _Sets(NamedTuple):
+    """sets: of each place among the texts of an example, every (example, word) once, rising, as example * size + word.
+    size: of the vocabulary. lengths: (N,) words, of each place."""
+
+    sets: list[np.ndarray]
+    lengths: list[np.ndarray]
+    vocabulary: list[str]
+
+    @property
+    def size(self) -> int:
+        return max(1, len(self.vocabulary))
+
+    def of_each(self, chosen: np.ndarray) -> np.ndarray:
+        """(N,) how many of (example, word) each example has."""
+        return np.bincount(chosen // self.size, minlength=len(self.lengths[0]))
+
+
+def _sets(evidence: Evidence) -> _Sets:
+    texts = evidence.once(_texts)
+    places = range(len(texts[0]))
+    words = numbered_words(each[place].split() for place in places for each in texts)
+    size, rows, counts = max(1, len(words.vocabulary)), words.rows, words.counts.reshape(len(places), len(texts))
+    ends = np.cumsum(counts.sum(axis=1))
+    keys = np.split((rows % len(texts)) * size + words.codes, ends[:-1])
+    return _Sets([np.unique(each) for each in keys], list(counts), words.vocabulary)
 
 
 def _text_names(evidence: Evidence) -> list[str]:
@@ -127,23 +154,25 @@ def _text_names(evidence: Evidence) -> list[str]:
 
 def _shapes(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
     """How long the texts are, and of two how they compare."""
-    words, names = _words(evidence), _text_names(evidence)
-    if not words:
+    if not len(evidence):
         return np.zeros((0, 0)), []
-    lengths = {name: np.log1p([len(each[place]) for each in words]) for place, name in enumerate(names)}
+    words, names = evidence.once(_sets), _text_names(evidence)
+    lengths = {name: np.log1p(counts) for name, counts in zip(names, words.lengths, strict=True)}
     columns = {f"length of {name}": values for name, values in lengths.items()}
     if len(names) == 2:
-        columns["shared words"] = np.array([overlap(frozenset(one), frozenset(two)) for one, two in words])
+        one, two = words.sets
+        common = words.of_each(np.intersect1d(one, two, assume_unique=True))
+        columns["shared words"] = common / np.maximum(words.of_each(one) + words.of_each(two) - common, 1)
         columns[f"length of {names[0]} over {names[1]}"] = lengths[names[0]] - lengths[names[1]]
-    return _standardised({name: normal_scores(values) for name, values in columns.items()}, len(words))
+    return _standardised({name: normal_scores(values) for name, values in columns.items()}, len(evidence))
 
 
-def telling_words(evidence: Evidence) -> list[list[str]]:
-    """Of each example the words that tell it from others: those in one of its two texts alone, as the label of a pair
-    hangs on where they differ; of questions and single texts all."""
-    found = []
-    for texts in _words(evidence):
-        sets = [dict.fromkeys(text) for text in texts]
+def telling_words(evidence: Evidence, rows: Iterable[int]) -> list[list[str]]:
+    """Of each of these examples the words that tell it from others: those in one of its two texts alone, as the label
+    of a pair hangs on where they differ; of questions and single texts all."""
+    found, texts = [], evidence.once(_texts)
+    for row in rows:
+        sets = [dict.fromkeys(text.split()) for text in texts[row]]
         if len(sets) == 2 and not evidence.answers_questions:
             found.append([*(word for word in sets[0] if word not in sets[1]),
                           *(word for word in sets[1] if word not in sets[0])])
@@ -154,16 +183,25 @@ def telling_words(evidence: Evidence) -> list[list[str]]:
 
 def _topics(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
     """The leading directions of the telling words, weighted by TF-IDF and of length 1 (latent semantic analysis)."""
+    from scipy.sparse import csr_array
     from sklearn.decomposition import TruncatedSVD
-    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.feature_extraction.text import TfidfTransformer
 
-    words = telling_words(evidence)
-    counts = Counter(word for each in words for word in each)
-    known = {word for word, count in counts.items() if count >= LEAST_EXAMPLES}
-    size = min(TOPICS, len(known) - 1, len(words) - 1)
+    if not len(evidence):
+        return np.zeros((0, 0)), []
+    words = evidence.once(_sets)
+    pairs = len(words.sets) == 2 and not evidence.answers_questions
+    rows, codes = np.divmod(functools.reduce(np.setxor1d if pairs else np.union1d, words.sets), words.size)
+    counts = np.bincount(codes, minlength=words.size)
+    known = sorted((word, code) for code, word in enumerate(words.vocabulary) if counts[code] >= LEAST_EXAMPLES)
+    size = min(TOPICS, len(known) - 1, len(evidence) - 1)
     if size < 1:
-        return np.zeros((len(words), 0)), []
-    counted = TfidfVectorizer(analyzer=list, vocabulary=sorted(known)).fit_transform(words)
+        return np.zeros((len(evidence), 0)), []
+    place = np.full(words.size, -1)
+    place[[code for _, code in known]] = np.arange(len(known))
+    kept = place[codes] >= 0
+    there = csr_array((np.ones(kept.sum()), (rows[kept], place[codes[kept]])), shape=(len(evidence), len(known)))
+    counted = TfidfTransformer().fit_transform(there)
     with np.errstate(invalid="ignore"):  # the share of no variance, which nobody asks for, where all texts are alike
         found = TruncatedSVD(size, random_state=0).fit_transform(counted)
     found -= found.mean(axis=0)
@@ -172,7 +210,7 @@ def _topics(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
 
 
 def _groups(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
-    given = [str(each) for each in evidence.split.task.groups(evidence.split.data)[1]]
+    given = evidence.groups[1]
     counts = Counter(given)
     own = sorted(counts, key=lambda name: (-counts[name], name))
     if len(own) > MOST_GROUPS:
@@ -324,8 +362,8 @@ def _told_features(found: ReviewFeatures, decided: np.ndarray, known: np.ndarray
 
 def _told_words(evidence: Evidence, decided: np.ndarray, known: np.ndarray) -> list[str]:
     """Words that stand in many of the wrong ones and in few of the right ones: by the ratio of their shares."""
-    words = telling_words(evidence)
-    inside = {value: [set(words[row]) for row in np.flatnonzero(known & (decided == value))] for value in (0, 1)}
+    inside = {value: list(map(set, telling_words(evidence, np.flatnonzero(known & (decided == value)).tolist())))
+              for value in (0, 1)}
     counts = {value: Counter(word for each in sets for word in each) for value, sets in inside.items()}
     shares = {value: {word: (counts[value][word] + 0.5) / (len(inside[value]) + 1) for word in counts[1]}
               for value in (0, 1)}

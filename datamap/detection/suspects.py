@@ -11,7 +11,7 @@ from datamap.core.artifacts import check_same_dataset
 from datamap.core.splits import Split
 from datamap.core.tables import console_table
 from datamap.detection.base import Evidence, score_all
-from datamap.detection.decisions import NO_ANSWER, check_decided_ids, read_decisions
+from datamap.detection.decisions import NO_ANSWER, check_decided_ids, idle_fixes_kept, read_decisions
 from datamap.detection.evidence import load_evidence
 from datamap.detection.reasons import NEAREST, class_numbers, reasons
 from datamap.detection.review import rank
@@ -92,14 +92,14 @@ def with_opinions(table: pd.DataFrame, opinions: Mapping[str, Opinion]) -> pd.Da
 
 def decisions_on(split: Split, path: str) -> pd.DataFrame:
     """``decision`` and ``corrected`` of each example of the split that there is a decision on, indexed by id; none of
-    those that have changed since."""
+    those that have changed since, and a fix that changes nothing as a keep."""
     table = read_decisions(path).set_index("id")
     table = table[table["decision"] != ""]
     if table.empty:
         return table
     check_decided_ids(path, table.index, split)
     changed = check_same_dataset(path, table.index, split)
-    return table[table.index.isin(set(split.ids) - changed)]
+    return idle_fixes_kept(table[table.index.isin(set(split.ids) - changed)], split, path)
 
 
 def detectors_needed(evidence: Evidence) -> tuple[str, ...]:
@@ -108,9 +108,9 @@ def detectors_needed(evidence: Evidence) -> tuple[str, ...]:
     return tuple(dict.fromkeys([*(term.detector for term in terms), "odd_question", OOF_WRONG]))
 
 
-def told_reasons(evidence: Evidence, scores: pd.DataFrame) -> list[str]:
+def told_reasons(evidence: Evidence, scores: pd.DataFrame, rows: np.ndarray | None = None) -> list[str]:
     """``reasons`` by the scores of the detectors that are needed, the same whether the others ran or not."""
-    return reasons(evidence, scores[[name for name in detectors_needed(evidence) if name in scores]])
+    return reasons(evidence, scores[[name for name in detectors_needed(evidence) if name in scores]], rows)
 
 
 def described(evidence: Evidence, not_given: list[str]) -> str:
@@ -158,14 +158,13 @@ def suspects_table(
 
 def readable_texts(evidence: Evidence) -> dict[str, list[str]]:
     """The texts; of a context what stands around the answer, which is marked with [[ ]]."""
-    data = evidence.split.data
-    texts = {column: data[column][:] for column in evidence.split.task.text_columns}
+    texts = {column: evidence.column(column) for column in evidence.split.task.text_columns}
     if evidence.answers_questions:
-        usable = evidence.split.task.is_usable(data)
         texts["context"] = [
             marked(context, answer["answer_start"][0], len(answer["text"][0])) if fine and answer["text"]
             else marked(context, 0, 0)
-            for context, answer, fine in zip(texts["context"], data["answers"][:], usable, strict=True)
+            for context, answer, fine in zip(texts["context"], evidence.column("answers"), evidence.usable,
+                                             strict=True)
         ]
     return texts
 
@@ -215,17 +214,18 @@ def _said(evidence: Evidence, source: str) -> list[str | None]:
     return [names[number] if number >= 0 else None for number in class_numbers(evidence, values).tolist()]
 
 
-def proposals(evidence: Evidence) -> list[str | None]:
-    """What to correct an example to, None where models do not agree.
+def proposals(evidence: Evidence, rows: np.ndarray | None = None) -> list[str | None]:
+    """What to correct an example to, None where models do not agree; of all examples, or of ``rows`` (n,).
 
     A label that models trained without the example hold to be more probable than all others together, and that the
     trained model or most of the five nearest neighbours give too, where these are known. An answer that both the
     models trained without it and the trained model give, and that stands in the context.
     """
-    return _proposed_answers(evidence) if evidence.answers_questions else _proposed_labels(evidence)
+    rows = np.arange(len(evidence)) if rows is None else rows
+    return (_proposed_answers if evidence.answers_questions else _proposed_labels)(evidence, rows)
 
 
-def _proposed_labels(evidence: Evidence) -> list[str | None]:
+def _proposed_labels(evidence: Evidence, rows: np.ndarray) -> list[str | None]:
     said = _said(evidence, "out_of_fold")
     numbers, gold = class_numbers(evidence, said), evidence.labels
     agreed = (numbers >= 0) & (numbers != gold)
@@ -235,19 +235,20 @@ def _proposed_labels(evidence: Evidence) -> list[str | None]:
     if evidence.predictions is not None:
         others.append(class_numbers(evidence, evidence.predictions) == numbers)
     if evidence.has("embeddings"):
-        rows = evidence.neighbours.rows[:, :NEAREST]
-        same = (evidence.labels[rows] == numbers[:, None]) & (rows >= 0)
+        near = evidence.neighbours.rows[:, :NEAREST]
+        same = (evidence.labels[near] == numbers[:, None]) & (near >= 0)
         others.append(2 * same.sum(axis=1) > NEAREST)
     if others:
         agreed &= np.any(others, axis=0)
-    return [name if fine else None for name, fine in zip(said, agreed, strict=True)]
+    return [said[row] if agreed[row] else None for row in rows.tolist()]
 
 
-def _proposed_answers(evidence: Evidence) -> list[str | None]:
+def _proposed_answers(evidence: Evidence, rows: np.ndarray) -> list[str | None]:
     found: list[str | None] = []
-    contexts = evidence.split.data["context"][:]
-    for context, gold, said, final in zip(contexts, evidence.golds, _said(evidence, "out_of_fold"),
-                                          _said(evidence, "predictions"), strict=True):
+    columns = (evidence.column("context"), evidence.golds, _said(evidence, "out_of_fold"),
+               _said(evidence, "predictions"))
+    for row in rows.tolist():
+        context, gold, said, final = (column[row] for column in columns)
         agreed = said is not None and final is not None and normalize_answer(said) == normalize_answer(final)
         if said is None or not agreed or normalize_answer(said) == normalize_answer(gold or NO_ANSWER):
             found.append(None)

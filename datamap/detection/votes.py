@@ -6,7 +6,9 @@ neighbours, the words alone; and sixteen linear heads on random projections of t
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -70,13 +72,18 @@ def word_votes(evidence: Evidence) -> np.ndarray:
     labels = evidence.labels[rows]
     if len(np.unique(labels)) < 2:
         return found
-    texts = [evidence.split.data[column][:] for column in evidence.split.task.text_columns]
+    texts = [evidence.column(column) for column in evidence.split.task.text_columns]
     documents = [terms([column[row] for column in texts]) for row in rows.tolist()]
     matrix = TfidfVectorizer(analyzer=lambda document: document, sublinear_tf=True, dtype=np.float32,
                              min_df=min(2, len(rows))).fit_transform(documents)
-    for train, test in StratifiedKFold(FOLDS, shuffle=True, random_state=evidence.seed).split(labels, labels):
+
+    def vote(fold: tuple[np.ndarray, np.ndarray]) -> None:
+        train, test = fold
         model = RidgeClassifier(solver="sparse_cg", tol=1e-3).fit(matrix[train], labels[train])
         found[rows[test]] = model.predict(matrix[test])
+
+    with ThreadPoolExecutor(min(FOLDS, os.cpu_count() or 1)) as pool:  # sparse products hold no lock of Python's
+        list(pool.map(vote, StratifiedKFold(FOLDS, shuffle=True, random_state=evidence.seed).split(labels, labels)))
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 import threading
 import time
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from datamap.core import progress
+from datamap.core.errors import StatusHandler, printable
 from datamap.core.progress import EVERY, duration
 
 BAR_SECONDS = 0.5  # from one look at the bar to the next
@@ -23,7 +25,8 @@ TOLD = 0.01  # less of all that is to do tells nothing of the time left
 
 
 class Console(logging.Handler):
-    """The terminal while others write to the log. As a handler of logging it shows warnings, each one once."""
+    """The terminal while others write to the log. As a handler of logging it shows warnings, each one once, whoever
+    says it and whatever path it calls a place by."""
 
     def __init__(self, log: Path):
         super().__init__(logging.WARNING)
@@ -42,15 +45,40 @@ class Console(logging.Handler):
     def say(self, text: str) -> None:
         if self.bar is not None:
             self.bar.clear()
-        print(text, file=self.stream, flush=True)
+        print(printable(text), file=self.stream, flush=True)
+
+    @contextmanager
+    def hearing(self) -> Iterator[None]:
+        """Show the warnings of the block here, and nowhere else on the terminal."""
+        root = logging.getLogger()
+        others = [handler for handler in root.handlers if isinstance(handler, StatusHandler)]
+
+        def is_not_ours(record: logging.LogRecord) -> bool:
+            in_a_stage = sys.stderr is not self.original  # it has turned that to the log
+            return record.levelno < self.level or in_a_stage
+
+        root.addHandler(self)
+        for handler in others:
+            handler.addFilter(is_not_ours)
+        try:
+            yield
+        finally:
+            for handler in others:
+                handler.removeFilter(is_not_ours)
+            root.removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if sys.stderr is self.original:  # no stage holds it: it shows the record itself
-            return
         message = record.getMessage()
-        if message not in self.seen and not (self.expected and message.startswith(self.expected)):
-            self.seen.add(message)
+        said = self._said(message)
+        if said not in self.seen and not (self.expected and message.startswith(self.expected)):
+            self.seen.add(said)
             self.say(f"{record.levelname.lower()}: {message}")
+
+    def _said(self, message: str) -> str:
+        """What a message says, whether it begins with the artifact that it is about or not, and by whatever path."""
+        place, colon, rest = message.partition(": ")
+        home = self.log.parent.resolve()
+        return rest if colon and home in Path(place).resolve().parents else re.sub(r"^\S*/", "", message)
 
     # --- how far all of it is ---
 
@@ -92,20 +120,17 @@ class Console(logging.Handler):
     @contextmanager
     def running(self) -> Iterator[None]:
         """Show it, on the terminal of the moment: stages print into the log inside the block."""
-        root = logging.getLogger()
         with _kept(self.original) as self.stream, progress.watching():
             if self.original.isatty():
                 from tqdm import tqdm
 
                 self.bar = tqdm(total=1000, file=self.stream, bar_format="|{bar:10}| {desc}",
                                 leave=False, dynamic_ncols=True)
-            root.addHandler(self)
             watcher = threading.Thread(target=self._watch, name="console", daemon=True)
             watcher.start()
             try:
                 yield
             finally:
-                root.removeHandler(self)
                 self.ended.set()
                 watcher.join()
                 if self.bar is not None:

@@ -7,6 +7,7 @@ import logging
 import os
 import shutil
 import time
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,13 @@ from datamap.core.hub import unreachable
 from datamap.core.splits import EVAL_SPLITS, raw_split, splits_of
 from datamap.mapping.arguments import SAVING, check_text_columns
 from datamap.mapping.console import Console
+from datamap.mapping.findings import findings
 from datamap.mapping.stages import STATE, WEIGHTS, Stage, given_artifacts, order_of, read_state
 from datamap.suites.runner import carry_out, free_memory
 from datamap.suites.runs import LOG
 from datamap.tasks.guess import Guess, guess_task
 from datamap.tasks.registry import TASKS
+from datamap.training import arguments
 from datamap.training.checkpoints import checkpoints_in, has_whole_checkpoint
 from datamap.training.models import PACKAGED_MODEL, TOKENIZER_FILES, place_of
 from datamap.training.prerequisites import one_gpu
@@ -34,37 +37,93 @@ BEGINS, GOES_ON = "begins", "goes on"
 logger = logging.getLogger(__name__)
 
 
-def make_map(args: argparse.Namespace) -> dict[str, str]:
-    """Every stage that is not done yet; what there is then, by what it is.
+def make_map(args: argparse.Namespace) -> tuple[dict[str, str], list[tuple[str, str]]]:
+    """Every stage that is not done yet; what there is then, by what it is, and what was found (``findings``).
 
     SystemExit, with the status of a stage that fails; what is finished stays.
     """
     os.environ.update(one_gpu())  # before anything looks for them
-    state = read_state(args)
-    have = given_artifacts(args)
-    guess, args.evaluates = known_of_data(args, state)
-    if "cartography" not in have:
-        args.model = args.model or model_of_map(state)
     console = Console(Path(args.output_dir) / LOG)
+    with console.hearing():
+        state = read_state(args)
+        have = given_artifacts(args)
+        guess, args.evaluates = known_of_data(args, state)
+        if "cartography" not in have:
+            args.model = args.model or model_of_map(state)
+        by = f" by {args.model}" if args.model else ""
+        console.say(f"the map of {args.dataset or args.cartography_dir}{by} goes to {args.output_dir}, and what its "
+                    f"stages say to {console.log}")
+        console.expect({name: WEIGHTS.get(name, WEIGHTS["train"]) for name in order_of(args)})
+        with console.running():
+            do_all(guess, have, state, args, console)
+        return have, list(findings(have))
+
+
+def do_all(
+    guess: Guess, have: dict[str, str], state: dict[str, Any], args: argparse.Namespace, console: Console
+) -> None:
+    """One stage after the other; ``have``, what there is, grows by what each leaves."""
+    outdated: dict[str, str] = {}
     order = order_of(args)
-    console.expect({name: WEIGHTS.get(name, WEIGHTS["train"]) for name in order})
-    with console.running():
-        for name, build in order.items():
-            if name in args.skip or ("cartography" if name == "train" else name) in have:
-                console.dropped(name)
-                continue
-            stage = build(args, guess, have)
-            if isinstance(stage, str):
-                console.dropped(name)
+    for name, build in order.items():
+        if ("cartography" if name == "train" else name) in have:
+            console.dropped(name)
+            continue
+        stage = f"--skip {name}" if name in args.skip else build(args, guess, have)
+        if isinstance(stage, str):
+            console.dropped(name)
+            if why := out_of_date(name, state, have, outdated):
+                outdated[name] = why
+                console.say(f"{name:<{WIDTH}} left out: {stage}; what it had left is out of date ({why})")
+            elif name not in args.skip:
                 console.say(f"{name:<{WIDTH}} left out: {stage}")
-                continue
-            console.weights[name] = stage.weights
-            if why := why_to_do(stage, state, args):
+            continue
+        console.weights[name] = stage.weights
+        if why := why_to_do(stage, state, args):
+            if name == "train":
+                check_data(stage)
+            try:
                 do(stage, why, state, args, console)
-            settle(stage, state, args)
-            console.finished(name)
-            have |= stage.leaves
-    return have
+            except SystemExit:
+                tell_of_before(stage, state, have, order, console)
+                raise
+        settle(stage, state, args)
+        console.finished(name)
+        have |= stage.leaves
+
+
+def out_of_date(
+    name: str, state: Mapping[str, Any], have: Mapping[str, str], outdated: Mapping[str, str]
+) -> str:
+    """What has changed that a stage had read which is not done now; "" where nothing has, or it left nothing."""
+    record = state["stages"].get(name)
+    if record is None or record["made"] is None:
+        return ""
+    changed = [each for each, key in record["reads"].items()
+               if each in outdated or (each in have and content_key(have[each]) != key)]
+    return f"{', '.join(changed)} changed" if changed else ""
+
+
+def tell_of_before(
+    stage: Stage, state: Mapping[str, Any], have: Mapping[str, str], order: Collection[str], console: Console
+) -> None:
+    """Behind a stage that stopped: which results of later ones lie there that are not of what it was to make."""
+    if state["stages"][stage.name]["made"] is not None:  # it stopped before it touched anything
+        return
+    outdated = dict.fromkeys([stage.name, *stage.leaves], "not made")
+    for name in order:
+        if name not in outdated and (why := out_of_date(name, state, have, outdated)):
+            outdated[name] = why
+    if old := [name for name in outdated if name in order and name != stage.name]:
+        console.say(f"what {', '.join(old)} had left is out of date")
+
+
+def check_data(stage: Stage) -> None:
+    """UserError where the data cannot be trained or evaluated on, such as a wrong --label_column, before anything is
+    written or what is there is touched."""
+    from datamap.training.data import load_data
+
+    load_data(arguments.parse_args(list(stage.argv)))  # run.py finds it in memory
 
 
 # --- one stage ----------------------------------------------------------------------------------------------------
@@ -90,6 +149,7 @@ def why_to_do(stage: Stage, state: dict[str, Any], args: argparse.Namespace) -> 
 def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, console: Console) -> None:
     """Carry a stage out. What is begun is written down first, so that a killed one is known for what it was."""
     file, log, before = Path(args.output_dir) / STATE, console.log, state["stages"].get(stage.name)
+    there = stage.there()
     if why != GOES_ON:
         state["stages"][stage.name] = {"settings": stage.settings(args.output_dir), "reads": stage.what_is_read(),
                                        "replaces": stage.made(), "made": None}
@@ -107,7 +167,7 @@ def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, 
     try:
         carry_out(stage.script, argv, log)
     except BaseException as error:
-        if before is not None and before["made"] is not None and before["made"] == stage.made():
+        if before is not None and before["made"] is not None and there == stage.there():
             state["stages"][stage.name] = before  # it stopped before it touched what was there
             write_json(file, state)
         raise SystemExit(failed(stage, error, said_since(log, size), console)) from error
@@ -138,8 +198,12 @@ def failed(stage: Stage, error: BaseException, said: list[str], console: Console
         reason = "interrupted"
     elif not isinstance(error, SystemExit):
         reason = f"{type(error).__name__}: {first_line(error)}"
+    if status in (2, 130):
+        again = f"{'once that is mended, it' if status == 2 else 'the same command'} goes on from here"
+    else:  # nobody knows whether it would fail again
+        again = f"what is finished stays, and the same command tries {stage.name} again"
     console.say(f"map_dataset.py: error: {stage.name} ({stage.script}): {reason or 'it stopped without a word'} (all "
-                f"that it said is in {console.log}; the same command goes on from here)")
+                f"that it said is in {console.log}; {again})")
     return status if isinstance(status, int) else 1
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from datamap.analysis import cluster_arguments
-from datamap.core.artifacts import content_key, digest, load_meta, recorded_dataset
+from datamap.core.artifacts import artifact_file, content_key, digest, load_meta, recorded_dataset
 from datamap.core.errors import UserError
 from datamap.core.files import read_json
 from datamap.mapping.arguments import CHECKPOINTS, EPOCHS, SAVING, words
@@ -92,7 +92,11 @@ class Stage:
                 return None
         if not all(next(self.directories[0].glob(each), None) for each in self.files):
             return None
-        return digest([content_key(place) for place in self.directories])
+        return digest(self.there())
+
+    def there(self) -> list[str | None]:
+        """What lies in its directories, whole or not."""
+        return [content_key(place) if place.exists() else None for place in self.directories]
 
 
 # --- one after the other ------------------------------------------------------------------------------------------
@@ -234,6 +238,10 @@ def order_of(args: argparse.Namespace) -> dict[str, Callable[[argparse.Namespace
 
 DIRECTORIES = ("trainer_output", "cartography_output", "train_predictions", "cartography_analysis",
                "embeddings_output", "cluster_output", "integrated_analysis", "unified_export", "suspects")
+MADE_BY = {"cartography": ("cartography_metrics.csv", "run.py --do_train --enable_cartography"),
+           "embeddings": (EMBEDDINGS, "extract_embeddings.py"),
+           "clusters": ("cluster_assignments.csv", "cluster_analysis.py"),
+           "predictions": (PREDICTIONS, "run.py --do_eval")}
 FLAGS = {"cartography": "cartography_dir", "embeddings": "embedding_dir", "clusters": "cluster_dir",
          "predictions": "predictions"}
 
@@ -280,6 +288,8 @@ def lacks_model(have: Mapping[str, str]) -> str | None:
 def given_artifacts(args: argparse.Namespace) -> dict[str, str]:
     """Finished artifacts that flags name, by what they are; with a map also its model, where that is still there."""
     have = {name: getattr(args, flag) for name, flag in FLAGS.items() if getattr(args, flag)}
+    for name, path in have.items():
+        artifact_file(path, *MADE_BY[name])
     if "cartography" in have:
         meta = load_meta(have["cartography"]) or {}
         arguments_of_map = meta.get("arguments", {})

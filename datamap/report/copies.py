@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-from array import array
-from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +10,10 @@ import numpy as np
 
 from datamap.core.errors import UserError
 from datamap.core.splits import EVAL_SPLITS, Split, held_out_beside, load_split, overlap, splits_of
-from datamap.tasks.questions import fold
+from datamap.core.words import Words, numbered_words
+from datamap.detection.base import Evidence
+from datamap.detection.detect_texts import content, folded
+from datamap.tasks.classification import label_values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,7 +23,6 @@ LIKELY = 0.65  # share of the hashes in which a pair must agree to be compared: 
 HASHES, BANDS = 96, 16  # a pair at 0.8 is found with probability 1 - (1 - 0.8^6)^16 = 0.992
 MOST_IN_BUCKET = 20  # of texts with a common band, how many each is compared with
 FACTOR = np.uint64(6364136223846793005)  # of a linear congruential generator
-SEPARATOR = "\x1f"
 LEAK_COLUMNS = ("id", "split", "other_id", "kind", "overlap", "same_gold")
 DUPLICATE_COLUMNS = ("id", "other_id", "kind", "overlap", "same_gold")
 
@@ -44,29 +43,27 @@ def other_splits(split: Split) -> tuple[list[Split], list[str]]:
     return found, said
 
 
-def keys_of(split: Split) -> list[str]:
-    """Of each example all that a model reads of it, as texts are compared: but for case and blanks."""
-    columns = []
-    for name in split.task.text_columns:
-        texts = split.data[name][:]
-        known = {text: fold(text) for text in dict.fromkeys(texts)}  # a context is shared by many questions
-        columns.append([known[text] for text in texts])
-    return [SEPARATOR.join(row) for row in zip(*columns, strict=True)]
+Key = tuple[str, ...]
 
 
-def golds_of(split: Split) -> list[str]:
-    """The annotated label, or the first answer but for case and blanks."""
-    readable = split.task.readable(split.data)
-    return [fold(str(value)) for value in readable["answer" if split.task.name == "qa" else split.task.label_column]]
+def texts_of(evidence: Evidence) -> tuple[list[Key], list[str]]:
+    """Of each example all that a model reads of it, and its label or first answer, as texts are compared: but for case
+    and blanks."""
+    if evidence.answers_questions:
+        golds = evidence.golds
+    else:
+        names = list(map(str, label_values(evidence.class_names)))
+        golds = [names[label] for label in evidence.labels.tolist()]
+    return evidence.once(content), folded(golds)
 
 
-def duplicates(split: Split) -> pd.DataFrame:
+def duplicates(evidence: Evidence) -> pd.DataFrame:
     """Pairs within a split, DUPLICATE_COLUMNS: each copy with the first of its kind, each near copy with the one it
     was found beside. same_gold: whether both are annotated alike."""
     import pandas as pd
 
-    keys, golds, ids = keys_of(split), golds_of(split), split.ids
-    first: dict[str, int] = {}
+    (keys, golds), ids = evidence.once(texts_of), evidence.split.ids
+    first: dict[Key, int] = {}
     pairs = []
     for row, key in enumerate(keys):
         if (other := first.setdefault(key, row)) != row:
@@ -79,19 +76,20 @@ def duplicates(split: Split) -> pd.DataFrame:
     return pd.DataFrame(table, columns=list(DUPLICATE_COLUMNS))
 
 
-def leaks(split: Split, others: Sequence[Split]) -> pd.DataFrame:
-    """Pairs of an example of ``split`` and one of the others, LEAK_COLUMNS: what a model trained on ``split`` has seen
+def leaks(evidence: Evidence, others: Sequence[Split]) -> pd.DataFrame:
+    """Pairs of an example of the split and one of the others, LEAK_COLUMNS: what a model trained on the split has seen
     of what it is evaluated on. Of each example of the others its exact copies count once, with the first of them, and
     its near copies where there is no exact one."""
     import pandas as pd
 
-    first: dict[str, int] = {}
-    for row, key in enumerate(keys_of(split)):
+    first: dict[Key, int] = {}
+    own_keys, golds = evidence.once(texts_of)
+    for row, key in enumerate(own_keys):
         first.setdefault(key, row)
-    rows, golds, ids = list(first.values()), golds_of(split), split.ids
+    rows, ids = list(first.values()), evidence.split.ids
     table: list[tuple[Any, ...]] = []
     for other in others:
-        keys, theirs, other_ids = keys_of(other), golds_of(other), other.ids
+        (keys, theirs), other_ids = texts_of(Evidence(other)), other.ids
         exact = [(first[key], at) for at, key in enumerate(keys) if key in first]
         table += [(ids[row], other.split, other_ids[at], "exact", 1.0, golds[row] == theirs[at]) for row, at in exact]
         left = [at for at, key in enumerate(keys) if key not in first]
@@ -104,7 +102,7 @@ def leaks(split: Split, others: Sequence[Split]) -> pd.DataFrame:
 # --- near copies -------------------------------------------------------------------------------------------------
 
 
-def near_pairs(keys: Sequence[str], others: Sequence[str] | None) -> list[tuple[int, int, float]]:
+def near_pairs(keys: Sequence[Key], others: Sequence[Key] | None) -> list[tuple[int, int, float]]:
     """Places in ``keys`` and ``others`` (None: in keys again, the first below the second) whose every text shares
     ALIKE of its words, and the smallest of these overlaps.
 
@@ -113,59 +111,74 @@ def near_pairs(keys: Sequence[str], others: Sequence[str] | None) -> list[tuple[
     MOST_IN_BUCKET that follow it.
     """
     everything, border = [*keys, *(others or ())], len(keys)
-    found = []
-    for low, high in _candidates(_signatures(everything)).tolist():
-        if others is not None and (low < border) == (high < border):
-            continue
-        overlap = _overlap(everything[low], everything[high])
-        if overlap >= ALIKE:
-            found.append((low, high - (border if others is not None else 0), overlap))
-    return found
+    words, place = _different_texts(everything)
+    pairs = _candidates(_signatures(words, place))
+    if others is not None:
+        pairs = pairs[(pairs[:, 0] < border) & (pairs[:, 1] >= border)]
+    overlaps = np.ones(len(pairs))
+    for column in place.T:  # the first text of a question is its shortest, and most pairs end there
+        alike = np.flatnonzero(overlaps >= ALIKE)
+        overlaps[alike] = np.minimum(overlaps[alike], _jaccards(words, np.sort(column[pairs[alike]], axis=1)))
+    fine = np.flatnonzero(overlaps >= ALIKE)
+    return [(low, high - (border if others is not None else 0), overlap)
+            for (low, high), overlap in zip(pairs[fine].tolist(), overlaps[fine].tolist(), strict=True)]
 
 
-def _overlap(one: str, other: str) -> float:
-    return min(_jaccard(set(part.split()), set(another.split()))
-               for part, another in zip(one.split(SEPARATOR), other.split(SEPARATOR), strict=True))
+def _jaccards(words: Words, pairs: np.ndarray) -> np.ndarray:
+    """(P,) float64 of pairs of texts (P, 2); a context that many questions share is compared with another once."""
+    each, back = np.unique(pairs[:, 0] * len(words.counts) + pairs[:, 1], return_inverse=True)
+    one, other = np.divmod(each, len(words.counts))
+    starts, ends = words.starts, words.starts + words.counts
+    sets = {at: frozenset(words.codes[starts[at] : ends[at]].tolist()) for at in np.union1d(one, other).tolist()}
+    found = [_jaccard(sets[low], sets[high]) for low, high in zip(one.tolist(), other.tolist(), strict=True)]
+    return np.array(found, dtype=np.float64)[back]
 
 
-def _jaccard(one: set[str], other: set[str]) -> float:
-    return len(one & other) / len(one | other) if one or other else 1.0
+def _jaccard(one: frozenset[int], other: frozenset[int]) -> float:
+    common = len(one & other)
+    return common / (len(one) + len(other) - common) if one or other else 1.0
 
 
-def _signatures(texts: Sequence[str]) -> np.ndarray:
+def _different_texts(keys: Sequence[Key]) -> tuple[Words, np.ndarray]:
+    """Every different text with each of its words once, and (N, texts of an example) the place of each in them; the
+    first is empty, and stands for the texts of an example that has fewer than three words."""
+    known: dict[str, int] = {}
+    texts: list[list[str]] = [[]]
+    place = np.zeros((len(keys), len(keys[0]) if keys else 0), dtype=np.int64)
+    for row, key in enumerate(keys):
+        new = {text: list(dict.fromkeys(text.split())) for text in key if text not in known}
+        sets = [new[text] if text in new else texts[known[text]] for text in key]
+        if max(map(len, sets)) >= 3 or len(set().union(*sets)) >= 3:
+            for text, words in new.items():
+                known[text] = len(texts)
+                texts.append(words)
+            place[row] = [known[text] for text in key]
+    return numbered_words(texts), place
+
+
+def _signatures(words: Words, place: np.ndarray) -> np.ndarray:
     """(N, HASHES) uint32, 0 for texts of fewer than three words: two texts agree in a column with probability J, the
-    Jaccard overlap of their words."""
-    numbers: dict[str, int] = defaultdict(itertools.count().__next__)
-    flat, lengths = array("i"), []
-    for text in texts:
-        words = dict.fromkeys(text.split())
-        lengths.append(len(words) if len(words) >= 3 else 0)
-        if lengths[-1]:
-            flat.extend(map(numbers.__getitem__, words))
-    found, counts = np.zeros((len(texts), HASHES), dtype=np.uint32), np.array(lengths)
-    usable = np.flatnonzero(counts)
-    if not len(usable):
-        return found
-    places = np.frombuffer(flat, dtype=np.int32)
-    starts = np.concatenate([[0], np.cumsum(counts[usable])[:-1]])
+    Jaccard overlap of their words. words, place: ``_different_texts``."""
+    nothing = np.iinfo(np.uint32).max  # one more is 0
+    of_text = np.full((len(words.counts), HASHES), nothing, dtype=np.uint32)
+    filled = np.flatnonzero(words.counts)
     rng = np.random.default_rng(0)
-    for column in range(HASHES):  # a random number for each word: a hash function
-        ranks = rng.permutation(len(numbers)).astype(np.uint32)
-        found[usable, column] = np.minimum.reduceat(ranks[places], starts) + 1
-    return found
+    for column in range(HASHES if len(filled) else 0):  # a random number for each word: a hash function
+        ranks = rng.permutation(len(words.vocabulary)).astype(np.uint32)
+        of_text[filled, column] = np.minimum.reduceat(ranks[words.codes], words.starts[filled])
+    return of_text[place].min(axis=1, initial=nothing) + np.uint32(1)
 
 
 def _candidates(signatures: np.ndarray) -> np.ndarray:
     """(P, 2) int64, sorted: pairs of rows that agree in a band of columns, and in LIKELY of all."""
     rows, width = len(signatures), HASHES // BANDS
-    pairs = np.zeros(0, dtype=np.int64)
+    found = [np.zeros(0, dtype=np.int64)]
     for first in range(0, HASHES, width):
         band = np.zeros(rows, dtype=np.uint64)
         for column in range(first, first + width):
             band = band * FACTOR + signatures[:, column]
         order = np.argsort(band, kind="stable")
         order = order[signatures[order, 0] > 0]
-        of_band = [pairs]
         for shift in range(1, MOST_IN_BUCKET + 1):
             alike = band[order[:-shift]] == band[order[shift:]]
             if not alike.any():
@@ -173,6 +186,7 @@ def _candidates(signatures: np.ndarray) -> np.ndarray:
             one, other = order[:-shift][alike], order[shift:][alike]
             likely = (signatures[one] == signatures[other]).mean(axis=1) >= LIKELY
             one, other = one[likely], other[likely]
-            of_band.append(np.minimum(one, other) * rows + np.maximum(one, other))
-        pairs = np.unique(np.concatenate(of_band))
+            found.append(np.minimum(one, other) * rows + np.maximum(one, other))
+    pairs = np.sort(np.concatenate(found))
+    pairs = pairs[np.diff(pairs, prepend=-1) > 0]
     return np.stack(np.divmod(pairs, rows), axis=1) if rows else np.zeros((0, 2), dtype=np.int64)

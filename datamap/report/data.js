@@ -45,7 +45,7 @@ const byId = (id) => document.getElementById(id);
 const count = (value) => value.toLocaleString("en-US");
 const percent = (share) => (share === null || Number.isNaN(share) ? "" : `${(100 * share).toFixed(share < 0.1 ? 1 : 0)}%`);
 const shorten = (text, most) => (text.length > most ? `${text.slice(0, most - 1).trimEnd()}…` : text);
-const plural = (n, noun) => `${count(n)} ${noun}${n === 1 ? "" : "s"}`;
+const plural = (n, noun, nouns = `${noun}s`) => `${count(n)} ${n === 1 ? noun : nouns}`;
 function decimal(value) {
   if (value === null || value === undefined || Number.isNaN(value)) return "";
   if (Number.isInteger(value)) return count(value);
@@ -73,10 +73,14 @@ function goldSpan(row) {
   return spans && spans.start[row] >= 0 ? [spans.start[row], spans.start[row] + spans.length[row]] : null;
 }
 
-/** Where `text` stands in `context`, nearest to `near`; null where it does not. */
-function placeOf(context, text, near) {
+const RUNS_ON = /^(?:(?!\p{Lo})[\p{L}\p{N}]){2}/u; // scripts of \p{Lo} have no blanks between words
+const inWord = (context, place) => RUNS_ON.test(context.slice(place - 1, place + 1));
+
+/** Where `text` stands in `context`, nearest to `near`, whole: where it cuts no word; null where it does not. */
+function placeOf(context, text, near, whole = false) {
   let best = null;
   for (let at = text ? context.indexOf(text) : -1; at >= 0; at = context.indexOf(text, at + 1)) {
+    if (whole && (inWord(context, at) || inWord(context, at + text.length))) continue;
     if (best === null || Math.abs(at - near) < Math.abs(best - near)) best = at;
   }
   return best === null ? null : [best, best + text.length];

@@ -107,13 +107,26 @@ function confirmFix(text) {
   settle(row, { word: "fix", corrected: text.trim() });
 }
 
+const tight = (text) => text.normalize("NFC").replace(/\s+/g, "");
+
+/** Whether a fix says what is annotated already, as datamap/detection/decisions.py (idle_fixes_kept) has it: an answer
+ * at the same place too, and dataset_filters.py takes the nearest of the places that cut no word. */
+function changesNothing(row, text) {
+  const wanted = text.trim(), gold = said("gold", row), span = goldSpan(row);
+  if (!answersQuestions()) return wanted === gold;
+  if (wanted.toLowerCase() === page.data.no_answer || gold === page.data.no_answer) return wanted.toLowerCase() === gold;
+  if (!span || tight(wanted) !== tight(gold)) return false;
+  const context = textsOf(row)[1], whole = placeOf(context, wanted, span[0], true) ?? placeOf(context, wanted, span[0]);
+  return whole === null || whole[0] === span[0];
+}
+
 /** Why dataset_filters.py could not carry out this correction; "" where it can. */
 function notPossible(row, text) {
   const wanted = text.trim();
   if (!wanted) return "say what it is to be";
+  if (changesNothing(row, wanted)) return "that is what is annotated already; if it is right, keep it";
   if (!answersQuestions()) return page.data.classes.includes(wanted) ? "" : "that is none of the classes";
   if (wanted.toLowerCase() === page.data.no_answer || page.data.text.cut) return "";
-  const tight = (each) => each.normalize("NFC").replace(/\s+/g, "");
   return tight(textsOf(row)[1]).includes(tight(wanted)) ? "" : "that does not stand in the context; copy it from there";
 }
 

@@ -20,10 +20,7 @@ from datamap.detection.reasons import NEAREST, RULE_WORDS
 from datamap.detection.suspects import golds, predicted, proposals, told_reasons
 
 if TYPE_CHECKING:
-    import datasets
     import pandas as pd
-
-    from datamap.tasks.base import Task
 
 SUSPECT = 0.5  # suspicion from which an example is on the page whatever the sample
 TEXT_BYTES = 36_000_000  # of all texts together, in UTF-8; above it the longest are shown around their answers
@@ -122,19 +119,19 @@ def utf16(text: str, start: int, end: int) -> tuple[int, int]:
     return len(before.encode("utf-16-le")) // 2, len(inside.encode("utf-16-le")) // 2
 
 
-def spans_of(task: Task, data: datasets.Dataset) -> list[tuple[int, int]]:
-    """(start, length) of the first gold answer of each example, (-1, 0) where there is none or it stands elsewhere."""
+def spans_of(evidence: Evidence, rows: np.ndarray) -> list[tuple[int, int]]:
+    """(start, length) of the first gold answer of each row, (-1, 0) where there is none or it stands elsewhere."""
     return [(answer["answer_start"][0], len(answer["text"][0])) if usable and answer["text"] else (-1, 0)
-            for answer, usable in zip(data["answers"][:], task.is_usable(data), strict=True)]
+            for answer, usable in zip(_of_rows(evidence.column("answers"), rows), evidence.usable[rows], strict=True)]
 
 
 def text_columns(evidence: Evidence, rows: np.ndarray, texts: Texts) -> dict[str, Any]:
     """``columns``, ``spans`` (start and length of the gold answer in the last of them, in UTF-16; questions only) and
     ``cut``, the length that texts were cut to."""
-    names, data = evidence.split.task.text_columns, evidence.split.data.select(rows)
-    found = {name: data[name][:] for name in names}
+    names = evidence.split.task.text_columns
+    found = {name: _of_rows(evidence.column(name), rows) for name in names}
     most = excerpt_length(list(found.values()))
-    spans = spans_of(evidence.split.task, data) if evidence.answers_questions else None
+    spans = spans_of(evidence, rows) if evidence.answers_questions else None
     if most is not None:
         for name in names:
             marked = spans if spans is not None and name == "context" else None
@@ -158,9 +155,14 @@ def _of_rows(values: Sequence[Any], rows: np.ndarray) -> list[Any]:
 
 
 def groups_of(evidence: Evidence) -> tuple[str, list[str]]:
-    """By what the examples are grouped, a class or a kind of question, and the group of each."""
-    by, groups = evidence.split.task.groups(evidence.split.data)
-    return by, [str(each) for each in groups]
+    """By what the examples are grouped, a class or a kind of question, and the group of each: of questions what the
+    dataset itself calls so, where it does."""
+    by, groups = evidence.groups
+    if evidence.answers_questions and by in evidence.split.data.column_names:
+        own = evidence.column(by)
+        if all(isinstance(each, str) for each in own) and len(set(own)) <= MOST_LEVELS:
+            groups = own
+    return by, groups
 
 
 # --- columns -----------------------------------------------------------------------------------------------------
@@ -199,6 +201,8 @@ def example_columns(evidence: Evidence, rows: np.ndarray, suspicion: np.ndarray,
 
 def rule_label(rule: str) -> str:
     """``rule1_length_anomaly`` -> ``rule 1: the answer is longer than nearly all others``"""
+    if rule == "is_dataset_error":
+        return "breaks three rules or more"
     words = RULE_WORDS.get(rule, "the model's answer is a part of it, and nearer to the question")
     return f"rule {rule.partition('_')[0].removeprefix('rule')}: {words}"
 
@@ -210,8 +214,7 @@ def rule_columns(rules: pd.DataFrame | None, rows: np.ndarray) -> list[dict[str,
     for name in (*RULES, "is_dataset_error"):
         values = [None if value != value else "yes" if value else "no"
                   for value in rules[name].astype("float64").to_numpy()[rows].tolist()]
-        label = "three rules or more" if name == "is_dataset_error" else rule_label(name)
-        columns.append(factor(name, label, values, "rules", ("yes", "no")))
+        columns.append(factor(name, rule_label(name), values, "rules", ("yes", "no")))
     return columns
 
 
@@ -222,10 +225,13 @@ def data_columns(evidence: Evidence, rows: np.ndarray, texts: Texts) -> list[dic
     from datamap.core.files import nulls_for_nan, plain
 
     data, found = evidence.split.data.select(rows), []
+    by, groups = evidence.once(groups_of)
     for name in data.column_names:
         if name == "id" or name in evidence.split.task.content_columns:
             continue
         values = data[name][:]
+        if (name, values) == (by, _of_rows(groups, rows)):
+            continue  # it stands among the texts
         names = getattr(data.features[name], "names", None)
         known = [value for value in values if value is not None and value == value]
         if not known:
@@ -279,7 +285,7 @@ def neighbour_rows(evidence: Evidence, rows: np.ndarray) -> dict[str, Any] | Non
 def opinions(evidence: Evidence, scores: pd.DataFrame, rows: np.ndarray, texts: Texts) -> dict[str, list[int]]:
     """gold, predicted (out of fold where known), the trained model's, proposed and reasons, as numbers of texts."""
     said: dict[str, Sequence[str | None]] = {
-        "gold": golds(evidence), "predicted": predicted(evidence), "proposed": proposals(evidence),
-        "reasons": told_reasons(evidence, scores),
+        "gold": _of_rows(golds(evidence), rows), "predicted": _of_rows(predicted(evidence), rows),
+        "proposed": proposals(evidence, rows), "reasons": told_reasons(evidence, scores, rows),
     }
-    return {name: texts.numbers(_of_rows(values, rows)) for name, values in said.items()}
+    return {name: texts.numbers(values) for name, values in said.items()}

@@ -43,7 +43,7 @@ const categoryShares = (row) => ({ easy: row.easy_share, ambiguous: row.ambiguou
 
 function groupTable(title, rows, press) {
   const rules = rows.some((row) => row.error_rate !== undefined);
-  return tableOf(heads(title, "#n", "#confidence", "easy, ambiguous, hard", "#suspicion", ...(rules ? ["#three rules"] : [])),
+  return tableOf(heads(title, "#n", "#confidence", "easy, ambiguous, hard", "#suspicion", ...(rules ? ["#break three rules or more"] : [])),
     rows.map((row) => [row.name, count(row.n), unit(row.confidence_mean), row.easy_share === undefined ? "" : categoryBar(categoryShares(row)),
       unit(row.suspicion_mean), ...(rules ? [percent(row.error_rate)] : [])]), (i) => press(rows[i]));
 }
@@ -122,7 +122,7 @@ function regionTable(regions) {
 function clusterTable(rows) {
   const rules = rows.some((row) => row.error_rate !== undefined);
   const typical = (row) => h("ul", { class: "typical" }, ...row.typical.map((at) => h("li", { dir: "auto" }, shorten(textsOf(at)[0], 110))));
-  return tableOf(heads("cluster", "#n", "#confidence", "easy, ambiguous, hard", "#suspicion", ...(rules ? ["#three rules"] : []), "typical examples"),
+  return tableOf(heads("cluster", "#n", "#confidence", "easy, ambiguous, hard", "#suspicion", ...(rules ? ["#break three rules or more"] : []), "typical examples"),
     rows.map((row) => [row.name, count(row.n), unit(row.confidence_mean), row.easy_share === undefined ? "" : categoryBar(categoryShares(row)),
       unit(row.suspicion_mean), ...(rules ? [percent(row.error_rate)] : []), typical(row)]), (i) => filterLevel("cluster", rows[i].name));
 }
@@ -166,11 +166,15 @@ function copyTable(facts, between = false) {
   const words = facts.counts.map((each) => `${count(each.n)} ${each.kind === "exact" ? "exact" : "near"} ${each.n === 1 ? "copy" : "copies"}`
     + (each.n ? `, ${count(each.other_gold)} annotated differently` : ""));
   if (!facts.pairs.length) return quiet(`${words.join("; ")}.`);
-  const shown = facts.pairs.slice(0, 20), place = new Map(page.data.ids.map((id, row) => [id, row]));
-  const text = (id) => (place.has(id) ? h("div", {}, ...brief(place.get(id), 30)) : id);
-  return h("div", {}, h("p", {}, `${words.join("; ")}.`), tableOf(heads("example", between ? "its copy, by id" : "its copy", "kind", "#overlap of words", "annotated"),
-    shown.map((pair) => [text(pair.id), between ? `${pair.split}: ${pair.other_id}` : text(pair.other_id), pair.kind, pair.overlap.toFixed(2), pair.same_gold ? "alike" : "differently"]),
-    (i) => { if (place.has(shown[i].id)) { location.hash = "#explore"; open(place.get(shown[i].id)); } }));
+  const shown = facts.pairs.slice(0, 20);
+  const text = (id) => (page.rows.has(id) ? h("div", {}, ...textsOf(page.rows.get(id)).map((each) => h("p", { dir: "auto" }, shorten(each, 90)))) : id);
+  const gold = (id) => (page.rows.has(id) ? h("bdi", {}, shorten(said("gold", page.rows.get(id)) ?? "", 60)) : "");
+  // Of copies the same piece is shown, their beginning: around its answer each would look like another text.
+  return h("div", {}, h("p", {}, `${words.join("; ")}.`), tableOf(heads("example", between ? "its copy, by id" : "its copy", "kind", "#overlap of words",
+    "annotated", "gold", ...(between ? [] : ["gold of the copy"])),
+  shown.map((pair) => [text(pair.id), between ? `${pair.split}: ${pair.other_id}` : text(pair.other_id), pair.kind, pair.overlap.toFixed(2),
+    pair.same_gold ? "alike" : "differently", gold(pair.id), ...(between ? [] : [gold(pair.other_id)])]),
+  (i) => { if (page.rows.has(shown[i].id)) { location.hash = "#explore"; open(page.rows.get(shown[i].id)); } }));
 }
 
 // --- how it was made ---

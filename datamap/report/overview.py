@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.analysis.clusters import NOISE, cluster_name
-from datamap.analysis.error_rules import RULES
 from datamap.analysis.map_summary import group_table
 from datamap.analysis.unified_table import RULE_COLUMNS, high_overlap_regions
 from datamap.cartography.categories import CATEGORIES
@@ -102,7 +101,7 @@ def rule_rows(frame: pd.DataFrame) -> list[dict[str, Any]]:
     for name in RULE_COLUMNS:
         values = frame[name].astype("float64")
         known, flagged = int(values.notna().sum()), int(values.sum())
-        found.append({"key": name, "label": rule_label(name) if name in RULES else "three rules or more", "n": flagged,
+        found.append({"key": name, "label": rule_label(name), "n": flagged,
                       "of": known, "rate": flagged / known if known else None})
     return found
 

@@ -24,6 +24,7 @@ from datamap.cartography.maps import NOT_TRAINED_ON, map_learning, map_threshold
 from datamap.core.files import atomic, plain, write_csv
 from datamap.core.plots import CATEGORY_COLORS, COLORS, dataset_label
 from datamap.core.splits import Split
+from datamap.core.tables import safe_to_open
 from datamap.detection.base import SEED, Evidence, score_all
 from datamap.detection.decisions import NO_ANSWER
 from datamap.detection.evidence import load_evidence
@@ -103,8 +104,8 @@ def gather(
     compared, columns = several.compared_content(comparison_dir, split, rows) if comparison_dir else (None, [])
     cuts = map_thresholds(cartography_dir, evidence.metrics)
     others, unread = copies.other_splits(split)
-    duplicates = copies.duplicates(split)
-    leaks = copies.leaks(split, others) if others else None
+    duplicates = copies.duplicates(evidence)
+    leaks = copies.leaks(evidence, others) if others else None
     tokenizer, max_length = texts.tokenizer_of(cartography_dir)
     ids = split.ids
     on_page = set(rows.tolist())
@@ -127,7 +128,7 @@ def gather(
         "overview": overview.overview(evidence, suspected, epochs, cuts, warning, rows),
         "data": {
             "by": evidence.once(examples.groups_of)[0], "classes": texts.classes_of(evidence),
-            "lengths": texts.lengths_of(split, tokenizer, max_length, seed),
+            "lengths": texts.lengths_of(evidence, tokenizer, max_length, seed),
             "duplicates": texts.described_copies(duplicates), "compared": [other.split for other in others],
             "leaks": None if leaks is None else texts.described_copies(leaks), "unread": unread,
         },
@@ -143,8 +144,11 @@ def epochs_of(split: Split, cartography_dir: str | Path) -> dict[str, np.ndarray
         return {}
     place = {example: row for row, example in enumerate(split.ids)}
     columns: dict[str, list[np.ndarray]] = {"confidence": [], "correct": []}
+    ids, rows = None, np.zeros(0, dtype=np.int64)
     for epoch in read_dynamics(cartography_dir):
-        rows = np.array([place.get(example, -1) for example in epoch["id"]])
+        if epoch["id"] != ids:  # nearly always in the order of the first
+            ids = epoch["id"]
+            rows = np.array([place.get(example, -1) for example in ids])
         for name, found in columns.items():
             values = np.full(len(place), np.nan)
             values[rows[rows >= 0]] = epoch[name][rows >= 0]
@@ -188,9 +192,9 @@ def write_report(directory: str | Path, report: Report) -> None:
     page = html_of(report.content)
     with atomic(directory / REPORT_FILE) as temporary:
         temporary.write_text(page, encoding="utf-8", newline="\n")
-    write_csv(directory / "duplicates.csv", report.duplicates)
+    write_csv(directory / "duplicates.csv", safe_to_open(report.duplicates))
     if report.leaks is not None:
-        write_csv(directory / "leaks.csv", report.leaks)
+        write_csv(directory / "leaks.csv", safe_to_open(report.leaks))
 
 
 def html_of(content: Mapping[str, Any]) -> str:

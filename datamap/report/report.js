@@ -1,6 +1,7 @@
 "use strict";
 // The page as a whole: what it begins with, decisions and where they are kept, ranking anew, downloads, keys.
 
+const WIDE = matchMedia("(min-width: 1100px)"); // as in report.css: the example stands beside the list
 const WRONG = { keep: 0, drop: 1, fix: 1 };
 
 async function begin() {
@@ -18,7 +19,6 @@ async function begin() {
   if (data.neighbours) data.neighbours.rows = numbers(data.neighbours.rows, "i4");
   data.review.values = numbers(data.review.values);
   data.review.offset = numbers(data.review.offset, "f8");
-  page.suspicion = Float64Array.from(page.columns.get("suspicion").values);
   page.colour = page.columns.has("category") ? "category" : "suspicion";
   byId("title").textContent = document.title = data.title;
   byId("subtitle").textContent = [plural(data.total, "example"), page.n < data.total ? `${count(page.n)} on this page` : null,
@@ -27,10 +27,6 @@ async function begin() {
   if (data.overview.warning) { byId("notice").textContent = data.overview.warning; byId("notice").hidden = false; }
   page.rows = new Map(data.ids.map((id, row) => [id, row]));
   recall();
-  page.rankedAfter = 0;
-  page.decidedBefore = new Set();
-  if (page.decisions.size >= data.every) rankAnew();
-  page.decidedBefore = new Set(page.decisions.keys());
   fillControls();
   await drawMaps();
   drawLegend();
@@ -41,28 +37,37 @@ async function begin() {
   drawMade();
   listen();
   showTab();
-  if (page.view.length && matchMedia("(min-width: 1100px)").matches) open(page.view[0]);
+  openFirst();
   document.body.dataset.ready = "true";
 }
 
 // --- decisions ---
 
 const storeKey = () => `data map review ${page.data.fingerprint}`;
+const rankedKey = () => `${storeKey()} ranked`; // what the ranking knew, so that a reload changes nothing
+const noStore = (error) => notify(`Decisions cannot be kept in this browser (${error.name}); download them before you leave.`);
 
-/** What was decided: what the page was made with, then what this browser keeps. */
+/** What was decided, and how it was ranked: what the page was made with, then what this browser keeps. */
 function recall() {
-  let kept = [];
+  const { data } = page;
+  let kept = [], ranked = null, idle = 0;
   try {
     kept = JSON.parse(localStorage.getItem(storeKey()) ?? "[]");
+    ranked = JSON.parse(localStorage.getItem(rankedKey()));
   } catch (error) {
-    notify(`Decisions cannot be kept in this browser (${error.name}); download them before you leave.`);
+    noStore(error);
   }
-  for (const [id, word, corrected] of [...page.data.decisions, ...kept]) {
+  for (const [id, word, corrected] of [...data.decisions, ...kept]) {
     const row = page.rows.get(id);
     if (row === undefined) continue;
     if (word === "") page.decisions.delete(row);
+    else if (word === "fix" && changesNothing(row, corrected)) { page.decisions.set(row, { word: "keep", corrected: "" }); idle++; }
     else if (word in WRONG) page.decisions.set(row, { word, corrected });
   }
+  if (idle) notify(`${plural(idle, "fix", "fixes")} to what is annotated already: counted as keep.`);
+  const known = ranked ? ranked.decided.filter(([id]) => page.rows.has(id)).map(([id, word]) => [page.rows.get(id), word])
+    : [...page.decisions].map(([row, { word }]) => [row, word]);
+  rankBy(new Map(known), ranked ? ranked.taught : page.decisions.size >= data.every);
 }
 
 function keep() {
@@ -71,8 +76,10 @@ function keep() {
   for (const id of given) if (!page.decisions.has(page.rows.get(id))) list.push([id, "", ""]); // taken back
   try {
     localStorage.setItem(storeKey(), JSON.stringify(list));
+    localStorage.setItem(rankedKey(), JSON.stringify({ taught: page.rankedAfter > 0,
+      decided: [...page.ranked].map(([row, word]) => [ids[row], word]) }));
   } catch (error) {
-    notify(`Decisions cannot be kept in this browser (${error.name}); download them before you leave.`);
+    noStore(error);
   }
 }
 
@@ -92,14 +99,19 @@ function decisionsChanged(row) {
   return due;
 }
 
-/** Suspicion as the decisions make it (learn.js), and the list in its order. */
-function rankAnew() {
+/** Suspicion as decisions (row -> word) make it (learn.js); as it was given where these are not to teach, or none. */
+function rankBy(ranked, teach) {
+  page.ranked = ranked;
+  page.rankedAfter = teach ? ranked.size : 0;
   const decided = new Float64Array(page.n).fill(NaN);
-  for (const [at, { word }] of page.decisions) decided[at] = WRONG[word];
-  page.suspicion = review(page.data.review, decided);
-  page.rankedAfter = page.decisions.size;
-  page.decidedBefore = new Set(page.decisions.keys());
-  if (!page.view.length) return; // nothing is drawn yet
+  for (const [row, word] of ranked) decided[row] = WRONG[word];
+  page.suspicion = page.rankedAfter ? review(page.data.review, decided) : Float64Array.from(page.columns.get("suspicion").values);
+}
+
+/** By all decisions so far, and the list in its order. */
+function rankAnew() {
+  rankBy(new Map([...page.decisions].map(([row, { word }]) => [row, word])), true);
+  keep();
   refresh();
   if (page.colour === "suspicion") paintColours();
   drawOverview();
@@ -160,6 +172,11 @@ function onKey(event) {
   act();
 }
 
+/** Where there is room, what is to be decided next stands open from the beginning. */
+function openFirst() {
+  if (WIDE.matches && page.at === null && page.view.length) open(page.view.find((row) => !page.decisions.has(row)) ?? page.view[0]);
+}
+
 function showTab() {
   const parts = ["explore", "overview", "dataset", "made"], wanted = parts.includes(location.hash.slice(1)) ? location.hash.slice(1) : parts[0];
   for (const part of parts) byId(`part-${part}`).hidden = part !== wanted;
@@ -178,6 +195,7 @@ function listen() {
   });
   addEventListener("scroll", hideTip, { passive: true });
   addEventListener("beforeprint", drawOverview);
+  WIDE.addEventListener("change", openFirst); // there is room for an example now
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintTheme);
   byId("download-decisions").addEventListener("click", () => download("decisions.csv", decisionsCsv()));
   byId("download-ids").addEventListener("click", () => download("train_ids.csv", trainIdsCsv()));
@@ -186,7 +204,6 @@ function listen() {
   byId("forget").addEventListener("click", () => {
     if (!confirm(`Forget ${plural(page.decisions.size, "decision")}?`)) return;
     page.decisions.clear();
-    keep();
     rankAnew();
     drawExample();
   });

@@ -28,7 +28,7 @@ function passes(filter) {
 function order(a, b) {
   const { key, down } = page.sort;
   if (key === "review") {
-    const decided = page.decidedBefore; // what was decided at the last ranking, so that rows stay where they are
+    const decided = page.ranked; // what was decided at the last ranking, so that rows stay where they are
     return decided.has(a) - decided.has(b) || page.suspicion[b] - page.suspicion[a] || a - b;
   }
   const sign = down ? -1 : 1;

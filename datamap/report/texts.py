@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.artifacts import load_meta, model_meta
-from datamap.core.splits import Split
 from datamap.report.examples import groups_of
 
 if TYPE_CHECKING:
@@ -46,28 +45,31 @@ def tokenizer_of(artifact: str | Path) -> tuple[Any, int | None]:
     return tokenizer, arguments.get("max_length")
 
 
-def lengths_of(split: Split, tokenizer: Any, max_length: int | None, seed: int) -> dict[str, Any]:
+def lengths_of(evidence: Evidence, tokenizer: Any, max_length: int | None, seed: int) -> dict[str, Any]:
     """Of every text column, and of what a model reads together, the lengths in tokens of ``tokenizer``, else in words.
 
     ``of``: from how many examples, all or a seeded sample of MOST_MEASURED. ``cut``: how many of these have more than
     max_length tokens together (a question's context then is read in several windows).
     """
-    rows = np.arange(len(split.data))
+    rows = np.arange(len(evidence))
     if tokenizer is not None and len(rows) > MOST_MEASURED:
         rows = np.sort(np.random.default_rng(seed).choice(rows, MOST_MEASURED, replace=False))
-    chosen = split.data.select(rows)
-    names = list(split.task.text_columns)
-    columns = {name: _lengths(chosen[name][:], tokenizer) for name in names}
+    names = list(evidence.split.task.text_columns)
+    columns = {name: _lengths(_of(evidence.column(name), rows), tokenizer) for name in names}
     table = [_described(name, values) for name, values in columns.items()]
     content: dict[str, Any] = {"unit": "words" if tokenizer is None else "tokens", "of": len(rows),
                                "max_length": max_length, "columns": table, "cut": None}
-    if split.task.name == "qa":
-        answers = [text for text in split.task.readable(chosen)["answer"] if text]
+    if evidence.answers_questions:
+        answers = [text for text in _of(evidence.golds, rows) if text]
         table.append(_described("answer", _lengths(answers, tokenizer)))
     if tokenizer is not None and max_length:
         special = tokenizer.num_special_tokens_to_add(len(names) > 1)
         content["cut"] = int((sum(columns.values()) + special > max_length).sum())
     return content
+
+
+def _of(values: Sequence[str], rows: np.ndarray) -> list[str]:
+    return [values[row] for row in rows.tolist()]
 
 
 def _lengths(texts: Sequence[str], tokenizer: Any) -> np.ndarray:

@@ -65,7 +65,8 @@ SELECTED = "selected.csv"
 # Of select_subset.py: where and how fast.
 SELECTION_PLACES = ("seed", "output_dir", "cache_dir", "batch_size", "workers", "max_requests", "requests_per_minute")
 # Where things are, not what they are; what is read is part of a run's identity by its content.
-PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "config", "overwrite",
+PLACES = ("output_dir", "cartography_output_dir", "cluster_assignments_path", "validation_cartography_output_dir",
+          "validation_cluster_assignments_path", "config", "overwrite",
           "resume_from_checkpoint", "seed", "filters", "filter_config", "train_ids", "cross_fit_workers",
           "plot_format")
 

@@ -21,6 +21,7 @@ from datamap.training.prerequisites import Prerequisite, is_made
 LEFT_OUT = (
     "filter_random", "filter_cartography", "ambiguous_top_fraction", "filter_categories", "filter_clusters",
     "exclude_clusters", "min_cluster_probability", "cluster_assignments_path", "filter_config", "filter_validation",
+    "validation_cartography_output_dir", "validation_cluster_assignments_path",
     "train_ids", "max_drop_percentage", "missing", "allow_changed", "use_label_smoothing", "smoothing_factor",
     "use_soft_weighting", "weight_clip_min", "weight_clip_max", "cross_fit", "cross_fit_workers", "cross_fit_head",
     "mc_dropout", "map_split",

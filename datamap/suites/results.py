@@ -31,6 +31,7 @@ EVALUATED_WITH = ("eval_split", "max_eval_samples", "ablations", "max_answer_len
 COUNTS = ("planned", "finished", "failed", "missing", "reference_failed", "reference_missing")  # runs of an experiment
 # The columns of comparison.csv that say what is compared; ROW of comparison.py follows.
 SUBJECT = ("experiment", "reference", "against", "metric", "train_examples", *COUNTS, *LISTS)
+SECONDS = ("selection_seconds", "training_seconds", "evaluation_seconds")  # of a run, in results.csv
 CONTROLS = "baseline (controls)"  # a control against the baseline: what the size alone does
 NO_SCORES = "no scores of the examples (eval_predictions): interval and verdict are over seeds only"
 
@@ -67,6 +68,7 @@ class RunResult:
     metrics: dict[str, float] = field(default_factory=dict)  # all numbers of its evaluations
     compared: list[Metric] = field(default_factory=list)  # which of them are compared
     train_examples: int | None = None
+    seconds: dict[str, float | None] = field(default_factory=dict)  # of SECONDS
 
     @property
     def stages(self) -> list[dict[str, Any]]:
@@ -91,6 +93,7 @@ def collect(directory: Path, plan: Mapping[str, Any]) -> list[RunResult]:
         if result.state == FINISHED:
             _read_metrics(result)
             result.train_examples = _train_examples(place)
+            result.seconds = _seconds(place)
         results.append(result)
     known = {result.directory.name for result in results}
     others = [path.parent.name for path in directory.glob("*/run_meta.json") if path.parent.name not in known]
@@ -114,10 +117,28 @@ def _read_metrics(result: RunResult) -> None:
             result.compared.append(Metric(match[0] + suffix, match[2], ending, match[1] or "", scale))
 
 
+def _seconds(place: Path) -> dict[str, float | None]:
+    """How long it took to choose what the run trains on (its size-matched control chose nothing), to train (over all
+    resumes), and to evaluate (all sets and ablations); None of what was not done, or is not known."""
+    trained, training = model_meta(place), place / "train_metrics.json"
+    arguments = (trained or {}).get("arguments", {})
+    chosen = arguments.get("train_ids") if not arguments.get("filter_random") else None
+    selected = Path(chosen or place)
+    selection = (selected if selected.is_dir() else selected.parent) / "selection_meta.json"
+    evaluations = [value for file in place.glob("eval_metrics*.json") for name, value in read_json(file).items()
+                   if name.endswith("_runtime")]
+    found = (
+        read_json(selection).get("seconds") if chosen and selection.exists() else None,
+        read_json(training).get("training_seconds") if training.exists() else None,
+        sum(evaluations) if evaluations else None,
+    )
+    return dict(zip(SECONDS, found, strict=True))
+
+
 def _train_examples(place: Path) -> int | None:
     report = place / "filter_report.json"
-    if report.exists():
-        return read_json(report)["after"]
+    if report.exists() and (after := read_json(report).get("after")) is not None:
+        return after
     trained = model_meta(place)
     if trained is None or not trained["datasets"]:
         return None
@@ -148,6 +169,7 @@ def results_table(results: Sequence[RunResult], plan: Mapping[str, Any]) -> pd.D
         row: dict[str, Any] = {
             "suite": plan["name"], "experiment": each.experiment, "seed": each.seed, "state": each.state,
             "control_of": planned[each.experiment]["control_of"], "train_examples": each.train_examples,
+            **{name: each.seconds.get(name) for name in SECONDS},
             "finished": each.meta.get("finished"),
             "git_commit": each.meta.get("git_commit"), "git_dirty": each.meta.get("git_dirty"),
             "error": each.meta.get("error") if each.state == FAILED else None, "directory": each.directory.name,

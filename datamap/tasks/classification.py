@@ -16,7 +16,8 @@ import numpy as np
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, write_csv
 from datamap.core.intervals import wilson_interval
-from datamap.core.tables import safe_to_open
+from datamap.core.splits import with_column
+from datamap.core.tables import further_columns, safe_to_open
 from datamap.tasks.base import Task
 from datamap.tasks.evaluation import MAX_CLASSES_REPORTED, Evaluation, plot_confusion
 from datamap.tasks.missing import REGRESSION, task_of_columns, task_of_label
@@ -159,7 +160,7 @@ class SequenceClassification(Task):
         if not len(kept):
             raise UserError(f"{source}: no example has a gold label and a text; it cannot be trained or evaluated on")
         data = data.remove_columns(self.label_column).select(kept)
-        data = data.add_column(self.label_column, labels[kept].tolist(), feature=datasets.ClassLabel(names=names))
+        data = with_column(data, self.label_column, labels[kept].tolist(), datasets.ClassLabel(names=names))
         first = [*(["id"] if "id" in data.column_names else []), *self.content_columns]
         return data.select_columns([*first, *(column for column in data.column_names if column not in first)])
 
@@ -230,7 +231,7 @@ class SequenceClassification(Task):
             shown[place] = name
         labels = [places[label] for label in data[self.label_column][:]]
         numbered = data.remove_columns(self.label_column)
-        numbered = numbered.add_column(self.label_column, labels, feature=datasets.ClassLabel(names=shown))
+        numbered = with_column(numbered, self.label_column, labels, datasets.ClassLabel(names=shown))
         return numbered.select_columns(data.column_names)
 
     # --- features and predictions ---
@@ -416,7 +417,7 @@ class ClassificationEvaluation(Evaluation):
 
     def write(self, directory: Path, suffix: str, title: str) -> None:
         """``confusion_matrix`` as CSV (label, predicted_label, n) and PNG; ``misclassified.csv``, the most confident
-        mistakes first."""
+        mistakes first, with all columns of the example (``data_`` before those whose name is taken)."""
         import pandas as pd
         from sklearn.metrics import confusion_matrix
 
@@ -426,13 +427,16 @@ class ClassificationEvaluation(Evaluation):
         table = pd.DataFrame({"label": names[label], "predicted_label": names[predicted], "n": counts.ravel()})
         wrong = np.flatnonzero(self.gold != self.predicted)
         wrong = wrong[np.argsort(-self.probabilities[wrong, self.predicted[wrong]], kind="stable")]
-        mistakes = self.data.select(wrong).select_columns(["id", *self.texts]).to_pandas().assign(
-            label=names[self.gold[wrong]], predicted_label=names[self.predicted[wrong]],
-            confidence=self.probabilities[wrong, self.predicted[wrong]],
-            gold_probability=self.probabilities[wrong, self.gold[wrong]],
-        )
+        chosen = self.data.select(wrong)
+        mistakes = {
+            "id": chosen["id"][:], **{column: chosen[column][:] for column in self.texts},
+            "label": names[self.gold[wrong]], "predicted_label": names[self.predicted[wrong]],
+            "confidence": self.probabilities[wrong, self.predicted[wrong]],
+            "gold_probability": self.probabilities[wrong, self.gold[wrong]],
+        }
+        mistakes |= further_columns(chosen, {"id", *self.texts, self.label_column}, mistakes)
         write_csv(directory / f"confusion_matrix{suffix}.csv", safe_to_open(table))
-        write_csv(directory / f"misclassified{suffix}.csv", safe_to_open(mistakes))
+        write_csv(directory / f"misclassified{suffix}.csv", safe_to_open(pd.DataFrame(mistakes)))
         plot_confusion(directory / f"confusion_matrix{suffix}.png", counts, self.names, title)
 
 

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from datamap.core.errors import UserError
+from datamap.core.errors import UserError, name_a_few
 from datamap.tasks.classification import NO_GOLD_LABEL, SequenceClassification
 from datamap.tasks.nli import NaturalLanguageInference
 from datamap.tasks.qa import ANSWER_COLUMNS, QuestionAnswering
@@ -30,10 +30,11 @@ class Guess(NamedTuple):
     label_column: str = ""
 
     def __str__(self) -> str:
-        """``nli: texts premise and hypothesis, labels label``"""
+        """``nli: texts in columns premise and hypothesis, labels in column label``"""
         if not self.label_column:
             return self.task
-        return f"{self.task}: text{'s' * (len(self.text_columns) > 1)} {' and '.join(self.text_columns)}, labels " \
+        several = "s" * (len(self.text_columns) > 1)
+        return f"{self.task}: texts in column{several} {' and '.join(self.text_columns)}, labels in column " \
                f"{self.label_column}"
 
 
@@ -47,6 +48,8 @@ def guess_task(
     where nothing can be guessed.
     """
     names = {name.strip().casefold(): name for name in rows}
+    if absent := [name for name in (*text_columns, label_column or "") if name and name.casefold() not in names]:
+        raise UserError(f"{source} has no column {name_a_few(absent)}; there is {', '.join(rows)}")
     asks = {"question", "context"} <= names.keys() and any(name in names for name in ANSWER_COLUMNS)
     if task == QuestionAnswering.name or (task is None and asks and not (text_columns or label_column)):
         return Guess(QuestionAnswering.name)

@@ -5,15 +5,19 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import nulls_for_nan
+from datamap.core.files import nulls_for_nan, write_csv
 from datamap.core.intervals import wilson_interval
+from datamap.core.splits import with_column
+from datamap.core.tables import further_columns, safe_to_open
 from datamap.tasks import qa_metrics
 from datamap.tasks.base import Task
+from datamap.tasks.error_counts import tidy_error_counts
 from datamap.tasks.evaluation import Evaluation
 from datamap.tasks.missing import task_of_columns
 from datamap.tasks.qa_features import (
@@ -25,6 +29,7 @@ from datamap.tasks.qa_features import (
     flat,
     qa_features,
 )
+from datamap.tasks.span_errors import NONE, SPAN_ERRORS, span_errors
 from datamap.tasks.spans import place_of, seen, stands_at
 
 if TYPE_CHECKING:
@@ -108,7 +113,7 @@ class QuestionAnswering(Task):
             {"text": datasets.List(datasets.Value("string")), "answer_start": datasets.List(datasets.Value("int64"))}
         )
         rest = [column for column in data.column_names if column not in ("id", "question", "context")]
-        return data.add_column("answers", answers, feature=features).select_columns(
+        return with_column(data, "answers", answers, features).select_columns(
             [*(["id"] if "id" in columns else []), "question", "context", "answers", *rest]
         )
 
@@ -132,7 +137,7 @@ class QuestionAnswering(Task):
                        "stand at their answer_start, or have characters at their ends that are not to be seen; they "
                        "are taken where they stand nearest (--spans strict leaves them as they are)")
         columns = data.column_names
-        mended = data.remove_columns("answers").add_column("answers", answers, feature=data.features["answers"])
+        mended = with_column(data.remove_columns("answers"), "answers", answers, data.features["answers"])
         return mended.select_columns(columns), changes
 
     def is_usable(self, data: datasets.Dataset) -> np.ndarray:
@@ -257,3 +262,26 @@ class QAEvaluation(Evaluation):
                 self.data, self.predictions, self.scores.exact_match, self.scores.f1, strict=True
             )
         ]
+
+    def write(self, directory: Path, suffix: str, title: str) -> None:
+        """``wrong_answers.csv``: the examples with a wrong answer, its kind (``span_error``), and all their columns
+        (``data_`` before those whose name is taken). ``error_counts.csv``: of all examples, each kind by question
+        type."""
+        import pandas as pd
+
+        by, types = QuestionAnswering().groups(self.data)
+        errors = span_errors(self._contexts, self.data["answers"][:], self.predictions)
+        kinds = pd.Categorical(errors, SPAN_ERRORS)
+        counts = tidy_error_counts(pd.DataFrame({by: list(types), "error": kinds}), [by])
+        wrong = np.flatnonzero(kinds != NONE).tolist()
+        chosen = self.data.select(wrong)
+        columns = {
+            "id": chosen["id"][:], **QuestionAnswering().readable(chosen),
+            "predicted_answer": [self.predictions[row] for row in wrong], "span_error": [errors[row] for row in wrong],
+            "f1": self.scores.f1[wrong], by: [types[row] for row in wrong],
+        }
+        columns |= further_columns(chosen, {"id", *QuestionAnswering.text_columns}, columns)
+        write_csv(directory / f"error_counts{suffix}.csv", counts)
+        write_csv(directory / f"wrong_answers{suffix}.csv", safe_to_open(pd.DataFrame(columns)))
+        of_kind = ", ".join(f"{n:,} {kind}" for kind, n in kinds.value_counts().items() if n and kind != NONE)
+        logger.info(f"{len(wrong):,} of {len(errors):,} answers are wrong{f' ({of_kind})' * bool(of_kind)}")

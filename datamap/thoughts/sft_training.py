@@ -335,7 +335,7 @@ def train(
     trainer: ThoughtTrainer, answers: GeneratedAnswers | None, checkpoint: str | None, on_gpu: bool
 ) -> dict[str, Any]:
     """Train, evaluate and answer a last time; returns the numbers of train_metrics.json."""
-    trainer.add_callback(Manifests)
+    trainer.add_callback(Manifests(checkpoint))
     result = trainer.train(resume_from_checkpoint=checkpoint)
     model = trainer.model
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.

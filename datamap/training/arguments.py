@@ -53,6 +53,8 @@ NEEDS = {
     "ambiguous_top_fraction": "filter_cartography",
     "smoothing_factor": "use_label_smoothing", "weight_clip_min": "use_soft_weighting",
     "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
+    "validation_cartography_output_dir": "filter_validation",
+    "validation_cluster_assignments_path": "filter_validation",
     "max_drop_percentage": "filters", "missing": "filters", "plant_errors": "do_train",
     "plant_seed": "plant_errors", "plant_kind": "plant_errors", "plant_confusion": "plant_errors",
     "cross_fit": "enable_cartography", "cross_fit_head": "enable_cartography", "cross_fit_workers": "cross_fit",
@@ -61,13 +63,14 @@ NEEDS = {
 # What a training, and what an evaluation writes into --output_dir beside the model.
 EVALUATION_FILES = (
     "eval_metrics*.json", "eval_predictions*.jsonl", "slice_metrics*", "generalization.*", "confusion_matrix*",
-    "misclassified*.csv", "eval_moved_answers*.csv",
+    "misclassified*.csv", "wrong_answers*.csv", "error_counts*.csv", "eval_moved_answers*.csv",
 )
 TRAINING_FILES = (
     *EVALUATION_FILES, "filter_report.json", "train_metrics.json", "training_log.csv", "top_epochs.json",
     "moved_answers.csv", PLANTED_FILE, PLANTED_DATA,
     "checkpoint-[0-9]*",
 )
+VALIDATION_MAP, VALIDATION_CLUSTERS = "./cartography_output_validation", "./cluster_output_validation"
 MIN_EPOCHS = 3  # below that the variability of an example says little
 
 logger = logging.getLogger(__name__)
@@ -153,8 +156,12 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_switch("--allow_changed", default=argparse.SUPPRESS, help=ALLOW_CHANGED)
     group.add_argument("--missing", choices=MISSING, default=argparse.SUPPRESS, help=MISSING_HELP)
     group.add_argument("--train_ids", metavar="FILE", help="train on the ids of this CSV only")
-    group.add_switch("--filter_validation", help="apply the filters to the evaluation data too and report both "
-                     "(files that filters read must then hold the evaluation ids)")
+    group.add_switch("--filter_validation", help="report the evaluation of the examples that the filters keep too "
+                     "(eval_filtered_*); map and clusters are those of the next two")
+    group.add_argument("--validation_cartography_output_dir", default=argparse.SUPPRESS, metavar="DIR",
+                       help=f"map of what is evaluated, read by these filters (default: {VALIDATION_MAP})")
+    group.add_argument("--validation_cluster_assignments_path", default=argparse.SUPPRESS, metavar="DIR",
+                       help=f"its clusters (default: {VALIDATION_CLUSTERS})")
     group.add_argument("--max_drop_percentage", type=lambda text: number(text, 0, 100), metavar="PERCENT",
                        help="refuse to drop more than this, 0..100 (default: no limit)")
 
@@ -248,7 +255,8 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--slice_by does nothing without an evaluation: add --do_eval")
     if args.enable_cartography:
         curriculum = args.use_label_smoothing or args.use_soft_weighting
-        if curriculum or reads_metrics(args.filters, args.cartography_output_dir):
+        read = [args.filters, *([evaluation_filters(args)] if args.filter_validation else [])]
+        if curriculum or any(reads_metrics(each, args.cartography_output_dir) for each in read):
             parser.error(f"--enable_cartography would write {args.cartography_output_dir}, which a filter or the "
                          "curriculum reads in the same run; train without --enable_cartography, or let a "
                          "--filter_config read another directory")
@@ -280,7 +288,7 @@ def _refusals(parser: Parser, args: argparse.Namespace) -> Iterator[tuple[Any, s
         yield getattr(args, flag, 1) < 0, f"--{flag} must not be negative, found {getattr(args, flag, 1):g}"
     for flag in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
         yield getattr(args, flag, 1) < 1, f"--{flag} must be at least 1, found {getattr(args, flag, 1)}"
-    yield (args.filter_validation and not (args.filters and args.do_eval),
+    yield (args.filter_validation and not (set(args.filters) - {"random"} and args.do_eval),
            "--filter_validation needs a filter and --do_eval")
     yield (args.filters and not (args.do_train or args.filter_validation),
            "filters choose what to train on: add --do_train, or --filter_validation")
@@ -355,6 +363,23 @@ def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:
     return config
 
 
+def evaluation_filters(args: argparse.Namespace) -> dict[str, Any]:
+    """What --filter_validation keeps of the evaluation data: the filters, by map and clusters of what is evaluated.
+
+    The block ``random`` is left out: it stands for a choice of what to train on, and the run whose control it makes is
+    evaluated on the same examples.
+    """
+    places = {"metrics_path": getattr(args, "validation_cartography_output_dir", VALIDATION_MAP),
+              "cluster_path": getattr(args, "validation_cluster_assignments_path", VALIDATION_CLUSTERS)}
+    config: dict[str, Any] = {}
+    for block, value in args.filters.items():
+        settings = [{name: places.get(name, setting) if setting else setting for name, setting in each.items()}
+                    for each in (value if isinstance(value, list) else [value])]
+        if block != "random":
+            config[block] = settings if isinstance(value, list) else settings[0]
+    return config
+
+
 def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:
     """Every artifact that a run with these arguments reads; None where it reads none of that kind."""
     inputs: dict[str, str | None] = {
@@ -362,4 +387,6 @@ def inputs_of(args: argparse.Namespace) -> dict[str, str | None]:
     }
     if args.use_label_smoothing or args.use_soft_weighting:
         inputs["curriculum"] = args.cartography_output_dir
+    if args.filter_validation:
+        inputs |= {f"validation.{name}": path for name, path in filter_inputs(evaluation_filters(args)).items()}
     return inputs | filter_inputs(args.filters, is_selection=bool(args.train_ids))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from datamap.core.errors import UserError
 from datamap.core.progress import Progress
 from datamap.tasks import slices
 from datamap.tasks.evaluation import SPEED, Evaluation
-from datamap.training.checkpoints import TopEpochs, write_manifest
+from datamap.training.checkpoints import TopEpochs, seconds_until, write_manifest
 from datamap.training.evaluation import quality, tracked, write_slices
 
 if TYPE_CHECKING:
@@ -108,14 +109,25 @@ class StatusCallback(TrainerCallback):
 
 
 class Manifests(TrainerCallback):
-    """Tells whole checkpoints from others: comes behind all that write into one, before what deletes older ones."""
+    """Tells whole checkpoints from others: comes behind all that write into one, before what deletes older ones.
+
+    Also how long the training took up to each, counted on from the ``checkpoint`` that it goes on from; steps that
+    were lost in between do not count.
+    """
+
+    def __init__(self, checkpoint: str | None = None):
+        self.before, self.began = seconds_until(checkpoint), time.monotonic()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.began = time.monotonic()
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         group = torch.distributed
         if group.is_available() and group.is_initialized():
             group.barrier()  # each process writes its random state
         if state.is_world_process_zero:
-            write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+            seconds = None if self.before is None else self.before + time.monotonic() - self.began
+            write_manifest(Path(args.output_dir) / f"checkpoint-{state.global_step}", seconds)
 
 
 class EvaluationCallback(TrainerCallback):

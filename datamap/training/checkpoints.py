@@ -16,14 +16,20 @@ DYNAMICS = "training_dynamics.npz"
 RANDOM_STATES = "rng_state_*.pth"  # one a process; of a single one rng_state.pth
 
 
-def write_manifest(checkpoint: Path) -> None:
+def write_manifest(checkpoint: Path, seconds: float | None = None) -> None:
     """Say which files belong to a checkpoint, now that all are written; without this, or with others, it is not
-    whole."""
+    whole. seconds: that the training took up to it."""
     files = {path.relative_to(checkpoint).as_posix(): path for path in sorted(checkpoint.rglob("*")) if path.is_file()}
     files.pop(MANIFEST, None)  # of one that stood here before
-    write_json(checkpoint / MANIFEST, {"files": {
+    write_json(checkpoint / MANIFEST, {"seconds": seconds, "files": {
         name: {"size": path.stat().st_size, "sha256": sha256_of(path)} for name, path in files.items()
     }})
+
+
+def seconds_until(checkpoint: str | Path | None) -> float | None:
+    """That a training took up to this checkpoint of it, over all its processes; 0 without one, None where its manifest
+    does not say (an older version wrote it)."""
+    return 0.0 if checkpoint is None else read_json(Path(checkpoint) / MANIFEST).get("seconds")
 
 
 def damage_of(checkpoint: str | Path, with_dynamics: bool) -> str | None:

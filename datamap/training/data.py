@@ -5,29 +5,37 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.analysis.filter_config import apply_filters
+from datamap.analysis.filter_config import apply_filters, filter_inputs
 from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.artifacts import artifact_file, check_same_dataset, digest, recorded_dataset
 from datamap.core.errors import UserError, name_a_few
-from datamap.core.files import nulls_for_nan, read_table, write_jsonl
+from datamap.core.files import nulls_for_nan, read_json, read_table, write_json, write_jsonl
 from datamap.core.splits import Split, content_fingerprint, default_eval_split, load_split, overlap
 from datamap.detection.out_of_fold import HEAD_FOLDS, folds_of
 from datamap.tasks.base import Task
 from datamap.tasks.classification import label_values
 from datamap.tasks.slices import slice_columns
-from datamap.training.arguments import task_of_run
+from datamap.training.arguments import evaluation_filters, task_of_run
 from datamap.training.models import trained_fingerprint
 from datamap.training.planted import beside_planted_errors, plants_errors, with_planted_errors
 
 if TYPE_CHECKING:
     import datasets
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+# Setting of a filter -> the flag that names it for what is evaluated, and what makes it.
+OF_EVALUATED = {
+    "metrics_path": ("--validation_cartography_output_dir", "run.py --do_train --enable_cartography --train_split"),
+    "cluster_path": ("--validation_cluster_assignments_path", "cluster_analysis.py"),
+}
+FILTER_REPORT = "filter_report.json"
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +46,9 @@ class RunData:
 
     loaded: the training split before any example was dropped or filtered, None without training. variability: of each
     training example, for the curriculum. slices: of each evaluated split, values to slice by, by column. kept: of
-    each, the ids that the filters keep, where they were asked. folds: (training examples,) from 1, where models that
-    have not seen an example are asked about it. held_out: the fold that this run only asks about. mapped: of which
-    a map is recorded beside that of what is trained on (--map_split).
+    each, the ids that the filters keep, where they were asked, and kept_reports what they took and why. folds:
+    (training examples,) from 1, where models that have not seen an example are asked about it. held_out: the fold that
+    this run only asks about. mapped: of which a map is recorded beside that of what is trained on (--map_split).
     """
 
     task: Task
@@ -51,6 +59,7 @@ class RunData:
     evaluated: list[Split]
     slices: dict[str, dict[str, list]]
     kept: dict[str, set[str]] | None
+    kept_reports: dict[str, dict[str, Any]] | None
     folds: np.ndarray | None = None
     held_out: Split | None = None
     mapped: Split | None = None
@@ -80,10 +89,8 @@ def load_data(args: argparse.Namespace) -> RunData:
         split.split: slice_columns(split.data, args.slice_by or (), f"{args.dataset} [{split.split}]")
         for split in evaluated
     }
-    kept = None
-    if args.filter_validation:
-        kept = {split.split: set(apply_filters(split, args.filters, seed=args.seed)["id"][:]) for split in evaluated}
-    data = RunData(task, loaded, train, report, variability, evaluated, slices, kept)
+    kept, reports = filtered_evaluation(args, evaluated) if args.filter_validation else (None, None)
+    data = RunData(task, loaded, train, report, variability, evaluated, slices, kept, reports)
     if hasattr(args, "map_split"):
         data.mapped = split_to_map(args, task)
     folds = getattr(args, "cross_fit", None) or HEAD_FOLDS * getattr(args, "cross_fit_head", False)
@@ -94,6 +101,38 @@ def load_data(args: argparse.Namespace) -> RunData:
             data.train = dataclasses.replace(train, data=train.data.select(np.flatnonzero(~inside)))
             data.held_out = dataclasses.replace(train, data=train.data.select(np.flatnonzero(inside)))
     return data
+
+
+def filtered_evaluation(
+    args: argparse.Namespace, evaluated: Sequence[Split]
+) -> tuple[dict[str, set[str]], dict[str, dict[str, Any]]]:
+    """Of each evaluated split, the ids that --filter_validation keeps, and the report of the filters."""
+    config = evaluation_filters(args)
+    for name, path in filter_inputs(config).items():
+        flag, maker = OF_EVALUATED.get(name.rpartition(".")[2], ("", ""))
+        if flag and not Path(path).exists():
+            raise UserError(f"{path}: no such file or directory; there --filter_validation reads ({flag}) what "
+                            f"{maker} makes of the examples that are evaluated")
+    kept, reports = {}, {}
+    for split in evaluated:
+        logger.info(f"filters of the evaluation on {split.split}:")
+        data, reports[split.split] = apply_filters(split, config, seed=args.seed, return_report=True)
+        kept[split.split] = set(data["id"][:])
+    return kept, reports
+
+
+def write_filter_report(directory: Path, data: RunData, trained: bool) -> None:
+    """What filters took from the training data, and under ``evaluation`` from each split that is evaluated. A run that
+    only evaluates leaves what the training of the model wrote there."""
+    file = directory / FILTER_REPORT
+    before = read_json(file) if file.exists() and not trained else {}
+    report = (data.filter_report or {}) if trained else {
+        name: value for name, value in before.items() if name != "evaluation"}
+    report |= {"evaluation": data.kept_reports} if data.kept_reports else {}
+    if report and report != before:
+        write_json(file, report)
+    elif before and not report:
+        file.unlink()
 
 
 def watches(args: argparse.Namespace) -> bool:

@@ -16,7 +16,7 @@ from datamap.core.splits import Split
 from datamap.core.tables import safe_to_open
 from datamap.tasks import slices
 from datamap.tasks.evaluation import SPEED
-from datamap.training.data import RunData, features_of
+from datamap.training.data import RunData, features_of, write_filter_report
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 def evaluate_splits(trainer: CartographyTrainer, args: argparse.Namespace, data: RunData) -> None:
     """Evaluate every split; several get files of their own and one picture that compares them."""
+    if is_main_process() and not args.do_train:
+        write_filter_report(Path(args.output_dir), data, trained=False)
     several = len(data.evaluated) > 1
     tables = {split.split: evaluate_split(trainer, args, data, split, f"_{split.split}" if several else "")
               for split in data.evaluated}

@@ -20,7 +20,15 @@ from datamap.core.splits import Split
 from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of, map_split_dir
-from datamap.training.data import RunData, features_of, leave_out_unlearnable, watches, write_split
+from datamap.training.checkpoints import seconds_until
+from datamap.training.data import (
+    RunData,
+    features_of,
+    leave_out_unlearnable,
+    watches,
+    write_filter_report,
+    write_split,
+)
 from datamap.training.evaluation import title_of
 from datamap.training.library_flags import check_batches, given_training_flags, library_arguments
 from datamap.training.models import learning_rate_of
@@ -99,7 +107,7 @@ def build_trainer(
         assert place is not None
         title = f"{title_of(data.mapped, args.model)}, not trained on"
         trainer.add_callback(recorder_of_split(trainer, args, data.mapped, place, checkpoint, title))
-    trainer.add_callback(Manifests)  # behind the recorder
+    trainer.add_callback(Manifests(checkpoint))  # behind the recorder
     if watched is not None:
         metric = (arguments.metric_for_best_model or data.task.metric).removeprefix("eval_")
         trainer.add_callback(
@@ -195,12 +203,14 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
     from datamap.training.callbacks import training_log
 
     output = Path(trainer.args.output_dir)
-    if data.filter_report is not None and is_main_process():
-        write_json(output / "filter_report.json", data.filter_report)
+    if is_main_process():
+        write_filter_report(output, data, trained=True)
     if data.loaded is not None and data.loaded.mended and is_main_process():
         write_csv(output / "moved_answers.csv", safe_to_open(pd.DataFrame(data.loaded.mended)))
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    metrics = dict(result.metrics)
+    before = seconds_until(checkpoint)
+    whole = None if before is None else before + result.metrics["train_runtime"]
+    metrics = {**result.metrics, "training_seconds": whole}  # over all its processes
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
     if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
         raise UserError("training diverged: weights are no numbers any more; lower --learning_rate")

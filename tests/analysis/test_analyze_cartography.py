@@ -31,7 +31,7 @@ QUESTIONS = ("What hurts?", "When was it?", "How many pills?", "Is it bad?")  # 
 FILES = {
     "question_type_analysis.csv", "easy_samples.json", "ambiguous_samples.json", "hard_samples.json",
     "metric_distributions.csv", "metric_distributions.png", "metric_correlations.csv", "metric_correlations.png",
-    "category_by_question_type.png", "run_meta.json",
+    "category_by_question_type.png", "cartography_map_by_correctness.png", "run_meta.json",
 }
 
 
@@ -83,7 +83,8 @@ def empty_pictures(request, monkeypatch):
     if "pictures" not in request.fixturenames:
         for plot in ("plot_distributions", "plot_correlations", "plot_groups"):
             monkeypatch.setattr(map_summary, plot, lambda path, *rest: path.touch())
-        monkeypatch.setattr(maps, "plot_data_map", lambda df, path, *rest: path.touch())
+        for plot in ("plot_data_map", "plot_map_by_correctness"):
+            monkeypatch.setattr(maps, plot, lambda df, path, *rest: path.touch())
 
 
 @pytest.fixture

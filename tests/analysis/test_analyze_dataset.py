@@ -18,6 +18,7 @@ from datamap.cartography.categories import CATEGORIES, categorize_examples
 from datamap.core.files import read_json, read_table
 from datamap.core.plots import CATEGORY_COLORS, COLORS, LIGHT_GREY
 from datamap.core.splits import load_split
+from datamap.tasks.questions import question_type_of
 from datamap.tasks.registry import get_task
 
 N = 60
@@ -284,9 +285,11 @@ def test_unified_columns_and_rows(unified):
         "answers", "planted_error", "data_category", "tags", "visits", "checked", "nothing",
         "confidence", "variability", "num_epochs", "never_learned", "loss",
         "category", "cluster", "dim1", "dim2", "cluster_probability",
-        *RULES, "dataset_error_score", "num_rules", "is_dataset_error",
+        *RULES, "dataset_error_score", "num_rules", "is_dataset_error", "predicted_answer", "span_error",
     ]
     source = rows()
+    assert table["predicted_answer"].tolist()[:50] == ["knee"] * 50 and table["predicted_answer"][50:].isna().all()
+    assert table["span_error"].tolist()[:50] == ["none"] * 50, "knee is the second annotated answer"
     assert table["id"].tolist() == [row["id"] for row in source]  # all examples, in the order of the dataset
     assert table["context"].tolist() == [row["context"] for row in source]  # quotes, line breaks and accents survive
     assert table["data_category"].tolist() == [row["category"] for row in source]
@@ -405,6 +408,96 @@ def test_default_output_directories(monkeypatch, tmp_path):
     assert analyze_dataset.parse_args(["--export_unified=true", "--output_dir", "x"]).output_dir == "x"
 
 
+# --- what predictions get wrong -----------------------------------------------------------------------------------
+
+
+def test_predictions_without_the_table_give_what_is_wrong_and_where(house, capsys):
+    """Every third is cut, every third from elsewhere; the last ten are not predicted."""
+    said = ["knee", "kne", "number"]
+    some = [{"id": row["id"], "predicted_answer": said[number % 3]} for number, row in enumerate(rows()[:50])]
+    output = run(house, "--predictions", write_predictions(house / "predictions.jsonl", some))
+    assert {path.name for path in output.iterdir()} == {*ALWAYS, "wrong_answers.csv", "error_counts.csv"}
+    wrong = read_table(output / "wrong_answers.csv")
+    assert wrong["id"].tolist() == [row["id"] for number, row in enumerate(rows()[:50]) if number % 3]
+    assert set(zip(wrong["predicted_answer"], wrong["span_error"], strict=True)) == {
+        ("kne", "truncated"), ("number", "elsewhere")}
+    assert {"data_category", "planted_error", "category", "cluster", "dataset_error_score"} <= set(wrong.columns)
+    counts = read_table(output / "error_counts.csv").set_index(["by", "group", "error"])["n"]
+    kind = dict(zip(said, ("none", "truncated", "elsewhere"), strict=True))
+    metrics_of, cluster_of = categorize_examples(metrics().set_index("id"))["category"], clusters().set_index("id")
+    slow: dict[tuple, int] = {}
+    for number, row in enumerate(rows()[:50]):
+        groups = {"all": "all", "category": metrics_of.get(row["id"]),
+                  "cluster": cluster_of["cluster"].get(row["id"]),
+                  "question_type": question_type_of(row["question"].lower())}
+        for by, group in groups.items():
+            if group is not None:
+                key = by, str(group), kind[said[number % 3]]
+                slow[key] = slow.get(key, 0) + 1
+    found = {tuple(map(str, key)): n for key, n in counts.items() if n}
+    assert found == slow and len({group for by, group, _ in found if by == "question_type"}) == 3
+    told = capsys.readouterr().out
+    assert f"{len(wrong)} of 50 predictions are wrong (wrong_answers.csv, error_counts.csv); by category" in told
+    assert "truncated" in told and "elsewhere" in told
+
+
+def test_predictions_need_the_texts(house, capsys):
+    for name in ("map", "clusters"):
+        (house / name / "run_meta.json").unlink()
+    assert "--predictions needs its texts: name it with --dataset" in refused(capsys, house, "--predictions", "p")
+
+
+# --- the rules alone ----------------------------------------------------------------------------------------------
+
+
+def rules_alone(house: Path, *flags: str | Path) -> Path:
+    analyze_dataset.main([str(word) for word in ("--error_rules", "--dataset", house / "notes.jsonl", "--output_dir",
+                                                 house / "rules", *flags)])
+    return house / "rules"
+
+
+@pytest.mark.parametrize("with_predictions", [False, True])
+def test_rules_of_a_dataset_alone(house, capsys, with_predictions):
+    some = [{"id": row["id"], "predicted_answer": "hurts"} for row in rows()[:50]]
+    file = write_predictions(house / "predictions.jsonl", some)
+    output = rules_alone(house, "--predictions", file) if with_predictions else rules_alone(house)
+    assert {path.name for path in output.glob("[!.]*")} == {"flagged_examples.csv", "rule_counts.csv",
+                                                            "run_meta.json"}
+    source = rows()
+    answers = [row["answers"]["text"][0] if row["answers"]["text"] else "" for row in source]
+    said = ["hurts"] * 50 + [None] * 10 if with_predictions else None
+    expected = flag_errors([row["question"] for row in source], [row["context"] for row in source], answers, said)
+    scores = expected["dataset_error_score"].tolist()
+    order = sorted((place for place in range(N) if scores[place]), key=lambda place: (-scores[place], place))
+    flagged = read_table(output / "flagged_examples.csv")
+    assert flagged["id"].tolist() == [source[place]["id"] for place in order] and 20 <= len(order) < N
+    assert flagged["category"].tolist() == [source[place]["category"] for place in order], "no map: the name is free"
+    for rule in RULES:
+        assert flagged.astype({rule: "boolean"})[rule].to_list() == [expected[rule][place] for place in order]
+    counts = read_table(output / "rule_counts.csv").set_index(["by", "group", "rule"])
+    kinds = [row["question"] for row in source]
+    sizes = {kind: kinds.count(kind) for kind in set(kinds)}
+    for rule in RULES:
+        column = expected[rule].to_list()
+        row = counts.loc["all", "all", rule]
+        known = [value for value in column if value is not pd.NA]
+        assert (row["flagged"], row["n"]) == (sum(known), len(known))
+        assert pd.isna(row["share"]) if not known else row["share"] == sum(known) / len(known)
+        by_type = counts.loc["question_type"].xs(rule, level="rule")
+        assert sorted(by_type["n"]) == sorted(sizes.values()) or "pred" in rule
+        assert by_type["flagged"].sum() == row["flagged"]
+    assert counts.loc["all", "all", "is_dataset_error"]["flagged"] == 20
+    told = capsys.readouterr().out
+    assert f"{len(order)} of 60 examples break at least one of 9 rules, 20 at least 3" in told
+    assert "wrote flagged_examples.csv and rule_counts.csv to" in told
+
+
+def test_rules_alone_are_for_questions(house, capsys):
+    with pytest.raises(SystemExit):
+        rules_alone(house, "--task", "nli")
+    assert "the error rules are for extractive question answering; this is --task nli" in capsys.readouterr().err
+
+
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
@@ -494,7 +587,7 @@ def test_predictions_of_another_dataset_or_broken(house, capsys, caplog):
     assert "predicted_answer of '030' is not a text" in refused(capsys, house, *flags)
     file.write_text('{"id": "030", "predicted_answer": "x"}\n{"id": "03', encoding="utf-8")
     assert "line 2: malformed JSON" in refused(capsys, house, *flags)
-    assert "add it" in refused(capsys, house, "--predictions", file)  # nothing would read them
+    assert "line 2: malformed JSON" in refused(capsys, house, "--predictions", file)
     write_predictions(file, [{"id": f"0{row}", "predicted_answer": ""} for row in range(30, 45)])
     with caplog.at_level("INFO"):
         run(house, *flags)

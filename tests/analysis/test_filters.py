@@ -449,6 +449,36 @@ def test_rules_equal_the_score_of_each_example(questions, limit):
         assert apply_filters(questions, {"rules": {}})["id"][:] == expected
 
 
+def test_single_rules_remove_what_any_of_them_flags(questions):
+    """Rules 7 and 9 are told from the texts here: how the answer begins and ends, how the question begins."""
+    texts = [(row["answers"]["text"] or [""])[0] for row in questions]
+    is_cut = [text.endswith((",", "and", "or")) or text.startswith("and") for text in texts]
+    is_no_question = [not text.startswith(("What", "When", "Was")) for text in questions["question"]]
+    rule7, rule9 = "rule7_boundary_weirdness", "rule9_question_not_starting_with_qword"
+    assert any(is_cut) and any(is_no_question) and is_cut != is_no_question
+    for rules, flagged in (([rule7], is_cut), ([rule9], is_no_question),
+                           ([rule9, rule7], np.logical_or(is_cut, is_no_question))):
+        filtered, report = apply_filters(questions, {"rules": {"rules": rules}}, return_report=True)
+        assert filtered["id"][:] == [str(place) for place, is_flagged in enumerate(flagged) if not is_flagged]
+        [record] = report["filters"]
+        assert set(record["removed"]) <= set(rules) and record["settings"]["rules"] == rules
+    assert record["removed"][rule9] == [str(place) for place, found in enumerate(is_no_question) if found]
+    both = {"rules": [{"rules": [rule7]}, {"max_error_score": 1}]}
+    by_score = apply_filters(questions, {"rules": {"max_error_score": 1}})["id"][:]
+    assert apply_filters(questions, both)["id"][:] == [one for one in by_score if not is_cut[int(one)]]
+
+
+def test_single_rules_that_need_predictions(questions, tmp_path):
+    """Rule 8 fires for example 2 alone, of those that have a prediction; where there is none it says nothing."""
+    file = tmp_path / "eval_predictions.jsonl"
+    predictions = {"2": "aspirin was given on Monday", "3": "x", "1": None}
+    file.write_text("".join(json.dumps({"id": key, "predicted_answer": text}) + "\n"
+                            for key, text in predictions.items()))
+    rules = {"rules": ["rule8_pred_better_q_alignment"], "predictions_path": str(tmp_path)}
+    assert apply_filters(questions, {"rules": rules})["id"][:] == ["0", "1", "3", "4"]
+    assert apply_filters(questions, {"rules": {**rules, "missing": "drop"}})["id"][:] == ["3"]
+
+
 def test_rules_with_predictions(questions, tmp_path):
     file = tmp_path / "eval_predictions.jsonl"
     predictions = {"2": "aspirin was given on Monday", "3": "x", "1": None}
@@ -585,6 +615,14 @@ M = {"metrics_path": "m"}
         ({"metric": {**M, "metric": "aum", "drop_fraction": 0.1, "drop": "low"}}, "drop is 'low'; expected one of"),
         ({"rules": {"max_error_score": 10}}, "max_error_score is 10; expected a whole number from 0 to 9"),
         ({"rules": {"max_error_score": 1.0}}, "max_error_score is 1.0; expected a whole number"),
+        ({"rules": {"rules": ["rule7"]}}, "rules is ['rule7']; expected a list of rule1_length_anomaly, rule2_"),
+        ({"rules": {"rules": []}}, "rules is []; expected a list of"),
+        ({"rules": {"rules": ["rule7_boundary_weirdness"], "max_error_score": 1}}, "a list of two blocks"),
+        ({"rules": {"rules": ["rule8_pred_better_q_alignment"]}}, "give predictions_path"),
+        (
+            {"rules": {"rules": ["rule7_boundary_weirdness"], "predictions_path": "p"}},
+            "which rules does not name; leave it out",
+        ),
         ({"random": {"seed": 3}}, "filter random: unknown setting 'seed'; it takes enabled"),
         ({"random": {}}, "filter random draws as many examples as the other blocks would keep; put them beside it"),
         ({"random": {}, "rules": {"enabled": False}}, "put them beside it"),

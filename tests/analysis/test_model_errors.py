@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from conftest import qa_rows, review_rows, write_rows
 
-from datamap.analysis.model_errors import confusion_counts, error_counts, predicted_table
+from datamap.analysis.model_errors import confusion_counts, predicted_table
 from datamap.core.splits import load_split
+from datamap.tasks.error_counts import error_counts
 from datamap.tasks.questions import question_type_of
 from datamap.tasks.registry import get_task
 

@@ -1,5 +1,6 @@
 """The data map: its thresholds, written and read, and its picture."""
 
+from fractions import Fraction
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,13 @@ from datamap.cartography.categories import (
     categorize_examples,
     category_thresholds,
 )
-from datamap.cartography.maps import CARTOGRAPHY_FILES, load_map, plot_data_map, write_cartography
+from datamap.cartography.maps import (
+    CARTOGRAPHY_FILES,
+    load_map,
+    plot_data_map,
+    plot_map_by_correctness,
+    write_cartography,
+)
 from datamap.core import plots
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError
@@ -72,6 +79,45 @@ def test_a_large_data_map_draws_a_sample_and_counts_all(tmp_path, pictures, monk
     assert len(found) == len(set(found)) == 50 and set(found) <= every
     assert caption(pictures["one.png"]).startswith("n = 1,200 (random 50 drawn); ")
     assert sum(int(text.get_text().split("\n")[0]) for text in bars.texts) == 1200
+
+
+@pytest.mark.parametrize("epochs, levels", [
+    (3, ["0", "0.33", "0.67", "1"]),
+    (12, ["0", "0 to 0.25", "0.25 to 0.5", "0.5 to 0.75", "0.75 to 1", "1"]),
+])
+def test_the_map_by_correctness_shows_each_level_and_how_all_are_distributed(tmp_path, pictures, epochs, levels):
+    rng = np.random.default_rng(epochs)
+    right = rng.permutation(np.resize(np.arange(epochs + 1), 300))
+    frame = metrics_frame(rng.random(300), rng.random(300) / 2).assign(correctness=right / epochs, num_epochs=epochs)
+    plot_map_by_correctness(frame, tmp_path / "map.png", "stories, n = 300", (0.4, 0.3))
+    figure = pictures["map.png"]
+    axis, *sides = sorted(figure.axes, key=lambda each: each.get_xlabel() in ("confidence", "variability",
+                                                                             "correctness"))
+
+    def level(count):
+        share = Fraction(int(count), epochs)
+        if epochs == 3 or share in (0, 1):
+            return f"{float(share):.2g}"
+        low = [each for each in (0, 0.25, 0.5, 0.75) if share > Fraction(each)][-1]
+        return f"{low:g} to {low + 0.25:g}"
+
+    wanted = [level(count) for count in right]
+    shown = {name.split(" (n = ")[0]: (name, points, colors) for name, points, colors in scatters(axis)}
+    assert list(shown) == levels and sum(len(points) for _, points, _ in shown.values()) == 300
+    for name, (label, points, _) in shown.items():
+        inside = frame[[each == name for each in wanted]]
+        assert points == inside[["variability", "confidence"]].to_numpy().tolist()
+        assert label == f"{name} (n = {len(inside)})"
+    assert len({colors[0] for _, _, colors in shown.values()}) == len(levels)
+    assert [(x, y) for x, y, _ in lines(axis)] == [([0.3, 0.3], [0, 1]), ([0, 0.3], [0.4, 0.4])]
+    for side in sides:
+        column = side.get_xlabel()
+        edges = [(bar.get_x(), bar.get_x() + bar.get_width(), bar.get_height()) for bar in side.patches]
+        assert sum(height for _, _, height in edges) == 300
+        assert all(height == sum(low <= value < high or value == high == edges[-1][1] for value in frame[column])
+                   for low, high, height in edges)
+    assert len(sides[-1].patches) == epochs + 1
+    assert "stories, n = 300" in caption(figure)
 
 
 @pytest.mark.parametrize("confidence, variability", [([0.5], [0.0]), ([0.0, 1.0], [0.5, 0.5]), ([1.0], [0.31])])

@@ -19,6 +19,7 @@ from datamap.core.files import read_json, read_jsonl, read_table
 from datamap.core.splits import load_split
 from datamap.core.tables import neutralised, restored, write_for_spreadsheet
 from datamap.detection.decisions import NO_ANSWER, read_decisions
+from datamap.detection.suspects import decisions_on
 from datamap.tasks.registry import get_task
 
 NASTY = st.sampled_from("=+-@\t\r\n'\" ;,\uff1d\ufeff\x1fa1")
@@ -206,6 +207,26 @@ def test_labels_are_dropped_fixed_and_kept(tmp_path, labelled, capsys):
         task = get_task("classification")
         original, copied = (load_split(str(place), split, task) for place in (directory, output))
         assert original.fingerprint == copied.fingerprint
+
+
+def test_a_fix_to_what_is_annotated_already_counts_as_keep(tmp_path, labelled, notes, caplog):
+    """It changes nothing, so nothing was wrong: neither the report nor what a review learns may say so."""
+    directory, rows = labelled
+    label = rows[2]["label"]
+    other = {"good": "bad", "bad": "good"}[rows[4]["label"]]
+    file = edited(tmp_path / "reviewed.csv", [["002", "fix", f" {label.upper()} "], ["004", "fix", other]])
+    report = read_json(cleaned(tmp_path, directory, file) / "cleaning_report.json")
+    assert report["kept"] == [{"id": "002", "decided_by": "person"}]
+    assert [each["id"] for each in report["fixed"]] == ["004"]
+    assert f"{file}: 1 fix says what is annotated already ('002'): it counts as keep" in caplog.text
+    decided = decisions_on(load_split(str(directory), "train", get_task("classification")), str(file))
+    assert decided["decision"].to_dict() == {"002": "keep", "004": "fix"}
+    # An answer at its place; one whose place is wrong is mended by its own text.
+    file, rows = notes
+    again = edited(tmp_path / "answers.csv", [[row["id"], "fix", row["answers"]["text"][0]] for row in rows[:3]])
+    report = read_json(cleaned(tmp_path, file, again, task="qa") / "cleaning_report.json")
+    assert [each["id"] for each in report["kept"]] == [rows[0]["id"], rows[2]["id"]]
+    assert [each["id"] for each in report["fixed"]] == [rows[1]["id"]]
 
 
 def test_a_split_of_an_earlier_run_does_not_stay(tmp_path, labelled):

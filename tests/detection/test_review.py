@@ -9,6 +9,9 @@ from evidence_made import made_labels, made_questions, of_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
+from scipy.stats import norm, rankdata
+from sklearn.decomposition import TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 
 from datamap.core.splits import load_split
 from datamap.detection.base import Evidence, score_all
@@ -29,6 +32,7 @@ from datamap.detection.review import (
     telling_words,
     weighted,
 )
+from datamap.tasks.questions import fold
 from datamap.tasks.registry import get_task
 
 NAMES = ("confidence", "oof_confidence", "knn_disagreement", "duplicate_disagreement")
@@ -219,12 +223,39 @@ def test_rare_groups_share_their_weights(asked):
 
 def test_words_that_tell_a_pair_are_those_of_one_text_alone(labelled, asked):
     data = labelled.split.data
-    for row, words in enumerate(telling_words(labelled)[:50]):
+    for row, words in enumerate(telling_words(labelled, range(50))):
         one, two = (set(data[column][row].casefold().split()) for column in ("premise", "hypothesis"))
         assert {word.strip(".,?") for word in words} <= {word.strip(".,?") for word in one ^ two}
-    question, words = asked.split.data["question"][0], telling_words(asked)[0]
+    question, words = asked.split.data["question"][0], telling_words(asked, [0])[0]
     assert len(words) == len(set(words))
     assert question.casefold().split()[0] in words
+
+
+@pytest.mark.parametrize("kind", ["labelled", "asked"])
+def test_shapes_and_topics_are_those_of_the_words_as_lists(kind, request):
+    """Lengths and shared words counted in plain Python, topics of the TF-IDF that scikit-learn makes of the lists."""
+    evidence = request.getfixturevalue(kind)
+    data = evidence.split.data
+    if kind == "asked":
+        texts = [(fold(question), answer["text"][0].casefold() if answer["text"] else "")
+                 for question, answer in zip(data["question"], data["answers"], strict=True)]
+    else:
+        texts = [(fold(one), fold(two)) for one, two in zip(data["premise"], data["hypothesis"], strict=True)]
+    found = features(evidence, score_all(evidence, NAMES[:1]), suspicion_of(evidence))
+    column = {name: found.values[:, place] for place, name in enumerate(found.names)}
+    sets = [(set(one.split()), set(two.split())) for one, two in texts]
+    shared = np.array([len(one & two) / len(one | two) for one, two in sets])
+    longer = np.array([len(one.split()) for one, _ in texts])
+    first = next(name for name in found.names if name.startswith("length of "))
+    for name, values in (("shared words", shared), (first, longer)):
+        ranks = (rankdata(values) - 0.5) / len(values)
+        assert np.corrcoef(column[name], norm.ppf(ranks))[0, 1] == pytest.approx(1)
+    telling = telling_words(evidence, range(len(evidence)))
+    counts = pd.Series([word for words in telling for word in words]).value_counts()
+    matrix = TfidfVectorizer(analyzer=list, vocabulary=sorted(counts[counts >= 3].index)).fit_transform(telling)
+    topics = TruncatedSVD(sum(name.startswith("topic ") for name in found.names), random_state=0).fit_transform(matrix)
+    for number, values in enumerate(topics.T, 1):
+        assert np.corrcoef(column[f"topic {number}"], values)[0, 1] == pytest.approx(1)
 
 
 # --- a ranking ---------------------------------------------------------------------------------------------------
@@ -261,7 +292,7 @@ def test_a_ranking_tells_what_it_learned(labelled):
 def test_words_and_features_that_wrong_ones_have_are_told():
     split = load_split("demo:nli", "train", get_task("nli"), max_samples=300)
     evidence = Evidence(split)
-    words = telling_words(evidence)
+    words = telling_words(evidence, range(len(evidence)))
     counts = pd.Series([word for each in words for word in set(each)]).value_counts()
     word = next(word for word, count in counts.items() if 30 <= count <= 90)
     has = np.array([word in each for each in words])

@@ -206,6 +206,27 @@ def test_answers_are_proposed_where_models_agree_and_they_stand(questions):
     assert proposals(evidence) == [None, None, None, word, None, None, NO_ANSWER, None]
 
 
+@pytest.mark.parametrize("rows", [[], [5, 0, 1], [3]])
+def test_what_is_said_of_some_is_what_is_said_of_all(rows, pairs, questions):
+    rng = np.random.default_rng(0)
+    names = pairs.data.features["label"].names
+    chosen = np.array(rows, dtype=np.int64)
+    labels = [names[number] for number in rng.integers(0, 3, 6)]
+    answers = [[*questions.task.readable(questions.data)["answer"][:4], "Oslo", "", "dust", "to the dust"][row]
+               for row in rng.permutation(8)]
+    for evidence in (
+        Evidence(pairs, metrics=table_of(pairs), predictions=labels,
+                 out_of_fold=table_of(pairs, predicted_label=labels)),
+        Evidence(questions, metrics=table_of(questions), predictions=answers,
+                 out_of_fold=table_of(questions, predicted_answer=answers)),
+    ):
+        scores = pd.DataFrame({"aum": rng.normal(size=len(evidence)), "odd_question": rng.normal(size=len(evidence))})
+        said, proposed = reasons(evidence, scores), proposals(evidence)
+        assert len(set(said)) > 3 and len(set(proposed)) > 1
+        assert reasons(evidence, scores, chosen) == [said[row] for row in rows]
+        assert proposals(evidence, chosen) == [proposed[row] for row in rows]
+
+
 # --- the command -------------------------------------------------------------------------------------------------
 
 

@@ -96,7 +96,7 @@ def made(tmp_path_factory, qa_dir):
     return directory, call("--dataset", qa_dir, "--output_dir", directory, *SMALL)
 
 
-def test_one_command_makes_everything(made):
+def test_one_command_makes_everything(made, qa_dir):
     directory, said = made
     assert said.status == 0, said.err
     for folder, names in ARTIFACTS.items():
@@ -108,6 +108,10 @@ def test_one_command_makes_everything(made):
     assert stages_of(said) == list(ORDER)
     assert "is taken for qa (guessed from its columns; --task, " in said.err[0]
     assert len([line for line in said.err if not line[0].isdigit()]) <= 15  # on a slow machine also how far it is
+    assert said.err[1] == f"the map of {qa_dir} by tiny goes to {directory}, and what its stages say to " \
+                          f"{directory / 'log.txt'}"
+    warnings = [line.rpartition(": ")[2] for line in said.err if line.startswith("warning: ")]
+    assert len(warnings) == len(set(warnings))
     titles = [line.split("  ")[0] for line in said.out]
     assert titles[:-1] == ["evaluation", "data map", "clusters", "error rules", "most suspicious"]
     page = directory / "report.html"
@@ -220,6 +224,7 @@ def test_too_few_examples_for_clusters_still_make_a_page(tmp_path):
     (["--dataset", "demo:clinical", "--cluster_dir", "nowhere"], "nowhere"),
     (["--dataset", "demo:clinical", "--predictions", ".", "--skip", "predictions"], "exclude each other"),
     (["--dataset", ".", "--output_dir", "../" + "here"], "is the dataset"),
+    (["--cartography_dir", "."], "holds no cartography_metrics.csv; run.py --do_train"),
     (["--cartography_dir", ".", "--num_train_epochs", "3"], "--num_train_epochs is for a training"),
     (["--dataset", "demo:clinical", "--model", "tiny", "--num_train_epochs", "0"], "a map is of one epoch at least"),
 ])
@@ -231,18 +236,68 @@ def test_a_mistake_is_one_line(words, expected, tmp_path, monkeypatch, refused):
     assert [file.name for file in Path().rglob("*")] == ["odd.csv"]
 
 
-def test_a_stage_that_fails_says_why_and_where_the_log_is(tmp_path):
-    file = write_rows(tmp_path / "r.jsonl", [{**row, "label": "good"} for row in review_rows(12, 1)])
-    said = call("--dataset", file, "--output_dir", tmp_path / "map", *SIZES)
-    log = tmp_path / "map" / "log.txt"
-    assert said.status == 2 and not said.out
-    last = said.err[-1]
-    assert last.startswith("map_dataset.py: error: train (run.py): ") and "'good'; at least two" in last
-    assert last.endswith(f"(all that it said is in {log}; the same command goes on from here)")
-    assert "run.py: error: " in log.read_text(encoding="utf-8")
-    # Mended, it goes on.
-    write_rows(file, review_rows(12, 1))
-    assert call("--dataset", file, "--output_dir", tmp_path / "map", *SIZES, "--skip", "samples").status == 0
+@pytest.mark.parametrize("words, expected", [
+    (["--label_column", "nosuch"], "r.jsonl has no column 'nosuch'; there is id, sentence, label, size, kind, stars"),
+    (["--text_columns", "nosuch", "--label_column", "label"], "has no column 'nosuch'"),
+    (["--label_column", "stars"], "column stars holds numbers such as 0.5"),
+    (["--max_train_samples", "1"], "every example to train on has the label"),
+    (["--eval_split", "validation"], "whose only split is 'train'"),
+    (["--train_ids", "ids.csv"], "shares no ids with r.jsonl"),
+])
+def test_data_that_cannot_be_trained_on_are_refused_before_anything_is_written(words, expected, tmp_path, monkeypatch,
+                                                                               refused):
+    monkeypatch.chdir(tmp_path)
+    write_rows(Path("r.jsonl"), [{**row, "stars": 0.5 + place} for place, row in enumerate(review_rows(12, 1))])
+    Path("ids.csv").write_text("id\nx\n")
+    line = refused(map_dataset.main, "--dataset", "r.jsonl", *SIZES, *words)
+    assert expected in line and line.startswith("map_dataset.py: error: ") and "goes on" not in line
+    assert sorted(file.name for file in Path().rglob("*")) == ["ids.csv", "r.jsonl"]
+
+
+@pytest.mark.parametrize("status, again", [
+    (2, "once that is mended, it goes on from here"), (130, "the same command goes on from here"),
+    (1, "what is finished stays, and the same command tries suspects again"),
+])
+def test_a_stage_that_fails_says_why_and_where_the_log_is(made, tmp_path, monkeypatch, status, again):
+    """And that the same command goes on only where it can: not where it would only fail again."""
+    def fail(script, argv, log):
+        log.parent.mkdir(parents=True, exist_ok=True)
+        log.write_text(f"{script}: error: one row is \x1b[31modd\n")
+        raise SystemExit(status)
+
+    monkeypatch.setattr(map_run, "carry_out", fail)
+    given = ["--cartography_dir", made[0] / "cartography_output", "--skip", "predictions,embeddings,samples"]
+    said = call(*given, "--output_dir", tmp_path / "map")
+    assert said.status == status and not said.out
+    why = "interrupted" if status == 130 else "one row is \\x1b[31modd"
+    assert said.err[-1] == (f"map_dataset.py: error: suspects (analyze_dataset.py): {why} (all that it said is in "
+                            f"{tmp_path / 'map' / 'log.txt'}; {again})")
+
+
+def test_what_is_skipped_and_out_of_date_is_said(made, tmp_path, monkeypatch):
+    cartography = shutil.copytree(made[0] / "cartography_output", tmp_path / "cartography")
+    given = ["--cartography_dir", cartography, "--output_dir", tmp_path / "map"]
+    first = ["predictions", "embeddings", "samples", "clusters"]
+    assert stages_of(call(*given, "--skip", *first)) == ["suspects", "page"]
+    said = call(*given, "--skip", *first, "suspects", "page")
+    assert not [line for line in said.err if "out of date" in line]
+    meta = read_json(cartography / "run_meta.json")
+    write_json(cartography / "run_meta.json", {**meta, "started": "later"})
+    said = call(*given, "--skip", *first, "suspects", "page")
+    assert [line for line in said.err if "--skip" in line] == [
+        "suspects     left out: --skip suspects; what it had left is out of date (cartography changed)",
+        "page         left out: --skip page; what it had left is out of date (cartography changed)"]
+    assert "report.html" not in said.out[-1] and not [line for line in said.out if line.startswith("most suspicious")]
+
+    def interrupted(script, argv, log):
+        (tmp_path / "map" / "suspects" / "suspects.csv").unlink()
+        meta = read_json(tmp_path / "map" / "suspects" / "run_meta.json")
+        write_json(tmp_path / "map" / "suspects" / "run_meta.json", {**meta, "started": "now", "status": "running"})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(map_run, "carry_out", interrupted)
+    said = call(*given, "--skip", *first)
+    assert said.status == 130 and said.err[-1] == "what page had left is out of date"
 
 
 def test_a_crash_of_a_stage_leaves_what_is_finished(made, tmp_path, monkeypatch):
@@ -300,6 +355,8 @@ def test_a_mistyped_value_costs_no_finished_stage(made, tmp_path):
     dataset = json.loads((here / "map.json").read_text())["dataset"]
     said = call("--dataset", dataset, "--output_dir", here, *SMALL, "--lr_scheduler_type", "odd")
     assert said.status != 0
+    said = call("--dataset", dataset, "--output_dir", here, *SMALL, "--eval_split", "nosuch")
+    assert said.status == 2 and "no split 'nosuch'" in said.err[-1]
     again = call("--dataset", dataset, "--output_dir", here, *SMALL)
     assert again.status == 0 and stages_of(again) == []
 
@@ -311,7 +368,7 @@ def test_of_several_gpus_a_map_sees_one(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     monkeypatch.setattr(map_run, "read_state", seen)
     with pytest.raises(RuntimeError, match="sees 3$"):
-        map_run.make_map(argparse.Namespace())
+        map_run.make_map(argparse.Namespace(output_dir="map"))
 
 
 # --- the model where none is named ---
@@ -358,6 +415,36 @@ def test_a_line_says_how_far_it_is(tmp_path):
         console.finished("train")
         assert console.share() == pytest.approx(0.8) and console.text() == "80%, 0 s left: page"
     assert EVERY == 30
+
+
+def test_a_warning_is_shown_once_whoever_says_it(tmp_path, monkeypatch):
+    import logging
+
+    from datamap.core.errors import setup_logging
+
+    setup_logging()
+    shown = io.StringIO()
+    monkeypatch.setattr(sys, "stderr", shown)
+    monkeypatch.chdir(tmp_path)
+    logger = logging.getLogger()
+    console = map_console.Console(tmp_path / "map" / "log.txt")
+    with console.hearing():
+        logger.warning("nothing learned")  # before a stage
+        logger.warning("data/x.csv [train]: 1 left out")
+        log = io.StringIO()
+        with monkeypatch.context() as held:  # in one: it says so in the log
+            held.setattr(sys, "stderr", log)
+            logger.warning("map/cartography_output: nothing learned")
+            logger.warning("/somewhere/data/x.csv [train]: 1 left out")
+            logger.warning("x.csv [validation]: 1 left out")
+            logger.warning("a \x1b[31mred one")
+        logger.warning(f"{tmp_path}/map/cartography_output: nothing learned")
+    logger.warning("nothing learned")  # behind it, by whom it was shown before
+    assert shown.getvalue().splitlines() == [
+        "warning: nothing learned", "warning: data/x.csv [train]: 1 left out",
+        "warning: x.csv [validation]: 1 left out",
+        "warning: a \\x1b[31mred one", "warning: nothing learned"]
+    assert len(log.getvalue().splitlines()) == 4
 
 
 # --- kills ---

@@ -15,12 +15,13 @@ from conftest import REPOSITORY, qa_rows, review_rows, write_rows
 from made_report import record, write_artifacts
 
 import analyze_dataset
-from datamap.analysis.model_errors import confusion_counts, error_counts, predicted_table
+from datamap.analysis.model_errors import confusion_counts, predicted_table
 from datamap.core.errors import UserError
 from datamap.core.files import read_jsonl, read_table
 from datamap.core.splits import load_split
 from datamap.report.notebook import linked_maps, open_map
 from datamap.report.page import content_of
+from datamap.tasks.error_counts import error_counts
 from datamap.tasks.registry import get_task
 
 NOTEBOOK = REPOSITORY / "demos" / "explore.ipynb"

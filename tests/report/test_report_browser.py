@@ -16,7 +16,7 @@ from made_report import by_confidence, make_page
 import analyze_dataset
 from datamap.core.files import read_table
 from datamap.core.splits import load_split
-from datamap.detection import review, suspects
+from datamap.detection import decisions, review, suspects
 from datamap.detection.decisions import read_decisions
 from datamap.detection.review import ReviewFeatures
 from datamap.report.examples import packed
@@ -219,6 +219,84 @@ def test_after_ten_decisions_the_rest_is_ranked_anew(opened, report):
     assert opened.run("page.at") == left[0]
 
 
+STATE = "[page.view, [...page.suspicion], page.at, page.rankedAfter, byId('progress').innerText]"
+
+
+@pytest.mark.parametrize("many", [4, 11])
+def test_a_reload_changes_nothing(opened, many):
+    """Decisions behind the last ranking do not count before the next one, and rows stay where they are."""
+    for place in range(many):
+        opened.key("k" if place % 3 else "d")
+    before = opened.run(STATE)
+    opened.reload()
+    assert opened.run(STATE) == before
+    for place in range(many, 10 * (many // 10 + 1)):
+        opened.key("k" if place % 3 else "d")
+    after = opened.run(STATE)
+    assert after[3] == 10 * (many // 10 + 1) and after[1] != before[1]
+    opened.run("decide('keep')")
+    opened.run(f"open({after[0][-1]}); decide(page.decisions.get(page.at).word)")  # one that was ranked by, taken back
+    before = opened.run(STATE)
+    opened.reload()
+    assert opened.run(STATE)[:2] == before[:2]
+
+
+def test_a_fix_to_what_is_annotated_already_is_none(opened, questions, tmp_path, caplog):
+    gold = questions.data["answers"][opened.run("page.at")]["text"][0]
+    opened.key("f")
+    opened.run("document.activeElement.value = ''")
+    opened.type(f" {gold} ")
+    opened.key("Enter")
+    assert opened.text("#example .problem") == "that is what is annotated already; if it is right, keep it"
+    assert opened.run("page.decisions.size") == 0
+    # One that was kept in this browser, or comes back in a file, is a keep.
+    opened.run(f"page.decisions.set(page.at, {{ word: 'fix', corrected: {json.dumps(gold)} }}); keep()")
+    opened.reload()
+    assert "1 decided: 1 keep" in opened.text("#progress") and "1 fix to what is annotated" in opened.text("#notice")
+    first = opened.run("page.data.ids[page.decisions.keys().next().value]")
+    file = tmp_path / "decisions.csv"
+    file.write_text(f'id,decision,corrected\n{first},fix,"{gold}"\n')
+    assert suspects.decisions_on(questions, str(file)).loc[first].tolist()[:2] == ["keep", ""]
+    assert f"1 fix says what is annotated already ('{first}'): it counts as keep" in caplog.text
+
+
+FORECAST = "Dr. for a cafe\u0301 or two for Dr. Otto or for\u00a0Ada"
+
+
+@pytest.mark.parametrize("gold, start, text", [
+    ("or", 5, "or"), ("or", 16, "or"), ("for", 4, "for"), ("for", 23, "for"), ("fo", 4, "fo"),
+    ("for Ada", 37, "for Ada"), ("for\u00a0Ada", 39, "for Ada"), ("cafe\u0301", 10, "caf\u00e9"), ("Dr.", 0, "Dr"),
+    ("Otto", 31, "otto"), ("Otto", 31, "[No answer]"), ("", -1, "[no answer]"), ("", -1, "Otto"), ("Ada", 2, "Ada"),
+    ("two", 19, "two for"),
+])
+def test_page_and_python_agree_on_what_changes_nothing(browser, report, gold, start, text, tmp_path):
+    answers = {"text": [gold] * bool(gold), "answer_start": [start] * bool(gold)}
+    row = {"id": "a", "question": "who?", "context": FORECAST, "answers": answers}
+    split = load_split(str(write_rows(tmp_path / "one.jsonl", [row, *qa_rows(1)])), "train", get_task("qa"))
+    python = decisions._changes_nothing(split, 0, text)
+    answer = split.data["answers"][0]
+    usable = split.task.is_usable(split.data)[0] and gold
+    there = [answer["answer_start"][0], len(answer["text"][0])] if usable else [-1, 0]
+    if not browser.run("typeof page !== 'undefined' && page.n > 0"):
+        browser.open(report)
+    texts = json.dumps(["who?", FORECAST, answer["text"][0] if gold else "[no answer]"])
+    said = browser.run(f"""(() => {{ const before = page.data;
+        page.data = {{ ...before, texts: {texts},
+            said: {{ ...before.said, gold: [2] }}, text: {{ columns: [{{ texts: [0] }}, {{ texts: [1] }}],
+            spans: {{ start: [{there[0]}], length: [{there[1]}] }} }} }};
+        try {{ return changesNothing(0, {json.dumps(text)}); }} finally {{ page.data = before; }} }})()""")
+    assert said == python
+
+
+def test_an_example_opens_when_there_is_room_for_it(opened):
+    opened.size(320, 640)
+    opened.reload()
+    assert opened.run("page.at") is None and opened.run("byId('example').offsetWidth") == 0
+    opened.size(1440, 900)
+    opened.until("page.at !== null")
+    assert opened.text("#example h2") == opened.run("page.data.ids[page.view[0]]")
+
+
 def test_the_decisions_of_the_page_make_of_the_rest_what_find_errors_makes(opened, questions, report, tmp_path,
                                                                           monkeypatch):
     """Ten decisions in the browser, downloaded, and given to --find_errors: the same suspicion."""
@@ -300,6 +378,22 @@ def test_overview_data_and_provenance(opened):
     opened.click("#part-overview section:last-of-type tr.press")
     opened.until("!byId('part-explore').hidden")
     assert opened.texts("#chips .chip")[0].startswith("cluster: ")
+
+
+def test_exact_copies_look_alike_whatever_is_annotated_in_them(opened):
+    """Shown around its answer each looked like another text."""
+    shown = opened.run("""(() => {
+        const { text, said, ids } = page.data, [one, other] = [0, 1];
+        for (const column of text.columns) column.texts[other] = column.texts[one];
+        const long = textsOf(one)[1].length - 4;
+        text.spans.start[one] = 0; text.spans.start[other] = long;
+        said.gold[one] = text.columns[0].texts[5]; said.gold[other] = text.columns[0].texts[6];
+        const made = copyTable({ counts: [{ kind: "exact", n: 1, other_gold: 1 }],
+            pairs: [{ id: ids[one], other_id: ids[other], kind: "exact", overlap: 1, same_gold: false }] });
+        return [...[...made.querySelectorAll("td")].map((cell) => cell.textContent),
+            ...[one, other].map((row) => textOf(said.gold[row]))];
+    })()""")
+    assert shown[0] == shown[1] and shown[4:7] == ["differently", shown[7], shown[8]]
 
 
 def test_nothing_is_wider_than_the_window(opened):

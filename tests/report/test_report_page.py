@@ -16,6 +16,7 @@ import analyze_dataset
 from datamap.analysis.unified_table import summarize_overlap
 from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
+from datamap.detection.base import Evidence
 from datamap.report import examples, page, texts
 from datamap.report.page import content_of
 from datamap.tasks.registry import get_task
@@ -102,6 +103,31 @@ def test_gold_spans_point_at_the_answers_in_utf16(tmp_path, monkeypatch):
         answer = wide[2 * start : 2 * (start + length)].decode("utf-16-le")
         assert answer == rows[row]["answers"]["text"][0] if row != 2 else (start, length) == (-1, 0)
     assert found["texts"][found["said"]["gold"][2]] == found["no_answer"]
+
+
+def test_no_id_of_the_copies_is_a_formula_or_an_escape(tmp_path, monkeypatch, capfd):
+    directory = tmp_path / "evil"
+    directory.mkdir()
+    rows = qa_rows(3, seed=3)
+    ids = {"=1+1": 0, "@a": 0, "\x1b[31m-1": 1, "-1": 2, "x": 2}
+    write_rows(directory / "train.jsonl", [{**rows[place], "id": each} for each, place in ids.items()])
+    write_rows(directory / "validation.jsonl", [{**rows[0], "id": "+1 a"}, {**rows[1], "id": "v"}])
+    split = load_split(str(directory), "train", get_task("qa"))
+    folder = make_page(tmp_path, split, monkeypatch).parent
+    assert read_table(folder / "duplicates.csv", ("id", "other_id"))[["id", "other_id"]].to_numpy().tolist() == [
+        ["'@a", "'=1+1"], ["x", "-1"]]  # a number is none
+    assert read_table(folder / "leaks.csv", ("id", "other_id"))["other_id"].tolist() == ["'+1 a", "v"]
+    assert "\x1b" not in "".join(capfd.readouterr())
+
+
+def test_one_question_type_that_of_the_data_where_they_have_one(tmp_path, monkeypatch):
+    rows = [{**row, "question_type": ("dose", "age")[place % 2]} for place, row in enumerate(qa_rows(6, seed=3))]
+    split = load_split(str(write_rows(tmp_path / "own.jsonl", rows)), "train", get_task("qa"))
+    file = make_page(tmp_path, split, monkeypatch)
+    found = [column for column in content(file)["columns"] if column["label"].replace("_", " ") == "question type"]
+    assert [(column["key"], column["levels"]) for column in found] == [("question_type", ["age", "dose"])]
+    assert {row["name"]: row["n"] for row in content(file)["overview"]["groups"]["rows"]} == {"dose": 3, "age": 3}
+    assert {row["name"]: row["n"] for row in content(file)["data"]["classes"]} == {"dose": 3, "age": 3}
 
 
 @pytest.mark.parametrize(
@@ -249,7 +275,7 @@ def test_flags_that_do_not_fit_are_refused(flags, said, refused):
 
 
 def test_lengths_in_words_and_in_tokens(questions, tiny_model, tmp_path):
-    found = texts.lengths_of(questions, None, None, 0)
+    found = texts.lengths_of(Evidence(questions), None, None, 0)
     words = [len(text.split()) for text in questions.data["context"][:]]
     assert found["unit"] == "words" and found["cut"] is None
     context = found["columns"][1]
@@ -263,7 +289,7 @@ def test_lengths_in_words_and_in_tokens(questions, tiny_model, tmp_path):
     (tmp_path / "map" / "run_meta.json").write_text(json.dumps(
         {"status": "finished", "arguments": {"do_train": True, "output_dir": str(tiny_model), "max_length": 100}}))
     tokenizer, most = texts.tokenizer_of(tmp_path / "map")
-    found = texts.lengths_of(questions, tokenizer, most, 0)
+    found = texts.lengths_of(Evidence(questions), tokenizer, most, 0)
     theirs = AutoTokenizer.from_pretrained(tiny_model)
     pairs = theirs(questions.data["question"][:], questions.data["context"][:])["input_ids"]
     assert found["unit"] == "tokens" and found["max_length"] == 100

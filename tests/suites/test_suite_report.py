@@ -232,7 +232,7 @@ def test_all_metrics_of_the_evaluation_and_no_speed(tmp_path):
     write_report(directory, 1.0)
     found = table(directory, "results.csv")
     assert {"exact_match", "f1", "total"} <= set(found.columns)
-    assert not [name for name in found.columns if "runtime" in name or "second" in name]
+    assert not [name for name in found.columns if "runtime" in name or "per_second" in name]
     assert found["f1"].iloc[4] == pytest.approx(100 * scores_of("other", 2).mean(), abs=1e-12)
     assert found["exact_match"].iloc[4] == pytest.approx(100 * (scores_of("other", 2) == 1).mean(), abs=1e-12)
 
@@ -275,6 +275,37 @@ def test_number_of_training_examples(tmp_path):
     assert found.loc[list(names[:4])].tolist() == [100, 33, 60, 100] and pd.isna(found["untrained"])
     assert row_of(directory, experiment="filtered")["train_examples"] == 33
     assert "| filtered | baseline | 33 |" in (directory / "comparison.md").read_text()
+
+
+@pytest.mark.parametrize("as_file", [True, False])
+def test_seconds_of_selection_training_and_evaluation(tmp_path, as_file):
+    """Of a control that draws as many at random, the selection only says how many: it took none."""
+    names = ("baseline", "chosen", "chosen_control", "untrained", "older")
+    directory = planned(tmp_path, {name: {} for name in names}, [1])
+    selection = tmp_path / "shared/selection"
+    selection.mkdir(parents=True)
+    write_json(selection / "selection_meta.json", {"seconds": 12.5})
+    for name in names:
+        history = [] if name == "untrained" else metas()["history"]
+        if name.startswith("chosen"):
+            history[0]["arguments"] |= {"train_ids": str(selection / "selected.csv" if as_file else selection),
+                                        "filter_random": name.endswith("control")}
+        place = finish(directory, name, 1, history=history)
+        if name != "untrained":
+            trained = {"train_runtime": 3.0} | ({} if name == "older" else {"training_seconds": 40.25})
+            write_json(place / "train_metrics.json", trained)
+        for number, suffix in enumerate(("", "_test")[: 1 + (name == "chosen")]):
+            metrics = read_json(place / "eval_metrics.json") if not suffix else {}
+            write_json(place / f"eval_metrics{suffix}.json",
+                       {**metrics, "eval_runtime": 1.5 + number, "eval_q_only_runtime": 0.25,
+                        "eval_samples_per_second": 99.0})
+    write_report(directory, 1.0)
+    found = table(directory, "results.csv").set_index("experiment")
+    wanted = {"baseline": [None, 40.25, 1.75], "chosen": [12.5, 40.25, 4.5], "chosen_control": [None, 40.25, 1.75],
+              "untrained": [None, None, 1.75], "older": [None, None, 1.75]}
+    for name, seconds in wanted.items():
+        row = found.loc[name, ["selection_seconds", "training_seconds", "evaluation_seconds"]].tolist()
+        assert [None if pd.isna(each) else each for each in row] == seconds, name
 
 
 def test_runs_of_other_settings_are_left_out_and_named(tmp_path, caplog):

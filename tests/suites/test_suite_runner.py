@@ -91,7 +91,7 @@ def test_a_run_and_what_it_leaves(suite):
     digests = f".examples-{meta_of(run.directory)['history'][-1]['datasets'][0]['fingerprint']}.npy"  # of the training
     assert everything(run.directory) == {
         "config.json", "log.txt", "run_meta.json", "eval_metrics.json", "eval_predictions.jsonl", "train_metrics.json",
-        "training_log.csv", digests,
+        "training_log.csv", "wrong_answers.csv", "error_counts.csv", digests,
     }
     config = read_json(run.directory / "config.json")
     assert (config["experiment"], config["seed"], config["identity"]) == ("baseline", 1, run.identity)

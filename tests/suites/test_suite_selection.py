@@ -66,8 +66,17 @@ def test_runs_train_on_what_was_chosen_and_share_it_with_their_control(suite, tm
         assert read_json(control.directory / "filter_report.json")["after"] == 12
         assert "select_subset.py" in (run.directory / "log.txt").read_text()
         assert "select_subset.py" not in (control.directory / "log.txt").read_text()  # it was there
-    table = read_table(tmp_path / "experiments/mine/results.csv")
+    table = read_table(tmp_path / "experiments/mine/results.csv").set_index(["experiment", "seed"])
     assert len(table) == 6
+    for (experiment, seed), run in runs.items():
+        row, trained = table.loc[experiment, seed], read_json(run.directory / "train_metrics.json")
+        assert 0 < row["training_seconds"] == trained["training_seconds"] == trained["train_runtime"]
+        assert 0 < row["evaluation_seconds"] == read_json(run.directory / "eval_metrics.json")["eval_runtime"]
+        if experiment == "chosen":
+            directory = run.selection[-1].removeprefix("--output_dir=")
+            assert row["selection_seconds"] == read_json(f"{directory}/selection_meta.json")["seconds"] > 0
+        else:
+            assert row["selection_seconds"] != row["selection_seconds"], "empty"
 
 
 def test_a_finished_suite_chooses_nothing_again(suite):

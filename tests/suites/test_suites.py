@@ -65,6 +65,7 @@ def inputs(tmp_path_factory, qa_dir):
     directory = tmp_path_factory.mktemp("inputs")
     finished_map(directory / "cartography_output", qa_dir)
     finished_clusters(directory / "cluster_output", qa_dir)
+    finished_map(directory / "cartography_output_validation", qa_dir)
     for name, ids in (("few.csv", (1, 3, 5)), ("more.csv", (0, 1, 2, 3))):
         written(directory / name, "".join(["id\n", *(f"train-{number:03d}\n" for number in ids)]))
     low = {"metric": "confidence", "min": 0.3}

@@ -64,5 +64,5 @@ def test_where_nothing_can_be_told_the_columns_are_named(rows, lacking):
 
 def test_a_guess_in_words():
     assert str(Guess("qa")) == "qa"
-    assert str(Guess("nli", ("a", "b"), "c")) == "nli: texts a and b, labels c"
-    assert str(Guess("classification", ("a",), "c")) == "classification: text a, labels c"
+    assert str(Guess("nli", ("a", "b"), "c")) == "nli: texts in columns a and b, labels in column c"
+    assert str(Guess("classification", ("a",), "c")) == "classification: texts in column a, labels in column c"

@@ -1,5 +1,6 @@
 """A training goes on as it began or says what differs, from whole checkpoints only; nothing is lost unasked."""
 
+import itertools
 import json
 import logging
 import shutil
@@ -191,6 +192,24 @@ def test_a_damaged_checkpoint_gives_way_to_the_one_before_it(again, begun, tmp_p
     assert damage_of(tmp_path / "m/checkpoint-12", with_dynamics=True) is None  # it was written again
 
 
+def test_seconds_of_a_training_are_counted_over_its_resumes(again, begun, tmp_path):
+    """Up to the checkpoint from which it goes on, and from there: what was lost in between does not count."""
+    whole = read(begun[0] / "m/train_metrics.json")
+    assert whole["training_seconds"] == whole["train_runtime"]
+    marks = [read(begun[0] / f"m/checkpoint-{step}/manifest.json")["seconds"] for step in range(2, 13, 2)]
+    assert all(one < other for one, other in itertools.pairwise(marks)) and marks[-1] <= whole["train_runtime"] + 0.1
+    manifest = tmp_path / "m/checkpoint-8/manifest.json"
+    manifest.write_text(json.dumps({**read(manifest), "seconds": 1000.0}))
+    call(*again, "--resume_from_checkpoint", tmp_path / "m/checkpoint-8")
+    rest = read(tmp_path / "m/train_metrics.json")
+    assert rest["training_seconds"] == 1000 + rest["train_runtime"] and rest["train_runtime"] < 1000
+    assert 1000 < read(tmp_path / "m/checkpoint-12/manifest.json")["seconds"] <= rest["training_seconds"] + 0.1
+    older = {name: value for name, value in read(manifest).items() if name != "seconds"}
+    manifest.write_text(json.dumps(older))
+    call(*again, "--resume_from_checkpoint", tmp_path / "m/checkpoint-8", "--num_train_epochs", "3")
+    assert read(tmp_path / "m/train_metrics.json")["training_seconds"] is None
+
+
 def test_a_damaged_checkpoint_by_name_is_refused(refused, again, tmp_path):
     flip(tmp_path / "m/checkpoint-4/scheduler.pt")
     told = refused(run.main, *again, "--resume_from_checkpoint", tmp_path / "m/checkpoint-4")
@@ -202,7 +221,7 @@ def test_a_damaged_checkpoint_by_name_is_refused(refused, again, tmp_path):
 def test_killed_while_the_first_checkpoint_is_written_the_advice_leads_on(refused, again, tmp_path, monkeypatch):
     command = [*again, "--output_dir", tmp_path / "new", "--cartography_output_dir", tmp_path / "c2"]
 
-    def killed(checkpoint):
+    def killed(checkpoint, seconds):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(callbacks, "write_manifest", killed)

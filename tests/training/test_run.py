@@ -2,9 +2,11 @@
 
 import gc
 import importlib.util
+import io
 import json
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +30,13 @@ def call(*argv):
 def trained(qa_dir, tiny_model, tmp_path_factory):
     """Stage 1 as users write it: a model and its cartography."""
     out = tmp_path_factory.mktemp("stage1")
-    call(
-        "--do_train", "--do_eval", "--num_train_epochs", "3", "--enable_cartography", "--learning_rate", "3e-3",
-        "--cartography_output_dir", out / "cartography_output", "--output_dir", out / "initial_model",
-        "--model", tiny_model, "--dataset", qa_dir, *SMALL,
-    )
+    with redirect_stdout(io.StringIO()) as told:
+        call(
+            "--do_train", "--do_eval", "--num_train_epochs", "3", "--enable_cartography", "--learning_rate", "3e-3",
+            "--cartography_output_dir", out / "cartography_output", "--output_dir", out / "initial_model",
+            "--model", tiny_model, "--dataset", qa_dir, *SMALL,
+        )
+    (out / "console.txt").write_text(told.getvalue())
     return out
 
 
@@ -68,6 +72,14 @@ def test_stage_1_writes_every_artifact(trained, qa_dir):
     [training] = meta["history"]
     assert training["status"] == "finished" and training["datasets"][0]["split"] == "train"
     assert meta["versions"]["torch"] and meta["arguments"]["learning_rate"] == 3e-3
+
+
+def test_the_categories_of_the_map_are_counted_at_the_end(trained):
+    counts = categorize_examples(load_cartography_metrics(trained / "cartography_output"))["category"].value_counts()
+    [line] = [line for line in (trained / "console.txt").read_text().splitlines() if line.startswith("data map: ")]
+    assert line.startswith(f"data map: {counts.sum()} examples: ")
+    assert {name: int(n) for n, name in re.findall(r"(\d+) (easy|ambiguous|hard) \(", line)} == {
+        name: counts.get(name, 0) for name in ("easy", "ambiguous", "hard")}
 
 
 def test_one_small_batch_that_would_be_dropped(qa_dir, tiny_model, tmp_path, refused):
@@ -543,7 +555,8 @@ def test_missing_decides_for_every_filter_that_does_not_say(tmp_path):
 
 def test_filters_of_the_validation_data_are_checked_before_training(refused, trained, qa_dir, tiny_model, tmp_path):
     message = refused(run.main, "--do_train", "--do_eval", "--filter_categories", "easy,ambiguous",
-                      "--filter_validation", "--cartography_output_dir", trained / "cartography_output", "--model",
+                      "--filter_validation", "--cartography_output_dir", trained / "cartography_output",
+                      "--validation_cartography_output_dir", trained / "cartography_output", "--model",
                       tiny_model, "--dataset", qa_dir, "--output_dir", tmp_path / "m", *SMALL)
     assert "shares no ids" in message
     assert not (tmp_path / "m").exists()
