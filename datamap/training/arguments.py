@@ -129,17 +129,7 @@ def build_parser(show_all: bool = False) -> Parser:
                        help="input for training and evaluation: q_only hides the context, p_only the question")
     group.add_list("--eval_ablations", choices=ABLATIONS, help="evaluate the one model under each of these")
 
-    group = parser.add_argument_group("cartography")
-    group.add_switch("--enable_cartography", help="record training dynamics")
-    group.add_argument("--cartography_output_dir", default="./cartography_output", metavar="DIR",
-                       help="written with --enable_cartography, else read by filters and curriculum")
-    group.add_argument("--confidence_type", choices=("geometric", "product", "mean"), default="geometric",
-                       help="how p(start) and p(end) become one confidence")
-    group.add_argument("--map_split", default=argparse.SUPPRESS, metavar="NAME|FILE",
-                       help="also record a map of a split that is not trained on, or of a file: evaluated after each "
-                            "epoch, written to DIR_NAME beside the DIR of --cartography_output_dir (with "
-                            "--max_eval_samples of its first rows)")
-    _add_fold_flags(group)
+    _add_cartography_flags(parser)
 
     group = parser.add_argument_group("which examples to train on")
     group.add_switch("--filter_cartography", help="of the ambiguous examples keep only the most unstable")
@@ -174,6 +164,20 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--weight_clip_max", type=lambda text: number(text, 0), default=10.0, help="largest weight")
     add_training_flags(parser, show_all)
     return parser
+
+
+def _add_cartography_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("cartography")
+    group.add_switch("--enable_cartography", help="record training dynamics")
+    group.add_argument("--cartography_output_dir", default="./cartography_output", metavar="DIR",
+                       help="written with --enable_cartography, else read by filters and curriculum")
+    group.add_argument("--confidence_type", choices=("geometric", "product", "mean"), default="geometric",
+                       help="how p(start) and p(end) become one confidence")
+    group.add_argument("--map_split", default=argparse.SUPPRESS, metavar="NAME|FILE",
+                       help="also record a map of a split that is not trained on, or of a file: evaluated after each "
+                            "epoch, written to DIR_NAME beside the DIR of --cartography_output_dir (with "
+                            "--max_eval_samples of its first rows)")
+    _add_fold_flags(group)
 
 
 def _add_size_flags(parser: Parser) -> None:
