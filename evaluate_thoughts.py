@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from datamap.core.artifacts import check_not_read, check_writable
+from datamap.core.clusters import NO_CLUSTERS
 from datamap.core.errors import command_line
 from datamap.core.files import write_json
 from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
@@ -68,7 +69,9 @@ def build_parser() -> Parser:
     group.add_argument("--predictions", metavar="FILE", help="score these outputs instead of a model's: JSON Lines or "
                        "a JSON list with id and output (null: no answer)")
     group.add_argument("--compare", metavar="DIR", help="output directory of another run on the same pairs: is the "
-                       "difference more than chance? (exact McNemar)")
+                       "difference more than chance?")
+    group.add_argument("--cluster_by", choices=("premise", "hypothesis", NO_CLUSTERS), default="premise",
+                       help="pairs of one go together in --compare; none: each pair by itself")
     group.add_argument("--output_dir", default="./thoughts_evaluation", help="where the files go")
     add_plot_format(group)
     group.add_switch("--overwrite", help="begin again where --output_dir holds answers of another run")
@@ -138,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             logger.warning(f"{metrics['cut_off']:,} of {metrics['n']:,} answers were cut off; --max_new_tokens allows "
                            "longer ones")
         if other is not None:
-            comparison = compare(args.compare, other, records)
+            comparison = compare(args.compare, other, records, args.cluster_by)
             write_json(path / "comparison.json", comparison)
             print(in_words(comparison))
     written = [file.name for pattern in OWNS for file in sorted(path.glob(pattern))]

@@ -26,6 +26,7 @@ from datamap.suites.console import announce, maps_to_join, report_failures, run_
 from datamap.suites.definition import DECIDED
 from datamap.suites.planning import estimate, plan_suite, suites_in, write_plan
 from datamap.suites.report import REPORT, is_compared, write_report
+from datamap.suites.results import SCORES
 from datamap.suites.runs import FAILED, FINISHED, state_of
 from datamap.suites.slurm import submit_suite
 from datamap.training.arguments import build_parser as build_run_parser
@@ -33,7 +34,12 @@ from datamap.training.prerequisites import PrerequisiteFailed, is_made, make
 
 DEFAULT_MARGIN = 1.0  # percentage points
 # Mode -> flags that do nothing in it.
-WITHOUT_EFFECT = {"run": (), "status": ("dry_run", "margin", "retry_failed"), "analyze": ("dry_run", "retry_failed")}
+WITHOUT_EFFECT = {
+    "run": (),
+    "status": ("dry_run", "margin", "cluster_by", "primary_metric", "retry_failed"),
+    "analyze": ("dry_run", "retry_failed"),
+}
+COMPARED_WITH = ("margin", "cluster_by", "primary_metric")
 SLURM_FLAGS = ("slurm_time", "slurm_partition", "slurm_gpus", "slurm_cpus", "slurm_parallel")
 
 logger = logging.getLogger(__name__)
@@ -66,7 +72,13 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_argument("--slurm_parallel", type=positive_int, metavar="N", help="runs at a time (default: no limit)")
     group = parser.add_argument_group("comparing")
     group.add_argument("--margin", type=lambda text: number(text, 0), metavar="D",
-                       help="the smallest difference that matters, in percentage points (default: 1)")
+                       help="the smallest difference that matters, in percentage points (default: 1, one answer in a "
+                            "hundred): no difference is claimed where that is not ruled out")
+    group.add_argument("--cluster_by", metavar="COLUMN", help="of the evaluated data: examples that share its value "
+                       "go together and are no independent evidence; none: all are (default: context in question "
+                       "answering, else none)")
+    group.add_argument("--primary_metric", choices=SCORES, help="verdicts are about this one, the others are "
+                       "secondary (default: all scores of an evaluation are corrected together)")
     add_plot_format(group)
 
     known, rest = parser.parse_known_args(argv)
@@ -148,19 +160,21 @@ def run_suite(args: argparse.Namespace) -> int:
         failed += run_all(todo, workers=args.workers, retry=args.retry_failed, keep_models=args.keep_models,
                           stop_on_error=args.stop_on_error)
     report_failures(failed)
-    if todo or args.margin is not None or "plot_format" in args or not is_compared(directory):
-        analyze([directory], args.margin)
+    asked = [name for name in COMPARED_WITH if getattr(args, name) is not None]
+    if todo or asked or "plot_format" in args or not is_compared(directory):
+        analyze([directory], args)
     else:
         print(f"nothing to do: {directory / REPORT} is there already; --mode analyze makes it again")
     return 1 if failed else 0
 
 
-def analyze(directories: Sequence[Path], margin: float | None) -> None:
+def analyze(directories: Sequence[Path], args: argparse.Namespace) -> None:
     broken: list[str] = []
     for place, directory in enumerate(directories):
         check_writable(directory)
         try:
-            print("\n" * bool(place) + write_report(directory, margin or DEFAULT_MARGIN))
+            print("\n" * bool(place) + write_report(
+                directory, args.margin or DEFAULT_MARGIN, args.cluster_by, args.primary_metric))
         except UserError as error:  # the other suites are as whole as before
             broken.append(str(error))
             continue
@@ -183,7 +197,7 @@ def carry_out(args: argparse.Namespace) -> None:
         return
     directories = suites_in(Path(args.experiments_dir), args.suite)
     if args.mode == "analyze":
-        analyze(directories, args.margin)
+        analyze(directories, args)
     else:
         print(*map(status_of, directories), sep="\n")
 

@@ -87,13 +87,18 @@ class Progress:
         """Units a second since it was entered; 0 before the first is done."""
         return (self.done - self.before) / max(time.monotonic() - self.began, 1e-9)
 
+    @property
+    def left(self) -> float:
+        """Seconds to its end at that rate; 0 before the first is done."""
+        return (self.total - self.done) / self.rate if self.rate else 0.0
+
     def __str__(self) -> str:
         """``training: 120 of 625 steps, loss 0.412, 212 examples/s, 1 min 20 s left``"""
         parts = [f"{self.done:,} of {self.total:,} {self.unit}"]
         parts += [note] if (note := self.note()) else []
         if self.rate:
             parts += [f"{self.rate * self.size:,.{self.rate * self.size < 10:d}f} examples/s"] if self.size else []
-            parts += [f"{duration((self.total - self.done) / self.rate)} left"]
+            parts += [f"{duration(self.left)} left"]
         return f"{self.what}: {', '.join(parts)}"
 
 
@@ -113,6 +118,11 @@ def underway() -> str:
 
 def outermost() -> Progress | None:
     return next(iter(_running), None)
+
+
+def left() -> float:
+    """Seconds to the end of the innermost; 0 where nothing long is under way, or its rate is not known yet."""
+    return next((each.left for each in _running[-1:]), 0.0)
 
 
 def fraction() -> float:

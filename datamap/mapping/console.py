@@ -111,8 +111,10 @@ class Console(logging.Handler):
     def text(self) -> str:
         """``40%, 3 min left: train, training: 120 of 625 steps, loss 0.41, 212 examples/s, 1 min left``"""
         share, stage = self.share(), next(iter(self.weights), "")
-        seconds = (time.monotonic() - self.began) * (1 - share) / share if share > TOLD else None
-        left = f", {duration(seconds)} left" if seconds is not None else ""
+        left = ""
+        if share > TOLD:  # at the pace so far, which what is under way may not keep
+            seconds = max((time.monotonic() - self.began) * (1 - share) / share, progress.left())
+            left = f", {duration(seconds)} left"
         return f"{share:.0%}{left}: " + ", ".join(filter(None, [stage, progress.underway()]))
 
     # --- the thread that shows it ---

@@ -27,8 +27,8 @@ LEFT_OUT = (
     "mc_dropout", "map_split",
     # Nor does it evaluate: suites that differ in how they do share a map.
     "do_eval", "eval_split", "eval_strategy", "eval_steps", "eval_on_start", "eval_ablations", "max_eval_samples",
-    "slice_by", "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model", "greater_is_better",
-    "max_answer_length",
+    "slice_by", "cluster_by", "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model",
+    "greater_is_better", "max_answer_length",
 )
 DEFAULT_EPOCHS = 3.0  # the library's
 # What a map depends on, beside the data and the number of rows.

@@ -15,10 +15,11 @@ from datamap.core.files import atomic, write_csv, write_json
 from datamap.core.plots import picture_files
 from datamap.core.tables import console_table
 from datamap.suites import plots as suite_plots
-from datamap.suites.comparison import ALPHA, MIN_SEEDS, ROW, UNDERPOWERED
+from datamap.suites.comparison import ALPHA, ROW, UNDERPOWERED
 from datamap.suites.results import (
     CONTROLS,
     LISTS,
+    SECONDARY,
     SUBJECT,
     Metric,
     RunResult,
@@ -33,16 +34,22 @@ from datamap.tasks.qa_features import ABLATIONS
 
 REPORT = "comparison.md"  # written when all else is
 HEADINGS = ("experiment", "against", "training examples", "n", "mean ± SD", "difference", "95 % interval", "wins", "p",
-            "p (Holm) of family", "p (sign flip; smallest possible)", "d", "verdict")
+            "p (Holm) of family", "p (equivalence, Holm)", "p (sign flip; smallest possible)", "g", "verdict")
 METHODS = (
     "Differences are paired by seed. The interval is that of the mean difference over seeds and evaluation examples "
     "together (as the multi-bootstrap of Sellam et al. 2021, in closed form; macro F1 by the influence of each "
     "example), or the paired t interval over seeds where that is wider or there are no predictions; with one seed, "
-    "over examples. A difference counts as better or worse when the p that belongs to the interval "
-    "is at most 0.05 after Holm's correction over the comparisons of a metric with the same kind of reference. No "
-    "detectable difference: one of {margin:g} percentage point(s) would have been found with a power of 0.8, "
-    "and there are examples enough that one of them would show it; underpowered: not so."
+    "over examples. {clusters} A difference counts as better or worse when the p that belongs to the interval "
+    "is at most 0.05 after Holm's correction over {family}. By how much is said beside a margin of {margin:g} "
+    "percentage point(s): more (the interval lies beyond it), or less (as below). No detectable difference: a "
+    "difference of the margin is ruled out, by two one-sided tests (Schuirmann 1987) at 0.05 after Holm's correction, "
+    "over seeds and over examples, of which there are enough that one of the margin would show. Underpowered: "
+    "neither, and what would decide, with a power of 0.8; seeds are planned with the 80 % upper bound of their "
+    "standard deviation (Browne 1995). g: the mean difference in standard deviations between seeds (Hedges 1981)."
 )
+FAMILY = "the comparisons with the same kind of reference on all scores of an evaluation"
+FAMILY_OF_PRIMARY = ("the comparisons with the same kind of reference on the primary metric; a secondary one is "
+                     "corrected by itself, and its verdicts are no findings of the suite")
 
 
 def is_compared(directory: Path) -> bool:
@@ -54,15 +61,17 @@ def is_compared(directory: Path) -> bool:
     )
 
 
-def write_report(directory: Path, margin: float) -> str:
-    """Analyse one suite: write its tables and plots, return what the console shows."""
+def write_report(
+    directory: Path, margin: float, cluster_by: str | None = None, primary_metric: str | None = None
+) -> str:
+    """Analyse one suite: write its tables and plots, return what the console shows. Arguments as for ``compare``."""
     import pandas as pd
 
     plan = read_plan(directory)
     results = collect(directory, plan)
     table = results_table(results, plan)
     write_csv(directory / "results.csv", table)
-    metrics, rows = compare(results, plan, margin)
+    metrics, rows = compare(results, plan, margin, cluster_by, primary_metric)
     for pattern in (*picture_files("comparison_*", "training_size_*"), "learning_curves.*"):
         for file in directory.glob(pattern):
             file.unlink()
@@ -107,20 +116,25 @@ def interval(row: Mapping[str, Any], metric: Metric) -> str:
 
 
 def verdict_of(row: Mapping[str, Any]) -> str:
-    if row["n"] == 1:
-        return f"{row['verdict']} ({row['scope']})"
-    if row["verdict"] != UNDERPOWERED:
-        return row["verdict"]
-    if row["p"] is None or row["n"] < MIN_SEEDS:
-        return row["verdict"] + (f" ({row['note']})" if row["note"] else "")
-    if row["p"] <= ALPHA:
-        return f"{row['verdict']} (p {row['p']:.2g} alone, {row['p_holm']:.2g} as one of {row['family_size']})"
-    needed, fewest = row["seeds_needed"], row["examples_needed"]
-    if needed and needed > row["n"]:
-        return f"{row['verdict']} (about {needed:,} seeds to find {row['margin']:g})"
-    if fewest is not None and row["examples"] < fewest:
-        return f"{row['verdict']} (at least {fewest:,} evaluation examples to find {row['margin']:g})"
-    return row["verdict"]
+    """The verdict, how it stands to the margin or what would decide, and whom it is about."""
+    told = [row["note"]] if row["note"] and not (row["n"] == 1 and row["p"] is None) else []
+    if row["verdict"] == UNDERPOWERED and row["p"] is not None and row["p"] <= ALPHA < row["p_holm"]:
+        told = [f"p {row['p']:.2g} alone, {row['p_holm']:.2g} as one of {row['family_size']}", *told]
+    told += [row["scope"]] * (row["n"] == 1) + [SECONDARY] * (row["role"] == SECONDARY)
+    return row["verdict"] + (f" ({'; '.join(told)})" if told else "")
+
+
+def clustered(rows: Iterable[Mapping[str, Any]]) -> str:
+    """What the examples of one metric are clustered by, and what they are worth; "" where they are not."""
+    known = [row for row in rows if row["clusters"]]
+    if not known:
+        return ""
+    worth = [row["effective_examples"] for row in known]
+    effects = [row["design_effect"] for row in known if row["design_effect"] is not None]
+    ends = f"{min(worth):,.0f}" + (f" to {max(worth):,.0f}" if round(min(worth)) < round(max(worth)) else "")
+    effect = f" (design effect {min(effects):.2f} to {max(effects):.2f})" if effects else ""
+    return (f"{known[0]['examples']:,} examples in {known[0]['clusters']:,} clusters by {known[0]['cluster_by']}, "
+            f"worth {ends} independent ones{effect}")
 
 
 def console(
@@ -135,7 +149,9 @@ def console(
         values, text = _mean_sd(results, plan["baseline"], metric)
         unit = "percent" if metric.scale == 100 else "0..1"
         seeds = f"{len(values)} seed" + "s" * (len(values) != 1)
-        lines += ["", f"{metric.name} ({unit}), {plan['baseline']}: {text}, {seeds}"]
+        role = f", {own[0]['role']}" if own and own[0]["role"] else ""
+        lines += ["", f"{metric.name} ({unit}{role}), {plan['baseline']}: {text}, {seeds}"]
+        lines += [f"  {told}" for told in [clustered(own)] if told]
         table = pd.DataFrame([
             {"experiment": row["experiment"], "against": row["reference"], "n": row["n"],
              "difference": shown(row["difference"], metric, True), "95% interval": interval(row, metric),
@@ -170,13 +186,25 @@ def markdown(
     for metric in metrics:
         unit = "percent" if metric.scale == 100 else "0 to 1"
         baseline = _mean_sd(results, plan["baseline"], metric)[1]
-        lines += ["", f"### {metric.name} ({unit})", "", f"Baseline: {baseline}.", ""]
-        lines += _table(HEADINGS, [_cells(row, results, metric) for row in rows if row["metric"] == metric.name])
+        own = [row for row in rows if row["metric"] == metric.name]
+        role = f", {own[0]['role']}" if own and own[0]["role"] else ""
+        told = clustered(own)
+        lines += ["", f"### {metric.name} ({unit}{role})", "", f"Baseline: {baseline}." + f" {told}." * bool(told), ""]
+        lines += _table(HEADINGS, [_cells(row, results, metric) for row in own])
     lines += _ablation_table(plan, results, metrics)
-    lines += ["", METHODS.format(margin=margin), ""]
+    lines += ["", _methods(rows, margin), ""]
     for warning in sorted({warning for row in rows for warning in row["warnings"]}):
         lines += [f"Warning: {warning}.", ""]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _methods(rows: Sequence[Mapping[str, Any]], margin: float) -> str:
+    columns = sorted({row["cluster_by"] for row in rows if row["clusters"]})
+    clusters = "The examples count each by itself." if not columns else (
+        f"Examples of one {' or '.join(columns)} go together: clusters are resampled (Miller 2024; CR2 and degrees of "
+        "freedom of Bell and McCaffrey 2002).")
+    family = FAMILY_OF_PRIMARY if any(row["role"] for row in rows) else FAMILY
+    return METHODS.format(margin=margin, clusters=clusters, family=family)
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
@@ -195,8 +223,8 @@ def _cells(row: Mapping[str, Any], results: Sequence[RunResult], metric: Metric)
         row["experiment"], row["reference"], formatted("{train_examples:,.0f}", "train_examples"), str(row["n"]),
         _mean_of(row, results, metric), shown(row["difference"], metric, True), interval(row, metric),
         formatted("{wins} of {n}", "wins"), _p(row["p"]), f"{_p(row['p_holm'])} of {row['family_size']}",
-        formatted("{p_sign_flip:.3g}; {p_sign_flip_smallest:.3g}", "p_sign_flip"),
-        formatted("{cohens_d:.2f}", "cohens_d"), row["verdict"] + (f" ({row['note']})" if row["note"] else ""),
+        _p(row["p_equivalence_holm"]), formatted("{p_sign_flip:.3g}; {p_sign_flip_smallest:.3g}", "p_sign_flip"),
+        formatted("{hedges_g:.2f}", "hedges_g"), verdict_of(row),
     ]
 
 

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.artifacts import model_meta
+from datamap.core.clusters import NO_CLUSTERS, Clusters
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_json
-from datamap.suites.comparison import Comparison, compare_family, seed_of_other_scores
+from datamap.suites.comparison import Comparison, compare_family, seed_of_other_scores, widest_interval
 from datamap.suites.runs import FAILED, FINISHED, PLAN, meta_of, planned_runs, state_of
 from datamap.tasks.evaluation import SPEED
 from datamap.tasks.qa_features import ABLATIONS
@@ -30,9 +31,13 @@ LISTS = ("seeds", "values", "reference_values", "warnings")
 EVALUATED_WITH = ("eval_split", "max_eval_samples", "ablations", "max_answer_length")
 COUNTS = ("planned", "finished", "failed", "missing", "reference_failed", "reference_missing")  # runs of an experiment
 # The columns of comparison.csv that say what is compared; ROW of comparison.py follows.
-SUBJECT = ("experiment", "reference", "against", "metric", "train_examples", *COUNTS, *LISTS)
+SUBJECT = ("experiment", "reference", "against", "metric", "role", "train_examples", *COUNTS, *LISTS)
 SECONDS = ("selection_seconds", "training_seconds", "evaluation_seconds")  # of a run, in results.csv
 CONTROLS = "baseline (controls)"  # a control against the baseline: what the size alone does
+PRIMARY, SECONDARY = "primary", "secondary"  # roles of metrics; none where all are one family
+CONTEXT = "context"  # what the examples of question answering are clustered by, unless told otherwise
+NO_CONTEXT = ("no column context in eval_predictions: the questions are taken as independent, which they are not "
+              "where several are about one context")
 NO_SCORES = "no scores of the examples (eval_predictions): interval and verdict are over seeds only"
 
 logger = logging.getLogger(__name__)
@@ -186,26 +191,46 @@ def results_table(results: Sequence[RunResult], plan: Mapping[str, Any]) -> pd.D
 
 
 def compare(
-    results: Sequence[RunResult], plan: Mapping[str, Any], margin: float
+    results: Sequence[RunResult], plan: Mapping[str, Any], margin: float, cluster_by: str | None = None,
+    primary_metric: str | None = None,
 ) -> tuple[list[Metric], list[dict[str, Any]]]:
     """The metrics, and one row per (experiment, metric) against the baseline and against its control.
 
-    The comparisons of experiments with the baseline on one metric are a family for Holm's correction; those of
-    experiments with their controls another; those of controls with the baseline a third. margin: in percentage
-    points.
+    The comparisons of experiments with the baseline on all metrics of one evaluation are a family for Holm's
+    correction; those of experiments with their controls another; those of controls with the baseline a third. With a
+    ``primary_metric``, one of SCORES, its comparisons are such a family, and every other metric is secondary, a
+    family by itself. margin: in percentage points. cluster_by: a column of the evaluated data whose values examples
+    share that go together, or "none"; None is the context in question answering. UserError for a column or a metric
+    that is not there.
     """
-    metrics, scores = compared_metrics(results), _Scores()
+    metrics, scores = compared_metrics(results), _Scores(cluster_by)
     pairs = _pairs(plan)
     runs = {name: [each for each in results if each.experiment == name]
             for name in (each["name"] for each in plan["experiments"])}
     rows = []
-    for metric in metrics:
-        smallest = margin * metric.scale / 100
+    for metrics_of_family, role in _families(metrics, primary_metric):
         for against in ("baseline", "control", CONTROLS):
-            family = [_comparison(*pair, runs, metric, smallest, scores) for pair in pairs if pair[2] == against]
+            family = [_comparison(*pair, runs, metric, margin * metric.scale / 100, scores)
+                      for metric in metrics_of_family for pair in pairs if pair[2] == against]
             compared = compare_family([comparison for _, comparison in family])
-            rows += [subject | row | _shown_interval(row) for (subject, _), row in zip(family, compared, strict=True)]
-    return metrics, rows
+            for (subject, _), row in zip(family, compared, strict=True):
+                low, high = widest_interval(row)
+                rows.append(subject | {"role": role} | row | {"shown_low": low, "shown_high": high})
+    order = [metric.name for metric in metrics]
+    return metrics, sorted(rows, key=lambda row: order.index(row["metric"]))
+
+
+def _families(metrics: Sequence[Metric], primary: str | None) -> list[tuple[list[Metric], str | None]]:
+    """The metrics whose comparisons are corrected together, and their role."""
+    by_evaluation: dict[str, list[Metric]] = {}
+    for metric in metrics:
+        by_evaluation.setdefault(metric.ending, []).append(metric)
+    if primary is None:
+        return [(together, None) for together in by_evaluation.values()]
+    for together in by_evaluation.values():
+        if primary not in (scores := [metric.score for metric in together]):
+            raise UserError(f"--primary_metric {primary}: the runs were scored by {' and '.join(scores)}")
+    return [([metric], PRIMARY if metric.score == primary else SECONDARY) for metric in metrics]
 
 
 def _pairs(plan: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -232,7 +257,7 @@ def _comparison(
     finished, failed, missing = counts(runs[experiment])
     _, reference_failed, reference_missing = counts(runs[reference])
     subject: dict[str, Any] = {
-        "experiment": experiment, "reference": reference, "against": against, "metric": metric.name,
+        "experiment": experiment, "reference": reference, "against": against, "metric": metric.name, "role": None,
         "train_examples": float(np.mean(sizes)) if sizes else None,
         "planned": len(runs[experiment]), "finished": finished, "failed": failed, "missing": missing,
         "reference_failed": reference_failed, "reference_missing": reference_missing,
@@ -240,7 +265,7 @@ def _comparison(
         "warnings": _differences(ours, theirs),
     }
     pair: tuple[np.ndarray | None, np.ndarray | None] = (None, None)
-    highest = metric.scale
+    highest, clusters = metric.scale, None
     if seeds:
         if (read := scores.of(metric, [*ours, *theirs])) is None:
             subject["warnings"].append(NO_SCORES)
@@ -253,7 +278,12 @@ def _comparison(
                                 f"is {found[worst].mean():g}, eval_metrics says {measured[worst]:g}; evaluate that "
                                 "run again")
             pair = found[: len(seeds)], found[len(seeds) :]
-    return subject, Comparison(seeds, values, reference_values, margin, metric.score in BINARY, *pair, highest)
+            clusters = scores.clusters(metric, ours[0])
+            if clusters is None and scores.column(metric) is not None:
+                subject["warnings"].append(NO_CONTEXT)
+    by = None if clusters is None else scores.column(metric)
+    return subject, Comparison(seeds, values, reference_values, margin, metric.score in BINARY, *pair, highest,
+                               clusters, by)
 
 
 def _differences(ours: Sequence[RunResult], theirs: Sequence[RunResult]) -> list[str]:
@@ -294,9 +324,12 @@ class _Scores:
     """Per-example scores from the eval_predictions files of a suite, each file read once.
 
     All files of one name list the same examples: their ids are kept once, and scores in their order.
+    cluster_by: as for ``compare``.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, cluster_by: str | None) -> None:
+        self._cluster_by = cluster_by
+        self._clusters: dict[tuple[str, int], Clusters | None] = {}  # of each set of examples
         self._ids: dict[str, list[np.ndarray]] = {}  # name of the file -> (N,) ids of each set of examples
         self._read: dict[Path, tuple[int, dict[str, np.ndarray]] | None] = {}
 
@@ -320,6 +353,25 @@ class _Scores:
             return None
         scores = metric.scale * np.stack([each[column] for _, each in found])
         return scores, max(float(each["highest"]) for _, each in found) if metric.is_macro else metric.scale
+
+    def column(self, metric: Metric) -> str | None:
+        """What the examples are clustered by."""
+        if self._cluster_by == NO_CLUSTERS:
+            return None
+        return self._cluster_by or (CONTEXT if metric.scale == 100 else None)
+
+    def clusters(self, metric: Metric, run: RunResult) -> Clusters | None:
+        """Of the examples of ``run``, in the order of ``of``; None without a column, or where there is no context."""
+        column, file = self.column(metric), run.directory / f"eval_predictions{metric.ending}.jsonl"
+        read = self._read[file]
+        if column is None or read is None:
+            return None
+        key = file.name, read[0]
+        if key not in self._clusters:
+            found = _values_of(file, column, needed=self._cluster_by is not None)
+            order = self._ids[file.name][read[0]]
+            self._clusters[key] = None if found is None else Clusters([found[example] for example in order])
+        return self._clusters[key]
 
     def _aligned(self, file: Path, label: str | None, scale: float) -> tuple[int, dict[str, np.ndarray]] | None:
         """Which set of examples it is, and (N,) float32 of each score; only these and the ids are parsed.
@@ -352,6 +404,18 @@ class _Scores:
         return len(known) - 1, scores
 
 
+def _values_of(file: Path, column: str, needed: bool) -> dict[str, Any] | None:
+    """id -> value; None where the examples do not have the column, a UserError where it is ``needed``."""
+    with open(file, encoding="utf-8") as lines:
+        rows = [json.loads(line) for line in lines]
+    without = [row["id"] for row in rows if row.get(column) is None]
+    if without and (needed or len(without) < len(rows)):
+        raise UserError(f"--cluster_by {column}: {len(without):,} of {len(rows):,} examples of {file} have none "
+                        f"({name_a_few(without)}); there is {', '.join(rows[0])}; --cluster_by none takes every "
+                        "example by itself")
+    return None if without else {row["id"]: row[column] for row in rows}
+
+
 def _read_columns(file: Path, numbers: Sequence[str], labels: Sequence[str]) -> pa.Table | None:
     """The ids and these columns; None where numbers are missing, and without the labels where some of those are."""
     import pyarrow as pa
@@ -375,14 +439,6 @@ def _read_columns(file: Path, numbers: Sequence[str], labels: Sequence[str]) -> 
     if any(table[name].null_count for name in ("id", *numbers)):
         return None
     return table.drop_columns(list(labels)) if any(table[name].null_count for name in labels) else table
-
-
-def _shown_interval(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """The interval that goes with the verdict: over seeds and examples where there are scores of the examples, and it
-    is the wider one; else over seeds."""
-    pairs = [(row["low"], row["high"]), (row["bootstrap_low"], row["bootstrap_high"])]
-    low, high = max(pairs, key=lambda pair: -1 if pair[0] is None else pair[1] - pair[0])
-    return {"shown_low": low, "shown_high": high}
 
 
 def learning_curves(results: Sequence[RunResult]) -> pd.DataFrame:

@@ -15,7 +15,6 @@ import numpy as np
 
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, write_csv
-from datamap.core.intervals import wilson_interval
 from datamap.core.splits import with_column
 from datamap.core.tables import further_columns, safe_to_open
 from datamap.tasks.base import Task
@@ -389,12 +388,9 @@ class ClassificationEvaluation(Evaluation):
         return metrics
 
     def slice_statistics(self, among: np.ndarray) -> dict[str, float]:
-        gold, n = self.gold[among], int(among.sum())
-        right = int((gold == self.predicted[among]).sum())
-        low, high = wilson_interval(right, n)
-        return {
-            "n": n, "accuracy": right / n, "low": float(low), "high": float(high),
-            "majority_baseline": float((gold == self.commonest).mean()), "loss": float(self.losses[among].mean()),
+        return self.share((self.gold == self.predicted).astype(float), among) | {
+            "majority_baseline": float((self.gold[among] == self.commonest).mean()),
+            "loss": float(self.losses[among].mean()),
         }
 
     def predicted_values(self) -> list[Any]:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamap.core.clusters import Clusters
+from datamap.core.intervals import clustered_interval
 from datamap.core.plots import COLORS, new_figure, save_figure, whole_numbers
 from datamap.core.tables import shortened
 
@@ -25,10 +27,12 @@ MAX_PAIRS_DRAWN = 30
 class Evaluation:
     """One evaluation set: ``features`` is what the Trainer evaluates, a call scores what it returns.
 
-    rate: the statistic that has a 95 % interval in every slice.
+    rate: the statistic that has a 95 % interval in every slice. clusters: the examples that go together, None where
+    each is by itself.
     """
 
     rate: str
+    clusters: Clusters | None = None
 
     def __init__(self, data: datasets.Dataset, features: datasets.Dataset):
         self.data = data
@@ -46,6 +50,15 @@ class Evaluation:
     def slice_statistics(self, among: np.ndarray) -> dict[str, float]:
         """What a row of slice_metrics.csv says of a part of the examples: n, the rate with its interval, and more."""
         raise NotImplementedError
+
+    def share(self, right: np.ndarray, among: np.ndarray, scale: float = 1.0) -> dict[str, float]:
+        """The statistics of a slice that every task has: ``n``, the ``rate`` of ``right`` (N,), 0 or 1, its 95 %
+        interval ``low`` and ``high``; in clusters also how many, and how many independent examples n is worth."""
+        clusters = None if self.clusters is None else self.clusters.among(among)
+        low, high, worth = clustered_interval(right[among], clusters)
+        found = {"n": int(among.sum()), self.rate: scale * float(right[among].mean()), "low": scale * low,
+                 "high": scale * high}
+        return found if clusters is None else found | {"clusters": clusters.count, "n_effective": worth}
 
     def predicted_values(self) -> list[Any]:
         """The prediction of every example, as it stands in ``rows``."""

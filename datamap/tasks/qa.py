@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamap.core.clusters import Clusters
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, write_csv
-from datamap.core.intervals import wilson_interval
+from datamap.core.flags import DEFAULT_SEED
 from datamap.core.splits import with_column
 from datamap.core.tables import further_columns, safe_to_open
 from datamap.tasks import qa_metrics
@@ -211,8 +212,9 @@ class QuestionAnswering(Task):
 class QAEvaluation(Evaluation):
     """Exact match and F1 in percent, as the official SQuAD scripts have them.
 
-    The rules of SQuAD 2.0 apply exactly when some example of the set is unanswerable (``version_2``). After a call
-    ``predictions`` holds the answers, without blanks and what is not to be seen at their ends.
+    The rules of SQuAD 2.0 apply exactly when some example of the set is unanswerable (``version_2``); then the
+    metrics hold those of ``threshold_scores`` too, with halves that share no cluster. After a call ``predictions``
+    holds the answers, without blanks and what is not to be seen at their ends. Questions over one context go together.
     """
 
     rate = "exact_match"
@@ -223,6 +225,7 @@ class QAEvaluation(Evaluation):
         self._first_token = np.concatenate([[0], np.cumsum(features["length"][:])[:-1]]).astype(np.int64)
         self._offsets = np.stack([flat(features, "offset_start"), flat(features, "offset_end")], axis=1)
         self._contexts = data["context"][:]
+        self.clusters = Clusters(self._contexts)
         self._golds = [answers["text"] for answers in data["answers"][:]]
         self.version_2 = not all(self._golds)
         self.predictions: list[str] = []
@@ -236,32 +239,40 @@ class QAEvaluation(Evaluation):
             self._contexts, self._example_index, score, char_start, char_end, null_score, version_2=self.version_2
         )
         self.predictions = [seen(text) for text in answers.text]
+        self.spans, self.no_answer = [seen(text) for text in answers.span], answers.no_answer
         self.scores = qa_metrics.score_predictions(self.predictions, self._golds, self.version_2)
-        return qa_metrics.squad_summary(self.scores)
+        summary = qa_metrics.squad_summary(self.scores)
+        return summary | self._at_thresholds() if self.version_2 else summary
+
+    def _at_thresholds(self) -> dict[str, float]:
+        answered, unanswered = (qa_metrics.score_predictions(texts, self._golds, True)
+                                for texts in (self.spans, [""] * len(self.spans)))
+        clusters = self.clusters or Clusters(np.arange(len(self.spans)))
+        return qa_metrics.threshold_scores(answered, unanswered, self.no_answer, clusters.halves(DEFAULT_SEED))
 
     def summary(self, among: np.ndarray) -> dict[str, float]:
         columns = (self.scores.exact_match[among], self.scores.f1[among], self.scores.has_answer[among])
         return qa_metrics.squad_summary(qa_metrics.Scores(*columns, self.version_2))
 
     def slice_statistics(self, among: np.ndarray) -> dict[str, float]:
-        exact, n = self.scores.exact_match[among], int(among.sum())
-        low, high = wilson_interval(exact.sum(), n)
-        return {
-            "n": n, "exact_match": 100 * float(exact.mean()), "low": 100 * float(low), "high": 100 * float(high),
-            "f1": 100 * float(self.scores.f1[among].mean()),
-        }
+        return self.share(self.scores.exact_match, among, 100.0) | {"f1": 100 * float(self.scores.f1[among].mean())}
 
     def predicted_values(self) -> list[Any]:
         return self.predictions
 
     def rows(self) -> list[dict[str, Any]]:
-        """Adds ``predicted_answer``, ``exact_match`` (0 or 1) and ``f1`` (0..1)."""
-        return [
+        """Adds ``predicted_answer``, ``exact_match`` (0 or 1) and ``f1`` (0..1); under the rules of SQuAD 2.0 also the
+        best span, ``span_answer``, and ``no_answer_score`` (logits, above 0: no answer; None: nothing to compare)."""
+        rows = [
             {**nulls_for_nan(example), "predicted_answer": answer, "exact_match": int(exact), "f1": float(overlap)}
             for example, answer, exact, overlap in zip(
                 self.data, self.predictions, self.scores.exact_match, self.scores.f1, strict=True
             )
         ]
+        if self.version_2:
+            for row, span, value in zip(rows, self.spans, self.no_answer.tolist(), strict=True):
+                row |= {"span_answer": span, "no_answer_score": value if np.isfinite(value) else None}
+        return rows
 
     def write(self, directory: Path, suffix: str, title: str) -> None:
         """``wrong_answers.csv``: the examples with a wrong answer, its kind (``span_error``), and all their columns

@@ -41,6 +41,8 @@ class PredictedAnswers(NamedTuple):
     """One answer per example, in the order of the contexts."""
 
     text: list[str]  # slice of the context, or "" for no answer
+    span: list[str]  # of the best span, whatever the no-answer score says; "" where there is none
+    no_answer: np.ndarray  # float64, lowest null score - best span score; -inf: always answered, inf: never
     score: np.ndarray  # float64, best span over the windows; -inf when there is none
 
 
@@ -136,8 +138,8 @@ def choose_answers(
     `contexts`, score of the window's best span (-inf: none), its characters in the context, and null_score =
     start logit + end logit of the [CLS] token. Of equal scores the first window wins.
 
-    With version_2 the answer is "" when (lowest null score over the windows) - (best span score) > 0; without,
-    never. An example without any window, or without any span, gets "".
+    With version_2 the answer is "" when (lowest null score over the windows) - (best span score), its ``no_answer``,
+    is above 0; without, never. An example without any window, or without any span, gets "".
     """
     example = np.asarray(example_index, np.int64)
     score, null_score = np.asarray(score, np.float64), np.asarray(null_score, np.float64)
@@ -158,14 +160,17 @@ def choose_answers(
     window = order[first]  # the best of each example that has any
     best_score = np.full(n, -np.inf)
     best_score[present] = score[window]
-    answered = score[window] != -np.inf
-    if version_2 and len(window):
-        # Written so that a missing (NaN) null score keeps the span.
-        answered &= ~(np.minimum.reduceat(null_score[order], first) > score[window])
+    has_span = score[window] != -np.inf
+    no_answer = np.full(n, np.inf)
+    if len(window):
+        null = np.minimum.reduceat(null_score[order], first)
+        # A missing (NaN) null score keeps the span.
+        no_answer[present[has_span]] = np.where(np.isnan(null), -np.inf, null)[has_span] - score[window[has_span]]
     begin, stop = np.zeros((2, n), np.int64)
-    begin[present[answered]], stop[present[answered]] = char_start[window[answered]], char_end[window[answered]]
-    text = [context[a:b] for context, a, b in zip(contexts, begin.tolist(), stop.tolist(), strict=True)]
-    return PredictedAnswers(text, best_score)
+    begin[present[has_span]], stop[present[has_span]] = char_start[window[has_span]], char_end[window[has_span]]
+    span = [context[a:b] for context, a, b in zip(contexts, begin.tolist(), stop.tolist(), strict=True)]
+    text = ["" if version_2 and value > 0 else answer for answer, value in zip(span, no_answer.tolist(), strict=True)]
+    return PredictedAnswers(text, span, no_answer, best_score)
 
 
 def normalize_answer(text: str) -> str:
@@ -213,6 +218,55 @@ def score_predictions(predictions: Sequence[str], golds: Sequence[Sequence[str]]
             tokens = predicted.split()
             overlap.append(max([_token_f1(tokens, target.split()) for target in targets]))
     return Scores(np.array(exact, np.float64), np.array(overlap, np.float64), has_answer, version_2)
+
+
+def best_threshold(answered: np.ndarray, unanswered: np.ndarray, no_answer: np.ndarray) -> tuple[float, float]:
+    """The highest mean score that a threshold on the no-answer score gives, and that threshold.
+
+    ``answered`` and ``unanswered`` are (N,) scores of each example with its best span and with ""; ``no_answer`` as in
+    ``PredictedAnswers``: an example is answered where it is at or below the threshold. What evaluate-v2.0.py calls
+    best_exact and best_exact_thresh; among equal scores the lowest threshold. Other than there, examples of one
+    no-answer score are answered together, and a threshold that answers none lies below all. Raises ValueError for no
+    examples.
+    """
+    if not len(no_answer):
+        raise ValueError("no predictions to choose a threshold by")
+    order = np.argsort(no_answer, kind="stable")
+    known = no_answer[order]
+    totals = unanswered.sum() + np.concatenate([[0.0], np.cumsum((answered - unanswered)[order])])
+    # After how many of them a threshold may lie: between different scores, behind -inf, before inf.
+    edges = np.concatenate([[-np.inf], known]) < np.concatenate([known, [np.inf]])
+    places = np.flatnonzero(edges)
+    best = int(places[totals[places].argmax()])
+    if best and np.isfinite(known[best - 1]):
+        threshold = float(known[best - 1])
+    else:
+        threshold = float(known[best]) - 1 if best < len(known) and np.isfinite(known[best]) else 0.0
+    return float(totals[best]) / len(known), threshold
+
+
+def threshold_scores(
+    answered: Scores, unanswered: Scores, no_answer: np.ndarray, halves: np.ndarray | None
+) -> dict[str, float]:
+    """Scores in percent at the best threshold on the no-answer score (logits), flat: ``best_exact``,
+    ``best_exact_thresh``, ``best_f1``, ``best_f1_thresh``, as evaluate-v2.0.py names them.
+
+    Those have seen the answers that they are scored by. ``held_out_exact`` and ``held_out_f1`` have not: in each of
+    two ``halves`` ((N,) bool) the threshold is the other's best. None: no halves, and no such keys. Arguments as for
+    ``best_threshold``, as ``score_predictions`` gives them.
+    """
+    found: dict[str, float] = {}
+    for name, column in (("exact", "exact_match"), ("f1", "f1")):
+        yes, no = getattr(answered, column), getattr(unanswered, column)
+        best, threshold = best_threshold(yes, no, no_answer)
+        found |= {f"best_{name}": 100 * best, f"best_{name}_thresh": threshold}
+        if halves is not None:
+            judged = np.empty(len(yes))
+            for half in (halves, ~halves):
+                other = best_threshold(yes[~half], no[~half], no_answer[~half])[1]
+                judged[half] = np.where(no_answer[half] <= other, yes[half], no[half])
+            found[f"held_out_{name}"] = 100 * float(judged.mean())
+    return found
 
 
 def squad_summary(scores: Scores) -> dict[str, float]:

@@ -24,6 +24,7 @@ OVERALL, MISSING = "overall", "missing"
 # Columns of our tables, which a column of the data must not hide.
 RESERVED = (
     "slice", "split", "n", "accuracy", "exact_match", "low", "high", "f1", "loss", "majority_baseline",
+    "clusters", "n_effective",
 )
 PERCENTAGES = ("exact_match", "f1", "low", "high")  # of a table with exact_match; every other rate is 0..1
 MAX_NAME_PRINTED = 48  # characters
@@ -75,6 +76,21 @@ def slice_columns(data: datasets.Dataset, columns: Sequence[str], source: str) -
                 "several examples: name a column whose values repeat"
             )
         values[column] = found
+    return values
+
+
+def cluster_values(data: datasets.Dataset, column: str, source: str) -> list:
+    """The values of the column by which the examples of an evaluation go together, one per example.
+
+    ``source`` names the dataset in messages. Raises UserError for a column that is not there, or not in every example.
+    """
+    if column not in data.column_names:
+        raise UserError(f"--cluster_by: {source} has no column {column!r}; it has {', '.join(data.column_names)}")
+    values = data[column][:]
+    without = [example for example, value in zip(data["id"][:], values, strict=True) if _is_missing(value)]
+    if without:
+        raise UserError(f"--cluster_by: {len(without):,} of {len(values):,} examples of {source} have no {column} "
+                        f"({name_a_few(without)}); fill it, or take another column")
     return values
 
 
@@ -245,7 +261,8 @@ def printed(table: pd.DataFrame, file: str, ends: int = ENDS_PRINTED) -> str:
 def _lines(table: pd.DataFrame) -> str:
     statistics = table.columns[table.columns.get_loc("n") :]
     percent = PERCENTAGES if "exact_match" in table else ()
-    formats = {name: ".1f" if name in percent else ".3f" for name in statistics} | {"n": ",d"}
+    formats = {name: ".1f" if name in percent else ".3f" for name in statistics} | {
+        "n": ",d", "clusters": ",d", "n_effective": ",.0f"}
     shown = table[statistics].drop(columns=["low", "high"], errors="ignore")
     shown.insert(0, "slice", shortened(table["slice"].tolist(), MAX_NAME_PRINTED))
     if "low" in table:

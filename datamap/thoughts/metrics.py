@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.artifacts import artifact_file
+from datamap.core.clusters import NO_CLUSTERS, Clusters
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_jsonl, write_csv, write_json
-from datamap.core.intervals import mcnemar, paired_interval, wilson_interval
+from datamap.core.intervals import ALPHA, compare_right, wilson_interval
 from datamap.core.plots import COLORS, GREY, LIGHT_GREY, new_figure, save_figure
 from datamap.core.tables import console_table
 from datamap.tasks.evaluation import plot_confusion
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 NO_ANSWER = "no answer"
 NO_DIFFERENCE, UNDERPOWERED = "no detectable difference", "underpowered"
 LABEL_NAMES = {0: "does not follow", 1: "follows"}
-ALPHA = 0.05
 MARGIN = 0.01  # of accuracy: a difference that matters, as suites take it
 MAX_BINS, MIN_IN_BIN = 8, 10  # of the table by length
 
@@ -94,35 +94,39 @@ def _share(part: int, whole: int) -> float | None:
 # --- two runs ----------------------------------------------------------------------------------------------------
 
 
-def compare_runs(right: Sequence[bool], other_right: Sequence[bool]) -> dict[str, Any]:
+def compare_runs(
+    right: Sequence[bool], other_right: Sequence[bool], texts: Sequence[str] | None = None
+) -> dict[str, Any]:
     """Whether two runs on the same pairs differ in accuracy; (N,) each, the same order, no answer is not right.
 
     ``n``, ``accuracy``, ``other_accuracy``, ``both_right``, ``both_wrong``, ``only_this_right``, ``only_other_right``;
     ``difference`` = accuracy - other_accuracy, above 0 where this run is better, with ``difference_low`` and
-    ``difference_high`` (``paired_interval``); ``p_mcnemar``, two-sided and exact. ``verdict``: "better" or "worse"
-    below p = 0.05; else "no detectable difference" where the interval lies within MARGIN of 0, and "underpowered"
-    where it does not: the pairs are too few to tell. Raises ValueError for unequal lengths and for none.
+    ``difference_high``; ``p`` and ``p_equivalence``, as ``compare_right`` has them; ``clusters``. ``texts``: pairs
+    of one go together; None: each by itself. ``verdict``: "better" or "worse" at p <= 0.05; else "no detectable
+    difference" where a difference of MARGIN is ruled out (p_equivalence <= 0.05), and "underpowered" where it is not:
+    the pairs are too few to tell. Raises ValueError for unequal lengths and for none.
     """
     if len(right) != len(other_right) or not len(right):
         raise ValueError(f"expected two answers to every pair, got {len(right)} and {len(other_right)}")
     this, other = np.asarray(right, dtype=bool), np.asarray(other_right, dtype=bool)
-    n, ours, theirs = len(this), int((this & ~other).sum()), int((other & ~this).sum())
-    low, high = paired_interval(ours, theirs, n)
-    p = mcnemar(ours, theirs)
+    clusters = None if texts is None else Clusters(texts)
+    found = compare_right(this, other, MARGIN, clusters)
     return {
-        "n": n,
+        "n": len(this),
+        "clusters": None if clusters is None else clusters.count,
         "accuracy": float(this.mean()),
         "other_accuracy": float(other.mean()),
         "both_right": int((this & other).sum()),
         "both_wrong": int((~this & ~other).sum()),
-        "only_this_right": ours,
-        "only_other_right": theirs,
-        "difference": (ours - theirs) / n,
-        "difference_low": low,
-        "difference_high": high,
-        "p_mcnemar": p,
-        "verdict": ("better" if ours > theirs else "worse") if p < ALPHA
-        else NO_DIFFERENCE if max(-low, high) <= MARGIN else UNDERPOWERED,
+        "only_this_right": found["only_first"],
+        "only_other_right": found["only_second"],
+        "difference": found["difference"],
+        "difference_low": found["low"],
+        "difference_high": found["high"],
+        "p": found["p"],
+        "p_equivalence": found["p_equivalence"],
+        "verdict": ("better" if found["difference"] > 0 else "worse") if found["p"] <= ALPHA
+        else NO_DIFFERENCE if found["p_equivalence"] <= ALPHA else UNDERPOWERED,
     }
 
 
@@ -272,21 +276,30 @@ def read_other(source: str, pairs: Mapping[str, Mapping[str, Any]]) -> dict[str,
     return shared
 
 
-def compare(source: str, other: Mapping[str, int | None], records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def compare(
+    source: str, other: Mapping[str, int | None], records: Mapping[str, Mapping[str, Any]], cluster_by: str
+) -> dict[str, Any]:
+    """cluster_by: "premise" or "hypothesis", of which pairs of one go together, or "none"."""
     gold = {name: record["true_label"] for name, record in records.items() if record["true_label"] is not None}
     right = [records[name]["predicted_label"] == gold[name] for name in other]
     other_right = [label == gold[name] for name, label in other.items()]
-    return {"other": source, **compare_runs(right, other_right), "only_in_this": len(gold) - len(other)}
+    texts = None if cluster_by == NO_CLUSTERS else [records[name][cluster_by] for name in other]
+    return {"other": source, **compare_runs(right, other_right, texts), "cluster_by": cluster_by,
+            "only_in_this": len(gold) - len(other)}
 
 
 def in_words(found: Mapping[str, Any]) -> str:
     """A comparison in a sentence."""
+    grouped = found["clusters"] is not None and found["clusters"] < found["n"]
+    groups = f" in {found['clusters']:,} clusters by {found['cluster_by']}" if grouped else ""
+    test = "t over clusters" if grouped else "mid-p McNemar"
     overlap = f" ({found['only_in_this']:,} others are not there)" * bool(found["only_in_this"])
     return (
-        f"against {found['other']} on {found['n']:,} pairs{overlap}: accuracy {found['accuracy']:.3f} here, "
+        f"against {found['other']} on {found['n']:,} pairs{groups}{overlap}: accuracy {found['accuracy']:.3f} here, "
         f"{found['other_accuracy']:.3f} there, difference {found['difference']:+.3f} [{found['difference_low']:+.3f}, "
         f"{found['difference_high']:+.3f}]; right only here {found['only_this_right']:,}, only there "
-        f"{found['only_other_right']:,}, exact McNemar p = {found['p_mcnemar']:.3g}: {found['verdict']}"
+        f"{found['only_other_right']:,}, p = {found['p']:.3g} ({test}): {found['verdict']}, beside a margin of "
+        f"{MARGIN:g} (p of equivalence {found['p_equivalence']:.3g})"
     )
 
 

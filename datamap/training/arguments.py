@@ -111,12 +111,7 @@ def build_parser(show_all: bool = False) -> Parser:
                        help="Hub name or name:subset, file (.json .jsonl .csv .tsv .parquet), directory, or demo:NAME "
                             f"(default: what --model was trained on by run.py, else {DEFAULT_DATASET})")
     group.add_argument("--train_split", default="train", help="split to train on")
-    group.add_list("--eval_split", help="one or several splits to evaluate on (default: validation, or what stands "
-                   "for it); the first is watched during training")
-    group.add_argument("--eval_fraction", type=lambda text: number(text, 0.001, 0.9), default=argparse.SUPPRESS,
-                       metavar="SHARE", help="hold this share of --train_split out and evaluate on it: the same "
-                       "examples whatever --seed; those with one context (else: one first text) stay together")
-    group.add_list("--slice_by", help="columns: evaluate every value of each on its own too, and every combination")
+    _add_evaluated_data(group)
     group.add_argument("--max_train_samples", type=positive_int, metavar="N", help="first N rows, before any filter")
     group.add_argument("--max_eval_samples", type=positive_int, metavar="N", help="the first N rows")
     add_planting_flags(group)
@@ -178,6 +173,18 @@ def _add_cartography_flags(parser: Parser) -> None:
                             "epoch, written to DIR_NAME beside the DIR of --cartography_output_dir (with "
                             "--max_eval_samples of its first rows)")
     _add_fold_flags(group)
+
+
+def _add_evaluated_data(group: Any) -> None:
+    group.add_list("--eval_split", help="one or several splits to evaluate on (default: validation, or what stands "
+                   "for it); the first is watched during training")
+    group.add_argument("--eval_fraction", type=lambda text: number(text, 0.001, 0.9), default=argparse.SUPPRESS,
+                       metavar="SHARE", help="hold this share of --train_split out and evaluate on it: the same "
+                       "examples whatever --seed; those with one context (else: one first text) stay together")
+    group.add_list("--slice_by", help="columns: evaluate every value of each on its own too, and every combination")
+    group.add_argument("--cluster_by", metavar="COLUMN", default=argparse.SUPPRESS, help="of the evaluated data: "
+                       "examples that share its value go together in the intervals of slices and the halves of SQuAD "
+                       "2.0; none: each by itself (default: context for questions, else none)")
 
 
 def _add_size_flags(parser: Parser) -> None:
@@ -257,6 +264,8 @@ def _check_arguments(parser: Parser, args: argparse.Namespace) -> None:
         _evaluate_and_save_every_epoch(parser, args)
     if args.slice_by and not (args.do_eval or getattr(args, "eval_strategy", "no") != "no"):
         parser.error("--slice_by does nothing without an evaluation: add --do_eval")
+    if hasattr(args, "cluster_by") and not (args.do_eval or getattr(args, "eval_strategy", "no") != "no"):
+        parser.error("--cluster_by does nothing without an evaluation: add --do_eval")
     if args.enable_cartography:
         curriculum = args.use_label_smoothing or args.use_soft_weighting
         read = [args.filters, *([evaluation_filters(args)] if args.filter_validation else [])]

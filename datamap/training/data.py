@@ -15,13 +15,15 @@ import numpy as np
 from datamap.analysis.filter_config import apply_filters, filter_inputs
 from datamap.cartography.metrics import load_cartography_metrics
 from datamap.core.artifacts import artifact_file, check_same_dataset, digest, recorded_dataset
+from datamap.core.clusters import NO_CLUSTERS, Clusters
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, read_json, read_table, write_json, write_jsonl
 from datamap.core.splits import Split, content_fingerprint, default_eval_split, load_split, overlap
 from datamap.detection.out_of_fold import HEAD_FOLDS, folds_of
 from datamap.tasks.base import Task
 from datamap.tasks.classification import label_values
-from datamap.tasks.slices import slice_columns
+from datamap.tasks.evaluation import Evaluation
+from datamap.tasks.slices import cluster_values, slice_columns
 from datamap.training.arguments import evaluation_filters, task_of_run
 from datamap.training.models import trained_fingerprint
 from datamap.training.planted import beside_planted_errors, plants_errors, with_planted_errors
@@ -45,10 +47,11 @@ class RunData:
     """What a run trains on and evaluates on, and what came of choosing it.
 
     loaded: the training split before any example was dropped or filtered, None without training. variability: of each
-    training example, for the curriculum. slices: of each evaluated split, values to slice by, by column. kept: of
-    each, the ids that the filters keep, where they were asked, and kept_reports what they took and why. folds:
-    (training examples,) from 1, where models that have not seen an example are asked about it. held_out: the fold that
-    this run only asks about. mapped: of which a map is recorded beside that of what is trained on (--map_split).
+    training example, for the curriculum. slices: of each evaluated split, values to slice by, by column. clusters:
+    of each, what its examples go together by, where --cluster_by says so; None for each by itself. kept: of each, the
+    ids that the filters keep, where they were asked, and kept_reports what they took and why. folds: (training
+    examples,) from 1, where models that have not seen an example are asked about it. held_out: the fold that this run
+    only asks about. mapped: of which a map is recorded beside that of what is trained on (--map_split).
     """
 
     task: Task
@@ -63,6 +66,14 @@ class RunData:
     folds: np.ndarray | None = None
     held_out: Split | None = None
     mapped: Split | None = None
+    clusters: dict[str, Clusters | None] = dataclasses.field(default_factory=dict)
+
+    def evaluation(self, split: Split, features: datasets.Dataset) -> Evaluation:
+        """Of an evaluated split."""
+        evaluation = split.task.evaluation(split.data, features)
+        if split.split in self.clusters:
+            evaluation.clusters = self.clusters[split.split]
+        return evaluation
 
     def rows_digest(self) -> str:
         """16 hex digits over the ids that are trained on and their variability."""
@@ -93,6 +104,11 @@ def load_data(args: argparse.Namespace) -> RunData:
     data = RunData(task, loaded, train, report, variability, evaluated, slices, kept, reports)
     if hasattr(args, "map_split"):
         data.mapped = split_to_map(args, task)
+    if (column := getattr(args, "cluster_by", None)) is not None:
+        for split in evaluated:
+            source = f"{args.dataset} [{split.split}]"
+            data.clusters[split.split] = None if column == NO_CLUSTERS else Clusters(
+                cluster_values(split.data, column, source))
     folds = getattr(args, "cross_fit", None) or HEAD_FOLDS * getattr(args, "cross_fit_head", False)
     if train is not None and folds:
         data.folds = folds_of(train, folds, args.seed)

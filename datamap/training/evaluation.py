@@ -57,7 +57,7 @@ def evaluate_split(
     values = data.slices[split.split]
     for ablation in args.eval_ablations or [args.ablations]:
         features = features_of(split, trainer.processing_class, args.max_length, args.doc_stride, ablation)
-        evaluation = split.task.evaluation(split.data, features)
+        evaluation = data.evaluation(split, features)
         trainer.compute_metrics = evaluation
         own = ablation == args.ablations
         prefix, ending = ("eval", suffix) if own else (f"eval_{ablation}", f"{suffix}_{ablation}")

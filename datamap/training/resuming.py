@@ -26,7 +26,7 @@ MAP = "cartography_metrics.csv"
 MAY_CHANGE = {
     # Places, and what is done beside the training.
     "config", "output_dir", "cartography_output_dir", "overwrite", "resume_from_checkpoint", "do_eval", "slice_by",
-    "eval_ablations", "filter_validation", "validation_cartography_output_dir",
+    "cluster_by", "eval_ablations", "filter_validation", "validation_cartography_output_dir",
     "validation_cluster_assignments_path", "max_drop_percentage", "cross_fit", "cross_fit_head", "cross_fit_workers",
     "mc_dropout",
     # What came of them is compared instead: the data, the filters.

@@ -81,7 +81,7 @@ def build_trainer(
     asked = (args.max_length, args.doc_stride, args.ablations)
     watched, evaluation = data.evaluated[0] if watches(args) else None, None
     if watched is not None:
-        evaluation = watched.task.evaluation(watched.data, features_of(watched, tokenizer, *asked))
+        evaluation = data.evaluation(watched, features_of(watched, tokenizer, *asked))
     trainer = CartographyTrainer(
         model=model, args=arguments, processing_class=tokenizer,
         eval_dataset=evaluation and evaluation.features, compute_metrics=evaluation,
@@ -207,8 +207,8 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
         write_filter_report(output, data, trained=True)
     if data.loaded is not None and data.loaded.mended and is_main_process():
         write_csv(output / "moved_answers.csv", safe_to_open(pd.DataFrame(data.loaded.mended)))
+    before = seconds_until(checkpoint)  # now: --save_total_limit may have deleted it by the end
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    before = seconds_until(checkpoint)
     whole = None if before is None else before + result.metrics["train_runtime"]
     metrics = {**result.metrics, "training_seconds": whole}  # over all its processes
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.

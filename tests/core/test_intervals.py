@@ -1,4 +1,4 @@
-"""Wilson's and the paired interval against their papers and all tables; McNemar's test against statsmodels."""
+"""Intervals and tests against their papers, statsmodels and all tables."""
 
 import math
 from statistics import NormalDist
@@ -6,11 +6,18 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from datamap.core.intervals import mcnemar, paired_interval, wilson_interval
+from datamap.core.intervals import (
+    equivalence,
+    mcnemar,
+    paired_equivalence,
+    paired_interval,
+    unseen,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -57,12 +64,91 @@ def test_wilson_refuses(successes, n):
 
 
 @given(st.integers(0, 60), st.integers(0, 60))
-def test_mcnemar_is_that_of_statsmodels(only_first, only_second):
-    from statsmodels.stats.contingency_tables import mcnemar as reference
+def test_mcnemar_is_the_exact_test_less_half_of_what_was_seen(b, c):
+    from statsmodels.stats.contingency_tables import mcnemar as exact
 
-    found = mcnemar(only_first, only_second)
-    assert found == pytest.approx(reference([[3, only_first], [only_second, 2]], exact=True).pvalue, rel=1e-12)
-    assert 0 <= found <= 1 and found == mcnemar(only_second, only_first)
+    expected = exact([[3, b], [c, 2]], exact=True).pvalue - math.comb(b + c, b) / 2 ** (b + c)
+    if b == c:  # both tails hold it
+        expected = 1.0
+    assert mcnemar(b, c) == pytest.approx(expected, rel=1e-9) == mcnemar(c, b)
+    # The definition: of patterns more extreme than the one seen all, of those as extreme half.
+    total = sum(math.comb(b + c, k) * (1 if k < min(b, c) else 0.5) for k in range(min(b, c) + 1))
+    assert mcnemar(b, c) == pytest.approx(min(1.0, 2 * total / 2 ** (b + c)), rel=1e-9)
+
+
+def test_mcnemar_of_fagerland():
+    # Fagerland, Lydersen and Laake 2013, table 1 (airway hyper-responsiveness): 1 against 7, exact p 0.070.
+    assert mcnemar(1, 7) == pytest.approx(0.0391, abs=5e-5)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(1, 400).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n))).flatmap(
+    lambda pair: st.tuples(st.just(pair[0]), st.just(pair[1]), st.integers(0, pair[0] - pair[1]))))
+def test_the_test_and_its_interval_never_contradict_each_other(table):
+    n, b, c = table
+    low, high = paired_interval(b, c, n)
+    assert (mcnemar(b, c) <= 0.05) == (low > 0 or high < 0)
+    assert -1 <= low < high <= 1 and low <= (b - c) / n <= high
+    assert paired_interval(c, b, n) == pytest.approx((-high, -low))
+
+
+def test_a_contradiction_is_mended_at_the_tests_own_bound():
+    """1 against 7 of 500: Bonett's and Price's interval holds 0, the mid-p test does not."""
+    first, second = 8 / 502, 2 / 502
+    assert first - second - 1.96 * math.sqrt((first + second - (first - second) ** 2) / 502) < 0
+    low, high = paired_interval(7, 1, 500)
+    share = (low * 500 / 8 + 1) / 2
+    tail = sum(math.comb(8, k) * share**k * (1 - share) ** (8 - k) * (0.5 if k == 7 else 1) for k in (7, 8))
+    assert low > 0 and tail == pytest.approx(0.025, abs=1e-9)
+
+
+def test_equivalence_is_that_of_statsmodels_and_of_the_90_percent_interval():
+    from statsmodels.stats.weightstats import ttost_paired
+
+    rng = np.random.default_rng(0)
+    for shift in (0.0, 0.3, -0.6):
+        differences = rng.normal(shift, 1, 9)
+        se = differences.std(ddof=1) / 3
+        low, high = differences.mean() + np.array([-1, 1]) * stats.t.isf(0.05, 8) * se
+        for margin in (0.4, 0.9, 1.5):
+            found = equivalence(differences.mean(), se, 8, margin)
+            assert found == pytest.approx(ttost_paired(differences, np.zeros(9), -margin, margin)[0])
+            assert (found <= 0.05) == (max(-low, high) <= margin)
+    with pytest.raises(ValueError, match="margin above 0"):
+        equivalence(0.0, 1.0, 5, 0.0)
+
+
+@pytest.mark.parametrize(("b", "c", "n", "margin"),
+                         [(6, 5, 300, 0.05), (0, 0, 100, 0.1), (9, 2, 60, 0.3), (3, 0, 40, 0.2)])
+def test_equivalence_of_pairs_by_search(b, c, n, margin):
+    """Tango's score with the likeliest table of such a difference found by trying many."""
+    tails = []
+    for more, fewer in ((b, c), (c, b)):
+        shares = np.linspace(1e-9, (1 - margin) / 2 - 1e-9, 400_001)
+        likelihood = (more * np.log(shares + margin) + fewer * np.log(shares)
+                      + (n - b - c) * np.log(1 - 2 * shares - margin))
+        share = shares[likelihood.argmax()]
+        tails.append(NormalDist().cdf((more - fewer - n * margin)
+                                      / math.sqrt(n * (2 * share + margin - margin**2))))
+    assert paired_equivalence(b, c, n, margin) == pytest.approx(max(*tails, (1 - margin) ** n), rel=1e-3)
+
+
+def test_equivalence_of_pairs_at_the_ends():
+    assert paired_equivalence(0, 0, 100, 0.01) == pytest.approx(0.99**100), "never below the chance to see none"
+    assert unseen(0.01, 299) < 0.05 < unseen(0.01, 298) and unseen(2.0, 1) == 0
+    assert paired_equivalence(30, 0, 100, 0.3) == pytest.approx(0.5) and paired_equivalence(5, 0, 9, 1.5) == 0
+    with pytest.raises(ValueError, match="margin above 0"):
+        paired_equivalence(1, 1, 9, 0.0)
+
+
+def test_differences_of_the_margin_are_seldom_taken_for_none():
+    """Of all tables of 60 pairs with a true difference of the margin, weighted by how likely they are."""
+    n = 60
+    for ours, theirs in ((0.25, 0.1), (0.35, 0.05), (0.1, 0.02)):
+        missed = sum(stats.multinomial.pmf([b, c, n - b - c], n, [ours, theirs, 1 - ours - theirs])
+                     for b in range(n + 1) for c in range(n + 1 - b)
+                     if abs(b - c) < n * (ours - theirs) and paired_equivalence(b, c, n, ours - theirs) <= 0.05)
+        assert 0.02 < missed <= 0.06, (ours, theirs, missed)
 
 
 def test_the_paired_interval_covers_what_it_says():

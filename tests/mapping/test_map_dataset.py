@@ -410,8 +410,11 @@ def test_a_line_says_how_far_it_is(tmp_path):
         with Progress("training", 10, "steps") as training:
             training.advance(5)
             assert console.share() == pytest.approx(0.4 + 0.4 / 2)
-        with Progress("evaluating", 10, "batches"):
+        with Progress("evaluating", 10, "batches") as evaluating:
             assert console.share() == pytest.approx(0.6)  # it never falls
+            evaluating.began -= 3600
+            evaluating.advance(5)
+            assert console.text().startswith("60%, 1 h 0 min left: train, evaluating: ")  # no less than a part takes
         console.finished("train")
         assert console.share() == pytest.approx(0.8) and console.text() == "80%, 0 s left: page"
     assert EVERY == 30

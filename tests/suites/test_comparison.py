@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamap.core.intervals import paired_interval
+from datamap.core.clusters import Clusters
+from datamap.core.intervals import paired_interval, unseen
 from datamap.suites.comparison import (
     BETTER,
     NO_DIFFERENCE,
@@ -26,12 +27,15 @@ from datamap.suites.comparison import (
     Comparison,
     compare_family,
     examples_needed,
+    hedges_correction,
     holm,
     multi_bootstrap,
     paired_statistics,
     power_at,
+    power_of_equivalence,
     seeds_needed,
     single_seed_statistics,
+    upper_sd,
     verdict,
 )
 
@@ -90,6 +94,8 @@ def test_paired_statistics_by_hand():
     assert found["low"] == pytest.approx(mean - half, rel=1e-7) and found["high"] == pytest.approx(mean + half)
     assert found["p_t"] == pytest.approx(slow_t(mean / sd * math.sqrt(5), 4), abs=1e-4)
     assert found["cohens_d"] == pytest.approx(mean / sd)
+    # Hedges' correction for 4 degrees of freedom: gamma(2) / (sqrt(2) gamma(1.5)).
+    assert found["hedges_g"] == pytest.approx(mean / sd / (math.sqrt(2) * math.gamma(1.5)))
     assert found["p_sign_flip_smallest"] == 0.0625
     extreme = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) >= 5 - 1e-9
                for signs in itertools.product((-1, 1), repeat=5)]
@@ -183,6 +189,16 @@ def test_one_seed_has_no_spread():
     assert {key: value for key, value in found.items() if value is not None} == {
         "n": 1, "mean": 3.0, "reference_mean": 1.0, "difference": 2.0,
     }
+
+
+@pytest.mark.parametrize("n", [3, 4, 8])
+def test_hedges_g_is_without_bias(n):
+    drawn = np.random.default_rng(0).normal(0.7, 1.0, (40_000, n))
+    d = drawn.mean(axis=1) / drawn.std(axis=1, ddof=1)
+    assert d.mean() * hedges_correction(n - 1) == pytest.approx(0.7, abs=0.03) and d.mean() > 0.76
+    found = paired_statistics(drawn[0], np.zeros(n))
+    assert found["hedges_g"] == pytest.approx(hedges_correction(n - 1) * found["cohens_d"])
+    assert paired_statistics(drawn[0][:2], np.zeros(2))["hedges_g"] is None, "d of two seeds has no mean"
 
 
 @pytest.mark.parametrize(("shift", "ties"), [(0.01, 0), (0.0, 4)])
@@ -287,6 +303,98 @@ def test_multi_bootstrap_has_the_variance_of_seeds_and_examples():
         assert both[name] == pytest.approx(single[key])
 
 
+def test_multi_bootstrap_of_clusters_against_loops():
+    rng = np.random.default_rng(0)
+    codes = np.repeat(np.arange(8), rng.integers(1, 6, 8))
+    n = len(codes)
+    scores, reference = rng.random((2, 4, n)) + 0.4 * rng.normal(size=8)[codes] + 0.2 * rng.normal(size=(2, 4, 1))
+    clusters = Clusters(codes)
+    found = multi_bootstrap(scores, reference, clusters=clusters)
+    differences = scores - reference
+    rows, columns = differences.mean(axis=1), differences.mean(axis=0)
+    of_seeds = sum((each - rows.mean()) ** 2 for each in rows) / 3 / 4
+    of_examples = noise = 0.0
+    for code in range(8):
+        inside = np.flatnonzero(codes == code)
+        weight = 1 / (1 - len(inside) / n)
+        of_examples += weight * sum(columns[place] - rows.mean() for place in inside) ** 2 / n**2
+        for seed in range(4):
+            left = sum(differences[seed, place] - rows[seed] - columns[place] + rows.mean() for place in inside)
+            noise += weight * left**2 / (3 * 4 * n**2)
+    variance = max(of_seeds + of_examples - noise, of_seeds, of_examples)
+    assert found["bootstrap_se"] == pytest.approx(math.sqrt(variance))
+    assert found["bootstrap_se_examples"] == pytest.approx(math.sqrt(of_examples))
+    share = of_seeds / variance
+    assert found["bootstrap_degrees"] == pytest.approx(1 / (share / 3 + (1 - share) / clusters.degrees))
+    # Clusters of one size are examples whose scores are the means.
+    equal = Clusters(np.repeat(np.arange(6), 5))
+    wide, other = rng.random((2, 3, 30))
+    means, other_means = (each.reshape(3, 6, 5).mean(axis=2) for each in (wide, other))
+    assert multi_bootstrap(wide, other, clusters=equal) == pytest.approx(multi_bootstrap(means, other_means))
+    with pytest.raises(ValueError, match="clusters of 30 examples, scores of 4"):
+        multi_bootstrap(wide[:, :4], other[:, :4], clusters=equal)
+
+
+def test_questions_copied_are_no_evidence():
+    """Every question ten times, as clusters: interval and p of the questions once."""
+    rng = np.random.default_rng(3)
+    once, reference = rng.random((2, 3, 40)) + [[[0.1]], [[0.0]]]
+    found = multi_bootstrap(np.repeat(once, 10, axis=1), np.repeat(reference, 10, axis=1),
+                            clusters=Clusters(np.repeat(np.arange(40), 10)))
+    assert found == pytest.approx(multi_bootstrap(once, reference))
+    single = single_seed_statistics(np.repeat(once[0], 10), np.repeat(reference[0], 10), False,
+                                    clusters=Clusters(np.repeat(np.arange(40), 10)), margin=0.1)
+    alone = single_seed_statistics(once[0], reference[0], False, margin=0.1)
+    assert single == pytest.approx(alone)
+    row = scored(np.repeat(once, 10, axis=1), np.repeat(reference, 10, axis=1), 0.1, cluster_by="context",
+                 clusters=Clusters(np.repeat(np.arange(40), 10)))
+    assert (row["examples"], row["clusters"], row["cluster_by"]) == (400, 40, "context")
+    assert row["effective_examples"] == pytest.approx(400 / row["design_effect"]) == pytest.approx(39.1, abs=0.1)
+    plain = scored(np.repeat(once, 10, axis=1), np.repeat(reference, 10, axis=1), 0.1)
+    assert plain["p_bootstrap"] < row["p_bootstrap"] and plain["clusters"] is None
+
+
+def test_right_or_wrong_in_clusters_at_one_seed():
+    """t over clusters (Durkalski et al. 2003 without the correction), one pair of either kind added."""
+    codes = np.repeat(np.arange(20), 5)
+    ours = np.repeat(np.random.default_rng(0).integers(0, 2, 20), 5).astype(float)
+    theirs = np.roll(ours, 5)
+    found = single_seed_statistics(ours, theirs, True, clusters=Clusters(codes), margin=0.2)
+    differences = np.append(ours - theirs, [1.0, -1.0])
+    groups = Clusters(np.append(codes, [20, 21]))
+    se = math.sqrt(groups.variance_of_mean(differences))
+    from scipy import stats
+
+    assert found["p"] == pytest.approx(2 * stats.t.sf(abs(differences.mean()) / se, groups.degrees))
+    assert found["bootstrap_low"] == pytest.approx(differences.mean() - stats.t.isf(0.025, groups.degrees) * se)
+    worth = Clusters(codes).effective_examples(ours - theirs)
+    tested = stats.t.sf((0.2 - abs(differences.mean())) / se, groups.degrees)
+    assert found["p_equivalence"] == pytest.approx(max(tested, 0.8**worth)) and worth < 25
+    assert found["only_experiment_right"] == ((ours == 1) & (theirs == 0)).sum()
+    row = scored(ours[None], theirs[None], 0.2, binary=True, clusters=Clusters(codes), cluster_by="title")
+    assert row["p_mcnemar"] is None and row["p"] == row["p_bootstrap"] == found["p"]
+    # Four pairs, all for one side, in clusters of their own: McNemar's exact p is 0.125, a plain t over clusters 0.05.
+    few = np.zeros(100)
+    few[[0, 5, 10, 15]] = 1
+    assert single_seed_statistics(few, np.zeros(100), True, clusters=Clusters(codes))["p"] > 0.08
+    # One cluster says nothing of others.
+    one_cluster = single_seed_statistics(few, np.zeros(100), True, clusters=Clusters(np.zeros(100, dtype=int)))
+    assert one_cluster["p"] == 1.0 and one_cluster["p_equivalence"] == 1.0
+
+
+def test_examples_alike_in_few_clusters_show_little():
+    scores = np.tile(np.arange(400) % 2.0, (5, 1))
+    clusters = Clusters(np.repeat(np.arange(100), 4))
+    assert scored(scores, scores, margin=0.01, binary=True)["verdict"] == NO_DIFFERENCE
+    row = scored(scores, scores, margin=0.01, binary=True, clusters=clusters, cluster_by="context")
+    assert row["verdict"] == UNDERPOWERED and row["design_effect"] is None and row["effective_examples"] == 100
+    assert row["p_equivalence"] == pytest.approx(unseen(0.01, 100))
+    assert row["note"] == ("to decide about 0.01: at least 299 independent evaluation examples (400 there in 100 "
+                           "clusters, worth 100)")
+    assert row["bootstrap_high"] == pytest.approx(1 - 0.05 ** (1 / 100))
+    assert clusters.effective_examples(np.tile([1.0, -1.0], 200)) == 400, "never more than there are"
+
+
 @pytest.mark.parametrize("n", [1, 2, 6, 30])
 @pytest.mark.parametrize(("difference", "highest"), [(0.0, 1.0), (0.0, 100.0), (1.0, 1.0), (-25.0, 100.0)])
 def test_without_spread_other_examples_may_differ(n, difference, highest):
@@ -332,7 +440,8 @@ def test_mcnemar_is_the_binomial():
     ours = np.array([1] * 9 + [0] * 2 + [1] * 30 + [0] * 9, dtype=float)
     theirs = np.array([0] * 9 + [1] * 2 + [1] * 30 + [0] * 9, dtype=float)
     found = single_seed_statistics(100 * ours, 100 * theirs, True, 100.0)
-    assert found["p"] == pytest.approx(2 * sum(math.comb(11, k) for k in range(3)) / 2**11)
+    assert found["p"] == pytest.approx((2 * sum(math.comb(11, k) for k in range(2)) + math.comb(11, 2)) / 2**11)
+    assert found["p_equivalence"] == 1.0 or found["p_equivalence"] > 0.9, "14 points are more than the margin of 1"
     assert (found["only_experiment_right"], found["only_reference_right"]) == (9, 2)
     assert found["difference"] == pytest.approx(14.0)
     low, high = paired_interval(9, 2, 50)
@@ -399,13 +508,37 @@ def test_power_is_that_of_statsmodels(n, alpha):
 
 
 def test_seeds_needed():
-    assert seeds_needed(1.0, 1.0) == 10 and seeds_needed(1.0, 0.5) == 34  # Cohen 1988, d = 1 and d = 0.5
+    # Cohen 1988, d = 1 and d = 0.5, to find it; to show that there is none takes a little more.
+    for n, margin, enough in ((9, 1.0, False), (10, 1.0, True), (33, 0.5, False), (34, 0.5, True)):
+        assert ((power_at(n, 1.0, margin) or 0) >= 0.8) == enough
+    assert seeds_needed(1.0, 1.0) == 11 and seeds_needed(1.0, 0.5) == 36
     assert seeds_needed(1.0, 100.0) == 2
-    assert seeds_needed(1.0, 0.02) is None and seeds_needed(1.0, 0.03) == pytest.approx(8724, abs=20)
+    assert seeds_needed(1.0, 0.02) is None and seeds_needed(1.0, 0.03) == pytest.approx(9516, abs=20)
     assert seeds_needed(0.0, 1.0) is None and seeds_needed(None, 1.0) is None
     assert power_at(5, 0.0, 1.0) is None and power_at(5, None, 1.0) is None and power_at(1, 1.0, 1.0) is None
     with pytest.raises(ValueError, match="margin above 0"):
         power_at(5, 1.0, 0.0)
+
+
+@pytest.mark.parametrize(("n", "margin"), [(3, 3.0), (5, 1.5), (10, 1.0), (40, 0.5)])
+def test_power_of_equivalence_by_simulation(n, margin):
+    from scipy import stats
+
+    drawn = np.random.default_rng(n).normal(size=(20_000, n))
+    means, errors = drawn.mean(axis=1), drawn.std(axis=1, ddof=1) / math.sqrt(n)
+    shown = (np.abs(means) + stats.t.isf(0.05, n - 1) * errors <= margin).mean()
+    power = power_of_equivalence(n, 1.0, margin)
+    assert power is not None and 0.4 < power and shown - 0.025 < power < shown + 0.005
+
+
+def test_seeds_are_planned_with_what_the_spread_may_be():
+    """Browne 1995: with the pilot's own spread every second study of 3 seeds is planned too small, with the bound
+    a fifth."""
+    pilots = np.random.default_rng(0).normal(size=(4000, 3)).std(axis=1, ddof=1)
+    assert np.mean(pilots < 1.0) > 0.6
+    assert np.mean([(upper_sd(spread, 3) or 0) < 1.0 for spread in pilots]) == pytest.approx(0.2, abs=0.02)
+    assert upper_sd(1.0, 3) == pytest.approx(1 / math.sqrt(-math.log(0.8)))  # chi square of 2 degrees: 2 (-ln 0.8)
+    assert upper_sd(0.0, 3) is None and upper_sd(1.0, 1) is None and upper_sd(None, 3) is None
 
 
 def test_examples_needed():
@@ -422,8 +555,8 @@ def test_examples_needed():
 @given(st.floats(0.1, 5), st.floats(0.05, 5), st.sampled_from([0.05, 0.005]))
 def test_seeds_needed_is_the_smallest(spread, margin, alpha):
     def enough(n: int) -> bool:
-        power = power_at(n, spread, margin, alpha)
-        return power is not None and power >= 0.8
+        both = power_at(n, spread, margin, alpha), power_of_equivalence(n, spread, margin, alpha)
+        return all(power is not None and power >= 0.8 for power in both)
 
     needed = seeds_needed(spread, margin, alpha=alpha)
     if needed is None:
@@ -440,15 +573,19 @@ REFERENCE = [80.0, 81.0, 79.5, 80.5, 82.0]
 @pytest.mark.parametrize(
     ("differences", "margin", "expected", "note"),
     [
-        ([2.0, 2.3, 1.8, 2.1, 2.2], 1.0, BETTER, None),
-        ([-2.0, -2.3, -1.8, -2.1, -2.2], 1.0, WORSE, None),
-        ([0.1, -0.1, 0.2, 0.0, -0.1], 1.0, NO_DIFFERENCE, None),
-        ([0.1, -0.1, 0.2, 0.0, -0.1], 0.05, UNDERPOWERED, "seeds needed to find a difference of 0.05, 5 there"),
-        ([9.0, -3.0, 8.0, 1.0, 7.0], 1.0, UNDERPOWERED, "seeds needed to find a difference of 1, 5 there"),
+        ([2.0, 2.3, 1.8, 2.1, 2.2], 1.0, BETTER, "by more than 1"),
+        ([-2.0, -2.3, -1.8, -2.1, -2.2], 1.0, WORSE, "by more than 1"),
+        ([2.0, 2.3, 1.8, 2.1, 2.2], 3.0, BETTER, "by less than 3"),
+        ([2.0, 2.3, 1.8, 2.1, 2.2], 2.1, BETTER, "maybe by less than 2.1"),
+        ([0.1, -0.1, 0.2, 0.0, -0.1], 1.0, NO_DIFFERENCE, "within ±1"),
+        # A power of 0.8 is not enough: a difference next to the margin was seen.
+        ([0.9, -0.1, 1.6, 0.2, 0.8], 1.2, UNDERPOWERED, "to decide about 1.2: about "),
+        ([0.1, -0.1, 0.2, 0.0, -0.1], 0.05, UNDERPOWERED, "to decide about 0.05: about "),
+        ([9.0, -3.0, 8.0, 1.0, 7.0], 1.0, UNDERPOWERED, "to decide about 1: about "),
         ([900.0, -300.0, 800.0, 100.0, 700.0], 1.0, UNDERPOWERED, "more than 10,000 seeds"),
         ([0.0, 0.0, 0.0, 0.0, 0.0], 1.0, UNDERPOWERED, "nothing tells the spread"),
         ([2.0, 2.0, 2.0, 2.0, 2.0], 1.0, UNDERPOWERED, "too coarse"),
-        ([5.0, 5.1, 4.9], 1.0, BETTER, None),
+        ([5.0, 5.1, 4.9], 1.0, BETTER, "by more than 1"),
         ([5.0, 5.1], 1.0, UNDERPOWERED, "2 seeds; train at least 3"),
         ([0.0, 0.0], 1.0, UNDERPOWERED, "2 seeds; train at least 3"),
         ([5.0], 1.0, UNDERPOWERED, "1 seed and no per-example scores"),
@@ -467,8 +604,11 @@ def test_verdict_of_seeds(differences, margin, expected, note):
 
 def test_note_names_the_seeds_needed():
     row = one(np.array(REFERENCE) + [2.0, -1.0, 1.0, 0.0, -2.0], REFERENCE, 1.0)
-    assert row["seeds_needed"] == seeds_needed(math.sqrt(2.5), 1.0) and row["seeds_needed"] > 5
-    assert row["note"] == f"about {row['seeds_needed']} seeds needed to find a difference of 1, 5 there"
+    upper = upper_sd(math.sqrt(2.5), 5)
+    assert row["difference_sd_upper"] == upper and upper == pytest.approx(1.5574 * math.sqrt(2.5), rel=1e-3)
+    assert row["seeds_needed"] == seeds_needed(upper, 1.0)
+    assert row["seeds_needed"] > (seeds_needed(math.sqrt(2.5), 1.0) or 0) > 5
+    assert row["note"] == f"to decide about 1: about {row['seeds_needed']} seeds"
     assert row["power"] == power_at(5, math.sqrt(2.5), 1.0)
 
 
@@ -486,11 +626,14 @@ def test_holm_decides_in_a_family():
 
 
 def test_the_claim_of_no_difference_is_made_at_the_level_of_the_family():
-    statistics = {"n": 10, "difference": 0.1, "difference_sd": 1.0}
-    assert verdict(statistics, 0.8, 1.0) == (NO_DIFFERENCE, None)  # power 0.803 at 0.05
-    word, note = verdict(statistics, 0.8, 1.0, family_size=6)
-    needed = seeds_needed(1.0, 1.0, alpha=0.05 / 6)
-    assert (word, note) == (UNDERPOWERED, f"about {needed} seeds needed to find a difference of 1, 10 there")
+    near = Comparison(range(5), np.array(REFERENCE) + [0.3, -0.3, 0.6, 0.0, -0.3], REFERENCE, 0.7)
+    alone = compare_family([near])[0]
+    assert 0.05 / 6 < alone["p_equivalence"] < 0.05 and alone["verdict"] == NO_DIFFERENCE
+    rows = compare_family([near] * 6)
+    assert rows[0]["p_equivalence_holm"] == pytest.approx(6 * alone["p_equivalence"])
+    needed = seeds_needed(alone["difference_sd_upper"], 0.7, alpha=0.05 / 6)
+    assert (rows[0]["verdict"], rows[0]["note"]) == (
+        UNDERPOWERED, f"to decide about 0.7: about {needed} seeds")
 
 
 @settings(max_examples=20, deadline=None)
@@ -517,11 +660,16 @@ def test_a_difference_of_these_examples_only_is_not_of_the_method():
     row = scored(scores, reference, margin=0.02)
     assert row["p_t"] < 0.001, "the seeds agree"
     assert row["bootstrap_low"] < 0 < row["bootstrap_high"] and row["p"] == row["p_bootstrap"] > 0.05
-    few = "50 evaluation examples, at least 149 needed to rule out a difference of 0.02"
-    assert (row["verdict"], row["note"]) == (UNDERPOWERED, few)
+    few = "at least 149 independent evaluation examples (50 there)"
+    assert row["verdict"] == UNDERPOWERED and row["note"].endswith(few)
     assert (row["examples"], row["examples_needed"]) == (50, 149)
     many, reference_of_many = two_level(5, 200, seed_sd=0.002, example_sd=0.3)
-    assert scored(many, reference_of_many, margin=0.02)["note"] == "more evaluation examples needed"
+    row = scored(many, reference_of_many, margin=0.02)
+    told = f"about {row['examples_to_decide']:,} evaluation examples (200 there)"
+    assert row["note"].endswith(told) and 1500 < row["examples_to_decide"] < 3000
+    # So many, drawn alike, do decide.
+    enough, reference_of_enough = two_level(5, row["examples_to_decide"] * 2, seed_sd=0.002, example_sd=0.3)
+    assert scored(enough, reference_of_enough, margin=0.02)["verdict"] == NO_DIFFERENCE
     assert one(scores.mean(axis=1), reference.mean(axis=1), 0.02)["verdict"] == BETTER, "without the scores"
     # Nor does it show that there is none, unless the margin is large beside the noise of the examples.
     none, reference = two_level(5, 50, seed_sd=0.002, example_sd=0.3)
@@ -536,7 +684,7 @@ def test_a_difference_beyond_seeds_and_examples():
     assert row["verdict"] == BETTER and row["bootstrap_low"] > 0 and row["p"] == max(row["p_t"], row["p_bootstrap"])
     both, reference = two_level(4, 160, seed_sd=0.05, example_sd=1.2)
     note = scored(both, reference, margin=0.02)["note"]
-    assert "seeds needed" in note and note.endswith("more evaluation examples help too")
+    assert " seeds and " in note and "evaluation examples" in note
 
 
 def test_the_interval_excludes_0_where_p_is_small():
@@ -555,8 +703,9 @@ def test_nothing_finished_is_underpowered_and_counts_in_the_family():
 
 def test_equal_means_on_different_examples():
     scores, reference = np.tile([1.0, 0, 1, 0], (3, 100)), np.tile([0.0, 1, 0, 1], (3, 100))
-    row = scored(scores, reference, margin=0.1, binary=True)
-    assert row["p"] is None and (row["verdict"], row["note"]) == (UNDERPOWERED, "more evaluation examples needed")
+    row = scored(scores, reference, margin=0.05, binary=True)
+    assert row["p"] is None and row["verdict"] == UNDERPOWERED
+    assert row["note"] == f"to decide about 0.05: about {row['examples_to_decide']:,} evaluation examples (400 there)"
 
 
 @pytest.mark.parametrize(("n", "expected"), [(1, UNDERPOWERED), (2, UNDERPOWERED), (6, UNDERPOWERED),
@@ -570,9 +719,8 @@ def test_a_few_examples_alike_do_not_show_that_there_is_no_difference(n, expecte
     assert row["bootstrap_high"] == -row["bootstrap_low"] == pytest.approx(scale * (1 - 0.05 ** (1 / n)))
     assert (row["bootstrap_high"] <= row["margin"]) == (expected == NO_DIFFERENCE)
     if expected == UNDERPOWERED:
-        s = "s" * (n != 1)
-        assert row["note"] == (f"{n} evaluation example{s}, at least 299 needed to rule out a difference of "
-                               f"{scale / 100:g}")
+        assert row["note"] == (f"to decide about {scale / 100:g}: at least 299 independent evaluation examples "
+                               f"({n} there)")
     # One answer in 5 n that differs makes a spread, a tiny one: it shows no more.
     other = scores.copy()
     other[0, 0] = scale
@@ -601,9 +749,10 @@ def test_verdict_of_one_seed(binary):
     ours = np.array([[1.0] * 40 + [0.0] * 10])
     theirs = np.array([[1.0] * 20 + [0.0] * 30])
     row = scored(ours, theirs, 0.1, binary=binary)
-    assert (row["verdict"], row["note"]) == (BETTER, "1 seed: this checkpoint, not the method")
+    assert (row["verdict"], row["note"]) == (BETTER, "by more than 0.1")
     assert scored(theirs, ours, 0.1, binary=binary)["verdict"] == WORSE
-    assert scored(ours, ours, 0.1, binary=binary)["verdict"] == UNDERPOWERED
+    assert scored(ours, ours, 0.1, binary=binary)["verdict"] == NO_DIFFERENCE  # 0.9**50 < 0.05
+    assert scored(ours, ours, 0.01, binary=binary)["verdict"] == UNDERPOWERED
     assert (row["p_mcnemar"] is not None) == binary and (row["p_bootstrap"] is None) == binary
     assert row["only_experiment_right"] == (20 if binary else None)
     assert row["difference"] == pytest.approx(0.4) and row["low"] is None and row["bootstrap_low"] > 0.2
@@ -635,7 +784,7 @@ def test_false_findings_are_rare():
     found = 0
     for ours, theirs in zip(values, reference, strict=True):
         statistics = paired_statistics(ours, theirs)
-        found += verdict(statistics, statistics["p_t"], 1.0)[0] in (BETTER, WORSE)
+        found += verdict(statistics, statistics["p_t"], None, 1.0)[0] in (BETTER, WORSE)
     assert 8 <= found <= 34
 
 

@@ -235,6 +235,16 @@ def test_margin_of_analyze_reaches_the_file(here):
     assert set(table(directory)["margin"]) == {2.5}
 
 
+def test_clusters_and_the_primary_metric_reach_the_file(here, refused):
+    directory = everything(planned(here / "experiments", FEW))
+    main(["--mode", "analyze", "--cluster_by", "context", "--primary_metric", "f1"])
+    found = {(row["metric"], row["role"], row["cluster_by"]) for row in rows_of(directory)}
+    assert found == {("f1", "primary", "context"), ("exact_match", "secondary", "context")}
+    assert "--cluster_by author: 40 of 40 examples" in refused(main, "--mode", "analyze", "--cluster_by", "author")
+    assert "--primary_metric accuracy" in refused(main, "--mode", "analyze", "--primary_metric", "accuracy")
+    assert "does nothing with --mode status" in refused(main, "--mode", "status", "--cluster_by", "title")
+
+
 def test_a_margin_of_nothing_is_refused(here, refused):
     everything(planned(here / "experiments", FEW))
     assert "--margin" in refused(main, "--mode", "analyze", "--margin", "0")

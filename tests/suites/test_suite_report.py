@@ -20,8 +20,10 @@ from matplotlib.colors import to_hex
 from read_pictures import caption, legend, lines, seen
 from scipy.stats import ttest_rel
 from sklearn.metrics import f1_score
+from statsmodels.stats.multitest import multipletests
 
 from datamap.core.artifacts import META, digest
+from datamap.core.clusters import Clusters
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, write_json, write_jsonl
 from datamap.suites import plots as suite_plots
@@ -29,7 +31,7 @@ from datamap.suites.comparison import ROW, examples_needed, multi_bootstrap, pai
 from datamap.suites.definition import Experiment, Suite
 from datamap.suites.planning import write_plan
 from datamap.suites.report import HEADINGS, LISTS, SUBJECT, write_report
-from datamap.suites.results import NO_SCORES, Metric, influence_on_macro_f1
+from datamap.suites.results import NO_CONTEXT, NO_SCORES, Metric, influence_on_macro_f1
 from datamap.suites.runs import identity_of, run_name
 
 SEEDS = (1, 2, 3)
@@ -90,7 +92,8 @@ def qa_metrics(scores: np.ndarray, prefix: str = "eval_") -> dict[str, float]:
 
 
 def qa_rows(scores: np.ndarray, ids=None) -> list[dict]:
-    return [{"id": key, "question": "q?", "predicted_answer": "a", "exact_match": int(score == 1), "f1": float(score)}
+    return [{"id": key, "question": "q?", "context": f"passage of {key}", "predicted_answer": "a",
+             "exact_match": int(score == 1), "f1": float(score)}
             for key, score in zip(ids or IDS, scores, strict=False)]
 
 
@@ -368,7 +371,7 @@ def test_one_row_per_experiment_and_metric_against_the_baseline_and_its_control(
         found = [(row["experiment"], row["reference"], row["against"]) for row in rows_of(directory, metric=metric)]
         assert sorted(found) == sorted(expected)
     sizes = {row["against"]: row["family_size"] for row in rows_of(directory)}
-    assert sizes == {"baseline": 2, "control": 1, "baseline (controls)": 1}
+    assert sizes == {"baseline": 4, "control": 2, "baseline (controls)": 2}, "of both metrics"
 
 
 def test_a_comparison_that_could_not_be_made_counts_in_the_family(tmp_path):
@@ -376,8 +379,9 @@ def test_a_comparison_that_could_not_be_made_counts_in_the_family(tmp_path):
     directory = everything(planned(tmp_path, names), skip={("c", seed) for seed in SEEDS}, effects={"a": 3.0})
     write_report(directory, 1.0)
     rows = rows_of(directory, metric="f1")
-    assert [row["family_size"] for row in rows] == [3, 3, 3]
-    assert rows[0]["p_holm"] == pytest.approx(min(1, 3 * rows[0]["p"]))
+    assert [row["family_size"] for row in rows] == [6, 6, 6]
+    smallest = min(row["p"] for row in rows_of(directory) if row["p"] is not None)
+    assert min(row["p_holm"] for row in rows_of(directory) if row["p"] is not None) == pytest.approx(6 * smallest)
     assert (rows[2]["n"], rows[2]["p"], rows[2]["verdict"]) == (0, None, "underpowered")
 
 
@@ -420,7 +424,7 @@ def test_an_experiment_without_a_finished_run_has_its_row_everywhere(tmp_path):
     assert [row["verdict"] for row in rows_of(directory, experiment="gone")] == ["underpowered"] * 2
     assert [line.split()[:4] for line in text.splitlines() if " gone " in line] == [["gone", "baseline", "0", "-"]] * 2
     told = [row for each in markdown_tables((directory / "comparison.md").read_text()) for row in each]
-    assert [row[:5] for row in told if row[0] == "gone" and len(row) == 13] == [
+    assert [row[:5] for row in told if row[0] == "gone" and len(row) == 14] == [
         ["gone", "baseline", "-", "0", "-"]
     ] * 2
 
@@ -497,7 +501,7 @@ def test_identical_runs(tmp_path, seeds, predictions):
         assert row["verdict"] == "underpowered" and row["wins"] in (None, 0)
         if predictions:  # 40 examples, none of them told apart: of others one in 14 may be
             assert row["shown_high"] == -row["shown_low"] > 5
-            assert len(seeds) < 3 or "40 evaluation examples, at least 299 needed" in row["note"]
+            assert len(seeds) < 3 or "at least 368 independent evaluation examples (40 there)" in row["note"]
         else:
             assert row["shown_low"] is None
             assert len(seeds) < 3 or "no scores of the examples: nothing tells the spread" in row["note"]
@@ -512,9 +516,10 @@ def test_identical_runs_on_many_examples(tmp_path):
             write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores, [f"v{number}" for number in range(400)]))
     text = write_report(directory, 1.0)
     for row in rows_of(directory):
-        assert (row["verdict"], row["note"]) == ("no detectable difference", "no difference at any seed")
+        assert (row["verdict"], row["note"]) == ("no detectable difference", "within ±1")
+        assert row["p_equivalence"] == pytest.approx(0.99**400) and row["p_equivalence_holm"] < 0.05
         assert row["shown_high"] == pytest.approx(100 * (1 - 0.05 ** (1 / 400))) and row["examples"] == 400
-    assert "no detectable difference" in text
+    assert "no detectable difference (within ±1)" in text
     for seed in SEEDS:  # one example less than the margin needs, and a spread over seeds that would be small enough
         changed = scores[:298].copy()
         changed[np.flatnonzero(changed == 0.4)[: seed - 1]] = 0.5
@@ -524,7 +529,97 @@ def test_identical_runs_on_many_examples(tmp_path):
         write_jsonl(place / "eval_predictions.jsonl", qa_rows(scores[:298], [f"v{number}" for number in range(298)]))
     text = write_report(directory, 1.0)
     assert row_of(directory, "f1")["verdict"] == "underpowered" and row_of(directory, "f1")["power"] > 0.8
-    assert "underpowered (at least 299 evaluation examples to find 1)" in text
+    assert "at least 368 independent evaluation examples (298 there))" in text
+
+
+# --- clusters, and which metric it is about -----------------------------------------------------------------------
+
+
+def in_clusters(directory: Path, column: str = "context", size: int = 5) -> Path:
+    """The values of ``column``: of so many examples one; of another order in every second file."""
+    for number, file in enumerate(sorted(directory.glob("*/eval_predictions.jsonl"))):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = [row | {column: f"text {IDS.index(row['id']) // size}"} for row in rows]
+        write_jsonl(file, rows[::-1] if number % 2 else rows)
+    return directory
+
+
+def test_questions_over_one_context_go_together(tmp_path):
+    directory = in_clusters(everything(planned(tmp_path, FEW)))
+    text = write_report(directory, 1.0)
+    ours, theirs = (np.stack([100 * scores_of(name, seed) for seed in SEEDS]) for name in ("other", "baseline"))
+    expected = multi_bootstrap(ours, theirs, 100.0, Clusters(np.arange(40) // 5))
+    row = row_of(directory)
+    for key, value in expected.items():
+        assert row[key] == pytest.approx(value, rel=1e-4), key
+    assert (row["cluster_by"], row["clusters"], row["examples"]) == ("context", 8, 40)
+    effect = Clusters(np.arange(40) // 5).design_effect((ours - theirs).mean(axis=0))
+    assert effect is not None
+    assert row["design_effect"] == pytest.approx(effect, rel=1e-4)
+    assert row["effective_examples"] == pytest.approx(40 / max(1, effect), rel=1e-4)
+    told = (directory / "comparison.md").read_text()
+    for each in (text, told):
+        assert "40 examples in 8 clusters by context, worth " in each
+    assert "Examples of one context go together" in told and row["warnings"] == []
+    write_report(directory, 1.0, "none")
+    assert row_of(directory)["clusters"] is None and row_of(directory)["p_bootstrap"] != row["p_bootstrap"]
+    assert "count each by itself" in (directory / "comparison.md").read_text()
+
+
+def test_any_column_or_an_error_that_names_what_there_is(tmp_path):
+    directory = in_clusters(everything(planned(tmp_path, FEW)), "title", 10)
+    write_report(directory, 1.0, "title")
+    assert (row_of(directory)["cluster_by"], row_of(directory)["clusters"]) == ("title", 4)
+    with pytest.raises(UserError, match=r"--cluster_by author: 40 of 40 examples of .*there is id, question, context"):
+        write_report(directory, 1.0, "author")
+
+
+def test_predictions_without_contexts_say_so(tmp_path):
+    directory = everything(planned(tmp_path, FEW))
+    for file in directory.glob("*/eval_predictions.jsonl"):
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        write_jsonl(file, [{key: value for key, value in row.items() if key != "context"} for row in rows])
+    text = write_report(directory, 1.0)
+    assert f"warning: {NO_CONTEXT}" in text and row_of(directory)["warnings"] == [NO_CONTEXT]
+    assert row_of(directory)["cluster_by"] is None
+    write_report(directory, 1.0, "none")
+    assert row_of(directory)["warnings"] == []
+
+
+def test_classes_are_clustered_where_a_column_is_named(tmp_path):
+    directory = planned(tmp_path, FEW)
+    gold, answers = drawn_answers(np.random.default_rng(0), 40, 2, 3)
+    for name, arm in zip(FEW, answers, strict=True):
+        for seed, predicted in zip(SEEDS, arm, strict=True):
+            answered(directory, name, seed, gold, predicted)
+    write_report(directory, 1.0)
+    assert {row["clusters"] for row in rows_of(directory)} == {None}
+    in_clusters(directory, "premise", 4)
+    write_report(directory, 1.0, "premise")
+    influences = [np.stack([influence_on_macro_f1(gold, predicted) for predicted in arm]) for arm in answers]
+    expected = multi_bootstrap(influences[1], influences[0], 1.0, Clusters(np.arange(40) // 4))
+    assert row_of(directory, "f1")["bootstrap_se"] == pytest.approx(expected["bootstrap_se"], rel=1e-4)
+    assert row_of(directory, "accuracy")["clusters"] == 10
+
+
+def test_scores_of_one_evaluation_are_one_family_or_one_is_primary(tmp_path):
+    directory = everything(planned(tmp_path, CONTROLLED), effects={"small": 0.6, "fast": 0.4})
+    write_report(directory, 1.0)
+    rows = rows_of(directory, against="baseline")
+    expected = multipletests([row["p"] for row in rows], method="holm")[1]
+    assert [row["p_holm"] for row in rows] == pytest.approx(list(expected)) and len(rows) == 4
+    assert {row["role"] for row in rows} == {None}
+    text = write_report(directory, 1.0, primary_metric="f1")
+    for metric, role in (("f1", "primary"), ("exact_match", "secondary")):
+        rows = rows_of(directory, against="baseline", metric=metric)
+        expected = multipletests([row["p"] for row in rows], method="holm")[1]
+        assert [row["p_holm"] for row in rows] == pytest.approx(list(expected)) and len(rows) == 2
+        assert {row["role"] for row in rows} == {role} and f"{metric} (percent, {role}), baseline" in text
+    part = text.partition("f1 (percent")[0]
+    assert part.count("; secondary)") == 3 and "secondary" not in text.partition("f1 (percent")[2]
+    assert "secondary one is corrected by itself" in (directory / "comparison.md").read_text()
+    with pytest.raises(UserError, match="--primary_metric accuracy: the runs were scored by exact_match and f1"):
+        write_report(directory, 1.0, primary_metric="accuracy")
 
 
 # --- kinds of metrics --------------------------------------------------------------------------------------------
@@ -612,7 +707,7 @@ def test_macro_f1_is_compared_over_seeds_and_examples(tmp_path, names, column):
     for key, value in expected.items():
         assert row[key] == pytest.approx(value, rel=1e-4), key
     assert row["p"] == max(row["p_t"], row["p_bootstrap"]) and row["warnings"] == []
-    assert row["examples"] == 120 and row["examples_needed"] == examples_needed(0.01, highest)
+    assert row["examples"] == 120 and row["examples_needed"] == examples_needed(0.01, highest, 0.05 / 2)
     # Seeds that agree say nothing of other examples.
     assert row["p_t"] < 0.05 < row["p_bootstrap"] and row["verdict"] == "underpowered"
     # In another order.
@@ -759,7 +854,7 @@ def test_without_predictions_the_seeds_alone_decide(tmp_path):
 
 
 def test_predictions_of_a_single_seed_are_aligned_by_id(tmp_path):
-    """Right: ours 0 1 2 3, theirs 2 3 4, of six examples; McNemar of 2 against 1 is p = 1."""
+    """Right: ours 0 1 2 3, theirs 2 3 4, of six examples; McNemar's mid-p of 2 against 1 is 2 (1/8 + 3/16)."""
     directory = planned(tmp_path, FEW, [1])
     ours, theirs = np.array([1, 1, 1, 1, 0, 0.0]), np.array([0, 0, 1, 1, 1, 0.0])
     finish(directory, "other", 1, ours)
@@ -767,7 +862,8 @@ def test_predictions_of_a_single_seed_are_aligned_by_id(tmp_path):
     write_jsonl(place / "eval_predictions.jsonl", [qa_rows(theirs)[index] for index in (5, 3, 1, 4, 0, 2)])
     write_report(directory, 1.0)
     row = row_of(directory, "exact_match")
-    assert (row["only_experiment_right"], row["only_reference_right"], row["p"]) == (2, 1, 1.0)
+    assert (row["only_experiment_right"], row["only_reference_right"]) == (2, 1)
+    assert row["p"] == pytest.approx(0.625)
     assert row["difference"] == pytest.approx(100 / 6)
 
 
@@ -950,7 +1046,8 @@ def expected_cells(row: dict) -> dict[str, str]:
         "wins": f"{row['wins']} of {row['n']}", "p": p(row["p"]),
         "p (Holm) of family": f"{p(row['p_holm'])} of {row['family_size']}",
         "p (sign flip; smallest possible)": f"{row['p_sign_flip']:.3g}; {row['p_sign_flip_smallest']:.3g}",
-        "d": f"{row['cohens_d']:.2f}", "training examples": f"{row['train_examples']:,.0f}",
+        "p (equivalence, Holm)": p(row["p_equivalence_holm"]), "g": f"{row['hedges_g']:.2f}",
+        "training examples": f"{row['train_examples']:,.0f}",
     }
 
 

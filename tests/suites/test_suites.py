@@ -483,6 +483,7 @@ FLAGS = [
     ("eval_split", ["validation", "train"], {}),
     ("train_split", "validation", {"eval_split": "train"}),
     ("slice_by", ["source"], {}),
+    ("cluster_by", "source", {}),
     ("hidden_size", 64, {}),
     ("num_layers", 1, {}),
     ("dropout", 0.3, {}),

@@ -18,12 +18,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamap.tasks.qa_metrics import (
+    Scores,
     best_spans,
+    best_threshold,
     char_spans,
     choose_answers,
     normalize_answer,
     score_predictions,
     squad_summary,
+    threshold_scores,
 )
 
 # Official arithmetic, slowly.
@@ -322,6 +325,81 @@ def test_choose_answers_equals_a_plain_loop(data):
     found = choose_answers(contexts, example, best, begin, stop, null, version_2=version_2)
     texts, scores = slow_choose(contexts, rows, version_2)
     assert found.text == texts and found.score.tolist() == scores
+    # The best span is that of SQuAD 1.1, and the no-answer score says where SQuAD 2.0 leaves it out.
+    assert found.span == slow_choose(contexts, rows, False)[0]
+    assert found.text == ["" if version_2 and value > 0 else span
+                          for value, span in zip(found.no_answer, found.span, strict=True)]
+
+
+# Scores of spans, of "" and no-answer scores; few values, so that examples tie.
+EXAMPLES = st.lists(st.tuples(
+    st.sampled_from([0.0, 0.25, 1.0]), st.booleans(), st.sampled_from([-math.inf, -2.0, -1.0, 0.0, 0.5, 3.0, math.inf])
+), min_size=1, max_size=12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(EXAMPLES)
+def test_the_best_threshold_is_that_of_trying_all(examples):
+    answered, unanswered, no_answer = (np.array(column, dtype=float) for column in zip(*examples, strict=True))
+    best, threshold = best_threshold(answered, unanswered, no_answer)
+
+    def at(value: float) -> float:
+        rows = zip(answered, unanswered, no_answer, strict=True)
+        return sum(yes if score <= value else no for yes, no, score in rows)
+
+    tried = [at(value) for value in (-100.0, *(score for score in no_answer if math.isfinite(score)), 0.0)]
+    assert len(answered) * best == pytest.approx(max(tried)) and math.isfinite(threshold)
+    assert at(threshold) == pytest.approx(max(tried)), "what it says is what it gives"
+    assert best * len(answered) >= at(0.0) - 1e-9
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from([0.0, 0.5, 1.0]), st.booleans()), min_size=1, max_size=12),
+       st.randoms(use_true_random=False))
+def test_the_best_threshold_is_that_of_the_official_script(examples, random):
+    """find_best_thresh of evaluate-v2.0.py, on no-answer probabilities of which no two are alike."""
+    no_answer = np.array(random.sample(range(1, 100), len(examples))) / 100
+    scores = np.array([score * has for score, has in examples])  # an answer where there is none scores 0
+    has_answer = np.array([has for _, has in examples])
+    current = best = float((~has_answer).sum())
+    threshold = 0.0
+    for place in np.argsort(no_answer):
+        current += scores[place] if has_answer[place] else -1
+        if current > best:
+            best, threshold = current, no_answer[place]
+    found, chosen = best_threshold(scores, 1.0 - has_answer, no_answer)
+    assert found == pytest.approx(best / len(examples))
+    assert chosen == threshold or (threshold == 0.0 and chosen < no_answer.min())
+
+
+def test_a_threshold_is_judged_on_the_other_half():
+    def scores(values):
+        return Scores(np.array(values, float), np.array(values, float) / 2, np.ones(len(values), bool), True)
+
+    # First half: answering all up to 1 is best. Second half: answering none is.
+    no_answer = np.array([0.0, 1.0, 2.0, 0.5, 1.5, 2.5])
+    answered, unanswered = scores([1, 1, 0, 0, 0, 1]), scores([0, 0, 1, 1, 1, 0])
+    found = threshold_scores(answered, unanswered, no_answer, np.array([True] * 3 + [False] * 3))
+    # The second half is answered up to 1.0 (its 0.5: wrong), the first at none: only its third is right.
+    assert found["held_out_exact"] == pytest.approx(100 * (1 + 1 + 0) / 6)
+    assert found["held_out_f1"] == found["held_out_exact"] / 2
+    assert found["best_exact"] == pytest.approx(100 * 4 / 6) and found["best_exact_thresh"] == 0.0
+    assert set(threshold_scores(answered, unanswered, no_answer, None)) == {
+        "best_exact", "best_exact_thresh", "best_f1", "best_f1_thresh"}
+    with pytest.raises(ValueError, match="no predictions"):
+        best_threshold(np.zeros(0), np.zeros(0), np.zeros(0))
+
+
+def test_a_threshold_chosen_by_what_it_is_judged_on_flatters():
+    """Without any signal the best threshold is above chance, one from the other half is not."""
+    rng, best, held_out = np.random.default_rng(0), [], []
+    for _ in range(200):
+        right = rng.integers(0, 2, 40).astype(float)
+        yes, no = (Scores(values, values, np.ones(40, bool), True) for values in (right, 1 - right))
+        found = threshold_scores(yes, no, rng.normal(size=40), np.arange(40) < 20)
+        best.append(found["best_exact"])
+        held_out.append(found["held_out_exact"])
+    assert np.mean(best) > 58 and abs(np.mean(held_out) - 50) < 2
 
 
 def test_no_answer_must_beat_the_best_span():

@@ -441,7 +441,7 @@ def test_two_runs_are_compared_on_what_they_share(pairs, tmp_path, capsys):
     found = json.loads((out / "comparison.json").read_text(encoding="utf-8"))
     assert (found["n"], found["only_in_this"], found["both_right"], found["both_wrong"]) == (9, 3, 1, 0)
     assert (found["only_this_right"], found["only_other_right"], found["verdict"]) == (8, 0, "better")
-    assert found["p_mcnemar"] == pytest.approx(2 / 2**8)
+    assert found["p"] == pytest.approx(1 / 2**8) and found["cluster_by"] == "premise"
     assert found["difference"] == pytest.approx(8 / 9)
     assert "on 9 pairs (3 others are not there)" in capsys.readouterr().out
     score(outputs=outputs, pairs=pairs, out=out)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, precision_recall_fscore_support
-from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 
+from datamap.core.intervals import mcnemar, paired_equivalence
 from datamap.thoughts import metrics as thought_metrics
 from datamap.thoughts.metrics import compare_runs, confusion, length_table, pair_metrics
 
@@ -108,22 +108,30 @@ def test_what_is_no_label_is_refused(given):
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
 @settings(deadline=None)
-def test_mcnemar_is_that_of_statsmodels(pairs):
+def test_mcnemar_is_that_of_the_library(pairs):
     found = compare_runs(*zip(*pairs, strict=True))
     table = [[0, 0], [0, 0]]
     for this, other in pairs:
         table[not this][not other] += 1
-    assert found["p_mcnemar"] == pytest.approx(mcnemar(table, exact=True).pvalue)
+    assert found["p"] == mcnemar(table[0][1], table[1][0]) and found["clusters"] is None
+    assert (found["p"] <= 0.05) == (found["difference_low"] > 0 or found["difference_high"] < 0)
+    assert found["p_equivalence"] == paired_equivalence(table[0][1], table[1][0], len(pairs), 0.01)
     assert (found["both_right"], found["only_this_right"]) == (table[0][0], table[0][1])
     assert (found["only_other_right"], found["both_wrong"]) == (table[1][0], table[1][1])
     assert found["difference"] == pytest.approx(found["accuracy"] - found["other_accuracy"])
     assert -1 <= found["difference_low"] <= found["difference"] <= found["difference_high"] <= 1
 
 
-def test_an_interval_that_ends_at_the_margin_lies_within_it(monkeypatch):
-    found = compare_runs([True] * 30, [True] * 30)
-    monkeypatch.setattr(thought_metrics, "MARGIN", max(-found["difference_low"], found["difference_high"]))
-    assert compare_runs([True] * 30, [True] * 30)["verdict"] == "no detectable difference"
+def test_pairs_of_one_premise_are_no_independent_evidence():
+    """Every pair eight times, under one premise: once, nobody can tell."""
+    this, other = [True] * 12 + [False] * 3, [True] * 9 + [False] * 3 + [True] + [False] * 2
+    premises = [f"premise {n}" for n in range(15)]
+    assert compare_runs(this * 8, other * 8)["verdict"] == "better"
+    found = compare_runs(this * 8, other * 8, premises * 8)
+    assert (found["clusters"], found["n"], found["verdict"]) == (15, 120, "underpowered")
+    assert found["p"] > 0.2 and found["difference_low"] < 0 < found["difference"] < found["difference_high"]
+    assert compare_runs(this, other, premises) == compare_runs(this, other) | {"clusters": 15}
+    assert compare_runs(this, other, ["one"] * 15)["p"] == 1.0
 
 
 def test_the_verdict_follows_p_and_direction():
@@ -131,16 +139,16 @@ def test_the_verdict_follows_p_and_direction():
         right = [(True, True)] * 20 + [(True, False)] * ours + [(False, True)] * theirs
         return compare_runs(*zip(*right, strict=True))
 
-    assert verdict(5, 0)["verdict"] == "underpowered"  # p = 0.0625
-    assert verdict(6, 0)["verdict"] == "better"  # p = 0.03125
-    assert verdict(0, 6)["verdict"] == "worse"
+    assert verdict(4, 0)["verdict"] == "underpowered"  # mid-p 0.0625
+    assert verdict(5, 0)["verdict"] == "better"  # 0.03125
+    assert verdict(0, 5)["verdict"] == "worse"
     same = verdict(0, 0)
-    assert same["p_mcnemar"] == 1.0 and same["verdict"] == "underpowered"
+    assert same["p"] == 1.0 and same["verdict"] == "underpowered"
     assert same["difference_low"] < 0 < same["difference_high"]  # 20 pairs cannot show that there is no difference
     for n, expected in ((2, "underpowered"), (30, "underpowered"), (200, "underpowered"),
                         (300, "no detectable difference")):
         found = compare_runs([True] * n, [True] * n)
-        assert found["verdict"] == expected and (found["difference_high"] <= 0.01) == (n == 300)
+        assert found["verdict"] == expected and (found["p_equivalence"] <= 0.05) == (n == 300)
     with pytest.raises(ValueError):
         compare_runs([], [])
     with pytest.raises(ValueError):

@@ -268,6 +268,16 @@ def test_squad_2_style_data(tiny_model, tmp_path):
          "--cartography_output_dir", tmp_path / "c", *SMALL)
     metrics = read(tmp_path / "m/eval_metrics.json")
     assert metrics["eval_NoAns_total"] == 4 and metrics["eval_HasAns_total"] == 8
+    # At the best threshold of the no-answer score, which stands beside the predictions, and at 0.
+    told = [json.loads(line) for line in (tmp_path / "m/eval_predictions.jsonl").read_text().splitlines()]
+    at_best = []
+    for row in told:
+        assert row["predicted_answer"] == ("" if row["no_answer_score"] > 0 else row["span_answer"]) != row["answers"]
+        answer = row["span_answer"] if row["no_answer_score"] <= metrics["eval_best_exact_thresh"] else ""
+        at_best.append(answer in (row["answers"]["text"] or [""]))
+    assert metrics["eval_best_exact"] == pytest.approx(100 * sum(at_best) / 12)
+    assert metrics["eval_best_exact"] >= max(metrics["eval_exact_match"], metrics["eval_held_out_exact"])
+    assert metrics["eval_best_f1"] >= metrics["eval_f1"] and metrics["eval_held_out_f1"] <= metrics["eval_best_f1"]
     assert len(load_cartography_metrics(tmp_path / "c")) == 12  # the unanswerable are recorded, too
 
 

@@ -11,6 +11,8 @@ from conftest import DATA, review_rows, write_rows
 import run
 from datamap.cartography.categories import categorize_examples
 from datamap.cartography.metrics import load_cartography_metrics
+from datamap.core.clusters import Clusters
+from datamap.core.intervals import clustered_interval
 from datamap.core.splits import load_split
 from datamap.tasks.registry import get_task
 
@@ -283,7 +285,7 @@ def test_filters_that_leave_one_class(refused, reviews, tmp_path):
     assert "after filtering: every example to train on has the label 'good'" in message
 
 
-def test_slices_of_question_answering(qa_dir, tiny_model, tmp_path, capsys):
+def test_slices_of_question_answering(refused, qa_dir, tiny_model, tmp_path, capsys):
     call("--do_train", "--do_eval", "--max_steps", "2", "--model", tiny_model, "--dataset", qa_dir, "--slice_by",
          "source", "--output_dir", tmp_path / "m", *SMALL, "--max_length", "64")
     rows = pd.DataFrame(json.loads(line) for line in (tmp_path / "m/eval_predictions.jsonl").read_text().splitlines())
@@ -292,6 +294,20 @@ def test_slices_of_question_answering(qa_dir, tiny_model, tmp_path, capsys):
     for name in ("exact_match", "f1"):
         assert table.loc["tale", name] == pytest.approx(100 * rows[rows["source"] == "tale"][name].mean())
     assert "tale" in capsys.readouterr().out
+    # Questions over one context go together.
+    for name, part in (("overall", rows), ("tale", rows[rows["source"] == "tale"])):
+        low, high, worth = clustered_interval(part["exact_match"].to_numpy(float), Clusters(part["context"].tolist()))
+        told = table.loc[name, ["low", "high", "clusters", "n_effective"]].tolist()
+        assert told == pytest.approx([100 * low, 100 * high, part["context"].nunique(), worth])
+    again = ("--do_eval", "--model", tmp_path / "m", "--dataset", qa_dir, "--slice_by", "source", "--max_length", "64",
+             "--output_dir", tmp_path / "n")
+    call(*again, "--cluster_by", "none")
+    assert not {"clusters", "n_effective"} & set(pd.read_csv(tmp_path / "n/slice_metrics.csv").columns)
+    call(*again, "--cluster_by", "source")
+    assert pd.read_csv(tmp_path / "n/slice_metrics.csv")["clusters"].tolist() == [2, 1, 1]
+    refusal = refused(run.main, *map(str, again), "--cluster_by", "author")
+    assert "--cluster_by" in refusal and "no column 'author'; it has id, question" in refusal
+    assert "does nothing without an evaluation" in refused(run.main, "--do_train", "--cluster_by", "source")
 
 
 def test_the_best_epochs_survive_an_interruption(reviews, tmp_path, monkeypatch):
