@@ -82,6 +82,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                             "--report it is evidence")
     group.add_argument("--decisions", metavar="FILE", help="suspects.csv with some decisions filled in: --find_errors "
                        "ranks what is left by what they teach, --report begins with them")
+    group.add_argument("--comparison_dir", metavar="DIR", help="written by dataset_cartography.py --compare: a third "
+                       "picture of --report shows where the examples lie in the second map")
     group.add_switch("--allow_changed", help=ALLOW_CHANGED)
     group = parser.add_argument_group("a chat model as a judge, for --find_errors (the key: OPENAI_API_KEY)")
     group.add_argument("--judge_top", type=positive_int, metavar="N",
@@ -110,8 +112,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag in ("embedding_dir", "decisions", "judge_top", "judge_model", "base_url"):
         if getattr(args, flag) and not (args.find_errors or args.report and flag in ("embedding_dir", "decisions")):
             parser.error(f"--{flag} is for --find_errors; add it")
-    if args.report_max_points and not args.report:
-        parser.error("--report_max_points is for --report; add it")
+    for flag in ("report_max_points", "comparison_dir"):
+        if getattr(args, flag) and not args.report:
+            parser.error(f"--{flag} is for --report; add it")
     if bool(args.judge_top) != bool(args.judge_model):
         parser.error("--judge_top and --judge_model belong together: how many examples, and which chat model is asked")
     if args.base_url and not args.judge_top:
@@ -304,7 +307,8 @@ def report(args: argparse.Namespace) -> None:
         known = known_of(split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
                          predictions=args.predictions)
         progress.advance()
-        found = gather(known, decisions=args.decisions, max_points=args.report_max_points or MAX_POINTS)
+        found = gather(known, decisions=args.decisions, max_points=args.report_max_points or MAX_POINTS,
+                       comparison_dir=args.comparison_dir)
         progress.advance()
     with stage(args.output_dir, args, owns=REPORT_FILES, inputs=given, datasets=[split]) as path:
         write_report(path, found)
@@ -316,7 +320,7 @@ def report(args: argparse.Namespace) -> None:
 def read_for(args: argparse.Namespace, flag: str) -> tuple[Split, dict[str, str]]:
     """The split whose texts ``flag`` shows, and the artifacts that are given, by what they are."""
     sources = {"cartography": args.cartography_dir, "embeddings": args.embedding_dir, "clusters": args.cluster_dir,
-               "predictions": args.predictions, "decisions": args.decisions}
+               "predictions": args.predictions, "decisions": args.decisions, "comparison": args.comparison_dir}
     given = {label: path for label, path in sources.items() if path}
     check_not_read(args.output_dir, *given.values())
     artifact_file(args.cartography_dir, METRICS_FILE, "run.py --do_train --enable_cartography")

@@ -22,7 +22,7 @@ from datamap.core.errors import command_line, is_main_process
 from datamap.core.files import write_csv
 from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE
 from datamap.suites.cross_fit import forget, said_by, train_folds
-from datamap.training.arguments import EVALUATION_FILES, SIZES, inputs_of, parse_args
+from datamap.training.arguments import EVALUATION_FILES, SIZES, inputs_of, map_split_dir, parse_args
 from datamap.training.data import load_data
 from datamap.training.evaluation import evaluate_splits
 from datamap.training.models import load_model, usable_length, usable_stride
@@ -41,7 +41,8 @@ from datamap.training.running import (
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
-    with sole_writer(args.output_dir, *[args.cartography_output_dir] * args.enable_cartography):
+    maps = [args.cartography_output_dir] * args.enable_cartography + [*filter(None, [map_split_dir(args)])]
+    with sole_writer(args.output_dir, *maps):
         train_and_evaluate(args)
 
 
@@ -92,7 +93,8 @@ def train_and_evaluate(args: argparse.Namespace) -> None:
         wrote += ["top_epochs.json"] * bool(args.keep_top_epochs)
         print(f"wrote {', '.join(wrote)} to {args.output_dir}"
               + (f", training dynamics{', out_of_fold.csv' * (said is not None)} and cartography_map.png to "
-                 f"{args.cartography_output_dir}" if args.enable_cartography else ""))
+                 f"{args.cartography_output_dir}" if args.enable_cartography else "")
+              + (f", the map of {args.map_split} to {map_split_dir(args)}" if data.mapped is not None else ""))
 
 
 if __name__ == "__main__":

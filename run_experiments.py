@@ -22,7 +22,7 @@ from datamap.core.configs import joined
 from datamap.core.errors import UserError, command_line
 from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
 from datamap.core.plots import add_plot_format, plot_formats
-from datamap.suites.console import announce, report_failures, run_all, status_of
+from datamap.suites.console import announce, maps_to_join, report_failures, run_all, status_of
 from datamap.suites.definition import DECIDED
 from datamap.suites.planning import estimate, plan_suite, suites_in, write_plan
 from datamap.suites.report import REPORT, is_compared, write_report
@@ -178,6 +178,8 @@ def analyze(directories: Sequence[Path], args: argparse.Namespace) -> None:
         except UserError as error:  # the other suites are as whole as before
             broken.append(str(error))
             continue
+        for command in maps_to_join(directory):
+            print(f"to join its maps: {command}")
         print(f"wrote results.csv, comparison.csv, .json and .md, and plots to {directory}")
     if broken:
         raise UserError("; ".join(broken))

@@ -108,6 +108,7 @@ def run_command(command: str, dataset: Path, model: Path, reviews: Path) -> None
     if any(re.fullmatch(pattern, command) for pattern in NOT_RUN_HERE):
         return
     program, *words = shlex.split(command)
+    words = [path for word in words for path in (sorted(map(str, Path().glob(word))) if "*" in word else [word])]
     if any(launcher in command for launcher in LAUNCHERS):  # here in one process; test_two_processes launches them
         program, words = "python", words[words.index("run.py") :]
     assert program == "python" and words[0].endswith(".py"), f"a command this test cannot run: {command}"
@@ -167,7 +168,9 @@ def test_the_road_of_questions_runs_from_top_to_bottom(qa_dir, reviews, tiny_mod
         "control_model": "filter_report.json", "clustered_model": "filter_report.json", "filtered": "train.jsonl",
         "model_of_filtered": "model.safetensors", "suspects": "suspects.csv", "suspects_2": "suspects.csv",
         "without_suspects": "cleaning_report.json", "cleaned": "validation.jsonl",
-        "model_of_cleaned": "eval_metrics.json", "filtered_twice": "filter_report.json",
+        "model_of_cleaned": "eval_metrics.json", "joint_map": "joint_map.json", "map_comparison": "moved.csv",
+        "seen_map_validation": "cartography_metrics.csv",
+        "filtered_twice": "filter_report.json",
         "errors_by_region": "wrong_answers.csv", "error_rules": "flagged_examples.csv",
     }.items():
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"

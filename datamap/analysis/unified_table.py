@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from datamap.analysis.error_rules import RULES, flag_errors
-from datamap.cartography.metrics import METRIC_COLUMNS
+from datamap.cartography.metrics import JOINT_COLUMNS, METRIC_COLUMNS
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, read_jsonl
@@ -88,7 +88,7 @@ def unified_table(
     get the prefix ``data_``; those that hold lists or dicts become JSON text.
     """
     ids = pd.Index(split.ids, name="id")
-    of_map = metrics[[column for column in (*METRIC_COLUMNS, "category") if column in metrics]]
+    of_map = metrics[[column for column in (*METRIC_COLUMNS, *JOINT_COLUMNS, "category") if column in metrics]]
     added = [_nullable(of_map).reindex(ids), _nullable(clusters).reindex(ids)]
     readable = split.task.readable(split.data)
     if split.task.has_error_rules:

@@ -13,6 +13,7 @@ from datamap.cartography.categories import CATEGORIES, category_thresholds, coun
 from datamap.cartography.dynamics import DYNAMICS_FILES, MADE_BY, holds_dynamics
 from datamap.cartography.learning import LIKE_LEARNING, MEANS_NOTHING, Learning
 from datamap.cartography.metrics import RANGES, load_cartography_metrics
+from datamap.cartography.settling import BY_EPOCH_FILE, BY_EPOCH_PICTURE, unsettled
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, read_json_like, write_csv, write_json
@@ -29,12 +30,17 @@ from datamap.core.plots import (
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.axes import Axes
 
 METRICS_FILE, THRESHOLDS_FILE = "cartography_metrics.csv", "thresholds.json"
 CARTOGRAPHY_FILES = (
-    DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, *picture_files("cartography_map"), "out_of_fold.csv",
+    DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, *picture_files("cartography_map", "stability"),
+    *picture_files(BY_EPOCH_PICTURE), BY_EPOCH_FILE, "out_of_fold.csv",
+    "joint_map.json", "run_agreement.csv", "agreement_curve.csv",
 )
-
+NOT_TRAINED_ON = ("a map of examples that were not trained on: hard is what the model gets wrong there, not what it "
+                  "could not learn")
+MAX_ERROR_BARS = 80  # more hide each other
 MAX_LEVELS = 7  # of correctness, each with a colour and a marker; with more epochs they are grouped
 MARKERS = ("o", "X", "s", "P", "D", "^", "v")
 
@@ -44,13 +50,15 @@ logger = logging.getLogger(__name__)
 def write_cartography(
     directory: str | Path, metrics: pd.DataFrame, title: str | None = None, method: str = "median",
     confidence_threshold: float | None = None, variability_threshold: float | None = None,
-    learning: Mapping[str, Any] | None = None,
+    learning: Mapping[str, Any] | None = None, error_bars: bool = False,
+    by_epoch: pd.DataFrame | None = None,
 ) -> None:
     """Write ``cartography_metrics.csv`` and ``.json`` (records), ``thresholds.json``, ``cartography_map.png``.
 
     The thresholds are those of ``category_thresholds``; every stage that reads the map goes by them. learning: of
     ``Learning.record``, whether the model has learned anything; the default knows only what the metrics say of it.
-    Warns where the categories mean nothing yet.
+    error_bars: draw the standard deviation over runs, of a joint map. by_epoch: ``ByEpoch.table``, which becomes
+    ``categories_by_epoch.csv``, with a note where the map has not settled. Warns where the categories mean nothing.
     """
     learning = learning or Learning().record(metrics)
     warning = learning["warning"] if learning else None
@@ -68,9 +76,13 @@ def write_cartography(
         "variability_threshold": variability_threshold,
         **({"learning": learning} if learning else {}),
     })
-    plot_data_map(metrics, directory / "cartography_map.png", title, cuts, warning)
+    plot_data_map(metrics, directory / "cartography_map.png", title, cuts, warning, error_bars)
+    if by_epoch is not None:
+        write_csv(directory / BY_EPOCH_FILE, by_epoch)
     if warning:
         logger.warning(warning)
+    elif note := unsettled(by_epoch):
+        logger.info(note)
 
 
 def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:
@@ -80,7 +92,15 @@ def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:
     learning = map_learning(path, metrics)
     if learning and learning["warning"]:
         logger.warning(f"{path}: {learning['warning']}")
+    if not was_trained_on(path):
+        logger.info(f"{path}: {NOT_TRAINED_ON}")
     return with_categories(metrics, cuts), cuts
+
+
+def was_trained_on(path: str | Path) -> bool:
+    """Whether the examples of a map were trained on while it was recorded (run.py --map_split records others)."""
+    arguments = (load_meta(path) or {}).get("arguments", {})
+    return (arguments.get("recorded_with") or arguments).get("trained_on", True)
 
 
 def counted_map(path: str | Path) -> str:
@@ -154,19 +174,23 @@ def check_no_recording(output_dir: str | Path, of_training: bool = False) -> Non
 
 def plot_data_map(
     df: pd.DataFrame, path: str | Path, title: str | None = None, thresholds: tuple[float, float] | None = None,
-    warning: str | None = None,
+    warning: str | None = None, error_bars: bool = False,
 ) -> None:
     """Draw variability against confidence, coloured by category, with the cuts and the category counts.
 
     Above 25,000 examples a seeded sample is drawn, and the picture says so; counts are always of all. warning: why the
-    categories mean nothing, in title and caption.
+    categories mean nothing, in title and caption. error_bars: of a joint map, one standard deviation over runs to
+    either side, of MAX_ERROR_BARS examples drawn at random.
     """
     cuts = thresholds or category_thresholds(df)
     categorized = with_categories(df, cuts)
     counts = [int((categorized["category"] == category).sum()) for category in CATEGORIES]
     caption = f"{title}, n = {len(df):,}" if title else f"n = {len(df):,}"
     if "num_epochs" in df:
-        caption += f", {df['num_epochs'].max()} epochs"
+        caption += f", {df['num_epochs'].max():g} epochs"
+    joint = "n_runs" in df
+    if joint:
+        caption += f", means over {df['n_runs'].max()} runs"
     drawn, note = drawn_sample(categorized)
     figure, (axis, bars) = new_figure(9, 5.2, columns=2, width_ratios=[3, 1])
     size = float(np.clip(20_000 / len(drawn), 3, 18))
@@ -174,10 +198,13 @@ def plot_data_map(
         points = drawn[drawn["category"] == category]
         axis.scatter(points["variability"], points["confidence"], s=size, alpha=0.6, linewidths=0,
                      color=CATEGORY_COLORS[category], label=category)
+    if error_bars:
+        caption += _draw_error_bars(axis, drawn)
     axis.axvline(cuts[1], color=GREY, linewidth=0.8, linestyle="--")
     axis.plot([0, cuts[1]], [cuts[0], cuts[0]], color=GREY, linewidth=0.8, linestyle="--")
-    axis.set(xlabel="variability (standard deviation of p(gold) over epochs)", ylim=(-0.02, 1.02),
-             ylabel="confidence (mean p(gold) over epochs)", xlim=(-0.01, max(0.3, 1.03 * drawn["variability"].max())))
+    axis.set(xlabel=f"variability (standard deviation of p(gold) over epochs{', mean over runs' * joint})",
+             ylabel=f"confidence (mean p(gold) over epochs{' and runs' * joint})",
+             xlim=(-0.01, max(0.3, 1.03 * drawn["variability"].max())), ylim=(-0.02, 1.02))
     legend = axis.legend(loc="lower right", markerscale=float(np.sqrt(30 / size)))
     for handle in legend.legend_handles:
         handle.set_alpha(1)
@@ -192,6 +219,21 @@ def plot_data_map(
         heading += ": the categories mean nothing yet"
         caption += f"\n{warning}"
     save_figure(figure, path, heading, caption)
+
+
+def _draw_error_bars(axis: Axes, drawn: pd.DataFrame) -> str:
+    """Bars of some of the points; returns what the caption says of them."""
+    spreads = [f"{name}_sd" for name in ("variability", "confidence")]
+    known = drawn[drawn[spreads].notna().all(axis=1)]
+    rows = np.random.default_rng(0).permutation(len(known))[:MAX_ERROR_BARS]
+    chosen = known.iloc[np.sort(rows)]
+    for category in CATEGORIES:
+        points = chosen[chosen["category"] == category]
+        axis.errorbar(points["variability"], points["confidence"], xerr=points[spreads[0]], yerr=points[spreads[1]],
+                      fmt="o", markersize=3, linewidth=0.6, color=CATEGORY_COLORS[category], markeredgecolor="black",
+                      markeredgewidth=0.4)
+    some = f" of {len(chosen):,} at random" if len(chosen) < len(known) else ""
+    return f"; bars: one standard deviation over runs{some}"
 
 
 def correctness_levels(correctness: pd.Series) -> list[tuple[str, pd.Series]]:

@@ -21,6 +21,8 @@ METRIC_COLUMNS = (
     "confidence", "variability", "correctness", "num_epochs", "start_confidence", "end_confidence",
     "label_confidence", "forgetting_events", "never_learned", "aum", "el2n", "aleatoric", "loss",
 )
+# Of a joint map beside them: of what the others are means, and how far its runs agree (cartography.joint).
+JOINT_COLUMNS = ("n_runs", "stability", "confidence_sd", "variability_sd")
 RANGES = {"confidence": (0, 1), "variability": (0, 0.5), "correctness": (0, 1), "label_confidence": (0, 1)}
 
 logger = logging.getLogger(__name__)

@@ -29,6 +29,7 @@ from datamap.cartography.dynamics import read_dynamics, write_dynamics
 from datamap.cartography.learning import Learning, guessing, progress
 from datamap.cartography.maps import CARTOGRAPHY_FILES, write_cartography
 from datamap.cartography.metrics import compute_metrics
+from datamap.cartography.settling import ByEpoch
 from datamap.core.artifacts import META, check_writable, has_open_stage
 from datamap.core.errors import UserError
 from datamap.core.files import atomic
@@ -153,6 +154,8 @@ class CartographyCallback(TrainerCallback):
     gets what was recorded so far, and a resumed training goes on from that, also in mid-epoch.
     """
 
+    checkpoint_file = CHECKPOINT_FILE
+
     def __init__(
         self, ids: Sequence[str], output_dir: str | Path, row_to_example: Sequence[int] | np.ndarray | None = None,
         confidence_type: str = "geometric", checkpoint: str | Path | None = None, title: str | None = None,
@@ -258,7 +261,7 @@ class CartographyCallback(TrainerCallback):
         if args.n_gpu > 1:  # the library would split batches over threads
             raise UserError(ONE_PROCESS_PER_GPU)
         self._history, self._values, self._seen = [], None, None
-        gold = _gold_decisions(getattr(kwargs.get("train_dataloader"), "dataset", None))
+        gold = gold_decisions(getattr(kwargs.get("train_dataloader"), "dataset", None))
         counts = self.row_to_example >= 0
         if gold is not None and len(gold) == len(counts) and counts.any():
             self._guessing = guessing(gold[counts])
@@ -295,16 +298,16 @@ class CartographyCallback(TrainerCallback):
         if merged is not None:
             arrays["values"], arrays["seen"] = merged
             arrays["columns"] = np.array(self._columns)
-        with atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / CHECKPOINT_FILE) as temporary:
+        with atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.checkpoint_file) as temporary:
             np.savez(temporary, identity=self._identity(), **arrays)  # type: ignore[arg-type]
 
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             began = time.perf_counter()
-            learning = Learning(self._guessing)
-            metrics = compute_metrics(learning.follow(read_dynamics(self.output_dir)))
+            learning, by_epoch = Learning(self._guessing), ByEpoch()
+            metrics = compute_metrics(by_epoch.follow(learning.follow(read_dynamics(self.output_dir))))
             record = learning.record(metrics)
-            write_cartography(self.output_dir, metrics, self.title, learning=record)
+            write_cartography(self.output_dir, metrics, self.title, learning=record, by_epoch=by_epoch.table())
             logger.info(f"wrote metrics and data map in {time.perf_counter() - began:.1f} s")
             cuts = category_thresholds(metrics)
             logger.info(f"{counted(with_categories(metrics, cuts), cuts)}; {progress(record or {})}")
@@ -355,11 +358,11 @@ class CartographyCallback(TrainerCallback):
         return digest.hexdigest()
 
     def _restore(self, checkpoint: Path, device: torch.device) -> None:
-        file = checkpoint / CHECKPOINT_FILE
+        file = checkpoint / self.checkpoint_file
         if not file.exists():
             raise UserError(
-                f"{checkpoint} holds no training dynamics ({CHECKPOINT_FILE}): it was killed while it was saved, or "
-                "trained without cartography; resume from an earlier checkpoint, or start again with --overwrite"
+                f"{checkpoint} holds no training dynamics ({self.checkpoint_file}): it was killed while it was saved, "
+                "or trained without cartography; resume from an earlier checkpoint, or start again with --overwrite"
             )
         with np.load(file) as saved:
             if str(saved["identity"]) != self._identity():
@@ -404,7 +407,7 @@ class _KeepRowIndex:
         return batch
 
 
-def _gold_decisions(data: Any) -> np.ndarray | None:
+def gold_decisions(data: Any) -> np.ndarray | None:
     """(rows, H) gold decisions of a training dataset, None where no columns of it hold them."""
     there = getattr(data, "column_names", None) or ()
     for names in (("start_positions", "end_positions"), ("labels",), ("label",)):

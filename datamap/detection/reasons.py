@@ -110,10 +110,10 @@ def _of_training(evidence: Evidence) -> Iterator[Reason]:
         return
     if {"correctness", "num_epochs"} <= set(metrics):
         epochs, share = metrics["num_epochs"].to_numpy(), metrics["correctness"].to_numpy()
-        right = np.round(share * epochs)
-        yield np.flatnonzero(right == 0), lambda row: f"never learned in {_counted(epochs[row], 'epoch')}"
-        yield (np.flatnonzero((right > 0) & (share < 0.5)),
-               lambda row: f"right in {right[row]:.0f} of {epochs[row]:.0f} epochs only")
+        right = np.round(share * epochs, 1)  # of several runs a mean, which need not be whole
+        yield np.flatnonzero(share == 0), lambda row: f"never learned in {_counted(epochs[row], 'epoch')}"
+        yield (np.flatnonzero((share > 0) & (share < 0.5)),
+               lambda row: f"right in {right[row]:g} of {epochs[row]:g} epochs only")
     if "forgetting_events" in metrics:
         forgotten = metrics["forgetting_events"].to_numpy()
         yield np.flatnonzero(forgotten >= 2), lambda row: f"learned and forgotten {forgotten[row]:.0f} times"

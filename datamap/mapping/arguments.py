@@ -11,7 +11,7 @@ from typing import Any
 from datamap.analysis import cluster_arguments
 from datamap.core.configs import flags_to_argv
 from datamap.core.errors import UserError
-from datamap.core.flags import DEFAULT_MODEL, Parser, positive_int
+from datamap.core.flags import DEFAULT_MODEL, Parser, positive_int, seed_number
 from datamap.core.plots import add_plot_format
 from datamap.tasks.registry import TASKS
 from datamap.training import arguments
@@ -57,6 +57,8 @@ def build_parser() -> Parser:
     group = parser.add_argument_group("the map")
     group.add_argument("--model", help=f"Hub name, directory, {PACKAGED_MODEL} or tiny (default: {DEFAULT_MODEL}; "
                        f"where the Hub is out of reach {PACKAGED_MODEL})")
+    group.add_list("--seeds", type=seed_number, metavar="N", help="train once with each, and go on with the joint map "
+                   "of all; the model is that of the first (costs a training each)")
     group.add_argument("--output_dir", default="./my_map", help="everything goes there, the page as report.html")
     group.add_list("--skip", choices=STAGES[1:], help=f"stages to leave out: {', '.join(STAGES[1:])}")
     group.add_argument("--report_max_points", type=positive_int, metavar="N",
@@ -87,6 +89,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     args = argparse.Namespace(**given, **handed_on)
     args.skip = args.skip or []
     _check(parser, args)
+    if args.seeds:
+        args.training["seed"] = args.seeds[0]
     return args
 
 
@@ -95,6 +99,14 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
         parser.error("--dataset is missing: a file (.json .jsonl .csv .parquet), a directory, a Hub name or demo:NAME")
     if args.dataset and Path(args.dataset).resolve() == Path(args.output_dir).resolve():
         parser.error(f"--output_dir {args.output_dir} is the dataset; name another directory")
+    if args.seeds:
+        if len(set(args.seeds)) < max(2, len(args.seeds)):
+            parser.error(f"--seeds {' '.join(map(str, args.seeds))}: name two or more, each once; a single one is "
+                         "--seed")
+        if "seed" in args.training:
+            parser.error("--seed and --seeds exclude each other; the first of --seeds is the model's")
+        if args.cartography_dir:
+            parser.error("--seeds is for trainings, and --cartography_dir brings a finished map; leave one out")
     if args.cartography_dir and (given := set(args.training) - {"max_length", "doc_stride", "no_cuda", "seed"}):
         parser.error(f"--{min(given)} is for a training, and --cartography_dir brings a finished one; leave one out")
     if (epochs := args.training.get("num_train_epochs", EPOCHS)) <= 0:

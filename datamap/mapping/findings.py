@@ -22,6 +22,9 @@ def findings(have: Mapping[str, str]) -> Iterator[tuple[str, str]]:
             yield f"evaluation{split}", quality(_metrics(file))
     frame, cuts = load_map(have["cartography"])
     yield "data map", f"{len(frame):,} examples: {counted(frame, cuts)}"
+    if "stability" in frame and frame["stability"].notna().any():
+        yield "stability", (f"two of {frame['n_runs'].max()} runs put {frame['stability'].mean():.0%} of the examples "
+                            "into the same category")
     if "clusters" in have:
         maker = "cluster_analysis.py"
         found = read_json_like(artifact_file(have["clusters"], "cluster_metadata.json", maker),

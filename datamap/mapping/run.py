@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from datamap.core.splits import EVAL_SPLITS, raw_split, splits_of
 from datamap.mapping.arguments import SAVING, check_text_columns
 from datamap.mapping.console import Console
 from datamap.mapping.findings import findings
-from datamap.mapping.stages import ORDER, STATE, WEIGHTS, Stage, given_artifacts, read_state
+from datamap.mapping.stages import STATE, WEIGHTS, Stage, given_artifacts, order_of, read_state
 from datamap.suites.runner import carry_out, free_memory
 from datamap.suites.runs import LOG
 from datamap.tasks.guess import Guess, guess_task
@@ -53,7 +53,7 @@ def make_map(args: argparse.Namespace) -> tuple[dict[str, str], list[tuple[str, 
         by = f" by {args.model}" if args.model else ""
         console.say(f"the map of {args.dataset or args.cartography_dir}{by} goes to {args.output_dir}, and what its "
                     f"stages say to {console.log}")
-        console.expect(WEIGHTS)
+        console.expect({name: WEIGHTS.get(name, WEIGHTS["train"]) for name in order_of(args)})
         with console.running():
             do_all(guess, have, state, args, console)
         return have, list(findings(have))
@@ -64,7 +64,8 @@ def do_all(
 ) -> None:
     """One stage after the other; ``have``, what there is, grows by what each leaves."""
     outdated: dict[str, str] = {}
-    for name, build in ORDER.items():
+    order = order_of(args)
+    for name, build in order.items():
         if ("cartography" if name == "train" else name) in have:
             console.dropped(name)
             continue
@@ -84,7 +85,7 @@ def do_all(
             try:
                 do(stage, why, state, args, console)
             except SystemExit:
-                tell_of_before(stage, state, have, console)
+                tell_of_before(stage, state, have, order, console)
                 raise
         settle(stage, state, args)
         console.finished(name)
@@ -103,15 +104,17 @@ def out_of_date(
     return f"{', '.join(changed)} changed" if changed else ""
 
 
-def tell_of_before(stage: Stage, state: Mapping[str, Any], have: Mapping[str, str], console: Console) -> None:
+def tell_of_before(
+    stage: Stage, state: Mapping[str, Any], have: Mapping[str, str], order: Collection[str], console: Console
+) -> None:
     """Behind a stage that stopped: which results of later ones lie there that are not of what it was to make."""
     if state["stages"][stage.name]["made"] is not None:  # it stopped before it touched anything
         return
     outdated = dict.fromkeys([stage.name, *stage.leaves], "not made")
-    for name in ORDER:
+    for name in order:
         if name not in outdated and (why := out_of_date(name, state, have, outdated)):
             outdated[name] = why
-    if old := [name for name in outdated if name in ORDER and name != stage.name]:
+    if old := [name for name in outdated if name in order and name != stage.name]:
         console.say(f"what {', '.join(old)} had left is out of date")
 
 
@@ -153,7 +156,7 @@ def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, 
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, state)
     argv = list(stage.argv)
-    if stage.name == "train":
+    if stage.trains:
         resumes = why == GOES_ON and has_whole_checkpoint(stage.directories[0], with_dynamics=True)
         why = "goes on from its last checkpoint" if resumes else why
         argv += ["--resume_from_checkpoint" if resumes else "--overwrite"]
@@ -177,7 +180,7 @@ def do(stage: Stage, why: str, state: dict[str, Any], args: argparse.Namespace, 
 def settle(stage: Stage, state: dict[str, Any], args: argparse.Namespace) -> None:
     """Behind a stage that is finished, now or by a command that was killed right behind it: leave nothing over, and
     write down what it has left."""
-    if stage.name == "train" and not SAVING & args.training.keys():
+    if stage.trains and not SAVING & args.training.keys():
         for checkpoint in checkpoints_in(stage.directories[0]):
             shutil.rmtree(checkpoint)
     record = state["stages"][stage.name]

@@ -7,6 +7,7 @@ settings and what was read, so that a finished one is not done again unless one 
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from datamap.training.models import check_whole_model
 STATE = "map.json"
 # How long each takes, in passes of the model over the data; of the training see ``train``.
 WEIGHTS: dict[str, dict[str, float]] = {
-    "train": {"": 15.0}, "predictions": {"": 1.0}, "samples": {"": 0.5}, "embeddings": {"": 1.0},
+    "train": {"": 15.0}, "joint": {"": 0.5}, "predictions": {"": 1.0}, "samples": {"": 0.5}, "embeddings": {"": 1.0},
     "clusters": {"": 1.5}, "integrated": {"": 0.5}, "unified": {"": 0.5}, "suspects": {"": 0.5}, "page": {"": 1.0},
 }
 PREDICTIONS, EMBEDDINGS = "eval_predictions.jsonl", "embeddings.npy"
@@ -56,6 +57,10 @@ class Stage:
         return self.parts or WEIGHTS[self.name]
 
     @property
+    def trains(self) -> bool:
+        return self.name == "train" or self.name.startswith("seed ")
+
+    @property
     def directories(self) -> list[Path]:
         """Those that it writes run_meta.json into, the main one first."""
         return list(dict.fromkeys(Path(place) for place in self.leaves.values()))
@@ -70,7 +75,11 @@ class Stage:
                 return f"{flag}={inside}"
             return f"{flag}={path}" if os.path.exists(path) else word
 
-        return [self.script, *(fixed(word) if "=" in word else word for word in self.argv)]
+        def relative(word: str) -> str:
+            path = os.path.abspath(word)
+            return word if word.startswith("-") or not os.path.exists(path) else os.path.relpath(path, home)
+
+        return [self.script, *(fixed(word) if "=" in word else relative(word) for word in self.argv)]
 
     def what_is_read(self) -> dict[str, str]:
         return {name: content_key(place) if Path(place).exists() else place for name, place in self.reads.items()}
@@ -94,22 +103,46 @@ class Stage:
 
 
 def train(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
-    parser, given = arguments.build_parser(), args.training
+    return training(args, guess, "train", args.training, "model", "cartography", args.output_dir)
+
+
+def train_again(args: argparse.Namespace, guess: Guess, have: Mapping[str, str], seed: int) -> Stage | str:
+    """The same training with another seed, without its folds."""
+    given = {flag: value for flag, value in args.training.items() if flag not in OF_FOLDS} | {"seed": seed}
+    return training(args, guess, f"seed {seed}", given, f"model of seed {seed}", f"map of seed {seed}",
+                    place(args, f"seeds/{seed}"))
+
+
+def joint(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
+    maps = {"cartography": place(args, "cartography_output"),
+            **{name: path for name, path in have.items() if name.startswith("map of seed ")}}
+    argv = ("--cartography_dir", *maps.values(), *drawn(args), f"--output_dir={place(args, 'joint_map')}")
+    return Stage("joint", "dataset_cartography.py", argv, maps, {"cartography": place(args, "joint_map")},
+                 ("joint_map.json",))
+
+
+def training(
+    args: argparse.Namespace, guess: Guess, name: str, given: Mapping[str, Any], model: str, cartography: str,
+    home: str,
+) -> Stage:
+    """A training into ``home`` with these flags of run.py; model, cartography: what it leaves is called so."""
+    parser = arguments.build_parser()
     evaluates = args.evaluates or bool({"eval_split", "eval_fraction"} & given.keys())
     flags = {
         "do_train": True, **({"do_eval": True} if evaluates else {}), "enable_cartography": True, "task": guess.task,
         "text_columns": list(guess.text_columns) or None, "label_column": guess.label_column or None,
         "model": args.model, "dataset": args.dataset, "num_train_epochs": EPOCHS,
         **(CHECKPOINTS if not SAVING & given.keys() else {}), **given, **of_pictures(args),
-        "output_dir": place(args, "trainer_output"), "cartography_output_dir": place(args, "cartography_output"),
+        "output_dir": str(Path(home) / "trainer_output"),
+        "cartography_output_dir": str(Path(home) / "cartography_output"),
     }
     argv = words(parser, flags)
     inputs = arguments.inputs_of(arguments.parse_args(argv))  # says at once what contradicts what
     epochs, folds = flags["num_train_epochs"], given.get("cross_fit", 0)
     return Stage(
-        "train", "run.py", tuple(argv),
+        name, "run.py", tuple(argv),
         {"dataset": args.dataset, **{name: path for name, path in inputs.items() if path}},
-        {"model": place(args, "trainer_output"), "cartography": place(args, "cartography_output")},
+        {model: flags["output_dir"], cartography: flags["cartography_output_dir"]},
         ("config.json", *(["eval_metrics*.json"] if evaluates else [])),
         {**({"folds": 4.0 * epochs * (folds - 1)} if folds else {}), "training": 3.0 * epochs, "evaluating": 0.3},
     )
@@ -193,6 +226,16 @@ ORDER: dict[str, Callable[[argparse.Namespace, Guess, Mapping[str, str]], Stage 
     "train": train, "predictions": predictions, "samples": samples, "embeddings": embed, "clusters": clusters,
     "integrated": integrated, "unified": unified, "suspects": suspects, "page": page,
 }
+OF_FOLDS = ("cross_fit", "cross_fit_head", "cross_fit_workers", "mc_dropout")
+
+
+def order_of(args: argparse.Namespace) -> dict[str, Callable[[argparse.Namespace, Guess, Mapping[str, str]], Any]]:
+    """The stages in their order, with --seeds a training for each of them."""
+    again = {f"seed {seed}": functools.partial(train_again, seed=seed) for seed in (args.seeds or ())[1:]}
+    rest = {name: build for name, build in ORDER.items() if name != "train"}
+    return {"train": train, **again, **({"joint": joint} if again else {}), **rest}
+
+
 DIRECTORIES = ("trainer_output", "cartography_output", "train_predictions", "cartography_analysis",
                "embeddings_output", "cluster_output", "integrated_analysis", "unified_export", "suspects")
 MADE_BY = {"cartography": ("cartography_metrics.csv", "run.py --do_train --enable_cartography"),
@@ -249,7 +292,8 @@ def given_artifacts(args: argparse.Namespace) -> dict[str, str]:
         artifact_file(path, *MADE_BY[name])
     if "cartography" in have:
         meta = load_meta(have["cartography"]) or {}
-        model = args.model or meta.get("arguments", {}).get("output_dir")
+        arguments_of_map = meta.get("arguments", {})
+        model = args.model or (arguments_of_map.get("recorded_with") or arguments_of_map).get("output_dir")
         if model and (Path(model) / "config.json").exists():
             check_whole_model(model)
             have["model"] = model
@@ -269,7 +313,8 @@ def read_state(args: argparse.Namespace) -> dict[str, Any]:
                             "replace it with --overwrite")
         return state
     if not args.overwrite:
-        there = [name for name in DIRECTORIES if (Path(args.output_dir) / name / "run_meta.json").exists()]
+        there = [name for name in (*DIRECTORIES, "joint_map")
+                 if (Path(args.output_dir) / name / "run_meta.json").exists()]
         there += ["report.html"] * (Path(args.output_dir) / "report.html").exists()
         if there:
             raise UserError(f"{args.output_dir} holds {there[0]} that another command made: name another "

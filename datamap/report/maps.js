@@ -126,6 +126,19 @@ function drawMaps() {
       x: { title: "dimension 1 of the embeddings", more: { showgrid: false } },
       y: { title: "dimension 2", more: { showgrid: false } } });
   }
+  const compared = page.data.compared;
+  if (compared) {
+    const xs = values("compared_variability"), ys = values("compared_confidence"), cut = compared.cuts;
+    const line = (x0, y0, x1, y1) => ({ x0, y0, x1, y1, line: { color: style("--muted"), width: 1 } });
+    MAPS.push({ id: "map-compared", xs, ys,
+      x: { title: "variability", more: { range: [-0.015, Math.max(0.3, 1.04 * finite(xs)[1])] } },
+      y: { title: "confidence", more: { range: [-0.035, 1.035] } },
+      cuts: [{ x0: cut.variability, x1: cut.variability, y0: 0, y1: 1, yref: "paper" },
+        { x0: 0, x1: cut.variability, y0: cut.confidence, y1: cut.confidence },
+        ...compared.arrows.map((each) => line(each.variability, each.confidence, xs[each.at], ys[each.at]))] });
+    byId("name-compared").textContent = `In ${compared.names[1]}, lines from where they were in ${compared.names[0]}`;
+  }
+  byId("figure-compared").hidden = !compared;
   byId("figure-clusters").hidden = !MAPS.some((map) => map.id === "map-clusters");
   const type = hasWebGL() ? "scattergl" : "scatter"; // without a graphics card slower, and the same
   const size = Math.max(3, Math.min(7, 260 / Math.sqrt(page.n)));

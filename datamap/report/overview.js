@@ -57,6 +57,7 @@ function drawOverview() {
   if (errors) figures.push(figure(count(errors.n), "break three rules or more"));
   figures.push(figure(count(facts.suspects), `with a suspicion from ${facts.suspect_from}`));
   parts.push(h("div", { class: "figures" }, ...figures));
+  if (page.data.joint) parts.push(card("Stability over runs", stability(page.data.joint)));
   if (facts.learning) parts.push(card("Learning curves", learningCurves(facts.learning)));
   parts.push(card("Most suspicious", mostSuspicious(), quiet(`Suspicion is made of ${page.data.made_of}.`)));
   const by = facts.groups.by;
@@ -66,6 +67,22 @@ function drawOverview() {
     : quiet("No category of a cluster has at least 10 examples of which 30% break three rules.")));
   if (facts.clusters) parts.push(card("Clusters", clusterTable(facts.clusters)));
   byId("part-overview").replaceChildren(...parts);
+}
+
+/** Of a joint map: how far its runs agree. */
+function stability(joint) {
+  const stable = joint.stability, told = (statistic, of, share) => joint.pairs.find((each) => each.statistic === statistic && each.of === of && each.share === share)?.mean;
+  const seeds = joint.runs.map((run) => run.seed), row = (what, metric) => {
+    const curve = joint.learning_curve[what];
+    return [`${metric}: the ${what}`, unit(told("spearman", metric, null)), unit(told("overlap", what, joint.learning_curve.share)),
+      curve.needed === null ? curve.reason : `${count(curve.needed)}${curve.low === null ? "" : ` (95% interval from ${count(curve.low)}${curve.high === null ? "" : ` to ${count(curve.high)}`})`}`];
+  };
+  const differ = joint.differ_in.length ? `, different in ${joint.differ_in.map((name) => name.replaceAll("_", " ")).join(", ")}` : "";
+  return h("div", {}, h("p", {}, `The map is the mean of ${plural(joint.runs.length, "run")}${differ}`
+      + `${joint.differ_in.length === 1 && joint.differ_in[0] === "seed" ? ` (${seeds.join(", ")})` : ""}. Two of them put ${percent(stable.mean)} of the examples `
+      + `into the same category; chance alone would ${percent(stable.by_chance)}. All agree on ${percent(stable.always_the_same)}.`),
+  tableOf(heads("two single runs", "#rank correlation", `#same ${percent(joint.learning_curve.share)}`, `runs for ${percent(joint.learning_curve.enough)} the same`),
+    [row("hardest", "confidence"), row("most ambiguous", "variability")]));
 }
 
 function learningCurves(curves) {

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from datamap.cartography.dynamics import holds_dynamics, read_dynamics
-from datamap.cartography.maps import map_learning, map_thresholds
+from datamap.cartography.maps import NOT_TRAINED_ON, map_learning, map_thresholds, was_trained_on
 from datamap.core.files import atomic, plain, write_csv
 from datamap.core.plots import CATEGORY_COLORS, COLORS, dataset_label
 from datamap.core.splits import Split
@@ -31,7 +31,7 @@ from datamap.detection.evidence import load_evidence
 from datamap.detection.review import GROUP_SPREAD, PRECISION, ROUNDING, SMALLEST_STEP, STEPS, features
 from datamap.detection.suspects import decisions_on
 from datamap.detection.suspicion import Suspicion, suspicion
-from datamap.report import copies, examples, overview, texts
+from datamap.report import copies, examples, overview, several, texts
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -82,11 +82,15 @@ def known_of(
     return Known(evidence, scores, suspicion(evidence, scores), sources)
 
 
-def gather(known: Known, *, decisions: str | Path | None = None, max_points: int = MAX_POINTS) -> Report:
+def gather(
+    known: Known, *, decisions: str | Path | None = None, max_points: int = MAX_POINTS,
+    comparison_dir: str | Path | None = None,
+) -> Report:
     """Work out what the page shows; what is not known is left out of it.
 
     decisions: a file of earlier decisions (``read_decisions``), with which the page begins. max_points: above so many
     examples a sample of so many is on the page, drawn by the seed of the evidence, beside all suspects.
+    comparison_dir: of dataset_cartography.py --compare, which becomes a third picture.
     """
     evidence, scores, (suspected, made_of) = known.evidence, known.scores, known.suspicion
     split, seed, cartography_dir = evidence.split, evidence.seed, known.sources["data map"]
@@ -95,6 +99,9 @@ def gather(known: Known, *, decisions: str | Path | None = None, max_points: int
     rows = examples.shown_rows(suspected, evidence.order, max_points, seed)
     known_texts = examples.Texts()
     warning = (map_learning(cartography_dir, evidence.metrics) or {}).get("warning")
+    if not was_trained_on(cartography_dir):
+        warning = "; ".join(filter(None, [NOT_TRAINED_ON[0].upper() + NOT_TRAINED_ON[1:], warning]))
+    compared, columns = several.compared_content(comparison_dir, split, rows) if comparison_dir else (None, [])
     cuts = map_thresholds(cartography_dir, evidence.metrics)
     others, unread = copies.other_splits(split)
     duplicates = copies.duplicates(evidence)
@@ -111,7 +118,9 @@ def gather(known: Known, *, decisions: str | Path | None = None, max_points: int
         "other_ids": [] if len(rows) == len(ids) else [each for row, each in enumerate(ids) if row not in on_page],
         "text": examples.text_columns(evidence, rows, known_texts),
         "said": examples.opinions(evidence, scores, rows, known_texts),
-        "columns": examples.example_columns(evidence, rows, suspected, known_texts),
+        "columns": [*examples.example_columns(evidence, rows, suspected, known_texts),
+                    *several.joint_columns(evidence.metrics, rows), *columns],
+        "joint": several.joint_content(cartography_dir), "compared": compared,
         "epochs": examples.epoch_columns(evidence, epochs, rows),
         "neighbours": examples.neighbour_rows(evidence, rows),
         "review": review_content(evidence, scores, suspected, rows),

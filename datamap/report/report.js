@@ -23,7 +23,7 @@ async function begin() {
   byId("title").textContent = document.title = data.title;
   byId("subtitle").textContent = [plural(data.total, "example"), page.n < data.total ? `${count(page.n)} on this page` : null,
     { qa: "question answering", nli: "natural language inference" }[data.task] ?? data.task,
-    data.epochs.count ? plural(data.epochs.count, "epoch") : null].filter(Boolean).join(" · ");
+    data.epochs.count ? plural(data.epochs.count, "epoch") : null, data.joint ? plural(data.joint.runs.length, "run") : null].filter(Boolean).join(" · ");
   if (data.overview.warning) { byId("notice").textContent = data.overview.warning; byId("notice").hidden = false; }
   page.rows = new Map(data.ids.map((id, row) => [id, row]));
   recall();

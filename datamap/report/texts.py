@@ -31,6 +31,7 @@ def tokenizer_of(artifact: str | Path) -> tuple[Any, int | None]:
     model was given at most; None for what is not known."""
     meta = model_meta(artifact) or load_meta(artifact) or {}
     arguments = meta.get("arguments", {})
+    arguments = arguments.get("recorded_with") or arguments
     places = [arguments.get(name) for name in ("output_dir", "model")]
     file = next((Path(place) / "tokenizer.json" for place in places
                  if isinstance(place, str) and (Path(place) / "tokenizer.json").is_file()), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import signal
 import sys
 import time
@@ -43,6 +44,17 @@ def announce(suite: Suite, needed: Sequence[Prerequisite], states: Mapping[Run, 
     others = [f"{counted[state]:,} {state}" for state in (FINISHED, RUNNING, INTERRUPTED, FAILED) if counted[state]]
     logger.info(f"suite {suite.name}: {len(suite.experiments):,} experiments, seeds {', '.join(map(str, seeds))}: "
                 f"{len(states):,} runs" + (f", of which {', '.join(others)}" if others else ""))
+
+
+def maps_to_join(directory: Path) -> list[str]:
+    """The command that joins the maps of an experiment, for each that recorded those of two seeds or more."""
+    plan, found = read_plan(directory), dict[str, list[Path]]()
+    records = {each["name"] for each in plan["experiments"] if each["arguments"].get("enable_cartography")}
+    for name, _, place in planned_runs(directory, plan):
+        if name in records and state_of(place) == FINISHED:
+            found.setdefault(name, []).append(place / "cartography_output")
+    return [shlex.join(["python", "dataset_cartography.py", "--cartography_dir", *map(str, maps), "--output_dir",
+                        str(directory / f"joint_{name}")]) for name, maps in found.items() if len(maps) > 1]
 
 
 def run_all(todo: Sequence[Run], **settings: Any) -> list[Run]:

@@ -36,7 +36,7 @@ NOT_OF_FOLDS = {
     "config", "output_dir", "cartography_output_dir", "overwrite", "resume_from_checkpoint", "dataset", "do_eval",
     "eval_split", "eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_ablations", "max_eval_samples",
     "slice_by", "cluster_by", "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model",
-    "greater_is_better", "filter_validation", "validation_cartography_output_dir",
+    "greater_is_better", "filter_validation", "map_split", "validation_cartography_output_dir",
     "validation_cluster_assignments_path", "cross_fit_workers", "save_strategy", "save_steps", "save_total_limit",
     "save_only_model", "push_to_hub", "report_to", "run_name",
 }

@@ -325,6 +325,8 @@ def fingerprints(arguments: argparse.Namespace) -> dict[str, str]:
     splits = [arguments.train_split] if arguments.do_train else []
     splits += (arguments.eval_split or [default_eval_split(arguments.dataset)]) if arguments.do_eval else []
     found = {split: load_split(arguments.dataset, split, task).fingerprint for split in splits}
+    if Path(file := getattr(arguments, "map_split", "")).is_file():
+        found["map_split"] = content_key(file)
     if plants_errors(arguments):
         found[arguments.train_split] = planted_fingerprint(arguments, task)
     return found

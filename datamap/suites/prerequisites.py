@@ -24,7 +24,7 @@ LEFT_OUT = (
     "validation_cartography_output_dir", "validation_cluster_assignments_path",
     "train_ids", "max_drop_percentage", "missing", "allow_changed", "use_label_smoothing", "smoothing_factor",
     "use_soft_weighting", "weight_clip_min", "weight_clip_max", "cross_fit", "cross_fit_workers", "cross_fit_head",
-    "mc_dropout",
+    "mc_dropout", "map_split",
     # Nor does it evaluate: suites that differ in how they do share a map.
     "do_eval", "eval_split", "eval_strategy", "eval_steps", "eval_on_start", "eval_ablations", "max_eval_samples",
     "slice_by", "cluster_by", "keep_top_epochs", "load_best_model_at_end", "metric_for_best_model",

@@ -157,7 +157,8 @@ def console(
              "difference": shown(row["difference"], metric, True), "95% interval": interval(row, metric),
              "verdict": verdict_of(row)} for row in own
         ])
-        lines.append(indent(console_table(table), "  "))
+        if own:  # a suite of one experiment compares nothing
+            lines.append(indent(console_table(table), "  "))
     for warning in sorted({warning for row in rows for warning in row["warnings"]}):
         lines.append(f"warning: {warning}; see the column warnings of comparison.csv")
     return "\n".join(lines)

@@ -58,7 +58,7 @@ NEEDS = {
     "max_drop_percentage": "filters", "missing": "filters", "plant_errors": "do_train",
     "plant_seed": "plant_errors", "plant_kind": "plant_errors", "plant_confusion": "plant_errors",
     "cross_fit": "enable_cartography", "cross_fit_head": "enable_cartography", "cross_fit_workers": "cross_fit",
-    "mc_dropout": "cross_fit", "fold": "cross_fit",
+    "mc_dropout": "cross_fit", "fold": "cross_fit", "map_split": "enable_cartography",
 }
 # What a training, and what an evaluation writes into --output_dir beside the model.
 EVALUATION_FILES = (
@@ -124,13 +124,7 @@ def build_parser(show_all: bool = False) -> Parser:
                        help="input for training and evaluation: q_only hides the context, p_only the question")
     group.add_list("--eval_ablations", choices=ABLATIONS, help="evaluate the one model under each of these")
 
-    group = parser.add_argument_group("cartography")
-    group.add_switch("--enable_cartography", help="record training dynamics")
-    group.add_argument("--cartography_output_dir", default="./cartography_output", metavar="DIR",
-                       help="written with --enable_cartography, else read by filters and curriculum")
-    group.add_argument("--confidence_type", choices=("geometric", "product", "mean"), default="geometric",
-                       help="how p(start) and p(end) become one confidence")
-    _add_fold_flags(group)
+    _add_cartography_flags(parser)
 
     group = parser.add_argument_group("which examples to train on")
     group.add_switch("--filter_cartography", help="of the ambiguous examples keep only the most unstable")
@@ -165,6 +159,20 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--weight_clip_max", type=lambda text: number(text, 0), default=10.0, help="largest weight")
     add_training_flags(parser, show_all)
     return parser
+
+
+def _add_cartography_flags(parser: Parser) -> None:
+    group = parser.add_argument_group("cartography")
+    group.add_switch("--enable_cartography", help="record training dynamics")
+    group.add_argument("--cartography_output_dir", default="./cartography_output", metavar="DIR",
+                       help="written with --enable_cartography, else read by filters and curriculum")
+    group.add_argument("--confidence_type", choices=("geometric", "product", "mean"), default="geometric",
+                       help="how p(start) and p(end) become one confidence")
+    group.add_argument("--map_split", default=argparse.SUPPRESS, metavar="NAME|FILE",
+                       help="also record a map of a split that is not trained on, or of a file: evaluated after each "
+                            "epoch, written to DIR_NAME beside the DIR of --cartography_output_dir (with "
+                            "--max_eval_samples of its first rows)")
+    _add_fold_flags(group)
 
 
 def _add_evaluated_data(group: Any) -> None:
@@ -340,6 +348,15 @@ def _evaluate_and_save_every_epoch(parser: Parser, args: argparse.Namespace) -> 
     if not getattr(args, "load_best_model_at_end", True):
         parser.error("--keep_top_epochs loads the best epoch at the end; leave --load_best_model_at_end out")
     args.load_best_model_at_end = True
+
+
+def map_split_dir(args: argparse.Namespace) -> str | None:
+    """Where the map of --map_split goes; None without one."""
+    if not hasattr(args, "map_split"):
+        return None
+    place = Path(args.cartography_output_dir)
+    name = Path(args.map_split).name.partition(".")[0] if Path(args.map_split).is_file() else args.map_split
+    return str(place.with_name(f"{place.name}_{name}"))
 
 
 def _switched_filters(args: argparse.Namespace) -> dict[str, Any]:

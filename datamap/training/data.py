@@ -51,7 +51,7 @@ class RunData:
     of each, what its examples go together by, where --cluster_by says so; None for each by itself. kept: of each, the
     ids that the filters keep, where they were asked, and kept_reports what they took and why. folds: (training
     examples,) from 1, where models that have not seen an example are asked about it. held_out: the fold that this run
-    only asks about.
+    only asks about. mapped: of which a map is recorded beside that of what is trained on (--map_split).
     """
 
     task: Task
@@ -65,6 +65,7 @@ class RunData:
     kept_reports: dict[str, dict[str, Any]] | None
     folds: np.ndarray | None = None
     held_out: Split | None = None
+    mapped: Split | None = None
     clusters: dict[str, Clusters | None] = dataclasses.field(default_factory=dict)
 
     def evaluation(self, split: Split, features: datasets.Dataset) -> Evaluation:
@@ -81,7 +82,7 @@ class RunData:
 
     def match_labels(self, config: PreTrainedConfig) -> None:
         """Number the labels as the model numbers them."""
-        for split in [*filter(None, [self.train, self.held_out]), *self.evaluated]:
+        for split in [*filter(None, [self.train, self.held_out, self.mapped]), *self.evaluated]:
             split.data = split.task.match_labels(split.data, config, f"{split.name} [{split.split}]")
 
 
@@ -101,6 +102,8 @@ def load_data(args: argparse.Namespace) -> RunData:
     }
     kept, reports = filtered_evaluation(args, evaluated) if args.filter_validation else (None, None)
     data = RunData(task, loaded, train, report, variability, evaluated, slices, kept, reports)
+    if hasattr(args, "map_split"):
+        data.mapped = split_to_map(args, task)
     if (column := getattr(args, "cluster_by", None)) is not None:
         for split in evaluated:
             source = f"{args.dataset} [{split.split}]"
@@ -192,6 +195,26 @@ def training_split(args: argparse.Namespace, task: Task) -> tuple[Split, Split, 
     filters = (filter_report or {}).get("filters", [])
     whole = {"before": len(loaded.data), "after": len(used.data)}
     return loaded, used, {**(filter_report or {}), **whole, "filters": [*report, *filters]}
+
+
+def split_to_map(args: argparse.Namespace, task: Task) -> Split:
+    """What --map_split names, a split of --dataset or a file, without the examples that have no label to learn."""
+    is_file = Path(args.map_split).is_file()
+    name, split = (args.map_split, "train") if is_file else (args.dataset, args.map_split)
+    loaded = load_split(name, split, task, args.max_eval_samples)
+    if not is_file:
+        if overlap(split, args.train_split):
+            raise UserError(f"--map_split {split} is trained on (--train_split {args.train_split}), and its map is "
+                            "recorded without the flag; name another split, or a file")
+        if plants_errors(args):
+            loaded = beside_planted_errors(args, loaded, task)
+    usable = loaded.task.is_usable(loaded.data)
+    if not usable.any():
+        raise UserError(f"--map_split {args.map_split}: no example can be judged: {loaded.task.unusable}")
+    if not usable.all():
+        logger.warning(f"--map_split {args.map_split}: {int((~usable).sum()):,} of {len(usable):,} examples are not "
+                       f"in its map: {loaded.task.unusable}")
+    return dataclasses.replace(loaded, data=loaded.data.select(np.flatnonzero(usable)))
 
 
 def leave_out_unlearnable(args: argparse.Namespace, data: RunData, tokenizer: PreTrainedTokenizerBase) -> None:

@@ -14,8 +14,9 @@ import torch
 from transformers import EvalPrediction, TrainerState, TrainingArguments
 
 from datamap.cartography.dynamics import read_dynamics
+from datamap.cartography.learning import guessing
 from datamap.cartography.metrics import compute_metrics
-from datamap.cartography.recorder import CartographyCallback, Heads, heads_of, row_statistics
+from datamap.cartography.recorder import CartographyCallback, Heads, gold_decisions, heads_of, row_statistics
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
 from datamap.core.splits import Split
@@ -84,6 +85,41 @@ class HeldOutCallback(CartographyCallback):
         super().on_train_begin(args, state, control, **kwargs)
         if state.global_step and round(state.epoch or 0, 6) >= len(self._history) + 1:
             self._end_epoch(state)  # the checkpoint was written on the last step of an epoch
+
+
+class SplitMapCallback(HeldOutCallback):
+    """Records the map of a split that is not trained on beside that of what is."""
+
+    checkpoint_file = "map_split_dynamics.npz"
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        super().on_train_begin(args, state, control, **kwargs)
+        gold = gold_decisions(self.features)
+        self._guessing = None if gold is None else guessing(gold[self.row_to_example >= 0])
+
+    def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
+        CartographyCallback.on_train_end(self, args, state, control, **kwargs)
+
+
+def recorder_of_split(
+    trainer: CartographyTrainer, args: argparse.Namespace, split: Split, directory: str, checkpoint: str | None,
+    title: str,
+) -> SplitMapCallback:
+    """UserError where none of its examples can be judged in the tokens of this model."""
+    features = features_of(split, trainer.processing_class, args.max_length, args.doc_stride, args.ablations)
+    rows, learnable = np.asarray(features["example_index"][:]), np.ones(len(split.data), dtype=bool)
+    learnable[rows[~split.task.is_learnable(features)]] = False
+    if not learnable.all():
+        logger.warning(f"--map_split: {int((~learnable).sum()):,} of {len(learnable):,} examples are not in its map: "
+                       f"{split.task.unlearnable}")
+        split.data = split.data.select(np.flatnonzero(learnable))
+        features = features_of(split, trainer.processing_class, args.max_length, args.doc_stride, args.ablations)
+    if not len(split.data) or not any(features["counts"][:]):
+        raise UserError(f"--map_split {args.map_split}: none of its examples can be judged: {split.task.unlearnable}")
+    return SplitMapCallback(
+        trainer, split, features, output_dir=directory, confidence_type=args.confidence_type, checkpoint=checkpoint,
+        title=title,
+    )
 
 
 def write_held_out(trainer: CartographyTrainer, args: argparse.Namespace, data: RunData) -> None:

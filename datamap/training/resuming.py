@@ -15,6 +15,7 @@ from datamap.core.artifacts import META, model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import plain, read_json
 from datamap.core.splits import Split
+from datamap.training.arguments import map_split_dir
 from datamap.training.checkpoints import checkpoints_in, damage_of, has_whole_checkpoint, processes_of
 from datamap.training.library_flags import TRAINING_ARGUMENTS, training_fields
 from datamap.training.models import learning_rate_of
@@ -122,10 +123,9 @@ def _loss(args: argparse.Namespace, found: list[Path]) -> str | None:
 
 
 def _loss_of_map(args: argparse.Namespace) -> str | None:
-    if not args.enable_cartography or not (Path(args.cartography_output_dir) / MAP).exists():
-        return None
-    return (f"{args.cartography_output_dir} holds a data map: name another --cartography_output_dir, or replace it "
-            "with --overwrite")
+    places = [args.cartography_output_dir, map_split_dir(args)] if args.enable_cartography else []
+    held = next((place for place in places if place and (Path(place) / MAP).exists()), None)
+    return held and f"{held} holds a data map: name another --cartography_output_dir, or replace it with --overwrite"
 
 
 # --- from a checkpoint --------------------------------------------------------------------------------------------

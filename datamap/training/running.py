@@ -19,7 +19,7 @@ from datamap.core.files import write_csv, write_json
 from datamap.core.splits import Split
 from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
-from datamap.training.arguments import TRAINING_FILES, inputs_of
+from datamap.training.arguments import TRAINING_FILES, inputs_of, map_split_dir
 from datamap.training.checkpoints import seconds_until
 from datamap.training.data import (
     RunData,
@@ -100,6 +100,13 @@ def build_trainer(
         )
         recorder.check_dropout(getattr(args, "mc_dropout", 0))
         trainer.add_callback(recorder)
+    if data.mapped is not None:
+        from datamap.training.held_out import recorder_of_split
+
+        place = map_split_dir(args)
+        assert place is not None
+        title = f"{title_of(data.mapped, args.model)}, not trained on"
+        trainer.add_callback(recorder_of_split(trainer, args, data.mapped, place, checkpoint, title))
     trainer.add_callback(Manifests(checkpoint))  # behind the recorder
     if watched is not None:
         metric = (arguments.metric_for_best_model or data.task.metric).removeprefix("eval_")
@@ -173,14 +180,17 @@ def write_planted_errors(args: argparse.Namespace, data: RunData) -> None:
 def training_stages(args: argparse.Namespace, data: RunData, resumes: bool) -> Iterator[None]:
     """The stages of a training: of the model in --output_dir, and of the dynamics where they are recorded."""
     assert data.train is not None
-    read = [data.train, *data.evaluated]
-    stages: list[tuple[str, Sequence[str], list[Split]]] = [(args.output_dir, TRAINING_FILES, read)]
+    read, settings = [data.train, *data.evaluated], vars(args)
+    stages: list[tuple[str, Sequence[str], list[Split], dict[str, Any]]] = [
+        (args.output_dir, TRAINING_FILES, read, settings)]
     if args.enable_cartography:
-        stages.append((args.cartography_output_dir, CARTOGRAPHY_FILES, read[:1]))
+        stages.append((args.cartography_output_dir, CARTOGRAPHY_FILES, read[:1], settings))
+    if data.mapped is not None and (place := map_split_dir(args)):
+        stages.append((place, CARTOGRAPHY_FILES, [data.mapped], {**settings, "trained_on": False}))
     with ExitStack() as stack:
-        for directory, owned, datasets in stages:
+        for directory, owned, datasets, recorded in stages:
             stack.enter_context(
-                stage(directory, args, owns=owned, inputs=inputs_of(args), datasets=datasets, resume=resumes)
+                stage(directory, recorded, owns=owned, inputs=inputs_of(args), datasets=datasets, resume=resumes)
             )
         write_planted_errors(args, data)
         yield
@@ -199,8 +209,8 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
         write_csv(output / "moved_answers.csv", safe_to_open(pd.DataFrame(data.loaded.mended)))
     losses = LossSoFar(trainer)
     trainer.add_callback(losses)
+    before = seconds_until(checkpoint)  # now: --save_total_limit may have deleted it by the end
     result = trainer.train(resume_from_checkpoint=checkpoint)
-    before = seconds_until(checkpoint)
     whole = None if before is None else before + result.metrics["train_runtime"]
     # Both over all its processes.
     metrics = {**result.metrics, "train_loss": losses.mean(result.training_loss), "training_seconds": whole}

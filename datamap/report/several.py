@@ -1,0 +1,77 @@
+"""What the page shows of several runs: how stable the joint map is, and where examples lie in a map it is compared
+with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from datamap.cartography.categories import CATEGORIES
+from datamap.cartography.compare import COMPARED_FILE, MOVED_FILE, load_moved
+from datamap.cartography.joint import JOINT_FILE
+from datamap.core.artifacts import artifact_file, check_same_dataset, load_meta
+from datamap.core.files import read_json
+from datamap.core.splits import Split
+from datamap.report.examples import factor, number
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MOST_ARROWS = 60
+# Columns of a joint map that one can colour, filter and sort by.
+JOINT_LABELS = {"stability": "stability over runs (share of pairs that agree on the category)",
+                "confidence_sd": "confidence, SD over runs", "variability_sd": "variability, SD over runs",
+                "n_runs": "runs that know it"}
+
+
+def joint_columns(metrics: pd.DataFrame | None, rows: np.ndarray) -> list[dict[str, Any]]:
+    """Of a joint map, on the rows of the page; none of another."""
+    if metrics is None or "stability" not in metrics:
+        return []
+    return [number(name, label, metrics[name].to_numpy(dtype=float)[rows], "map")
+            for name, label in JOINT_LABELS.items() if name in metrics and metrics[name].notna().any()]
+
+
+def joint_content(cartography_dir: str | Path) -> dict[str, Any] | None:
+    """``joint_map.json`` of a joint map without the places of its runs; None of another."""
+    directory = Path(cartography_dir) if Path(cartography_dir).is_dir() else Path(cartography_dir).parent
+    if not (directory / JOINT_FILE).exists():
+        return None
+    found = read_json(artifact_file(directory, JOINT_FILE, "dataset_cartography.py"))
+    return {**found, "runs": [{"seed": run["seed"], "model": run["model"]} for run in found["runs"]]}
+
+
+def compared_content(
+    comparison_dir: str | Path, split: Split, rows: np.ndarray
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What the third picture needs beside its columns, and these: where the examples of the page lie in the other map,
+    their category there, and how far they moved. arrows: of what moved farthest, beyond noise where that is known, the
+    place on the page and where it was in the first map."""
+    moved = load_moved(comparison_dir)
+    known = [each["fingerprint"] for each in (load_meta(comparison_dir) or {}).get("datasets", [])]
+    if split.fingerprint not in known:
+        moved = moved.drop(list(check_same_dataset(comparison_dir, moved.index, split)))
+    record = read_json(artifact_file(comparison_dir, COMPARED_FILE, "dataset_cartography.py --compare"))
+    ids = [split.ids[row] for row in rows.tolist()]
+    here = moved.reindex(ids)
+    place = {example: at for at, example in enumerate(ids)}
+    beyond = moved["beyond_noise"]
+    farthest = moved.index[beyond > 0] if beyond.notna().any() else moved.index[moved["shift"] > 0]
+    names = [Path(each["path"]).name for each in record["maps"]]
+    columns = [
+        number("compared_confidence", f"confidence in {names[1]}", here["confidence_b"], "compared"),
+        number("compared_variability", f"variability in {names[1]}", here["variability_b"], "compared"),
+        factor("compared_category", f"category in {names[1]}",
+               [each if isinstance(each, str) else None for each in here["category_b"]], "compared", CATEGORIES),
+        number("shift", "shift on the map", here["shift"], "compared"),
+    ]
+    if beyond.notna().any():
+        columns.append(number("beyond_noise", "shift beyond the noise of seeds", here["beyond_noise"], "compared"))
+    return {
+        "names": names, "cuts": record["maps"][1]["cuts"], "of": MOVED_FILE, "beyond_noise": record["beyond_noise"],
+        "arrows": [{"at": place[example], "confidence": moved.at[example, "confidence_a"],
+                    "variability": moved.at[example, "variability_a"]}
+                   for example in farthest if example in place][:MOST_ARROWS],
+    }, columns
