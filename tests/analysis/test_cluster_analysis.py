@@ -386,7 +386,7 @@ def test_nan_rows_are_named(tmp_path, capsys):
     [
         ({"ids": ["a", "b"]}, "lists 2 ids, but embeddings.npy has 180 rows"),
         ({"ids": None}, "'ids'"),
-        ({"ids": list(range(180))}, "one string per row"),
+        ({"ids": list(range(180))}, "item 1 of ids is 0"),
         ({"ids": ["001"] * 180}, "1 ids occur more than once ('001')"),
         ({"texts": {"question": ["a"]}}, "each column of 'texts'"),
     ],

@@ -144,15 +144,15 @@ REFUSED = ("/proc/x", "/dev/null/x", "/dev/full", "a" * 300, "x/" * 2500, "stori
 def environment(place: Place) -> None:
     name = pick(place.rng, LIGHT)
     changes: tuple[dict[str, str | None], ...] = (
-        {"HOME": None}, {"HOME": "/nowhere"}, {"LANG": "C", "LC_ALL": "C"}, {"LANG": "C", "LC_ALL": "C",
+        {"HOME": None}, {"HOME": "/proc/nowhere"}, {"LANG": "C", "LC_ALL": "C"}, {"LANG": "C", "LC_ALL": "C",
             "PYTHONUTF8": "0",
                                                                              "PYTHONCOERCECLOCALE": "0"},
         {"LC_ALL": "tr_TR.UTF-8"}, {"TERM": None}, {"COLUMNS": "1"}, {"COLUMNS": "x"}, {"PYTHONIOENCODING": "ascii"},
-        {"TMPDIR": "/nowhere"}, {"MPLCONFIGDIR": "/proc/x"}, {"HF_HOME": "/proc/x"}, {"PYTHONWARNINGS": "error"},
+        {"TMPDIR": "/proc/nowhere"}, {"MPLCONFIGDIR": "/proc/x"}, {"HF_HOME": "/proc/x"}, {"PYTHONWARNINGS": "error"},
         {"RANK": "0", "WORLD_SIZE": "1"}, {"PATH": ""}, {"TZ": "nowhere"}, {"OPENAI_BASE_URL": "x"},
         {"PYTHONOPTIMIZE": "2"},
-        {"all_proxy": "socks5://127.0.0.1:9", "NO_PROXY": None}, {"SSL_CERT_FILE": "/nowhere"},
-        {"GIT_DIR": "/nowhere"},
+        {"all_proxy": "socks5://127.0.0.1:9", "NO_PROXY": None}, {"SSL_CERT_FILE": "/proc/nowhere"},
+        {"GIT_DIR": "/proc/nowhere"},
     )
     change = pick(place.rng, changes)
     place.note = f"{name} with {change}"

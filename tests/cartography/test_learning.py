@@ -104,7 +104,7 @@ def test_a_map_of_nothing_learned_says_so_everywhere(tmp_path, monkeypatch, capl
 
     drawn.clear()
     analyze_cartography.main(["--cartography_dir", str(map_dir), "--output_dir", str(tmp_path / "analysis")])
-    assert len(drawn) == 2 and all(MEANS_NOTHING in caption for _, caption in drawn)
+    assert len(drawn) == 3 and all(MEANS_NOTHING in caption for _, caption in drawn)
     assert MEANS_NOTHING in capsys.readouterr().out
     other = tmp_path / "other"
     dataset_cartography.main(["--cartography_dir", str(map_dir), "--method", "percentile", "--output_dir", str(other)])

@@ -312,7 +312,6 @@ def test_without_a_decision_the_order_is_that_of_suspicion(tmp_path, finished, c
         (["--decisions", "d.csv"], "--decisions is for --find_errors"),
         (["--embedding_dir", "e"], "--embedding_dir is for --find_errors"),
         (["--find_errors", "--cartography_dir", "none"], "no such file or directory"),
-        (["--predictions", "p"], "--export_unified writes"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(flags, said, refused):

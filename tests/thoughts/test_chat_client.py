@@ -468,7 +468,7 @@ def test_a_stand_in_for_a_key_is_an_ordinary_word(tmp_path, monkeypatch):
      ({"ALL_PROXY": "socks5://127.0.0.1:9"}, LOCAL, "'socksio' package is not installed"),
      ({"all_proxy": "socks9://127.0.0.1:9"}, LOCAL, "or all_proxy in the environment"),
      ({"HTTP_PROXY": "http://[::1"}, LOCAL, "HTTP_PROXY in the environment"),
-     ({"SSL_CERT_FILE": "/nowhere"}, LOCAL, "No such file or directory); mend --base_url, or SSL_CERT_FILE"),
+     ({"SSL_CERT_FILE": "/proc/nowhere"}, LOCAL, "No such file or directory); mend --base_url, or SSL_CERT_FILE"),
      ({"SSL_CERT_FILE": "/dev/null"}, LOCAL, "or SSL_CERT_FILE in the environment"),
      ({"OPENAI_ORG_ID": "é"}, LOCAL, "OPENAI_ORG_ID holds characters that cannot be sent"),
      ({"OPENAI_CUSTOM_HEADERS": "x: é"}, LOCAL, "OPENAI_CUSTOM_HEADERS holds"),

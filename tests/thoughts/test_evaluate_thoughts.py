@@ -451,7 +451,7 @@ def test_two_runs_are_compared_on_what_they_share(pairs, tmp_path, capsys):
 def test_a_small_difference_is_not_made_a_finding(pairs, tmp_path, capsys):
     outputs, other = two_runs(tmp_path, pairs, [True] * 12, [True] * 9 + [False] * 3)
     score(outputs=outputs, pairs=pairs, out=tmp_path / "out", compare=other)
-    assert "exact McNemar p = 0.25: underpowered" in capsys.readouterr().out
+    assert "p = 0.125 (mid-p McNemar): underpowered" in capsys.readouterr().out
 
 
 def test_runs_that_cannot_be_compared_are_refused(pairs, tmp_path, refused):
