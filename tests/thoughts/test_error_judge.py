@@ -238,7 +238,8 @@ def test_a_review_learns_how_far_to_trust_the_judge(tmp_path, finished):
 
 @pytest.mark.parametrize(
     ("url", "certificates", "words"),
-    [("localhost:1", "", "expected the address of a server"), ("http://localhost:1", "/proc/nowhere", "SSL_CERT_FILE")],
+    [("localhost:1", "", "expected the address of a server"),
+     ("http://localhost:1", "/proc/nowhere", "SSL_CERT_FILE")],
 )
 def test_a_server_that_cannot_be_leaves_nothing(tmp_path, finished, refused, monkeypatch, url, certificates, words):
     monkeypatch.setenv("SSL_CERT_FILE", certificates)
