@@ -30,10 +30,14 @@ logger = logging.getLogger(__name__)
 
 
 def check_not_edited(directory: str | Path) -> None:
-    """Refuse to replace a suspects.csv that somebody has worked on since it was written."""
-    file, meta = Path(directory) / SUSPECTS_FILE, load_meta(directory) if Path(directory).is_dir() else None
-    written = (meta or {}).get("outputs", {}).get(SUSPECTS_FILE)
-    if file.exists() and file.stat().st_size != written:
+    """Refuse to replace a suspects.csv that somebody has worked on since it was written.
+
+    A stage that was killed behind it could not say how it was: that file may go as long as there is no decision in it.
+    """
+    file, meta = Path(directory) / SUSPECTS_FILE, (load_meta(directory) if Path(directory).is_dir() else None) or {}
+    if not file.exists() or file.stat().st_size == meta.get("outputs", {}).get(SUSPECTS_FILE):
+        return
+    if meta.get("status") != "running" or (read_decisions(file)["decision"] != "").any():
         raise UserError(f"{file} is not as it was written: it may hold decisions; rename it, or name another "
                         "--output_dir")
 

@@ -276,6 +276,20 @@ def test_what_somebody_worked_on_is_not_replaced(tmp_path, finished, refused):
     assert file.read_bytes() == before
 
 
+def test_what_a_killed_stage_wrote_is_replaced_unless_somebody_decided(tmp_path, finished, refused):
+    analyze_dataset.main(finished)
+    file, meta = tmp_path / "suspects" / "suspects.csv", tmp_path / "suspects" / "run_meta.json"
+    whole = file.read_bytes()
+    killed = json.loads(meta.read_text(encoding="utf-8")) | {"status": "running"}
+    del killed["outputs"]
+    meta.write_text(json.dumps(killed), encoding="utf-8")
+    file.write_bytes(whole.replace(b",,\r\n", b",drop,\r\n", 1))
+    assert "may hold decisions" in refused(analyze_dataset.main, *finished)
+    file.write_bytes(whole)
+    analyze_dataset.main(finished)
+    assert file.read_bytes() == whole
+
+
 def test_decisions_rank_what_is_left_and_stay_in_the_file(tmp_path, finished, capsys, refused):
     reviewed = tmp_path / "reviewed.csv"
     reviewed.write_text("ID;Decision;Corrected\np5;drop;\np4;Fix;neutral\np3;;\np0;keep;\n")
