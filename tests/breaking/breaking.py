@@ -36,6 +36,8 @@ for name in OURS:
 
 import warm_processes  # noqa: E402  after the environment
 
+SHOWN = 100  # tries from one line to the next
+
 
 class Verdict(NamedTuple):
     family: str
@@ -98,8 +100,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--only", metavar="FAMILY[:NUMBER]", help="one family, or one try")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="tries at a time")
     parser.add_argument("--keep", metavar="DIR", help="work here, where base artifacts may be there from before, and "
-                        "leave what the "
-                        "tries leave")
+                        "leave what the tries leave")
     parser.add_argument("--times", action="store_true", help="print the slowest tries, too")
     return parser.parse_args()
 
@@ -146,6 +147,8 @@ def main() -> int:
                      for each in chosen(args)]
             for done in as_completed(tries):
                 verdicts.append(verdict := done.result())
+                if len(verdicts) % SHOWN == 0:
+                    print(f"{len(verdicts):,} of {len(tries):,} tries, {time.monotonic() - began:.0f} s", flush=True)
                 if verdict.end == "broke":
                     print(f"{verdict.family}:{verdict.number}  {verdict.why}\n    python tests/breaking/breaking.py "
                           f"--seed {args.seed} --only {verdict.family}:{verdict.number}", flush=True)
