@@ -71,7 +71,7 @@ def carry_out(family: str, number: int, seed: int, base: str, where: str, url: s
         why = place.note
     except Broke as error:
         end, why = "broke", f"{place.note}: {error}"
-    except Exception as error:  # of the try itself
+    except (Exception, SystemExit) as error:  # of the try itself
         end, why = "broke", f"{place.note}: the try is wrong: {error!r}\n{traceback.format_exc()}"
     if keep or end == "broke":
         told = "".join(f"$ {each.command}\n{each.out}{each.err}[{each.status}]\n\n" for each in place.outcomes)

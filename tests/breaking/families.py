@@ -163,9 +163,10 @@ MANY = {"num_train_epochs", "rounds", "copies", "num_layers", "mc_dropout", "cro
 WASTE = {"help", "help_all", "launcher", "requests_per_minute"}
 
 
-def parser_of(script: str, argv: list[str]) -> Any:
-    """The parser that a script makes for itself."""
+def parser_of(script: str, argv: list[str], base: Path) -> Any:
+    """The parser that a script makes for itself; ``base`` is where its --config lies."""
     import runpy
+    from contextlib import chdir
     from unittest.mock import patch
 
     import warm_processes
@@ -178,7 +179,7 @@ def parser_of(script: str, argv: list[str]) -> Any:
     def stop(parser: Parser, *_: Any) -> None:
         raise Found(parser)
 
-    with patch.object(Parser, "parse_known_args", stop), patch("sys.argv", [script, *argv]):
+    with patch.object(Parser, "parse_known_args", stop), patch("sys.argv", [script, *argv]), chdir(base):
         try:
             runpy.run_path(str(warm_processes.REPOSITORY / script), run_name="__main__")
         except Found as found:
@@ -211,8 +212,8 @@ def flags(place: Place) -> None:
     name, stage = a_stage(place)
     argv = place.argv(stage)
     # A command of several words at once is read by other parsers, too.
-    actions = [each for each in parser_of(stage.script,
-                                          argv)._actions if each.dest not in WASTE and each.option_strings]
+    actions = [each for each in parser_of(stage.script, argv, place.base)._actions
+               if each.dest not in WASTE and each.option_strings]
     more = []
     for _ in range(2):
         action = pick(place.rng, actions)
