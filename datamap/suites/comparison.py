@@ -52,7 +52,7 @@ def paired_statistics(values: np.ndarray, reference: np.ndarray) -> dict[str, An
     that it has on few seeds (Hedges 1981: d of 3 seeds is 1.8 times too high on average).
 
     Plain numbers, never NaN; None where there is no answer: everything but n, means and difference at one seed, and
-``low``, ``high``, ``p_t``, ``cohens_d`` where all differences are the same (up to rounding), as no spread over
+    ``low``, ``high``, ``p_t``, ``cohens_d`` where all differences are the same (up to rounding), as no spread over
     seeds can be estimated then; ``hedges_g`` also at two seeds, where d has no mean. Raises ValueError for no values,
     unequal lengths, NaN or infinity.
     """

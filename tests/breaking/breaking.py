@@ -6,7 +6,7 @@ or lock is left, nothing half-written is called finished, and a result that must
     python tests/breaking/breaking.py                            1,000 tries, about 15 minutes on 2 cores
     python tests/breaking/breaking.py --every 10                 a tenth of them
     python tests/breaking/breaking.py --tries 10000 --seed 7
-    python tests/breaking/breaking.py --only damaged:17 --keep /tmp/damaged-17
+    python tests/breaking/breaking.py --only damaged:17 --keep damaged-17
 """
 
 from __future__ import annotations

@@ -2,9 +2,9 @@
 
 import json
 import string
-from pathlib import Path
 
 import pytest
+from conftest import DATA
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,7 +14,7 @@ from datamap.thoughts.prompts import PAIR, TUNED, load_prompt
 from datamap.thoughts.reader import completion_text
 from datamap.thoughts.tuning_files import tuning_column, tuning_rows
 
-SAMPLE = Path("/work/shared/data/nli_thoughts/sample_ft.jsonl")
+SAMPLE = DATA / "nli_thoughts" / "sample_ft.jsonl"
 PROMPT = "Premise: $premise\nHypothesis: $hypothesis\n\nDoes it cost $$5? Say it in {\"thought_process\": ...}."
 PAIRS = [("A dog runs.", "An animal moves."), ("It costs $5.", "It is [cheap]."), ("Paul: \"no\"", "Paul says no.")]
 TURNS = {
@@ -116,7 +116,7 @@ def test_a_prompt_that_is_named_must_be_that_of_the_file():
         tuning_rows([row(*PAIRS[0])], "text", "x.jsonl", load_prompt(TUNED, PAIR))
 
 
-@pytest.mark.skipif(not SAMPLE.exists(), reason="no real data here")
+@pytest.mark.skipif(not SAMPLE.exists(), reason="public data nli_thoughts is not here")
 def test_a_real_file_comes_back_but_for_blanks():
     rows = read_rows(SAMPLE)
     found, template = tuning_rows(rows, "text", SAMPLE)
