@@ -329,19 +329,24 @@ def calibration_table(found: dict[str, list[pd.DataFrame]]) -> pd.DataFrame:
 
 
 def review_table(jobs: Sequence[Job], draws: int = 20) -> pd.DataFrame:
-    """Errors found by a reviewer who goes by the truth, in the fixed order of suspicion and ranked anew after every
-    ten decisions, as deep as REVIEW_DEPTHS: a row for each of ``draws`` random pools of 80 % of the examples."""
+    """Errors found by a reviewer who goes by the truth, as deep as REVIEW_DEPTHS: in the fixed order of suspicion, and
+    ranked anew after every ten decisions, by what the detectors of suspicion teach (``learned``) and by all that there
+    are (``learned_all``); a row for each of ``draws`` random pools of 80 % of the examples."""
     import pandas as pd
 
     from datamap.detection.base import score_all
     from datamap.detection.review import features, simulate_review
+    from datamap.detection.suspects import detectors_needed
     from datamap.detection.suspicion import suspicion
 
     prepared = []
     for job in jobs:
         evidence = evidence_of(job)
         scores, truth = score_all(evidence), known_errors(job, evidence.split)
-        looked_at = features(evidence, scores, suspicion(evidence, scores).probability)
+        needed = [name for name in detectors_needed(evidence) if name in scores]
+        suspected = suspicion(evidence, scores).probability
+        looked_at = {"learned": features(evidence, scores[needed], suspected),
+                     "learned_all": features(evidence, scores, suspected)}
         errors = np.array([truth.get(example, "") for example in evidence.split.ids])
         prepared.append((looked_at, np.flatnonzero(errors != ""), errors != RIGHT))
     rows = []
@@ -349,9 +354,9 @@ def review_table(jobs: Sequence[Job], draws: int = 20) -> pd.DataFrame:
         looked_at, pool, wrong = prepared[draw % len(prepared)]
         rng = np.random.default_rng(draw)
         pool = np.sort(rng.choice(pool, round(0.8 * len(pool)), replace=False))
-        found = {"learned": simulate_review(looked_at.rows(pool), wrong[pool], depth=max(REVIEW_DEPTHS), seed=draw),
-                 "fixed": simulate_review(looked_at.rows(pool), wrong[pool], depth=max(REVIEW_DEPTHS), every=None,
-                                          seed=draw)}
+        ways = [(name, each, 10) for name, each in looked_at.items()] + [("fixed", looked_at["learned"], None)]
+        found = {name: simulate_review(each.rows(pool), wrong[pool], depth=max(REVIEW_DEPTHS), every=every, seed=draw)
+                 for name, each, every in ways}
         for depth in REVIEW_DEPTHS:
             row = {"draw": draw, "map": draw % len(prepared), "depth": depth, "random": depth * wrong[pool].mean()}
             rows.append(row | {name: int(counts[depth - 1]) for name, counts in found.items()})
@@ -531,7 +536,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if reviewed := [job for job in jobs if job.about.truth.endswith(".csv")]:
         table = review_table(reviewed)
         write_csv(Path(args.output_dir, "review.csv"), table)
-        print(table.groupby("depth")[["random", "fixed", "learned"]].agg(["mean", "std"]).round(1).to_string())
+        orders = ["random", "fixed", "learned", "learned_all"]
+        print(table.groupby("depth")[orders].agg(["mean", "std"]).round(1).to_string())
 
 
 def summarise(args: argparse.Namespace, tables: dict[str, list[pd.DataFrame]], costs: pd.DataFrame) -> None:

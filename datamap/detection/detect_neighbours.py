@@ -66,11 +66,12 @@ def _mean_distance(evidence: Evidence) -> np.ndarray:
     assert vectors is not None
     group, _ = pd.factorize(np.asarray(evidence.groups[1], dtype=object))
     scores = np.full(len(evidence), np.nan)
+    known = evidence.order[np.isfinite(vectors).all(axis=1)[evidence.order]]
     for each in range(group.max() + 1):
-        rows = evidence.order[group[evidence.order] == each]
-        rows = rows[np.isfinite(vectors[rows]).all(axis=1)]
+        rows = known[group[known] == each]
         if len(rows):
-            scores[rows] = np.linalg.norm(vectors[rows] - vectors[rows].mean(axis=0), axis=1)
+            chosen = vectors[rows]
+            scores[rows] = np.linalg.norm(chosen - chosen.mean(axis=0), axis=1)
     return scores
 
 

@@ -21,6 +21,7 @@ class Neighbours(NamedTuple):
 
 def nearest(
     vectors: np.ndarray, order: np.ndarray, *, seed: int, k: int = NEIGHBOURS, most_compared: int = MOST_COMPARED,
+    asked: np.ndarray | None = None,
 ) -> Neighbours:
     """The k nearest others of each example by the cosine of vectors that are centred first.
 
@@ -28,7 +29,8 @@ def nearest(
     none. order: (N,), the rows in an order that does not depend on the file; draws and ties go by it. Centring takes
     away what all vectors of an encoder share. Above ``most_compared`` examples neighbours are sought only among a
     sample of so many, drawn by ``seed``, and in the first 64 principal components of that sample: the share of a label
-    among neighbours then is that among the nearest of a sample. 100,000 x 512 take some seconds on two cores.
+    among neighbours then is that among the nearest of a sample. 100,000 x 512 take some seconds on two cores. asked:
+    (n,), the only rows whose neighbours are sought; the others are left without.
     """
     known = order[np.isfinite(vectors[order]).all(axis=1)]
     n = len(known)
@@ -37,12 +39,15 @@ def nearest(
     if n > most_compared:
         pool = np.sort(np.random.default_rng(seed).choice(n, most_compared, replace=False))
     unit = unit_vectors(chosen, pool, DIMENSIONS if n > most_compared else None)
-    k = min(k, len(pool) - 1)
-    found, distances = _search(unit, pool, k) if k > 0 else (np.empty((n, 0), np.int64), np.empty((n, 0), np.float32))
-    rows = np.full((len(vectors), max(k, 0)), -1)
+    k = max(0, min(k, len(pool) - 1))
+    rows = np.full((len(vectors), k), -1)
     lengths = np.full(rows.shape, np.nan, np.float32)
     compared = np.full((len(vectors), unit.shape[1]), np.nan, np.float32)
-    rows[known], lengths[known], compared[known] = known[found], distances, unit
+    compared[known] = unit
+    wanted = np.arange(n) if asked is None else np.flatnonzero(np.isin(known, asked))
+    if k:
+        found, lengths[known[wanted]] = _search(unit, pool, wanted, k)
+        rows[known[wanted]] = known[found]
     return Neighbours(rows, lengths, compared)
 
 
@@ -61,25 +66,27 @@ def unit_vectors(vectors: np.ndarray, pool: np.ndarray, dimensions: int | None) 
     return centred / np.where(norms == 0, 1, norms)
 
 
-def _search(unit: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows (n, k) of ``unit`` that lie nearest among ``pool`` without the row itself, and their distances.
+def _search(unit: np.ndarray, pool: np.ndarray, wanted: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of each of the rows ``wanted`` (n,) of ``unit`` those among ``pool`` that lie nearest, without the row itself,
+    and their distances, (n, k).
 
     The k largest similarities lie in the k groups of columns with the largest maxima, so that only these are sorted.
     """
     import torch
 
-    n, width = len(unit), -(-len(pool) // GROUP) * GROUP
+    n, width = len(wanted), -(-len(pool) // GROUP) * GROUP
     others = torch.zeros(width, unit.shape[1])
     others[: len(pool)] = torch.from_numpy(unit[pool])
-    place = np.full(n, -1)
+    place = np.full(len(unit), -1)
     place[pool] = np.arange(len(pool))
     groups = width // GROUP
     rows, similarities = torch.empty((n, k), dtype=torch.int64), torch.empty((n, k))
     for start in range(0, n, BLOCK):
-        block = torch.from_numpy(unit[start : start + BLOCK]) @ others.T
+        these = wanted[start : start + BLOCK]
+        block = torch.from_numpy(unit[these]) @ others.T
         block[:, len(pool):] = -torch.inf
-        inside = np.flatnonzero(place[start : start + BLOCK] >= 0)
-        block[torch.from_numpy(inside), torch.from_numpy(place[start + inside])] = -torch.inf
+        inside = np.flatnonzero(place[these] >= 0)
+        block[torch.from_numpy(inside), torch.from_numpy(place[these[inside]])] = -torch.inf
         split = block.view(-1, groups, GROUP)
         best = split.amax(dim=2).topk(min(k, groups), dim=1).indices
         candidates = split.gather(1, best[:, :, None].expand(-1, -1, GROUP)).flatten(1)

@@ -63,7 +63,7 @@ def reasons(evidence: Evidence, scores: pd.DataFrame, rows: np.ndarray | None = 
         add(reason)
     silent = asked.copy()
     silent[[row for row, each in found.items() if each]] = False
-    for reason in _standing_out(scores, silent):
+    for reason in _standing_out(scores.drop(columns=list(evidence.opinions), errors="ignore"), silent):
         add(reason)
     return ["; ".join(each) for each in found.values()]
 
@@ -88,7 +88,7 @@ def _all_reasons(evidence: Evidence, rows: np.ndarray) -> Iterator[Reason]:
     yield from _of_answers(evidence, rows) if evidence.answers_questions else _of_labels(evidence)
     yield from _of_duplicates(evidence)
     if evidence.has("embeddings") and not evidence.answers_questions:
-        yield from _of_neighbours(evidence)
+        yield from _of_neighbours(evidence, rows)
     if evidence.rules is not None:
         yield from _of_rules(evidence.rules)
     if evidence.clusters is not None:
@@ -255,22 +255,25 @@ def _of_duplicates(evidence: Evidence) -> Iterator[Reason]:
     yield np.array(list(other), dtype=np.int64), words
 
 
-def _of_neighbours(evidence: Evidence) -> Iterator[Reason]:
-    rows = evidence.neighbours.rows[:, :NEAREST]
-    if rows.shape[1] < NEAREST:
+def _of_neighbours(evidence: Evidence, rows: np.ndarray) -> Iterator[Reason]:
+    near = evidence.neighbours_of(rows)[:, :NEAREST]
+    if near.shape[1] < NEAREST:
         return
-    names, found = evidence.class_names, evidence.labels[rows]
+    names, found = evidence.class_names, evidence.labels[near]
     counts = np.stack([(found == number).sum(axis=1) for number in range(len(names))], axis=1)
-    counts[(rows < 0).any(axis=1)] = 0
+    counts[(near < 0).any(axis=1)] = 0
     most = counts.argmax(axis=1)
     often = counts[np.arange(len(counts)), most]
+    differs = np.flatnonzero((often >= MOST_NEIGHBOURS_DIFFER) & (most != evidence.labels[rows]))
+    place = {rows[each]: each for each in differs.tolist()}
 
     def words(row: int) -> str:
-        which = "its five nearest neighbours" if often[row] == NEAREST else (
-            f"{NUMBER_WORDS[often[row]]} of its five nearest neighbours")
-        return f"{which} are labelled {names[most[row]]}"
+        at = place[row]
+        which = "its five nearest neighbours" if often[at] == NEAREST else (
+            f"{NUMBER_WORDS[often[at]]} of its five nearest neighbours")
+        return f"{which} are labelled {names[most[at]]}"
 
-    yield np.flatnonzero((often >= MOST_NEIGHBOURS_DIFFER) & (most != evidence.labels)), words
+    yield rows[differs], words
 
 
 def _standing_out(scores: pd.DataFrame, silent: np.ndarray) -> Iterator[Reason]:

@@ -57,7 +57,7 @@ def find_suspects(
     evidence = load_evidence(split, cartography_dir, **places)  # type: ignore[arg-type]
     said = [described(evidence, [flag for flag, place in places.items() if not place])]
     decided = decisions_on(split, decisions) if decisions else None
-    scores = score_all(evidence, detectors_needed(evidence) if decided is None else None)  # a review learns from all
+    scores = score_all(evidence, detectors_needed(evidence))
     values, made_of = suspicion(evidence, scores)
     opinions = judge(split, values) if judge else {}
     if opinions:
@@ -103,14 +103,10 @@ def decisions_on(split: Split, path: str) -> pd.DataFrame:
 
 
 def detectors_needed(evidence: Evidence) -> tuple[str, ...]:
-    """Those that suspicion is made of, and that reasons name: the others would take longer than all the rest."""
+    """Those that suspicion is made of, and that reasons name. A review that learns from the others too finds no more
+    (RESULTS.md), and they would take longer than all the rest."""
     terms = terms_of(kind_of(evidence), parts_of(evidence))
     return tuple(dict.fromkeys([*(term.detector for term in terms), "odd_question", OOF_WRONG]))
-
-
-def told_reasons(evidence: Evidence, scores: pd.DataFrame, rows: np.ndarray | None = None) -> list[str]:
-    """``reasons`` by the scores of the detectors that are needed, the same whether the others ran or not."""
-    return reasons(evidence, scores[[name for name in detectors_needed(evidence) if name in scores]], rows)
 
 
 def described(evidence: Evidence, not_given: list[str]) -> str:
@@ -149,7 +145,7 @@ def suspects_table(
     for name, values in texts.items():
         columns[f"data_{name}" if name in (*COLUMNS, JUDGE) else name] = values
     columns |= {
-        "gold": golds(evidence), "predicted": known, "reasons": told_reasons(evidence, scores), "evidence": made_of,
+        "gold": golds(evidence), "predicted": known, "reasons": reasons(evidence, scores), "evidence": made_of,
         "proposed": proposals(evidence), "decision": None, "corrected": None,
     }
     order = np.argsort(-np.nan_to_num(suspicion, nan=-1), kind="stable")
@@ -227,20 +223,20 @@ def proposals(evidence: Evidence, rows: np.ndarray | None = None) -> list[str | 
 
 def _proposed_labels(evidence: Evidence, rows: np.ndarray) -> list[str | None]:
     said = _said(evidence, "out_of_fold")
-    numbers, gold = class_numbers(evidence, said), evidence.labels
-    agreed = (numbers >= 0) & (numbers != gold)
+    numbers, gold = class_numbers(evidence, said)[rows], evidence.labels
+    agreed = (numbers >= 0) & (numbers != gold[rows])
     if evidence.probabilities is not None:
-        agreed &= evidence.probabilities[np.arange(len(numbers)), numbers] > PROPOSED_ABOVE
+        agreed &= evidence.probabilities[rows, numbers] > PROPOSED_ABOVE
     others = []
     if evidence.predictions is not None:
-        others.append(class_numbers(evidence, evidence.predictions) == numbers)
+        others.append(class_numbers(evidence, evidence.predictions)[rows] == numbers)
     if evidence.has("embeddings"):
-        near = evidence.neighbours.rows[:, :NEAREST]
+        near = evidence.neighbours_of(rows)[:, :NEAREST]
         same = (evidence.labels[near] == numbers[:, None]) & (near >= 0)
         others.append(2 * same.sum(axis=1) > NEAREST)
     if others:
         agreed &= np.any(others, axis=0)
-    return [said[row] if agreed[row] else None for row in rows.tolist()]
+    return [said[row] if fine else None for row, fine in zip(rows.tolist(), agreed.tolist(), strict=True)]
 
 
 def _proposed_answers(evidence: Evidence, rows: np.ndarray) -> list[str | None]:

@@ -48,6 +48,9 @@ def make_map(args: argparse.Namespace) -> tuple[dict[str, str], list[tuple[str, 
         state = read_state(args)
         have = given_artifacts(args)
         guess, args.evaluates = known_of_data(args, state)
+        if args.cartography_dir and recorded_task(args.cartography_dir) is None:  # made elsewhere: its stages are told
+            args.task, args.label_column = guess.task or None, guess.label_column or None
+            args.text_columns = list(guess.text_columns) or None
         if "cartography" not in have:
             args.model = args.model or model_of_map(state)
         by = f" by {args.model}" if args.model else ""

@@ -106,13 +106,13 @@ def near_pairs(keys: Sequence[Key], others: Sequence[Key] | None) -> list[tuple[
     """Places in ``keys`` and ``others`` (None: in keys again, the first below the second) whose every text shares
     ALIKE of its words, and the smallest of these overlaps.
 
-    Candidates are found by MinHash (Broder 1997) over the words of all texts together, and compared exactly. Texts of
-    fewer than three words together are not compared, and of many that are candidates of each other each is with the
+    Candidates are found by MinHash (Broder 1997) over the words of each text, and compared exactly. Texts of fewer
+    than three words together are not compared, and of many that are candidates of each other each is with the
     MOST_IN_BUCKET that follow it.
     """
     everything, border = [*keys, *(others or ())], len(keys)
     words, place = _different_texts(everything)
-    pairs = _candidates(_signatures(words, place))
+    pairs = _candidates(_signatures(words, place), place.max(axis=1, initial=0) > 0)
     if others is not None:
         pairs = pairs[(pairs[:, 0] < border) & (pairs[:, 1] >= border)]
     overlaps = np.ones(len(pairs))
@@ -157,20 +157,27 @@ def _different_texts(keys: Sequence[Key]) -> tuple[Words, np.ndarray]:
 
 
 def _signatures(words: Words, place: np.ndarray) -> np.ndarray:
-    """(N, HASHES) uint32, 0 for texts of fewer than three words: two texts agree in a column with probability J, the
-    Jaccard overlap of their words. words, place: ``_different_texts``."""
-    nothing = np.iinfo(np.uint32).max  # one more is 0
-    of_text = np.full((len(words.counts), HASHES), nothing, dtype=np.uint32)
-    filled = np.flatnonzero(words.counts)
+    """(N, HASHES) uint32, of one text of the examples after the other and round again: two examples agree in a column
+    with probability J, the Jaccard overlap of the words of that text, so that whoever is like another in one text
+    alone, as all questions about one context are, is seldom a candidate. words, place: ``_different_texts``."""
+    found = np.zeros((len(place), HASHES), dtype=np.uint32)
     rng = np.random.default_rng(0)
-    for column in range(HASHES if len(filled) else 0):  # a random number for each word: a hash function
-        ranks = rng.permutation(len(words.vocabulary)).astype(np.uint32)
-        of_text[filled, column] = np.minimum.reduceat(ranks[words.codes], words.starts[filled])
-    return of_text[place].min(axis=1, initial=nothing) + np.uint32(1)
+    for text, at in enumerate(place.T):
+        each, back = np.unique(at, return_inverse=True)
+        counts = words.counts[each]
+        filled, ends = np.flatnonzero(counts), np.cumsum(counts)
+        codes = words.codes[np.repeat(words.starts[each] - (ends - counts), counts) + np.arange(counts.sum())]
+        for column in range(text, HASHES if len(filled) else 0, place.shape[1]):
+            ranks = rng.permutation(len(words.vocabulary)).astype(np.uint32)  # a number for each word: a hash function
+            smallest = np.zeros(len(each), dtype=np.uint32)
+            smallest[filled] = np.minimum.reduceat(ranks[codes], (ends - counts)[filled])
+            found[:, column] = smallest[back]
+    return found
 
 
-def _candidates(signatures: np.ndarray) -> np.ndarray:
-    """(P, 2) int64, sorted: pairs of rows that agree in a band of columns, and in LIKELY of all."""
+def _candidates(signatures: np.ndarray, compared: np.ndarray) -> np.ndarray:
+    """(P, 2) int64, sorted: pairs of rows that agree in a band of columns, and in LIKELY of all. compared: (N,) bool,
+    which rows are."""
     rows, width = len(signatures), HASHES // BANDS
     found = [np.zeros(0, dtype=np.int64)]
     for first in range(0, HASHES, width):
@@ -178,7 +185,7 @@ def _candidates(signatures: np.ndarray) -> np.ndarray:
         for column in range(first, first + width):
             band = band * FACTOR + signatures[:, column]
         order = np.argsort(band, kind="stable")
-        order = order[signatures[order, 0] > 0]
+        order = order[compared[order]]
         for shift in range(1, MOST_IN_BUCKET + 1):
             alike = band[order[:-shift]] == band[order[shift:]]
             if not alike.any():

@@ -16,8 +16,8 @@ from datamap.analysis.error_rules import RULES
 from datamap.analysis.map_summary import METRIC_LABELS
 from datamap.cartography.categories import CATEGORIES
 from datamap.detection.base import Evidence
-from datamap.detection.reasons import NEAREST, RULE_WORDS
-from datamap.detection.suspects import golds, predicted, proposals, told_reasons
+from datamap.detection.reasons import NEAREST, RULE_WORDS, reasons
+from datamap.detection.suspects import golds, predicted, proposals
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -278,7 +278,7 @@ def neighbour_rows(evidence: Evidence, rows: np.ndarray) -> dict[str, Any] | Non
         return None
     place = np.full(len(evidence) + 1, -1)  # the last is what -1 takes
     place[rows] = np.arange(len(rows))
-    near = place[evidence.neighbours.rows[rows][:, :NEAREST]]
+    near = place[evidence.neighbours_of(rows)[:, :NEAREST]]
     return {"count": near.shape[1], "rows": packed(near, "<i4")}
 
 
@@ -286,6 +286,6 @@ def opinions(evidence: Evidence, scores: pd.DataFrame, rows: np.ndarray, texts: 
     """gold, predicted (out of fold where known), the trained model's, proposed and reasons, as numbers of texts."""
     said: dict[str, Sequence[str | None]] = {
         "gold": _of_rows(golds(evidence), rows), "predicted": _of_rows(predicted(evidence), rows),
-        "proposed": proposals(evidence, rows), "reasons": told_reasons(evidence, scores, rows),
+        "proposed": proposals(evidence, rows), "reasons": reasons(evidence, scores, rows),
     }
     return {name: texts.numbers(values) for name, values in said.items()}

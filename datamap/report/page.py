@@ -12,6 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -29,7 +30,7 @@ from datamap.detection.base import SEED, Evidence, score_all
 from datamap.detection.decisions import NO_ANSWER
 from datamap.detection.evidence import load_evidence
 from datamap.detection.review import GROUP_SPREAD, PRECISION, ROUNDING, SMALLEST_STEP, STEPS, features
-from datamap.detection.suspects import decisions_on
+from datamap.detection.suspects import decisions_on, detectors_needed
 from datamap.detection.suspicion import Suspicion, suspicion
 from datamap.report import copies, examples, overview, several, texts
 
@@ -46,8 +47,8 @@ logger = logging.getLogger(__name__)
 
 
 class Known(NamedTuple):
-    """Of a split: the evidence, the scores of all detectors (``score_all``), suspicion, and the artifacts that these
-    were made from, by what they are; "data map" is among them."""
+    """Of a split: the evidence, the scores of the detectors (``suspects.detectors_needed``), suspicion, and the
+    artifacts that these were made from, by what they are; "data map" is among them."""
 
     evidence: Evidence
     scores: pd.DataFrame
@@ -76,7 +77,7 @@ def known_of(
     """What these artifacts say of ``split``; None leaves one out."""
     evidence = load_evidence(split, cartography_dir, embedding_dir=embedding_dir, cluster_dir=cluster_dir,
                              predictions=predictions, seed=seed)
-    scores = score_all(evidence)
+    scores = score_all(evidence, detectors_needed(evidence))
     sources = {"data map": cartography_dir, "embeddings": embedding_dir, "clusters": cluster_dir,
                "predictions": predictions}
     return Known(evidence, scores, suspicion(evidence, scores), sources)
@@ -95,46 +96,51 @@ def gather(
     evidence, scores, (suspected, made_of) = known.evidence, known.scores, known.suspicion
     split, seed, cartography_dir = evidence.split, evidence.seed, known.sources["data map"]
     assert evidence.metrics is not None and cartography_dir is not None
-    epochs = epochs_of(split, cartography_dir)
     rows = examples.shown_rows(suspected, evidence.order, max_points, seed)
-    known_texts = examples.Texts()
-    warning = (map_learning(cartography_dir, evidence.metrics) or {}).get("warning")
-    if not was_trained_on(cartography_dir):
-        warning = "; ".join(filter(None, [NOT_TRAINED_ON[0].upper() + NOT_TRAINED_ON[1:], warning]))
-    compared, columns = several.compared_content(comparison_dir, split, rows) if comparison_dir else (None, [])
-    cuts = map_thresholds(cartography_dir, evidence.metrics)
-    others, unread = copies.other_splits(split)
-    duplicates = copies.duplicates(evidence)
-    leaks = copies.leaks(evidence, others) if others else None
-    tokenizer, max_length = texts.tokenizer_of(cartography_dir)
-    ids = split.ids
-    on_page = set(rows.tolist())
-    content = {
-        "title": dataset_label(split.name, split.split), "fingerprint": split.fingerprint, "task": split.task.name,
-        "total": len(ids), "kind": "qa" if evidence.answers_questions else "labels", "made_of": made_of,
-        "classes": [] if evidence.answers_questions else evidence.class_names, "no_answer": NO_ANSWER, "every": EVERY,
-        "colors": COLORS, "category_colors": CATEGORY_COLORS,
-        "ids": [ids[row] for row in rows.tolist()],
-        "other_ids": [] if len(rows) == len(ids) else [each for row, each in enumerate(ids) if row not in on_page],
-        "text": examples.text_columns(evidence, rows, known_texts),
-        "said": examples.opinions(evidence, scores, rows, known_texts),
-        "columns": [*examples.example_columns(evidence, rows, suspected, known_texts),
-                    *several.joint_columns(evidence.metrics, rows), *columns],
-        "joint": several.joint_content(cartography_dir), "compared": compared,
-        "epochs": examples.epoch_columns(evidence, epochs, rows),
-        "neighbours": examples.neighbour_rows(evidence, rows),
-        "review": review_content(evidence, scores, suspected, rows),
-        "decisions": _given_decisions(split, decisions, rows),
-        "overview": overview.overview(evidence, suspected, epochs, cuts, warning, rows),
-        "data": {
-            "by": evidence.once(examples.groups_of)[0], "classes": texts.classes_of(evidence),
-            "lengths": texts.lengths_of(evidence, tokenizer, max_length, seed),
-            "duplicates": texts.described_copies(duplicates), "compared": [other.split for other in others],
-            "leaks": None if leaks is None else texts.described_copies(leaks), "unread": unread,
-        },
-        "provenance": overview.provenance(known.sources),
-        "texts": list(known_texts.place),
-    }
+    # The search for neighbours, sparse products and sorting hold no lock of Python's: a second core has them.
+    with ThreadPoolExecutor(1) as beside:
+        near = beside.submit(examples.neighbour_rows, evidence, rows)
+        learned_from = beside.submit(review_content, evidence, scores, suspected, rows)
+        others, unread = copies.other_splits(split)
+        duplicates = copies.duplicates(evidence)
+        leaks = copies.leaks(evidence, others) if others else None
+        epochs = epochs_of(split, cartography_dir)
+        known_texts = examples.Texts()
+        warning = (map_learning(cartography_dir, evidence.metrics) or {}).get("warning")
+        if not was_trained_on(cartography_dir):
+            warning = "; ".join(filter(None, [NOT_TRAINED_ON[0].upper() + NOT_TRAINED_ON[1:], warning]))
+        compared, columns = several.compared_content(comparison_dir, split, rows) if comparison_dir else (None, [])
+        cuts = map_thresholds(cartography_dir, evidence.metrics)
+        tokenizer, max_length = texts.tokenizer_of(cartography_dir)
+        ids = split.ids
+        on_page = set(rows.tolist())
+        near_rows = near.result()
+        content = {
+            "title": dataset_label(split.name, split.split), "fingerprint": split.fingerprint, "task": split.task.name,
+            "total": len(ids), "kind": "qa" if evidence.answers_questions else "labels", "made_of": made_of,
+            "classes": [] if evidence.answers_questions else evidence.class_names, "no_answer": NO_ANSWER,
+            "every": EVERY, "colors": COLORS, "category_colors": CATEGORY_COLORS,
+            "ids": [ids[row] for row in rows.tolist()],
+            "other_ids": [] if len(rows) == len(ids) else [each for row, each in enumerate(ids) if row not in on_page],
+            "text": examples.text_columns(evidence, rows, known_texts),
+            "said": examples.opinions(evidence, scores, rows, known_texts),
+            "columns": [*examples.example_columns(evidence, rows, suspected, known_texts),
+                        *several.joint_columns(evidence.metrics, rows), *columns],
+            "joint": several.joint_content(cartography_dir), "compared": compared,
+            "epochs": examples.epoch_columns(evidence, epochs, rows),
+            "neighbours": near_rows,
+            "review": learned_from.result(),
+            "decisions": _given_decisions(split, decisions, rows),
+            "overview": overview.overview(evidence, suspected, epochs, cuts, warning, rows),
+            "data": {
+                "by": evidence.once(examples.groups_of)[0], "classes": texts.classes_of(evidence),
+                "lengths": texts.lengths_of(evidence, tokenizer, max_length, seed),
+                "duplicates": texts.described_copies(duplicates), "compared": [other.split for other in others],
+                "leaks": None if leaks is None else texts.described_copies(leaks), "unread": unread,
+            },
+            "provenance": overview.provenance(known.sources),
+            "texts": list(known_texts.place),
+        }
     return Report(content, leaks, duplicates, len(rows))
 
 

@@ -123,6 +123,7 @@ def library_arguments(kind: type[T], **settings: Any) -> T:
         get_reporting_integration_callbacks,
     )
     from transformers.training_args import trainer_log_levels
+    from transformers.utils import is_liger_kernel_available
     from transformers.utils import logging as library_logging
 
     if not sys.stderr.isatty():
@@ -140,6 +141,8 @@ def library_arguments(kind: type[T], **settings: Any) -> T:
             if name not in (*there, "azure_ml", "flyte"):  # of which it does not tell
                 raise ImportError(f"--report_to {name} needs the package of that name, which is not installed")
             tracker()  # says whether it is installed
+        if arguments.use_liger_kernel and not is_liger_kernel_available():  # type: ignore[attr-defined]
+            raise ImportError("--use_liger_kernel needs a package that is not installed: pip install liger-kernel")
     except (ValueError, TypeError, ImportError, RuntimeError) as error:
         raise UserError(f"training arguments: {first_line(error)}") from error
     return arguments

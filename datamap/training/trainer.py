@@ -19,6 +19,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 from datamap.cartography import recorder
 from datamap.cartography.recorder import CartographyCallback, Heads, heads_of
 from datamap.core.errors import UserError, first_line
+from datamap.core.hub import unreachable
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import PADDING
 
@@ -28,7 +29,21 @@ logger = logging.getLogger(__name__)
 
 
 class RefusedSettings:
-    """Of a Trainer: what PyTorch refuses of an optimizer's or a scheduler's settings is a mistake of the user's."""
+    """Of a Trainer: what PyTorch, the model or the Hub refuses of the settings is a mistake of the user's."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        model = self.model  # type: ignore[attr-defined]
+        if self.args.activation_checkpointing and not model.supports_gradient_checkpointing:  # type: ignore[attr-defined]
+            raise UserError(f"--activation_checkpointing: {type(model).__name__} cannot do that; leave it out")
+
+    def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
+        with _reached_hub("make a repository for this model"):
+            super().init_hf_repo(*args, **kwargs)  # type: ignore[misc]
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        with _reached_hub(f"upload the model, which is whole in {self.args.output_dir}"):  # type: ignore[attr-defined]
+            return super().push_to_hub(*args, **kwargs)  # type: ignore[misc]
 
     def create_optimizer(self, *args: Any, **kwargs: Any) -> Any:
         with _refused("optimizer", "--learning_rate, --weight_decay, --optim, --optim_args, --adam_*"):
@@ -45,6 +60,17 @@ def _refused(what: str, flags: str) -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise UserError(f"the {what} refuses its settings: {first_line(error)}; see {flags}") from error
+
+
+@contextmanager
+def _reached_hub(what: str) -> Iterator[None]:
+    try:
+        if why := unreachable():
+            raise ConnectionError(why)
+        yield
+    except (OSError, ValueError) as error:
+        raise UserError(f"--push_to_hub cannot {what} ({first_line(error)}); log in with `hf auth login` where the "
+                        "Hub can be reached, or leave it out") from error
 
 
 class CartographyTrainer(RefusedSettings, Trainer):

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from datamap.detection.base import Evidence, described, detectors, score_all
 from datamap.detection.detect_ensemble import BORDA, discriminations
 from datamap.detection.neighbours import nearest
+from datamap.detection.reasons import reasons
 from datamap.detection.votes import head_votes, projection_votes, ridge_votes, terms, votes, word_votes
 
 EVIDENCE = {"labels": made_labels(), "qa": made_questions()}
@@ -261,6 +262,18 @@ def test_neighbours_among_a_sample():
         assert set(found.rows[row]) == set(nearest_ten)
     again = nearest(vectors.astype(np.float32), order, seed=1, most_compared=150)
     assert (again.rows == found.rows).all()
+    few = np.array([3, 250, 17])
+    asked = nearest(vectors, order, seed=1, most_compared=150, asked=few)
+    assert (asked.rows[few] == found.rows[few]).all() and (np.delete(asked.rows, few, axis=0) == -1).all()
+    same(asked.distances[few], found.distances[few], 1e-5)
+
+
+def test_neighbours_of_a_few_are_those_that_all_have():
+    rows, fresh = np.array([5, 0, 33]), dataclasses.replace(LABELS)
+    few = fresh.neighbours_of(rows)
+    assert "neighbours" not in fresh.__dict__, "only they are sought"
+    assert (few == LABELS.neighbours.rows[rows]).all() and (fresh.neighbours_of(np.arange(60))[rows] == few).all()
+    assert (reasons(fresh, score_all(fresh), rows) == np.array(reasons(LABELS, score_all(LABELS)))[rows]).all()
 
 
 @pytest.mark.parametrize("n", [1, 2, 5])

@@ -15,6 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+import pandas as pd
 import pytest
 from conftest import REPOSITORY, held_elsewhere, qa_rows, review_rows, write_rows
 
@@ -198,6 +200,17 @@ def test_finished_artifacts_are_taken_up(made, tmp_path):
     said = call(*given[:2], "--output_dir", tmp_path / "other", "--skip", "samples", *SMALL[6:8], "--no_cuda",
                 "--visualization_method", "pca")
     assert stages_of(said) == ["predictions", "embeddings", "clusters", "integrated", "unified", "suspects", "page"]
+
+
+def test_the_task_of_a_map_made_elsewhere_is_guessed_and_passed_on(tmp_path, reviews):
+    ids = [json.loads(line)["id"] for line in (reviews / "train.jsonl").read_text().splitlines()]
+    metrics = pd.DataFrame({"id": ids, "confidence": np.linspace(0.1, 0.9, len(ids)), "variability": 0.1,
+                            "correctness": 0.5, "num_epochs": 4})
+    (tmp_path / "elsewhere").mkdir()
+    metrics.to_csv(tmp_path / "elsewhere" / "cartography_metrics.csv", index=False)
+    said = call("--dataset", reviews, "--cartography_dir", tmp_path / "elsewhere", "--output_dir", tmp_path / "map")
+    assert said.status == 0 and stages_of(said) == ["samples", "suspects", "page"], said.err
+    assert content(tmp_path / "map")["task"] == "classification"
 
 
 def test_too_few_examples_for_clusters_still_make_a_page(tmp_path):

@@ -97,12 +97,20 @@ def test_one_small_batch_that_would_be_dropped(qa_dir, tiny_model, tmp_path, ref
         (("--adam_epsilon", "-1"), "the optimizer refuses its settings: Invalid epsilon value"),
         (("--log_level_replica", "0,1"), "training arguments: --log_level_replica 0,1: expected one of detail, debug"),
         (("--lr_scheduler_type", "cosine_with_min_lr"), "the scheduler of the learning rate refuses its settings"),
+        (("--use_liger_kernel",), "--use_liger_kernel needs a package that is not installed: pip install liger"),
+        (("--push_to_hub",), "--push_to_hub cannot make a repository for this model (HF_HUB_OFFLINE is set); log in"),
     ],
 )
-def test_settings_that_pytorch_refuses(qa_dir, tiny_model, tmp_path, refused, flags, words):
+def test_settings_that_the_libraries_refuse(qa_dir, tiny_model, tmp_path, refused, flags, words):
     line = refused(run.main, "--do_train", "--model", tiny_model, "--dataset", qa_dir, *SMALL, *flags, "--output_dir",
                    tmp_path / "out")
     assert words in line
+
+
+def test_a_model_that_cannot_compute_activations_again(tmp_path, refused):
+    line = refused(run.main, "--do_train", "--model", "lstm", "--task", "nli", "--dataset", "demo:nli",
+                   "--activation_checkpointing", "--no_cuda", "--output_dir", tmp_path / "out")
+    assert "--activation_checkpointing: LSTMForSequenceClassification cannot do that; leave it out" in line
 
 
 @pytest.mark.parametrize("tracker", ["neptune", "mlflow"])
