@@ -13,7 +13,7 @@ from read_pictures import caption, heat_map, legend, lines, lying, scatters, see
 
 import analyze_dataset
 from datamap.analysis import integrated, unified_table
-from datamap.analysis.error_rules import RULES, flag_errors
+from datamap.analysis.error_rules import RULE_WEIGHTS, RULES, flag_errors
 from datamap.cartography.categories import CATEGORIES, categorize_examples
 from datamap.core.files import read_json, read_table
 from datamap.core.plots import CATEGORY_COLORS, COLORS, LIGHT_GREY
@@ -490,6 +490,29 @@ def test_rules_of_a_dataset_alone(house, capsys, with_predictions):
     told = capsys.readouterr().out
     assert f"{len(order)} of 60 examples break at least one of 9 rules, 20 at least 3" in told
     assert "wrote flagged_examples.csv and rule_counts.csv to" in told
+    silent = [line for line in told.splitlines() if line.startswith("say nothing of their own here: ")]
+    assert silent == [f"say nothing of their own here: {'' if with_predictions else SILENT}"] or with_predictions
+
+
+def test_measured_weights_rank_by_evidence(house, capsys):
+    output = rules_alone(house, "--rule_weights", "measured")
+    source = rows()
+    answers = [row["answers"]["text"][0] if row["answers"]["text"] else "" for row in source]
+    flags = flag_errors([row["question"] for row in source], [row["context"] for row in source], answers)
+    weighed = [sum(RULE_WEIGHTS["measured"][rule] for rule in RULES if flags[rule].fillna(False)[place])
+               for place in range(N)]
+    flagged = read_table(output / "flagged_examples.csv").set_index("id")
+    for place, row in enumerate(source):
+        assert flagged["dataset_error_score"].get(row["id"], 0) == pytest.approx(weighed[place], abs=1e-9)
+    assert flagged["dataset_error_score"].is_monotonic_decreasing
+    certain = sum(score >= 3 for score in weighed)
+    assert f"{certain} have at least 3 bits of evidence" in capsys.readouterr().out and 0 < certain
+    table = read_table(run(house, "--export_unified", "--rule_weights", "measured") / "unified_analysis.csv")
+    assert table["dataset_error_score"].tolist() == pytest.approx(weighed)
+    told = capsys.readouterr().out
+    assert f"{certain} of 60 examples have at least 3 bits of evidence" in told and "say nothing of their own" in told
+    assert "--rule_weights is for --error_rules and --export_unified" in refused(
+        capsys, house, "--rule_weights", "measured")
 
 
 def test_rules_alone_are_for_questions(house, capsys):
