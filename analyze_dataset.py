@@ -269,7 +269,7 @@ def error_rules(args: argparse.Namespace) -> None:
     by, groups = split.task.groups(split.data)
     counts = rule_counts(table, {by: groups})
     ranked = table.sort_values("dataset_error_score", ascending=False, kind="stable")
-    flagged = ranked[ranked["dataset_error_score"] > 0]
+    flagged = ranked[ranked[list(RULES)].any(axis=1)]
     check_not_read(args.output_dir, *given, *([split.name] if Path(split.name).exists() else []))
     with stage(args.output_dir, args, owns=RULE_FILES, inputs={"predictions": args.predictions},
                datasets=[split]) as path:
@@ -279,7 +279,7 @@ def error_rules(args: argparse.Namespace) -> None:
     print(dataset_label(split.name, split.split) + f", n = {len(table):,}")
     print(console_table(whole[["rule", "flagged", "n", "share"]], {"flagged": ",d", "n": ",d", "share": ".1%"}))
     print(f"{len(flagged):,} of {len(table):,} examples break at least one of {len(RULES)} rules, "
-          f"{int(table['is_dataset_error'].sum()):,} {called_errors(args)}")
+          f"{int(table['is_dataset_error'].sum()):,} {called_errors(args).removeprefix('break ')}")
     print(silent_rules(table))
     print(f"wrote {' and '.join(RULE_FILES)} to {path}")
 

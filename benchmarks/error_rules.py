@@ -78,17 +78,14 @@ SETS = {
 
 class Tables(NamedTuple):
     """A row for each example: ``error`` (a kind, or RIGHT), ``passage`` (a number for each context) and RULES. Of what
-    is planted one table for each seed. by_model: of what a model was trained on, with rules 4 and 8."""
+    is planted one table for each seed. answered: of what a model was trained on, with rules 4 and 8."""
 
     clean: pd.DataFrame
     planted: list[pd.DataFrame]
-    clean_by_model: pd.DataFrame | None
-    planted_by_model: list[pd.DataFrame]
+    answered: list[pd.DataFrame]
 
-    def of(self, rule: str) -> tuple[pd.DataFrame | None, list[pd.DataFrame]]:
-        if rule in RULES_NEEDING_PREDICTIONS:
-            return self.clean_by_model, self.planted_by_model
-        return self.clean, self.planted
+    def of(self, rule: str) -> list[pd.DataFrame]:
+        return self.answered if rule in RULES_NEEDING_PREDICTIONS else self.planted
 
 
 # --- tables --------------------------------------------------------------------------------------------------------
@@ -121,25 +118,21 @@ def planted_table(data: Path, seed: int) -> pd.DataFrame:
     return flagged(split, {each["id"]: each["kind"] for each in split.planted or ()})
 
 
-def answered_table(name: str, data: Path, seed: int | None, args: argparse.Namespace) -> pd.DataFrame:
-    """By the answers of a model that was trained on it; seed: of training and of what is planted, None for nothing."""
+def answered_table(name: str, data: Path, seed: int, args: argparse.Namespace) -> pd.DataFrame:
+    """By the answers of a model that was trained on it; seed: of training and of what is planted."""
     from datamap.analysis.unified_table import predictions_of
     from datamap.suites.runner import carry_out
 
-    about, place = SETS[name], Path(args.output_dir, "runs", f"{name}-{'clean' if seed is None else seed}")
+    about, place = SETS[name], Path(args.output_dir, "runs", f"{name}-{seed}")
     if not (place / "eval_predictions.jsonl").exists():
         place.mkdir(parents=True, exist_ok=True)
         argv = ["--do_train", "--do_eval", "--eval_split", "train", "--task", "qa", "--dataset", str(data), "--model",
-                about.model, *about.training.split(), "--seed", str(seed or 0), "--no_cuda", "--save_strategy", "no",
-                "--overwrite", "--output_dir", str(place)]
+                about.model, *about.training.split(), "--seed", str(seed), "--no_cuda", "--save_strategy", "no",
+                "--plant_errors", str(ERROR_SHARE), "--plant_seed", str(seed), "--overwrite",
+                "--output_dir", str(place)]
         if most := min(filter(None, (about.most, args.max_examples)), default=None):
             argv += ["--max_train_samples", str(most), "--max_eval_samples", str(most)]
-        if seed is not None:
-            argv += ["--plant_errors", str(ERROR_SHARE), "--plant_seed", str(seed)]
         carry_out("run.py", argv, place / "log.txt")
-    if seed is None:
-        split = load_split(str(data), "train", get_task("qa"), about.most)
-        return flagged(split, {}, predictions_of(place, split))
     split = load_split(str(place / PLANTED_DATA), "train", get_task("qa"))
     planted = read_table(place / PLANTED_FILE, ("id", "kind"))
     return flagged(split, dict(zip(planted["id"], planted["kind"], strict=True)), predictions_of(place, split))
@@ -147,12 +140,10 @@ def answered_table(name: str, data: Path, seed: int | None, args: argparse.Names
 
 def tables_of(name: str, args: argparse.Namespace) -> Tables:
     data = clean_data(name, args)
-    answered = args.seeds[: args.trained]
     return Tables(
         flagged(load_split(str(data), "train", get_task("qa")), {}),
         [planted_table(data, seed) for seed in args.seeds],
-        answered_table(name, data, None, args) if answered else None,
-        [answered_table(name, data, seed, args) for seed in answered],
+        [answered_table(name, data, seed, args) for seed in args.seeds[: args.trained]],
     )
 
 
@@ -168,19 +159,21 @@ def share(fired: np.ndarray, passages: np.ndarray) -> dict[str, Any]:
 
 
 def rule_figures(name: str, tables: Tables, rule: str) -> dict[str, Any]:
-    """How often a rule fires on clean data, its precision, recall and lift where a tenth is planted, and its recall by
-    kind, over all seeds; ``bits`` as ``evidence`` has them."""
+    """How often a rule fires on clean data (rules 4 and 8: on what was left as it was), its precision, recall and lift
+    where a tenth is planted, and its recall by kind, over all seeds; ``bits`` of this set."""
     import pandas as pd
 
-    clean, planted = tables.of(rule)
+    planted = tables.of(rule)
     found: dict[str, Any] = {"set": name, "rule": rule}
-    if clean is None or not planted:
+    if not planted:
         return found
     every = pd.concat(planted, ignore_index=True)
     fired, wrong = every[rule].to_numpy(dtype=bool), (every[ERROR] != RIGHT).to_numpy()
     passages = every[PASSAGE].to_numpy()
+    clean = every[~wrong] if rule in RULES_NEEDING_PREDICTIONS else tables.clean
     precision = share(wrong[fired], passages[fired])
     found |= {
+        "examples": len(planted[0]), "seeds": len(planted),
         "clean": share(clean[rule].to_numpy(dtype=bool), clean[PASSAGE].to_numpy()),
         "precision": precision, "recall": share(fired[wrong], passages[wrong]),
         "lift": precision["share"] / wrong.mean() if fired.any() else None,
@@ -199,7 +192,7 @@ def bits(sets: Iterable[Tables], rule: str, fires: Callable[[pd.DataFrame], pd.S
     """
     rates = []
     for tables in sets:
-        if planted := tables.of(rule)[1]:
+        if planted := tables.of(rule):
             fired = np.concatenate([fires(table).to_numpy(dtype=bool) for table in planted])
             wrong = np.concatenate([(table[ERROR] != RIGHT).to_numpy() for table in planted])
             rates.append([(fired[among].sum() + 0.5) / (among.sum() + 1) for among in (wrong, ~wrong)])
@@ -227,7 +220,7 @@ def score_figures(name: str, found: Mapping[str, Tables], draws: int) -> list[di
     others = [tables for other, tables in found.items() if other != name]
     weights = {"equal": RULE_WEIGHTS["equal"]} | ({"measured": evidence(others)} if others else {})
     rows = []
-    for rules, tables in ((len(TEXT_RULES), found[name].planted), (len(RULES), found[name].planted_by_model)):
+    for rules, tables in ((len(TEXT_RULES), found[name].planted), (len(RULES), found[name].answered)):
         if not tables:
             continue
         wrong = [(table[ERROR] != RIGHT).to_numpy() for table in tables]
@@ -269,11 +262,11 @@ def rule_page(rules: Sequence[Mapping[str, Any]], scores: Sequence[Mapping[str, 
         body = [(RULES.index(row["rule"]) + 1, *(percent(row.get(each)) for each in ("clean", "precision", "recall")),
                  "" if row.get("lift") is None else f"{row['lift']:.1f}",
                  *(percent(row.get("by_kind", {}).get(kind), False) for kind in kinds)) for row in mine]
-        n = {"all": mine[0]["clean"]["n"]} | {"answered": row["clean"]["n"] for row in mine if "clean" in row and
-                                              row["rule"] == BETTER}
-        model = (f"; rules 4 and 8 on {n['answered']:,}, answered by {SETS[name].model}" if "answered" in n else
-                 "; no model was trained, so that rules 4 and 8 are empty")
-        parts.append(f"**{name}** ({n['all']:,} examples{model})\n\n{markdown([head, *body])}")
+        [better] = [row for row in mine if row["rule"] == BETTER]
+        model = "no model was trained, so that rules 4 and 8 are empty"
+        if "examples" in better:
+            model = f"rules 4 and 8 on {better['examples']:,}, answered by {SETS[name].model}"
+        parts.append(f"**{name}** ({mine[0]['examples']:,} examples; {model})\n\n{markdown([head, *body])}")
     sets = list(dict.fromkeys(row["set"] for row in rules))
     bit = {(row["set"], row["rule"]): row["bits"] for row in rules if "bits" in row}
     said = {rule: [f"{bit[one, rule]:+.2f}" if (one, rule) in bit else "" for one in sets] for rule in RULES}
@@ -306,8 +299,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", default=".", help="holds the sets that are not built in")
     parser.add_list("--sets", choices=list(SETS), default=list(SETS), help="which", metavar="SET")
     parser.add_list("--seeds", type=seed_number, default=[0, 1, 2, 3, 4], help="of what is planted")
-    parser.add_argument("--trained", type=int, choices=range(6), default=2, metavar="N",
-                        help="the first N of the seeds get a model too, and so does what is clean; 0: no model")
+    parser.add_argument("--trained", type=int, choices=range(6), default=1, metavar="N",
+                        help="the first N of the seeds get a model too (default: %(default)s)")
     parser.add_argument("--max_examples", type=positive_int, metavar="N", help="of each set (default: all)")
     parser.add_argument("--draws", type=positive_int, default=300, help="of the bootstrap")
     parser.add_switch("--write_docs", help="put the tables into docs/rules.md")

@@ -242,7 +242,7 @@ def _fired(questions: list[str], contexts: list[str], answers: list[str], predic
 
 
 def flag_errors(
-    questions: Column, contexts: Column, answers: Column, predictions: Column | None = None,
+    questions: Column, contexts: Column, answers: Column, predictions: Column | None = None, *,
     rule_weights: str = "equal",
 ) -> pd.DataFrame:
     """The nine error rules for n examples.
@@ -298,8 +298,8 @@ def rule_score(flags: pd.DataFrame, weights: Mapping[str, float]) -> np.ndarray:
 def silent_rules(flags: pd.DataFrame) -> str:
     """Which rules say nothing of their own on these examples, and why, in one line.
 
-    Such a rule could not be applied, fires on none, fires on `MOST_FIRED` of the examples or more, or by its definition
-    only where another rule does (4, where 8 does; so there is always one). flags: has the columns `RULES`.
+    Such a rule could not be applied, fires on none, fires on `MOST_FIRED` of the examples or more, or by its
+    definition only where another rule does (4, where 8 does; so there is always one). flags: has the columns `RULES`.
     """
     reasons: dict[str, list[str]] = {}
     for number, rule in enumerate(RULES, start=1):

@@ -137,7 +137,8 @@ class JoinedDataset:
             predictions = [known[example]["predicted_answer"] if is_there else None
                            for example, is_there in zip(self.ids, is_known, strict=True)]
         texts = [(answer["text"] or [""])[0] for answer in answers]
-        table = self.table(flag_errors(questions, contexts, texts, predictions, rule_weights).set_axis(self.index))
+        table = self.table(flag_errors(questions, contexts, texts, predictions, rule_weights=rule_weights)
+                           .set_axis(self.index))
         if predictions_path is not None:
             table.listed = np.array([text is not None for text in predictions])
         return table
@@ -422,8 +423,8 @@ class MetricFilter(_MetricsFilter, block="metric"):
 class RuleFilter(Filter, block="rules"):
     """Remove the examples on which more than ``max_error_score`` error rules fire (default 2), or any of ``rules``.
 
-    With the ``rule_weights`` "measured" the score is in bits of evidence; by default those with ``ERROR_SCORE`` bits or
-    more go. Rules 4 and 8 need ``predictions_path`` (eval_predictions.jsonl, its directory, or any JSON Lines with
+    With the ``rule_weights`` "measured" the score is in bits of evidence; by default those with ``ERROR_SCORE`` bits
+    or more go. Rules 4 and 8 need ``predictions_path`` (eval_predictions.jsonl, its directory, or any JSON Lines with
     ``id`` and ``predicted_answer``). An example without a prediction counts as missing; unless dropped, seven rules
     judge it.
     """

@@ -95,7 +95,7 @@ def unified_table(
     readable = split.task.readable(split.data)
     if split.task.has_error_rules:
         texts = (readable["question"], readable["context"], readable["answer"])
-        added.append(flag_errors(*texts, predictions, rule_weights).set_axis(ids))
+        added.append(flag_errors(*texts, predictions, rule_weights=rule_weights).set_axis(ids))
         if predictions is not None:
             errors = span_errors(split.data["context"][:], split.data["answers"][:], predictions)
             said = {"predicted_answer": list(predictions), "span_error": errors}

@@ -456,8 +456,8 @@ def test_rules_by_their_measured_weights(questions):
               for place in range(len(questions))]
     measured = {"rule_weights": "measured"}
     assert min(scores) < 1 < 3 <= max(scores)
-    for settings, keeps in (({}, lambda score: score < 3), ({"max_error_score": 1}, lambda score: score <= 1)):
-        filtered, report = apply_filters(questions, {"rules": {**measured, **settings}}, return_report=True)
+    for cut, keeps in (({}, lambda score: score < 3), ({"max_error_score": 1}, lambda score: score <= 1)):
+        filtered, report = apply_filters(questions, {"rules": {**measured, **cut}}, return_report=True)
         assert filtered["id"][:] == [str(place) for place, score in enumerate(scores) if keeps(score)]
     assert list(report["filters"][0]["removed"]) == ["dataset_error_score above 1"]
     assert apply_filters(questions, {"rules": {"rule_weights": "equal"}})["id"][:] == apply_filters(
