@@ -305,7 +305,7 @@ def silent_rules(flags: pd.DataFrame) -> str:
     for number, rule in enumerate(RULES, start=1):
         applied, fired = int(flags[rule].notna().sum()), int(flags[rule].sum())
         if not applied:
-            reason = "not applied (they need --predictions)"
+            reason = "not applied (they need the predictions of a model)"
         elif not fired:
             reason = "fires on none"
         elif fired >= MOST_FIRED * applied:
@@ -318,7 +318,7 @@ def silent_rules(flags: pd.DataFrame) -> str:
     told = [f"rule {numbers[0]} {reason}" if len(numbers) == 1 else
             f"rules {', '.join(numbers[:-1])} and {numbers[-1]} {reason.replace('fires', 'fire')}"
             for reason, numbers in reasons.items()]
-    return f"say nothing of their own here: {'; '.join(told)}"
+    return f"error rules that say nothing of their own here: {'; '.join(told)}"
 
 
 def rule_counts(table: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:

@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from datamap.analysis.clusters import load_clusters
-from datamap.analysis.error_rules import ERROR_SCORE, RULE_WEIGHTS, RULES, RULES_NEEDING_PREDICTIONS, flag_errors
+from datamap.analysis.error_rules import (
+    ERROR_SCORE,
+    RULE_WEIGHTS,
+    RULES,
+    RULES_NEEDING_PREDICTIONS,
+    flag_errors,
+    silent_rules,
+)
 from datamap.cartography.categories import CATEGORIES
 from datamap.cartography.maps import load_map
 from datamap.cartography.metrics import METRIC_COLUMNS
@@ -141,6 +148,7 @@ class JoinedDataset:
                            .set_axis(self.index))
         if predictions_path is not None:
             table.listed = np.array([text is not None for text in predictions])
+        logger.info(silent_rules(table.whole))
         return table
 
     def _aligned(self, path: str | Path, whole: pd.DataFrame, thresholds: Thresholds) -> Table:

@@ -491,7 +491,7 @@ def test_rules_of_a_dataset_alone(house, capsys, with_predictions):
     told = capsys.readouterr().out
     assert f"{len(order)} of 60 examples break at least one of 9 rules, 20 at least 3" in told
     assert "wrote flagged_examples.csv and rule_counts.csv to" in told
-    [silent] = [line for line in told.splitlines() if line.startswith("say nothing of their own here: ")]
+    [silent] = [line for line in told.splitlines() if line.startswith("error rules that say nothing of their")]
     for rule in RULES:
         shares = expected[rule].astype("float64").dropna()
         number = rule.removeprefix("rule").partition("_")[0]
@@ -527,7 +527,7 @@ def test_measured_weights_in_the_joined_table(house, capsys):
     assert table["dataset_error_score"].tolist() == pytest.approx([score or 0 for score in bits(rows())])
     told = capsys.readouterr().out
     assert "0 of 60 examples have at least 3 bits of evidence" in told or max(table["dataset_error_score"]) >= 3
-    assert "\nsay nothing of their own here: " in told
+    assert "\nerror rules that say nothing of their own here: " in told
 
 
 def test_weights_are_of_rules(house, capsys):

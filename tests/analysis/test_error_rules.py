@@ -219,7 +219,7 @@ def fired(n: int, *rows: int) -> list[bool]:
 
 @pytest.mark.parametrize(("changes", "expected"), [
     ({}, "rule 4 fires only where rule 8 does"),
-    ({R4: [pd.NA] * 10, R8: [pd.NA] * 10}, "rules 4 and 8 not applied (they need --predictions)"),
+    ({R4: [pd.NA] * 10, R8: [pd.NA] * 10}, "rules 4 and 8 not applied (they need the predictions of a model)"),
     ({R4: fired(10)}, "rule 4 fires on none"),
     ({R4: [pd.NA] * 8 + [True, False], R8: [pd.NA] * 8 + [True, False]}, "rules 4 and 8 fire on 50%"),  # of two
     ({R3: fired(10, *range(9)), R9: fired(10, *range(5)), R7: fired(10, *range(4))},
@@ -229,7 +229,8 @@ def fired(n: int, *rows: int) -> list[bool]:
 ])
 def test_rules_that_say_nothing_are_named(changes, expected):
     columns = {rule: fired(10, 1, 3) for rule in RULES} | changes
-    assert silent_rules(pd.DataFrame(columns).astype("boolean")) == f"say nothing of their own here: {expected}"
+    told = silent_rules(pd.DataFrame(columns).astype("boolean"))
+    assert told == f"error rules that say nothing of their own here: {expected}"
 
 
 def test_long_repetitive_text_takes_no_long_time():

@@ -449,7 +449,7 @@ def test_rules_equal_the_score_of_each_example(questions, limit):
         assert apply_filters(questions, {"rules": {}})["id"][:] == expected
 
 
-def test_rules_by_their_measured_weights(questions):
+def test_rules_by_their_measured_weights(questions, caplog):
     answers = [(row["answers"]["text"] or [""])[0] for row in questions]
     flags = flag_errors(questions["question"][:], questions["context"][:], answers)
     scores = [sum(RULE_WEIGHTS["measured"][rule] for rule in RULES if flags[rule].fillna(False)[place])
@@ -460,6 +460,7 @@ def test_rules_by_their_measured_weights(questions):
         filtered, report = apply_filters(questions, {"rules": {**measured, **cut}}, return_report=True)
         assert filtered["id"][:] == [str(place) for place, score in enumerate(scores) if keeps(score)]
     assert list(report["filters"][0]["removed"]) == ["dataset_error_score above 1"]
+    assert "rules 4 and 8 not applied (they need the predictions of a model)" in caplog.text
     assert apply_filters(questions, {"rules": {"rule_weights": "equal"}})["id"][:] == apply_filters(
         questions, {"rules": {}})["id"][:]
 
