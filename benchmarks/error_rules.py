@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from datamap.core.splits import Split
 
 ERROR_SHARE = 0.1
+BY_CHANCE = 10  # one on a wrong example, nine on right ones
 RIGHT, ERROR, PASSAGE = "right", "error", "passage"
 TEXT_RULES = [rule for rule in RULES if rule not in RULES_NEEDING_PREDICTIONS]
 INSIDE, BETTER = RULES_NEEDING_PREDICTIONS
@@ -188,14 +189,15 @@ def bits(sets: Iterable[Tables], rule: str, fires: Callable[[pd.DataFrame], pd.S
     """log2 of how many times more often it fires on wrong examples than on right ones, each set with the same say and
     all seeds of it together; None without a table for this rule.
 
-    Half a firing is added to each count, of one example more, so that none is no infinity (Jeffreys).
+    BY_CHANCE firings, on wrong and right examples as many as there are of each, are added (the m-estimate of Cestnik
+    1990): what hardly ever fires says little, and what never does nothing.
     """
     rates = []
     for tables in sets:
         if planted := tables.of(rule):
             fired = np.concatenate([fires(table).to_numpy(dtype=bool) for table in planted])
             wrong = np.concatenate([(table[ERROR] != RIGHT).to_numpy() for table in planted])
-            rates.append([(fired[among].sum() + 0.5) / (among.sum() + 1) for among in (wrong, ~wrong)])
+            rates.append([fired[among].mean() + BY_CHANCE / len(fired) for among in (wrong, ~wrong)])
     if not rates:
         return None
     on_wrong, on_right = np.mean(rates, axis=0)

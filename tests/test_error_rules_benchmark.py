@@ -87,7 +87,8 @@ def test_weights_of_evidence_by_hand(bench):
         rates = []
         for tables in sets:
             hit, wrong, false, right = slow_rates(of(tables), fires)
-            rates.append(((hit + 0.5) / (wrong + 1), (false + 0.5) / (right + 1)))
+            share = wrong / (wrong + right)
+            rates.append(((hit + 10 * share) / wrong, (false + 10 * (1 - share)) / right))
         return math.log2(sum(rate[0] for rate in rates) / sum(rate[1] for rate in rates))
 
     texts = [rule for rule in RULES if rule not in RULES_NEEDING_PREDICTIONS]
@@ -98,6 +99,16 @@ def test_weights_of_evidence_by_hand(bench):
     both = by_hand(lambda tables: tables.answered, lambda row: row[INSIDE])
     assert weights[BETTER] == round(alone, 2) and weights[INSIDE] == round(max(0.0, both - alone), 2)
     assert weights[RULES[8]] > 1 and len(weights) == len(RULES)
+
+
+def test_a_rule_that_hardly_fires_says_little(bench):
+    tables = made_set(bench, 10)
+    for table in tables.planted:
+        table[RULES[0]] = table[RULES[1]] = False
+    first = tables.planted[0]
+    first.loc[first["error"].ne("right").idxmax(), RULES[1]] = True
+    weights = bench.evidence([tables])
+    assert weights[RULES[0]] == 0 and 0 < weights[RULES[1]] < 1
 
 
 def test_a_set_is_judged_by_the_weights_of_others(bench):
