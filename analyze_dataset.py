@@ -160,6 +160,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = {"cartography": Path(args.cartography_dir), "clusters": Path(args.cluster_dir)}
     recorded = [source for source in sources.values() if recorded_dataset(source)]
     task = task_of(args, recorded_task(*sources.values()))
+    if args.rule_weights != "equal" and not task.has_error_rules:
+        raise UserError("--rule_weights: the error rules are for extractive question answering; this is --task "
+                        f"{task.name}")
     made_from = recorded[0] if recorded else sources["cartography"]
     split = recorded_split(made_from, args.dataset, args.split, task, args.max_samples)
     predictions = None

@@ -533,6 +533,8 @@ def test_measured_weights_in_the_joined_table(house, capsys):
 def test_weights_are_of_rules(house, capsys):
     line = refused(capsys, house, "--rule_weights", "measured")
     assert "--rule_weights is for --error_rules and --export_unified" in line
+    line = refused(capsys, house, "--export_unified", "--rule_weights", "measured", "--task", "nli")
+    assert "--rule_weights: the error rules are for extractive question answering; this is --task nli" in line
 
 
 def test_rules_alone_are_for_questions(house, capsys):
