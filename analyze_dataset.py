@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamap.analysis.clusters import axes_of, cluster_name, load_clusters
+from datamap.analysis.error_rules import ERROR_SCORE, RULE_WEIGHTS, RULES, rule_counts, silent_rules
 from datamap.cartography.maps import METRICS_FILE, load_map, means_nothing
 from datamap.core.artifacts import (
     artifact_file,
@@ -96,6 +97,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group.add_switch("--find_errors", help="write suspects.csv instead: every example, the most suspicious first")
     group.add_switch("--error_rules", help="write flagged_examples.csv, what the nine rules flag in --dataset, and "
                      "rule_counts.csv instead; it takes neither map nor clusters")
+    group.add_argument("--rule_weights", choices=list(RULE_WEIGHTS), default="equal",
+                       help="the error score of --error_rules and --export_unified: rules that fire, or the evidence "
+                            "that each was measured to be, in bits (default: %(default)s)")
     group.add_switch("--report", help="write report.html instead: maps, table, review and overview in one page")
     group.add_argument("--report_max_points", type=positive_int, metavar="N", help="above so many examples a random N "
                        "of them are on the page, and all suspects (default: 20,000)")
@@ -115,6 +119,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag in ("report_max_points", "comparison_dir"):
         if getattr(args, flag) and not args.report:
             parser.error(f"--{flag} is for --report; add it")
+    if args.rule_weights != "equal" and not (args.error_rules or args.export_unified):
+        parser.error("--rule_weights is for --error_rules and --export_unified; add one of them")
     if bool(args.judge_top) != bool(args.judge_model):
         parser.error("--judge_top and --judge_model belong together: how many examples, and which chat model is asked")
     if args.base_url and not args.judge_top:
@@ -154,6 +160,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     sources = {"cartography": Path(args.cartography_dir), "clusters": Path(args.cluster_dir)}
     recorded = [source for source in sources.values() if recorded_dataset(source)]
     task = task_of(args, recorded_task(*sources.values()))
+    if args.rule_weights != "equal" and not task.has_error_rules:
+        raise UserError("--rule_weights: the error rules are for extractive question answering; this is --task "
+                        f"{task.name}")
     made_from = recorded[0] if recorded else sources["cartography"]
     split = recorded_split(made_from, args.dataset, args.split, task, args.max_samples)
     predictions = None
@@ -204,7 +213,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for file, table in tables.items():
                 write_csv(path / file, table)
         elif split is not None:
-            unified = unified_table(split, metrics, clusters, predictions)
+            unified = unified_table(split, metrics, clusters, predictions, args.rule_weights)
             num_predicted = None if predictions is None else sum(each is not None for each in predictions)
             summary = summarize_overlap(unified, num_predicted)
             write_csv(path / "unified_analysis.csv", unified)
@@ -217,8 +226,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"association of category and cluster: Cramer's V {strength:.2f} (0 none, 1 full)")
     if summary and "dataset_errors" in summary:
         errors, regions = summary["dataset_errors"], summary["high_overlap_regions"]
-        print(f"{errors['n']:,} of {len(unified):,} examples break at least 3 rules ({errors['share']:.1%}); "
+        print(f"{errors['n']:,} of {len(unified):,} examples {called_errors(args)} ({errors['share']:.1%}); "
               f"{len(regions)} high-overlap regions")
+        print(silent_rules(unified))
     if told:
         print(told)
     print(f"wrote {'unified_analysis.csv and overlap_summary.json' if summary else 'tables and pictures'} to {path}")
@@ -246,7 +256,6 @@ def error_rules(args: argparse.Namespace) -> None:
     """The nine rules on a dataset alone."""
     import pandas as pd
 
-    from datamap.analysis.error_rules import ERROR_SCORE, RULES, rule_counts
     from datamap.analysis.unified_table import predictions_of, unified_table
 
     given = [args.predictions] * bool(args.predictions)
@@ -259,11 +268,11 @@ def error_rules(args: argparse.Namespace) -> None:
     split.allow_changed = args.allow_changed
     predictions = predictions_of(args.predictions, split) if args.predictions else None
     nothing = pd.DataFrame(index=pd.Index([], name="id"))
-    table = unified_table(split, nothing, nothing, predictions)
+    table = unified_table(split, nothing, nothing, predictions, args.rule_weights)
     by, groups = split.task.groups(split.data)
     counts = rule_counts(table, {by: groups})
     ranked = table.sort_values("dataset_error_score", ascending=False, kind="stable")
-    flagged = ranked[ranked["dataset_error_score"] > 0]
+    flagged = ranked[ranked[list(RULES)].any(axis=1)]
     check_not_read(args.output_dir, *given, *([split.name] if Path(split.name).exists() else []))
     with stage(args.output_dir, args, owns=RULE_FILES, inputs={"predictions": args.predictions},
                datasets=[split]) as path:
@@ -272,11 +281,17 @@ def error_rules(args: argparse.Namespace) -> None:
     whole = counts[counts["by"] == "all"]
     print(dataset_label(split.name, split.split) + f", n = {len(table):,}")
     print(console_table(whole[["rule", "flagged", "n", "share"]], {"flagged": ",d", "n": ",d", "share": ".1%"}))
-    if predictions is None:
-        print("rules 4 and 8 compare the answer with a model's: --predictions names a file of them")
     print(f"{len(flagged):,} of {len(table):,} examples break at least one of {len(RULES)} rules, "
-          f"{int(table['is_dataset_error'].sum()):,} at least {ERROR_SCORE}")
+          f"{int(table['is_dataset_error'].sum()):,} {called_errors(args).removeprefix('break ')}")
+    print(silent_rules(table))
     print(f"wrote {' and '.join(RULE_FILES)} to {path}")
+
+
+def called_errors(args: argparse.Namespace) -> str:
+    """What is_dataset_error means."""
+    if args.rule_weights == "equal":
+        return f"break at least {ERROR_SCORE} rules"
+    return f"have at least {ERROR_SCORE} bits of evidence"
 
 
 def find_errors(args: argparse.Namespace) -> None:

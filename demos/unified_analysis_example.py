@@ -76,7 +76,7 @@ def rule_distribution(df: pd.DataFrame, rules: list[str]) -> pd.DataFrame:
 
 
 def problem_examples(df: pd.DataFrame, rules: list[str]) -> pd.DataFrame:
-    """Hard or ambiguous examples that break at least three rules, the most suspicious first; without rules hard
+    """Hard or ambiguous examples with an error score of 3 or more, the most suspicious first; without rules hard
     examples with all that is known of them, the least confident first: there wrong labels gather."""
     if not rules:
         return df[df["category"] == "hard"].sort_values(["confidence", "id"])
@@ -106,11 +106,11 @@ def plot_error_rates(path: Path, table: pd.DataFrame, caption: str) -> None:
     heatmap(
         rates, ax=axis, cmap="viridis", vmin=0, vmax=max(float(rates.max().max()), 1.0), annot=texts, fmt="",
         annot_kws={"fontsize": 8}, yticklabels=[cluster_name(cluster) for cluster in shown],
-        cbar_kws={"label": "examples that break 3 rules or more (%)"},
+        cbar_kws={"label": "examples with an error score of 3 or more (%)"},
     )
     axis.tick_params(axis="y", rotation=0)
     axis.set(xlabel="", ylabel="cluster")
-    save_figure(figure, path, "Examples that break three rules or more, by category and cluster", caption)
+    save_figure(figure, path, "Examples with an error score of 3 or more, by category and cluster", caption)
 
 
 def plot_rules(path: Path, table: pd.DataFrame, caption: str) -> None:
@@ -174,7 +174,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             plot_flagged(path / "flagged_examples.png", points, f"{name}, n = {len(points):,} with metrics")
     if rules:
         print(console_table(fired, {"applied": ",d", "flagged": ",d", "rate": ".1%"}))
-        print(f"{len(problems):,} hard or ambiguous examples break at least 3 rules")
+        print(f"{len(problems):,} hard or ambiguous examples have an error score of 3 or more")
     else:
         print("this table has no error rules (they are for question answering)")
         print(f"{len(problems):,} of {df['category'].notna().sum():,} examples with metrics are hard; the least "

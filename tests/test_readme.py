@@ -22,8 +22,8 @@ from packaging.requirements import Requirement
 PAGES = {file.name: file.read_text(encoding="utf-8")
          for file in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))}
 # What is read in one go, one page going on from another. extending.md has tests of its own (``OTHER_TESTS``).
-QUESTIONS = ("README.md", "install.md", "data.md", "training.md", "cartography.md", "clusters.md", "filters.md",
-             "review.md", "errors.md", "page.md", "map.md")
+QUESTIONS = ("README.md", "install.md", "data.md", "training.md", "cartography.md", "clusters.md", "rules.md",
+             "filters.md", "review.md", "errors.md", "page.md", "map.md")
 LABELS = ("classification.md", "selection.md", "suites.md")
 THOUGHTS = "thoughts.md"
 OTHER_TESTS = ("extending.md",)
@@ -172,6 +172,7 @@ def test_the_road_of_questions_runs_from_top_to_bottom(qa_dir, reviews, tiny_mod
         "seen_map_validation": "cartography_metrics.csv",
         "filtered_twice": "filter_report.json",
         "errors_by_region": "wrong_answers.csv", "error_rules": "flagged_examples.csv",
+        "weighted_rules": "rule_counts.csv",
     }.items():
         assert (tmp_path / directory / artifact).exists(), f"{directory}/{artifact}"
     assert names["df"]["is_dataset_error"].dtype == bool and len(names["df"]) == 24  # type: ignore[index]

@@ -1,8 +1,9 @@
 """Nine rules that flag likely annotation errors in extractive question answering.
 
 `flag_errors` looks at the text of an example (question, context, first gold answer, and a model's prediction where
-there is one). A rule that fires is a reason to look, not a proof; `is_dataset_error` asks for three of them. With J
-the Jaccard overlap of content words (0 when either side has none):
+there is one). A rule that fires is a reason to look, not a proof; `is_dataset_error` asks for three of them, or for as
+much evidence by what each was measured to say (docs/rules.md). With J the Jaccard overlap of content words (0 when
+either side has none):
 
 1. More tokens (separated by white space) than `length_threshold` of all the answers.
 2. Cut at commas, semicolons, newlines, "and" and "or", the answer has two parts or more with at least 3 content words,
@@ -63,7 +64,16 @@ RULES: tuple[str, ...] = (
     "rule9_question_not_starting_with_qword",
 )
 RULES_NEEDING_PREDICTIONS: tuple[str, ...] = ("rule4_pred_inside_gold_better", "rule8_pred_better_q_alignment")
-ERROR_SCORE = 3  # so many rules together make an example a dataset error
+ERROR_SCORE = 3  # of this and more the score makes an example a dataset error: three rules, or three bits
+# What a rule that fires adds to the score. ``measured``: its weight of evidence (Good 1950), log2 of how many times
+# more often it fires on a wrong example than on a right one, so that each bit doubles the odds that the example is
+# wrong (rules taken as independent: naive Bayes). Measured on planted errors by benchmarks/error_rules.py, which says
+# in docs/rules.md how; 0 where a rule says nothing. Rule 4 has what it adds to rule 8, without which it never fires.
+RULE_WEIGHTS: dict[str, Mapping[str, float]] = {
+    "equal": dict.fromkeys(RULES, 1),
+    "measured": dict(zip(RULES, (2.82, 1.44, 0, 0.37, 3.87, 0.13, 0.60, 0.18, 0.83), strict=True)),
+}
+MOST_FIRED = 0.5  # on this share and more a rule says nothing: what it flags is wrong at most twice as often as any
 
 # Function words only: articles, pronouns, auxiliaries, prepositions, conjunctions, question words, negations, and what
 # is left of won't, can't and shan't without their n't.
@@ -232,7 +242,8 @@ def _fired(questions: list[str], contexts: list[str], answers: list[str], predic
 
 
 def flag_errors(
-    questions: Column, contexts: Column, answers: Column, predictions: Column | None = None
+    questions: Column, contexts: Column, answers: Column, predictions: Column | None = None, *,
+    rule_weights: str = "equal",
 ) -> pd.DataFrame:
     """The nine error rules for n examples.
 
@@ -243,9 +254,10 @@ def flag_errors(
     Returns n rows, indexed like the Series given (else 0 .. n-1):
 
     - `RULES`, nullable boolean; missing only in rules 4 and 8 and only where there is no prediction
-    - `dataset_error_score`, Int64: how many rules fired, higher = more suspicious
-    - `num_rules`, Int64: of how many, 9 with a prediction and 7 without
-    - `is_dataset_error`, bool: score of at least 3
+    - `dataset_error_score`, higher = more suspicious: how many rules fired, Int64; with the `rule_weights` "measured"
+      the sum of their `RULE_WEIGHTS`, Float64, in bits
+    - `num_rules`, Int64: rules that could be applied, 9 with a prediction and 7 without
+    - `is_dataset_error`, bool: score of at least `ERROR_SCORE`
 
     Raises ValueError for columns of different lengths or Series with different indexes, TypeError for other values
     than strings.
@@ -269,11 +281,44 @@ def flag_errors(
     for rule, fired in zip(RULES, flags, strict=True):
         needs_it = rule in RULES_NEEDING_PREDICTIONS
         frame[rule] = pd.arrays.BooleanArray(fired, unknown if needs_it else np.zeros(n, bool))
-    score = np.sum(flags, axis=0)  # a missing flag is never True: the overlap of no prediction is 0
-    frame["dataset_error_score"] = pd.array(score, dtype="Int64")
+    score = rule_score(frame, RULE_WEIGHTS[rule_weights])
+    frame["dataset_error_score"] = pd.array(score, dtype="Int64" if rule_weights == "equal" else "Float64")
     frame["num_rules"] = pd.array(len(RULES) - len(RULES_NEEDING_PREDICTIONS) * unknown, dtype="Int64")
     frame["is_dataset_error"] = score >= ERROR_SCORE
     return frame
+
+
+def rule_score(flags: pd.DataFrame, weights: Mapping[str, float]) -> np.ndarray:
+    """(n,) the weights of the rules that fired, added, in hundredths so that equal sums are equal; a flag that is
+    missing adds nothing. flags: has the columns `RULES`."""
+    fired = flags[list(RULES)].to_numpy(dtype=float, na_value=0.0)
+    return np.round(fired @ np.array([weights[rule] for rule in RULES], dtype=float), 2)
+
+
+def silent_rules(flags: pd.DataFrame) -> str:
+    """Which rules say nothing of their own on these examples, and why, in one line.
+
+    Such a rule could not be applied, fires on none, fires on `MOST_FIRED` of the examples or more, or by its
+    definition only where another rule does (4, where 8 does; so there is always one). flags: has the columns `RULES`.
+    """
+    reasons: dict[str, list[str]] = {}
+    for number, rule in enumerate(RULES, start=1):
+        applied, fired = int(flags[rule].notna().sum()), int(flags[rule].sum())
+        if not applied:
+            reason = "not applied (they need the predictions of a model)"
+        elif not fired:
+            reason = "fires on none"
+        elif fired >= MOST_FIRED * applied:
+            reason = f"fires on {fired / applied:.0%}"
+        elif rule == RULES[3]:
+            reason = "fires only where rule 8 does"
+        else:
+            continue
+        reasons.setdefault(reason, []).append(str(number))
+    told = [f"rule {numbers[0]} {reason}" if len(numbers) == 1 else
+            f"rules {', '.join(numbers[:-1])} and {numbers[-1]} {reason.replace('fires', 'fire')}"
+            for reason, numbers in reasons.items()]
+    return f"error rules that say nothing of their own here: {'; '.join(told)}"
 
 
 def rule_counts(table: pd.DataFrame, groups: Mapping[str, Sequence[str]]) -> pd.DataFrame:

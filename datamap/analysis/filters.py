@@ -25,7 +25,14 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from datamap.analysis.clusters import load_clusters
-from datamap.analysis.error_rules import RULES, RULES_NEEDING_PREDICTIONS, flag_errors
+from datamap.analysis.error_rules import (
+    ERROR_SCORE,
+    RULE_WEIGHTS,
+    RULES,
+    RULES_NEEDING_PREDICTIONS,
+    flag_errors,
+    silent_rules,
+)
 from datamap.cartography.categories import CATEGORIES
 from datamap.cartography.maps import load_map
 from datamap.cartography.metrics import METRIC_COLUMNS
@@ -124,7 +131,7 @@ class JoinedDataset:
     def _clusters(self, path: str | Path) -> Table:
         return self._aligned(path, load_clusters(path, ("cluster", "cluster_probability")), {})
 
-    def error_rules(self, predictions_path: str | Path | None) -> Table:
+    def error_rules(self, predictions_path: str | Path | None, rule_weights: str) -> Table:
         """The error rules, over the whole dataset; with predictions, examples without one count as missing."""
         from datamap.analysis.unified_table import read_predictions
 
@@ -137,9 +144,11 @@ class JoinedDataset:
             predictions = [known[example]["predicted_answer"] if is_there else None
                            for example, is_there in zip(self.ids, is_known, strict=True)]
         texts = [(answer["text"] or [""])[0] for answer in answers]
-        table = self.table(flag_errors(questions, contexts, texts, predictions).set_axis(self.index))
+        table = self.table(flag_errors(questions, contexts, texts, predictions, rule_weights=rule_weights)
+                           .set_axis(self.index))
         if predictions_path is not None:
             table.listed = np.array([text is not None for text in predictions])
+        logger.info(silent_rules(table.whole))
         return table
 
     def _aligned(self, path: str | Path, whole: pd.DataFrame, thresholds: Thresholds) -> Table:
@@ -422,11 +431,14 @@ class MetricFilter(_MetricsFilter, block="metric"):
 class RuleFilter(Filter, block="rules"):
     """Remove the examples on which more than ``max_error_score`` error rules fire (default 2), or any of ``rules``.
 
-    Rules 4 and 8 need ``predictions_path`` (eval_predictions.jsonl, its directory, or any JSON Lines with ``id`` and
-    ``predicted_answer``). An example without a prediction counts as missing; unless dropped, seven rules judge it.
+    With the ``rule_weights`` "measured" the score is in bits of evidence; by default those with ``ERROR_SCORE`` bits
+    or more go. Rules 4 and 8 need ``predictions_path`` (eval_predictions.jsonl, its directory, or any JSON Lines with
+    ``id`` and ``predicted_answer``). An example without a prediction counts as missing; unless dropped, seven rules
+    judge it.
     """
 
     max_error_score: int | None = setting(whole_number(0, 9), None)
+    rule_weights: str | None = setting(one_of(*RULE_WEIGHTS), None)
     rules: Sequence[str] | None = setting(list_of(lambda item: item in RULES, f"a list of {', '.join(RULES)}", 1),
                                           None)
     predictions_path: str | Path | None = setting(path_of("a JSON Lines file with id and predicted_answer"), None)
@@ -434,10 +446,12 @@ class RuleFilter(Filter, block="rules"):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.rules is None:
-            self.max_error_score = 2 if self.max_error_score is None else self.max_error_score
+            if self.max_error_score is None and self.rule_weights != "measured":
+                self.max_error_score = ERROR_SCORE - 1
             return
-        if self.max_error_score is not None:
-            raise UserError("filter rules: max_error_score goes by how many of all rules fire, rules by those that it "
+        if self.max_error_score is not None or self.rule_weights is not None:
+            given = "rule_weights" if self.max_error_score is None else "max_error_score"
+            raise UserError(f"filter rules: {given} goes by how many of all rules fire, rules by those that it "
                             "names; give a list of two blocks to filter by both")
         compared = [rule for rule in self.rules if rule in RULES_NEEDING_PREDICTIONS]
         if bool(compared) != (self.predictions_path is not None):
@@ -446,10 +460,12 @@ class RuleFilter(Filter, block="rules"):
                             f"{' and '.join(RULES_NEEDING_PREDICTIONS)}, which rules does not name; leave it out")
 
     def read(self, joined: JoinedDataset) -> Table:
-        return joined.error_rules(self.predictions_path)
+        return joined.error_rules(self.predictions_path, self.rule_weights or "equal")
 
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
         if self.rules is None:
+            if self.max_error_score is None:
+                return {f"at least {ERROR_SCORE} bits of evidence": table.whole["is_dataset_error"].to_numpy()}, {}
             score = table.numbers("dataset_error_score")
             return _outside("dataset_error_score", score, high=self.max_error_score), {}
         # Rules 4 and 8 are missing where there is no prediction.

@@ -78,14 +78,16 @@ def predictions_of(path: str | Path, split: Split) -> list[Any]:
 
 
 def unified_table(
-    split: Split, metrics: pd.DataFrame, clusters: pd.DataFrame, predictions: Sequence[Any] | None
+    split: Split, metrics: pd.DataFrame, clusters: pd.DataFrame, predictions: Sequence[Any] | None,
+    rule_weights: str = "equal",
 ) -> pd.DataFrame:
     """One row per example of the split, in its order; what an example has not is missing (columns: DESIGN 5).
 
     ``metrics`` (with category) and ``clusters`` are indexed by id. ``predictions``: one per example, None where there
-    is none; they feed the error rules, and are the last columns: ``predicted_answer`` and ``span_error``, one of
-    ``SPAN_ERRORS``, or ``predicted_label`` of a task without these rules. Columns of the dataset whose name is taken
-    get the prefix ``data_``; those that hold lists or dicts become JSON text.
+    is none; they feed the error rules (``rule_weights``: as in ``flag_errors``), and are the last columns:
+    ``predicted_answer`` and ``span_error``, one of ``SPAN_ERRORS``, or ``predicted_label`` of a task without these
+    rules. Columns of the dataset whose name is taken get the prefix ``data_``; those that hold lists or dicts become
+    JSON text.
     """
     ids = pd.Index(split.ids, name="id")
     of_map = metrics[[column for column in (*METRIC_COLUMNS, *JOINT_COLUMNS, "category") if column in metrics]]
@@ -93,7 +95,7 @@ def unified_table(
     readable = split.task.readable(split.data)
     if split.task.has_error_rules:
         texts = (readable["question"], readable["context"], readable["answer"])
-        added.append(flag_errors(*texts, predictions).set_axis(ids))
+        added.append(flag_errors(*texts, predictions, rule_weights=rule_weights).set_axis(ids))
         if predictions is not None:
             errors = span_errors(split.data["context"][:], split.data["answers"][:], predictions)
             said = {"predicted_answer": list(predictions), "span_error": errors}

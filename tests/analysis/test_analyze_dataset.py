@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from read_pictures import caption, heat_map, legend, lines, lying, scatters, see
 
 import analyze_dataset
 from datamap.analysis import integrated, unified_table
-from datamap.analysis.error_rules import RULES, flag_errors
+from datamap.analysis.error_rules import RULE_WEIGHTS, RULES, flag_errors
 from datamap.cartography.categories import CATEGORIES, categorize_examples
 from datamap.core.files import read_json, read_table
 from datamap.core.plots import CATEGORY_COLORS, COLORS, LIGHT_GREY
@@ -490,6 +491,50 @@ def test_rules_of_a_dataset_alone(house, capsys, with_predictions):
     told = capsys.readouterr().out
     assert f"{len(order)} of 60 examples break at least one of 9 rules, 20 at least 3" in told
     assert "wrote flagged_examples.csv and rule_counts.csv to" in told
+    [silent] = [line for line in told.splitlines() if line.startswith("error rules that say nothing of their")]
+    for rule in RULES:
+        shares = expected[rule].astype("float64").dropna()
+        number = rule.removeprefix("rule").partition("_")[0]
+        assert bool(re.search(rf"\b{number}\b(?!%)", silent)) == (
+            not 0 < shares.sum() < len(shares) / 2 or rule == "rule4_pred_inside_gold_better"), silent
+
+
+def bits(source: list[dict]) -> list[float | None]:
+    """The sum of the weights of the rules that fire for each example; None where none does."""
+    answers = [row["answers"]["text"][0] if row["answers"]["text"] else "" for row in source]
+    flags = flag_errors([row["question"] for row in source], [row["context"] for row in source], answers)
+    fired = [[rule for rule in RULES if flags[rule].fillna(False)[place]] for place in range(N)]
+    return [sum(RULE_WEIGHTS["measured"][rule] for rule in rules) if rules else None for rules in fired]
+
+
+def test_measured_weights_rank_by_evidence(house, capsys):
+    source = rows()
+    for row in source[30:33]:
+        row["question"] = "When did it hurt?"  # not at "knee": rule 5, which says much
+    (house / "when.jsonl").write_text("".join(json.dumps(row) + "\n" for row in source), encoding="utf-8")
+    output = rules_alone(house, "--dataset", house / "when.jsonl", "--rule_weights", "measured")
+    flagged = read_table(output / "flagged_examples.csv").set_index("id")["dataset_error_score"]
+    expected = {row["id"]: score for row, score in zip(source, bits(source), strict=True) if score is not None}
+    assert flagged.is_monotonic_decreasing and flagged.to_dict() == pytest.approx(expected)
+    assert 0 in expected.values(), "flagged, by a rule without weight"
+    certain = sum(score >= 3 for score in expected.values())
+    assert 0 < certain < len(expected)
+    assert f"of 9 rules, {certain} have at least 3 bits of evidence" in capsys.readouterr().out
+
+
+def test_measured_weights_in_the_joined_table(house, capsys):
+    table = read_table(run(house, "--export_unified", "--rule_weights", "measured") / "unified_analysis.csv")
+    assert table["dataset_error_score"].tolist() == pytest.approx([score or 0 for score in bits(rows())])
+    told = capsys.readouterr().out
+    assert "0 of 60 examples have at least 3 bits of evidence" in told or max(table["dataset_error_score"]) >= 3
+    assert "\nerror rules that say nothing of their own here: " in told
+
+
+def test_weights_are_of_rules(house, capsys):
+    line = refused(capsys, house, "--rule_weights", "measured")
+    assert "--rule_weights is for --error_rules and --export_unified" in line
+    line = refused(capsys, house, "--export_unified", "--rule_weights", "measured", "--task", "nli")
+    assert "--rule_weights: the error rules are for extractive question answering; this is --task nli" in line
 
 
 def test_rules_alone_are_for_questions(house, capsys):

@@ -19,11 +19,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamap.analysis.error_rules import (
+    RULE_WEIGHTS,
     RULES,
     RULES_NEEDING_PREDICTIONS,
     STOP_WORDS,
     flag_errors,
     length_threshold,
+    silent_rules,
 )
 from datamap.tasks.questions import QUESTION_TYPES, question_types
 
@@ -181,6 +183,54 @@ def test_any_text_gives_flags_whose_sum_is_the_score(rows):
         assert flags["is_dataset_error"].iloc[i] == (sum(taken) >= 3)
         assert flags[R8].fillna(False).iloc[i] >= flags[R4].fillna(False).iloc[i]
     assert set(question_types([row[0] for row in rows])) <= set(QUESTION_TYPES)
+
+
+# --- measured weights, and rules that say nothing -----------------------------------------------------------------
+
+
+@settings(max_examples=100, deadline=None)
+@given(rows=st.lists(ROWS, min_size=1, max_size=8))
+def test_measured_weights_against_the_slow_sum(rows):
+    equal = flag_errors(*zip(*rows, strict=True))
+    measured = flag_errors(*zip(*rows, strict=True), rule_weights="measured")
+    pd.testing.assert_frame_equal(measured[[*RULES, "num_rules"]], equal[[*RULES, "num_rules"]])
+    assert measured["dataset_error_score"].dtype == "Float64"
+    for i in range(len(rows)):
+        score = sum(Fraction(str(RULE_WEIGHTS["measured"][rule])) for rule in RULES
+                    if measured[rule].iloc[i] is not pd.NA and measured[rule].iloc[i])
+        assert measured["dataset_error_score"].iloc[i] == float(score)
+        assert measured["is_dataset_error"].iloc[i] == (score >= 3)
+
+
+def test_a_measured_score_ranks_by_what_rules_say():
+    # Rules 1, 2, 3 fire on none of these, 5 on the first, 6 and 9 on the second.
+    questions, answers = ["When was the fever gone?", "Of fever, the name"], ["fever", "fever"]
+    flags = flag_errors(questions, ["fever"] * 2, answers)
+    assert flags["dataset_error_score"].tolist() == [1, 1]
+    flags = flag_errors(questions, ["fever"] * 2, answers, rule_weights="measured")
+    weights = RULE_WEIGHTS["measured"]
+    assert flags["dataset_error_score"].tolist() == [weights[R5], weights[R9]] and weights[R5] > weights[R9]
+    assert set(RULE_WEIGHTS["equal"].values()) == {1} and min(weights.values()) >= 0
+
+
+def fired(n: int, *rows: int) -> list[bool]:
+    return [row in rows for row in range(n)]
+
+
+@pytest.mark.parametrize(("changes", "expected"), [
+    ({}, "rule 4 fires only where rule 8 does"),
+    ({R4: [pd.NA] * 10, R8: [pd.NA] * 10}, "rules 4 and 8 not applied (they need the predictions of a model)"),
+    ({R4: fired(10)}, "rule 4 fires on none"),
+    ({R4: [pd.NA] * 8 + [True, False], R8: [pd.NA] * 8 + [True, False]}, "rules 4 and 8 fire on 50%"),  # of two
+    ({R3: fired(10, *range(9)), R9: fired(10, *range(5)), R7: fired(10, *range(4))},
+     "rule 3 fires on 90%; rule 4 fires only where rule 8 does; rule 9 fires on 50%"),
+    ({R1: fired(10), R2: fired(10), R5: fired(10)},
+     "rules 1, 2 and 5 fire on none; rule 4 fires only where rule 8 does"),
+])
+def test_rules_that_say_nothing_are_named(changes, expected):
+    columns = {rule: fired(10, 1, 3) for rule in RULES} | changes
+    told = silent_rules(pd.DataFrame(columns).astype("boolean"))
+    assert told == f"error rules that say nothing of their own here: {expected}"
 
 
 def test_long_repetitive_text_takes_no_long_time():

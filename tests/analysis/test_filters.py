@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamap.analysis.error_rules import flag_errors
+from datamap.analysis.error_rules import RULE_WEIGHTS, RULES, flag_errors
 from datamap.analysis.filter_config import (
     apply_filters,
     filter_inputs,
@@ -449,6 +449,22 @@ def test_rules_equal_the_score_of_each_example(questions, limit):
         assert apply_filters(questions, {"rules": {}})["id"][:] == expected
 
 
+def test_rules_by_their_measured_weights(questions, caplog):
+    answers = [(row["answers"]["text"] or [""])[0] for row in questions]
+    flags = flag_errors(questions["question"][:], questions["context"][:], answers)
+    scores = [sum(RULE_WEIGHTS["measured"][rule] for rule in RULES if flags[rule].fillna(False)[place])
+              for place in range(len(questions))]
+    measured = {"rule_weights": "measured"}
+    assert min(scores) < 1 < 3 <= max(scores)
+    for cut, keeps in (({}, lambda score: score < 3), ({"max_error_score": 1}, lambda score: score <= 1)):
+        filtered, report = apply_filters(questions, {"rules": {**measured, **cut}}, return_report=True)
+        assert filtered["id"][:] == [str(place) for place, score in enumerate(scores) if keeps(score)]
+    assert list(report["filters"][0]["removed"]) == ["dataset_error_score above 1"]
+    assert "rules 4 and 8 not applied (they need the predictions of a model)" in caplog.text
+    assert apply_filters(questions, {"rules": {"rule_weights": "equal"}})["id"][:] == apply_filters(
+        questions, {"rules": {}})["id"][:]
+
+
 def test_single_rules_remove_what_any_of_them_flags(questions):
     """Rules 7 and 9 are told from the texts here: how the answer begins and ends, how the question begins."""
     texts = [(row["answers"]["text"] or [""])[0] for row in questions]
@@ -616,6 +632,8 @@ M = {"metrics_path": "m"}
         ({"rules": {"max_error_score": 10}}, "max_error_score is 10; expected a whole number from 0 to 9"),
         ({"rules": {"max_error_score": 1.0}}, "max_error_score is 1.0; expected a whole number"),
         ({"rules": {"rules": ["rule7"]}}, "rules is ['rule7']; expected a list of rule1_length_anomaly, rule2_"),
+        ({"rules": {"rule_weights": "even"}}, "rule_weights is 'even'; expected one of equal, measured"),
+        ({"rules": {"rules": ["rule7_boundary_weirdness"], "rule_weights": "measured"}}, "rule_weights goes by how"),
         ({"rules": {"rules": []}}, "rules is []; expected a list of"),
         ({"rules": {"rules": ["rule7_boundary_weirdness"], "max_error_score": 1}}, "a list of two blocks"),
         ({"rules": {"rules": ["rule8_pred_better_q_alignment"]}}, "give predictions_path"),
