@@ -315,7 +315,8 @@ def find_errors(args: argparse.Namespace) -> None:
 
 
 def report(args: argparse.Namespace) -> None:
-    from datamap.report.page import MAX_POINTS, REPORT_FILE, REPORT_FILES, gather, known_of, write_report
+    from datamap.detection.known import known_of
+    from datamap.report.page import MAX_POINTS, REPORT_FILE, REPORT_FILES, gather, write_report
 
     split, given = read_for(args, "--report")
     with Progress("page", 2, "steps") as progress:

@@ -335,8 +335,8 @@ def review_table(jobs: Sequence[Job], draws: int = 20) -> pd.DataFrame:
     import pandas as pd
 
     from datamap.detection.base import score_all
+    from datamap.detection.known import detectors_needed
     from datamap.detection.review import features, simulate_review
-    from datamap.detection.suspects import detectors_needed
     from datamap.detection.suspicion import suspicion
 
     prepared = []

@@ -11,8 +11,8 @@ from datamap.cartography.metrics import compute_metrics
 from datamap.core.artifacts import stage
 from datamap.core.files import write_csv, write_json, write_jsonl
 from datamap.core.splits import Split
+from datamap.detection import known
 from datamap.detection.suspicion import Suspicion
-from datamap.report import page
 
 
 def by_confidence(evidence, scores) -> Suspicion:
@@ -66,7 +66,7 @@ def make_page(directory: Path, split: Split, monkeypatch, **flags: str) -> Path:
     """report.html of made-up artifacts."""
     import analyze_dataset
 
-    monkeypatch.setattr(page, "suspicion", by_confidence)
+    monkeypatch.setattr(known, "suspicion", by_confidence)
     given = write_artifacts(directory / "made", split)
     analyze_dataset.main(command(split, {**given, **{f"--{name}": value for name, value in flags.items()}},
                                  directory / "report"))

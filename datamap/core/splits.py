@@ -107,7 +107,7 @@ def load_split(name: str, split: str, task: RowFormat, max_samples: int | None =
     SQuAD-style nesting is flattened), a directory of split files or one written by ``save_to_disk``, or a built-in
     ``demo:...``. ``max_samples`` keeps the first rows. Raises UserError for everything that a user can mend.
     """
-    whole = _load_whole(name, split, task, _stamp(Path(name)))  # type: ignore[arg-type]
+    whole = _load_whole(name, split, task, stamp(Path(name)))  # type: ignore[arg-type]
     if max_samples is None or max_samples >= whole.rows:
         return dataclasses.replace(whole)
     data = whole.data.select(range(max_samples))
@@ -196,7 +196,8 @@ def _part_of(base: Split, part: re.Match[str]) -> Split:
     )
 
 
-def _stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
+def stamp(path: Path) -> tuple[tuple[str, int, int], ...] | None:
+    """Name, time and size of a file, or of all in a directory: what changes when it is written again."""
     files = [path] if path.is_file() else sorted(path.rglob("*")) if path.is_dir() else []
     return tuple((str(file), (status := file.stat()).st_mtime_ns, status.st_size) for file in files) or None
 

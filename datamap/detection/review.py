@@ -71,7 +71,7 @@ class ReviewFeatures:
 def features(evidence: Evidence, scores: pd.DataFrame, suspicion: np.ndarray) -> ReviewFeatures:
     """What there is to look at in ``evidence``.
 
-    scores: of the detectors (``suspects.detectors_needed``) and opinions; their ranks are looked at, and one that says
+    scores: of the detectors (``known.detectors_needed``) and opinions; their ranks are looked at, and one that says
     nothing is in the middle. An opinion is a kind of its own, as it tells something else than all of these.
     suspicion: (N,) 0..1; below FLOOR it counts as FLOOR, above 1 - FLOOR as that.
     """

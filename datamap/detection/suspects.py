@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -10,12 +11,11 @@ import numpy as np
 from datamap.core.artifacts import check_same_dataset
 from datamap.core.splits import Split
 from datamap.core.tables import console_table
-from datamap.detection.base import Evidence, score_all
+from datamap.detection.base import Evidence
 from datamap.detection.decisions import NO_ANSWER, check_decided_ids, idle_fixes_kept, read_decisions
-from datamap.detection.evidence import load_evidence
+from datamap.detection.known import known_of
 from datamap.detection.reasons import NEAREST, class_numbers, reasons
 from datamap.detection.review import rank
-from datamap.detection.suspicion import OOF_WRONG, kind_of, parts_of, suspicion, terms_of
 from datamap.tasks.qa_metrics import normalize_answer
 from datamap.tasks.spans import places_of
 
@@ -54,13 +54,12 @@ def find_suspects(
     import pandas as pd
 
     places = {"embedding_dir": embedding_dir, "cluster_dir": cluster_dir, "predictions": predictions}
-    evidence = load_evidence(split, cartography_dir, **places)  # type: ignore[arg-type]
+    evidence, scores, (values, made_of), _ = known_of(split, cartography_dir, **places)  # type: ignore[arg-type]
     said = [described(evidence, [flag for flag, place in places.items() if not place])]
     decided = decisions_on(split, decisions) if decisions else None
-    scores = score_all(evidence, detectors_needed(evidence))
-    values, made_of = suspicion(evidence, scores)
     opinions = judge(split, values) if judge else {}
     if opinions:
+        evidence = copy.copy(evidence)  # who asks again without a judge has none
         evidence.opinions = {JUDGE: np.array([opinions[each].probability if each in opinions else np.nan
                                               for each in split.ids])}
         scores = scores.assign(**evidence.opinions)
@@ -100,13 +99,6 @@ def decisions_on(split: Split, path: str) -> pd.DataFrame:
     check_decided_ids(path, table.index, split)
     changed = check_same_dataset(path, table.index, split)
     return idle_fixes_kept(table[table.index.isin(set(split.ids) - changed)], split, path)
-
-
-def detectors_needed(evidence: Evidence) -> tuple[str, ...]:
-    """Those that suspicion is made of, and that reasons name. A review that learns from the others too finds no more
-    (RESULTS.md), and they would take longer than all the rest."""
-    terms = terms_of(kind_of(evidence), parts_of(evidence))
-    return tuple(dict.fromkeys([*(term.detector for term in terms), "odd_question", OOF_WRONG]))
 
 
 def described(evidence: Evidence, not_given: list[str]) -> str:

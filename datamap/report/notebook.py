@@ -13,8 +13,9 @@ from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_jsonl
 from datamap.core.splits import Split
 from datamap.detection.decisions import NO_ANSWER
+from datamap.detection.known import Known, known_of
 from datamap.detection.suspects import predicted
-from datamap.report.page import Known, gather, html_of, known_of
+from datamap.report.page import gather, html_of
 from datamap.tasks.registry import DEFAULT_TASK, get_task
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -26,12 +26,11 @@ from datamap.core.files import atomic, plain, write_csv
 from datamap.core.plots import CATEGORY_COLORS, COLORS, dataset_label
 from datamap.core.splits import Split
 from datamap.core.tables import safe_to_open
-from datamap.detection.base import SEED, Evidence, score_all
+from datamap.detection.base import Evidence
 from datamap.detection.decisions import NO_ANSWER
-from datamap.detection.evidence import load_evidence
+from datamap.detection.known import Known
 from datamap.detection.review import GROUP_SPREAD, PRECISION, ROUNDING, SMALLEST_STEP, STEPS, features
-from datamap.detection.suspects import decisions_on, detectors_needed
-from datamap.detection.suspicion import Suspicion, suspicion
+from datamap.detection.suspects import decisions_on
 from datamap.report import copies, examples, overview, several, texts
 
 if TYPE_CHECKING:
@@ -46,16 +45,6 @@ STYLE, SCRIPTS = "report.css", ("learn.js", "data.js", "maps.js", "table.js", "e
 logger = logging.getLogger(__name__)
 
 
-class Known(NamedTuple):
-    """Of a split: the evidence, the scores of the detectors (``suspects.detectors_needed``), suspicion, and the
-    artifacts that these were made from, by what they are; "data map" is among them."""
-
-    evidence: Evidence
-    scores: pd.DataFrame
-    suspicion: Suspicion
-    sources: dict[str, str | Path | None]
-
-
 @dataclass
 class Report:
     """What a page is made of. content: of the page, JSON. leaks: ``copies.leaks``, None without another split.
@@ -68,19 +57,6 @@ class Report:
 
 
 # --- what it is made of ------------------------------------------------------------------------------------------
-
-
-def known_of(
-    split: Split, cartography_dir: str | Path, *, embedding_dir: str | Path | None = None,
-    cluster_dir: str | Path | None = None, predictions: str | Path | None = None, seed: int = SEED,
-) -> Known:
-    """What these artifacts say of ``split``; None leaves one out."""
-    evidence = load_evidence(split, cartography_dir, embedding_dir=embedding_dir, cluster_dir=cluster_dir,
-                             predictions=predictions, seed=seed)
-    scores = score_all(evidence, detectors_needed(evidence))
-    sources = {"data map": cartography_dir, "embeddings": embedding_dir, "clusters": cluster_dir,
-               "predictions": predictions}
-    return Known(evidence, scores, suspicion(evidence, scores), sources)
 
 
 def gather(

@@ -12,7 +12,7 @@ from conftest import qa_rows, write_rows
 import analyze_dataset
 from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
-from datamap.detection import suspects
+from datamap.detection import known, suspects
 from datamap.detection.base import Evidence
 from datamap.detection.decisions import NO_ANSWER, read_decisions
 from datamap.detection.reasons import reasons
@@ -233,7 +233,7 @@ def test_what_is_said_of_some_is_what_is_said_of_all(rows, pairs, questions):
 @pytest.fixture
 def finished(tmp_path, pairs, monkeypatch):
     """Artifacts of the pairs, without run_meta.json; suspicion is 1 - confidence."""
-    monkeypatch.setattr(suspects, "suspicion", by_confidence)
+    monkeypatch.setattr(known, "suspicion", by_confidence)
     (tmp_path / "map").mkdir()
     metrics(pairs.ids).to_csv(tmp_path / "map" / "cartography_metrics.csv", index=False)
     return ["--find_errors", "--cartography_dir", str(tmp_path / "map"), "--dataset", pairs.name, "--task", "nli",
@@ -253,6 +253,27 @@ def test_the_command_writes_the_table(tmp_path, finished, capsys):
     assert said[-1].startswith("wrote suspects.csv, 6 examples, to ")
     meta = read_json(tmp_path / "suspects" / "run_meta.json")
     assert meta["status"] == "finished" and list(meta["outputs"]) == ["suspects.csv"]
+
+
+def test_what_is_known_is_worked_out_once_until_a_file_changes(tmp_path, finished, pairs):
+    at = tmp_path / "map" / "cartography_metrics.csv"
+    first = known.known_of(pairs, str(at))
+
+    def judge(split, suspicion):
+        return {split.ids[0]: suspects.Opinion(1.0, "wrong", None)}
+
+    table, _ = suspects.find_suspects(pairs, str(at), judge=judge)
+    assert suspects.JUDGE in table and not first.evidence.opinions
+    assert known.known_of(pairs, str(at)) is first
+    folds = metrics(pairs.ids, fold=1, predicted_label="neutral")
+    folds.to_csv(tmp_path / "map" / "out_of_fold.csv", index=False)
+    second = known.known_of(pairs, str(at))
+    assert first.evidence.out_of_fold is None and second.evidence.out_of_fold is not None
+    assert known.known_of(pairs, str(at), seed=1) is not second
+    changed = metrics(pairs.ids, confidence=0.5)
+    changed.to_csv(at, index=False)
+    again = known.known_of(pairs, str(at)).evidence.metrics
+    assert again is not None and (again["confidence"] == 0.5).all()
 
 
 def test_out_of_fold_answers_come_from_beside_the_map(tmp_path, finished, pairs, capsys):

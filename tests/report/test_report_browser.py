@@ -304,7 +304,7 @@ def test_the_decisions_of_the_page_make_of_the_rest_what_find_errors_makes(opene
         opened.key("d" if place % 4 else "k")
     on_page = dict(zip(questions.ids, opened.run("[...page.suspicion]"), strict=True))
     file = opened.download(tmp_path, "decisions.csv", lambda: opened.run("byId('download-decisions').click()"))
-    monkeypatch.setattr(suspects, "suspicion", by_confidence)
+    monkeypatch.setattr(known, "suspicion", by_confidence)
     made = report.parent.parent / "made"
     analyze_dataset.main(["--find_errors", "--decisions", str(file), "--cartography_dir", str(made / "map"),
                           "--embedding_dir", str(made / "embeddings"), "--cluster_dir", str(made / "clusters"),

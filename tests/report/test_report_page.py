@@ -16,6 +16,7 @@ import analyze_dataset
 from datamap.analysis.unified_table import summarize_overlap
 from datamap.core.files import read_json, read_table
 from datamap.core.splits import load_split
+from datamap.detection import known
 from datamap.detection.base import Evidence
 from datamap.report import examples, page, texts
 from datamap.report.page import content_of
@@ -179,7 +180,7 @@ def test_shown_rows_do_not_depend_on_the_order_of_the_file():
 
 
 def test_what_was_not_made_is_left_out(tmp_path, questions, monkeypatch):
-    monkeypatch.setattr(page, "suspicion", by_confidence)
+    monkeypatch.setattr(known, "suspicion", by_confidence)
     flags = write_artifacts(tmp_path / "made", questions)
     for file in (tmp_path / "made" / "map").glob("training_dynamics*"):
         file.unlink()
@@ -217,7 +218,7 @@ def test_columns_of_the_data_become_what_they_are(tmp_path, monkeypatch):
 def test_labels(tmp_path, monkeypatch):
     """Pairs with labels: no spans, classes to correct to, the group by which one colours."""
     split = load_split("demo:nli", "train", get_task("nli"), max_samples=30)
-    monkeypatch.setattr(page, "suspicion", by_confidence)
+    monkeypatch.setattr(known, "suspicion", by_confidence)
     flags = write_artifacts(tmp_path / "made", split)
     analyze_dataset.main([*command(split, flags, tmp_path / "report"), "--max_samples", "30"])
     file = tmp_path / "report" / "report.html"

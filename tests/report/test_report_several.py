@@ -19,7 +19,7 @@ from datamap.cartography.metrics import compute_metrics
 from datamap.core.artifacts import stage
 from datamap.core.files import read_json
 from datamap.core.splits import load_split
-from datamap.report import page
+from datamap.detection import known
 from datamap.report.page import content_of
 from datamap.report.several import MOST_ARROWS
 from datamap.tasks.registry import get_task
@@ -56,7 +56,7 @@ def maps(tmp_path_factory, split):
 
 
 def made(split, output, monkeypatch, *flags):
-    monkeypatch.setattr(page, "suspicion", by_confidence)
+    monkeypatch.setattr(known, "suspicion", by_confidence)
     argv = command(split, dict(zip(flags[::2], map(str, flags[1::2]), strict=True)), output)
     analyze_dataset.main(argv)
     return output / "report.html"
