@@ -16,7 +16,7 @@ from made_report import by_confidence, make_page
 import analyze_dataset
 from datamap.core.files import read_table
 from datamap.core.splits import load_split
-from datamap.detection import decisions, review, suspects
+from datamap.detection import decisions, known, review, suspects
 from datamap.detection.decisions import read_decisions
 from datamap.detection.review import ReviewFeatures
 from datamap.report.examples import packed
