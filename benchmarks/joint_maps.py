@@ -3,7 +3,8 @@
 Trains on each set with the same planted errors and several seeds (demo:clinical carries its own), and joins the maps.
 Writes average_precision.csv (by number of runs), gains.csv (the joint map of all runs but one against that one),
 stability.csv, joint_maps.json and joint_maps.png to --output_dir, and under runs/ what was trained and joined; what is
-finished there is not run again.
+finished there is not run again. Then it trains --cleaned sets again without the tenth that is most suspicious by the
+joint map, and compares the joint maps before and after: cleaned.csv, and SET_compared/ of dataset_cartography.py.
 
     python benchmarks/joint_maps.py --data_dir DATA --workers 2 --output_dir ./joint_maps_output
     python benchmarks/joint_maps.py --sets clinical --seeds 1 2 3 --max_examples 300 --output_dir ./tried_output
@@ -29,6 +30,7 @@ from datamap.core.errors import UserError, command_line, setup_logging
 from datamap.core.files import read_json, read_table, write_csv
 from datamap.core.flags import positive_int, seed_number
 from datamap.core.plots import COLORS, GREY, new_figure, save_figure, whole_numbers
+from datamap.core.tables import restored
 from datamap.detection.figures import average_precision, over_seeds_and_examples, ranked_first
 
 if TYPE_CHECKING:
@@ -72,6 +74,7 @@ class Job(NamedTuple):
     directory: Path
     data_dir: str
     most: int | None
+    kept: str = ""  # file with the ids that are trained on, "" for all
 
 
 def carried_out(job: Job) -> None:
@@ -89,6 +92,7 @@ def carried_out(job: Job) -> None:
             *about.training.split(), "--seed", str(job.seed), "--save_strategy", "no",
             "--output_dir", str(at / "model"), "--cartography_output_dir", str(at / "map"), "--overwrite", "--no_cuda"]
     argv += ["--max_train_samples", str(job.most)] if job.most else []
+    argv += ["--train_ids", job.kept] if job.kept else []
     if about.plant:  # the same errors for every seed of the training
         argv += ["--plant_errors", str(ERROR_SHARE), "--plant_seed", "0"]
         argv += ["--plant_kind", about.plant] if about.plant != "qa" else []
@@ -183,6 +187,14 @@ def plot_precision(path: Path, precision: pd.DataFrame, gains: pd.DataFrame) -> 
                 "Mean over the choices of so many of the runs, band: worst to best choice; dotted: a random order")
 
 
+def all_carried_out(jobs: Sequence[Job], workers: int) -> None:
+    from tqdm.auto import tqdm
+
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        for _ in tqdm(pool.map(carried_out, jobs), total=len(jobs), unit="run", disable=None):
+            pass
+
+
 def joined(name: str, jobs: Sequence[Job], output: Path) -> tuple[Sequence[pd.DataFrame], np.ndarray, dict[str, Any]]:
     """The maps of a set over the examples that all runs know, which are wrong, and what its joint map says."""
     from datamap.cartography.metrics import load_cartography_metrics
@@ -193,8 +205,42 @@ def joined(name: str, jobs: Sequence[Job], output: Path) -> tuple[Sequence[pd.Da
     carry_out("dataset_cartography.py", ["--cartography_dir", *(str(job.directory / "map") for job in jobs),
                                          "--output_dir", str(joint)], output / "runs" / f"{name}-joint.log")
     shared = maps[0].index[np.logical_and.reduce([maps[0].index.isin(each.index) for each in maps])]
-    wrong = shared.isin(list(wrong_ids(name, jobs[0].directory)))
+    wrong = shared.isin(list(wrong_ids(jobs[0].name, jobs[0].directory)))
     return [each.loc[shared] for each in maps], np.asarray(wrong), read_json(joint / "joint_map.json")
+
+
+def cleaned_row(jobs: Sequence[Job], workers: int, output: Path) -> dict[str, Any]:
+    """Trains again without the most suspicious tenth, compares the joint map of before with that of after, and says
+    what moved beyond noise, of the examples that were left in, right and wrong ones."""
+    from datamap.suites.runner import carry_out
+
+    name, runs = jobs[0].name, output / "runs"
+    joint, after, suspects = (runs / f"{name}-{part}" for part in ("joint", "cleaned-joint", "suspects"))
+    carry_out("analyze_dataset.py", ["--find_errors", "--cartography_dir", str(joint), "--output_dir", str(suspects)],
+              runs / f"{name}-suspects.log")
+    table = read_table(suspects / "suspects.csv")
+    table["id"] = [restored(cell) for cell in table["id"]]
+    removed = round(ERROR_SHARE * len(table))
+    write_csv(runs / f"{name}-kept.csv", table[["id"]].iloc[removed:])
+    again = [job._replace(directory=runs / f"{name}-{job.seed}-cleaned", kept=str(runs / f"{name}-kept.csv"))
+             for job in jobs]
+    all_carried_out(again, workers)
+    joined(f"{name}-cleaned", again, output)
+    carry_out("dataset_cartography.py", ["--compare", str(joint), str(after), "--output_dir",
+                                         str(output / f"{name}_compared")], runs / f"{name}-compared.log")
+    wrong = wrong_ids(name, jobs[0].directory)
+    found = table["id"].iloc[:removed].isin(wrong).sum()
+    moved = read_table(output / f"{name}_compared" / "moved.csv")
+    row: dict[str, Any] = {"set": name, "runs": len(jobs), "removed": removed, "removed_wrong": int(found),
+                           "left": len(moved)}
+    is_wrong = moved["id"].isin(wrong)
+    for who, part in (("right", moved[~is_wrong]), ("wrong", moved[is_wrong])):
+        beyond = part["beyond_noise"] > 0
+        row |= {f"{who}_left": len(part), f"{who}_moved": int(beyond.sum()),
+                f"{who}_up": int((beyond & (part["confidence_shift"] > 0)).sum()),
+                f"{who}_confidence_shift": part["confidence_shift"].mean(),
+                f"{who}_other_category": int((part["category_a"] != part["category_b_at_a"]).sum())}
+    return row
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -202,6 +248,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data_dir", default=".", help="holds the sets that are not built in")
     parser.add_list("--sets", choices=list(SETS), default=list(SETS), help="which", metavar="SET")
     parser.add_list("--seeds", type=seed_number, default=[1, 2, 3, 4, 5], help="of the trainings")
+    parser.add_list("--cleaned", choices=list(SETS), default=["sst2"], metavar="SET",
+                    help="those of the sets that are trained again without the most suspicious tenth")
     parser.add_argument("--workers", type=positive_int, default=1, help="trainings at a time")
     parser.add_argument("--max_examples", type=positive_int, metavar="N", help="of each set (default: its own most)")
     parser.add_argument("--draws", type=positive_int, default=300, help="of the bootstrap")
@@ -219,7 +267,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     import pandas as pd
-    from tqdm.auto import tqdm
 
     args = parse_args(argv)
     output = Path(args.output_dir)
@@ -227,9 +274,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 min(filter(None, (SETS[name].most, args.max_examples)), default=None))
             for seed in args.seeds for name in args.sets]
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.workers)))
-    with ProcessPoolExecutor(args.workers, mp_context=get_context("spawn")) as pool:
-        for _ in tqdm(pool.map(carried_out, jobs), total=len(jobs), unit="run", disable=None):
-            pass
+    all_carried_out(jobs, args.workers)
     found, stable = {}, []
     for name in args.sets:
         maps, wrong, record = joined(name, [job for job in jobs if job.name == name], output)
@@ -237,12 +282,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         stable.append({"set": name, **stability_row(record)})
     precision, gains = tables_of(found, args.draws)
     stability = pd.DataFrame(stable)
-    report(args, __file__, {"gains": gains.to_dict("records"), "stability": stable})
-    for name, table in (("average_precision", precision), ("gains", gains), ("stability", stability)):
+    cleaned = [cleaned_row([job for job in jobs if job.name == name], args.workers, output)
+               for name in args.cleaned if name in args.sets]
+    report(args, __file__, {"gains": gains.to_dict("records"), "stability": stable, "cleaned": cleaned})
+    for name, table in (("average_precision", precision), ("gains", gains), ("stability", stability),
+                        ("cleaned", pd.DataFrame(cleaned))):
         write_csv(output / f"{name}.csv", table)
     plot_precision(output / "joint_maps.png", precision, gains)
     print(gains.round(3).to_string(index=False))
     print(stability.round(2).T.to_string(header=False))
+    print(pd.DataFrame(cleaned).round(3).T.to_string(header=False))
 
 
 if __name__ == "__main__":

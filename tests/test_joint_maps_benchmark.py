@@ -69,3 +69,32 @@ def test_the_picture_and_the_figures_of_stability(bench, tmp_path, pictures):
     })
     assert (row["overlap_hardest"], row["spearman_confidence"], row["needed_hardest"]) == (0.3, 0.6, 7)
     assert row["overlap_most_ambiguous"] is None and row["needed_most_ambiguous_why"] == "more than 20"
+
+
+def test_what_moved_after_cleaning_is_counted_apart_for_right_and_wrong(bench, tmp_path, monkeypatch):
+    """20 examples, of which e0 to e3 are wrong; the two most suspicious, e0 and e9, are left out."""
+    (tmp_path / "runs").mkdir()
+    order = ["e0", "e9", *(f"e{row}" for row in range(20) if row not in (0, 9))]
+    moved = pd.DataFrame({"id": order[2:], "category_a": "hard", "category_b_at_a": ["easy"] * 3 + ["hard"] * 15,
+                          "confidence_shift": [0.5, -0.5, 0.25, *[0.1] * 15], "beyond_noise": [0.1, 0.2, *[0.0] * 16]})
+    trained = []
+
+    def carried(script, argv, log):
+        place = tmp_path / "runs/sst2-suspects" if "--find_errors" in argv else tmp_path / "sst2_compared"
+        place.mkdir()
+        table = pd.DataFrame({"id": order}) if "--find_errors" in argv else moved
+        table.to_csv(place / ("suspects.csv" if "--find_errors" in argv else "moved.csv"), index=False)
+
+    monkeypatch.setattr("datamap.suites.runner.carry_out", carried)
+    monkeypatch.setattr(bench, "all_carried_out", lambda jobs, workers: trained.extend(jobs))
+    monkeypatch.setattr(bench, "joined", lambda *given: None)
+    monkeypatch.setattr(bench, "wrong_ids", lambda name, directory: {"e0", "e1", "e2", "e3"})
+    jobs = [bench.Job("sst2", seed, tmp_path / "runs" / f"sst2-{seed}", ".", None) for seed in (1, 2)]
+    row = bench.cleaned_row(jobs, 1, tmp_path)
+    assert [job.directory.name for job in trained] == ["sst2-1-cleaned", "sst2-2-cleaned"]
+    kept = pd.read_csv(trained[0].kept)["id"].tolist()
+    assert kept == order[2:] and len(kept) == 18
+    assert row == {"set": "sst2", "runs": 2, "removed": 2, "removed_wrong": 1, "left": 18, "right_left": 15,
+                   "right_moved": 0, "right_up": 0, "right_confidence_shift": pytest.approx(0.1),
+                   "right_other_category": 0, "wrong_left": 3, "wrong_moved": 2, "wrong_up": 1,
+                   "wrong_confidence_shift": pytest.approx(0.25 / 3), "wrong_other_category": 3}
