@@ -58,7 +58,8 @@ class QuestionAnswering(Task):
     spans: str = "nearest"
 
     name = "qa"
-    flags = ("doc_stride", "max_answer_length", "spans", "ablations", "eval_ablations", "confidence_type")
+    flags = ("doc_stride", "empty_windows", "max_answer_length", "spans", "ablations", "eval_ablations",
+             "confidence_type")
     content_columns = ("question", "context", "answers")
     text_columns = ("question", "context")
     perturbed_columns = ("question",)  # the answers stand in the context

@@ -55,7 +55,7 @@ NEEDS = {
     "weight_clip_max": "use_soft_weighting", "eval_ablations": "do_eval", "train_ids": "do_train",
     "validation_cartography_output_dir": "filter_validation",
     "validation_cluster_assignments_path": "filter_validation",
-    "max_drop_percentage": "filters", "missing": "filters", "plant_errors": "do_train",
+    "max_drop_percentage": "filters", "missing": "filters", "plant_errors": "do_train", "empty_windows": "do_train",
     "plant_seed": "plant_errors", "plant_kind": "plant_errors", "plant_confusion": "plant_errors",
     "cross_fit": "enable_cartography", "cross_fit_head": "enable_cartography", "cross_fit_workers": "cross_fit",
     "mc_dropout": "cross_fit", "fold": "cross_fit", "map_split": "enable_cartography",
@@ -118,6 +118,9 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--max_length", type=positive_int, default=512, help="longest window or text, in tokens")
     group.add_argument("--doc_stride", type=positive_int, default=128, metavar="N",
                        help="tokens that consecutive windows share, at most half of --max_length")
+    group.add_argument("--empty_windows", type=fraction, default=argparse.SUPPRESS, metavar="SHARE",
+                       help="of the windows that hold no answer, though their question has one elsewhere, train on "
+                       "this share, drawn by --seed: of long documents nearly all are such (default: 1)")
     group.add_argument("--max_answer_length", type=positive_int, metavar="N",
                        help="longest predicted answer in tokens (default: no limit)")
     group.add_argument("--ablations", choices=ABLATIONS, default="none",

@@ -16,7 +16,7 @@ from datamap.cartography.maps import CARTOGRAPHY_FILES
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError, is_main_process
 from datamap.core.files import write_csv, write_json
-from datamap.core.splits import Split
+from datamap.core.splits import Split, with_column
 from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
 from datamap.training.arguments import TRAINING_FILES, inputs_of, map_split_dir
@@ -35,6 +35,7 @@ from datamap.training.models import learning_rate_of
 from datamap.training.planted import PLANTED_FILE, place_of_planted, plants_errors
 
 if TYPE_CHECKING:
+    import datasets
     import pandas as pd
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
@@ -129,6 +130,8 @@ def _what_it_trains_on(
     if train is None:
         return {}
     features = features_of(train, tokenizer, args.max_length, args.doc_stride, args.ablations)
+    if hasattr(args, "empty_windows"):
+        features = with_fewer_empty(features, args.empty_windows, args.seed)
     check_batches(arguments, len(features))
     rows = np.asarray(features["example_index"][:])
     in_rows = f" in {len(features):,} windows" if len(features) > len(train.data) else ""
@@ -151,6 +154,22 @@ def _what_it_trains_on(
             title=title_of(train, args.model),
         )
     return parts
+
+
+def with_fewer_empty(features: datasets.Dataset, share: float, seed: int) -> datasets.Dataset:
+    """The windows without most of those that only say that the answer of their question lies elsewhere: of these a
+    ``share``, 0..1, drawn by ``seed``, as the baseline of Natural Questions leaves most of its null instances out
+    (Kwiatkowski et al. 2019). Examples keep what says something of them, and unanswerable ones all."""
+    counts = np.asarray(features["counts"][:], dtype=bool)
+    empty = np.flatnonzero(~counts)
+    drawn = np.random.default_rng(seed).choice(empty, round(share * len(empty)), replace=False)
+    logger.info(f"of {len(empty):,} windows without the answer of their question {len(drawn):,} are trained on")
+    chosen = np.union1d(np.flatnonzero(counts), drawn)
+    if not len(chosen):
+        raise UserError(f"--empty_windows {share:g} leaves nothing to train on: no window of the {len(features):,} "
+                        "holds an answer; a larger --max_length helps")
+    kept = features.select(chosen).remove_columns("row_index")
+    return with_column(kept, "row_index", list(range(len(kept))))
 
 
 def _check_bfloat16(model: PreTrainedModel, arguments: TrainingArguments) -> None:
