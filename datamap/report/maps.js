@@ -5,6 +5,7 @@ const MAPS = [];
 const MANY = ["#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#AA4499", "#999933", "#882255"]; // Tol
 const CIVIDIS = ["#00224e", "#2b446e", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838"];
 const GREY = "#9a9a9a";
+const PAPER = 330; // pixels of a map in print, two side by side on upright A4
 const NO_LEVEL = new Set(["noise", "no"]); // drawn in grey
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -167,6 +168,11 @@ function drawMaps() {
 /** After the maps were hidden: the window may be another size. */
 function fitMaps() {
   for (const map of MAPS) change(map, (id) => byId(id).offsetParent && Plotly.Plots.resize(id));
+}
+
+/** As wide as so many pixels, or as their place is (null): paper is narrower than most windows. */
+function sizeMaps(width) {
+  for (const map of MAPS) change(map, (id) => Plotly.relayout(id, { width, autosize: width === null }));
 }
 
 /** Take over what was drawn in one map; the line around it goes from the other. */

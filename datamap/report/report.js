@@ -84,6 +84,16 @@ function keep() {
   }
 }
 
+/** What the same page in another tab has decided: each tab writes all decisions, so it has to know those of the others. */
+function takeOver() {
+  page.decisions.clear();
+  page.elsewhere.clear();
+  recall();
+  refresh(true);
+  if (!page.fixing) drawExample();
+  drawProgress();
+}
+
 function notify(text) {
   byId("notice").textContent = text;
   byId("notice").hidden = false;
@@ -200,7 +210,9 @@ function listen() {
     if (link) { event.preventDefault(); location.hash = link.hash; }
   });
   addEventListener("scroll", hideTip, { passive: true });
-  addEventListener("beforeprint", drawOverview);
+  addEventListener("beforeprint", () => { drawOverview(); sizeMaps(PAPER); });
+  addEventListener("afterprint", () => sizeMaps(null));
+  addEventListener("storage", (event) => { if ([storeKey(), rankedKey()].includes(event.key)) takeOver(); });
   WIDE.addEventListener("change", openFirst); // there is room for an example now
   for (const look of ["(prefers-color-scheme: dark)", "(min-width: 2400px)", "(min-width: 3400px)"]) {
     matchMedia(look).addEventListener("change", paintTheme); // colours and the size of letters are those of report.css

@@ -290,6 +290,18 @@ def test_decisions_on_what_an_other_sample_shows_are_kept(opened, questions, rep
     opened.requests.remove(page.as_uri())
 
 
+def test_what_an_other_tab_decides_is_not_written_over(opened, questions):
+    opened.key("k")
+    last = questions.ids[opened.run("page.view.at(-1)")]
+    opened.run(f"""{{ const kept = JSON.parse(localStorage.getItem(storeKey()));
+        localStorage.setItem(storeKey(), JSON.stringify([...kept, [{json.dumps(last)}, 'drop', '']]));
+        dispatchEvent(new StorageEvent('storage', {{ key: storeKey() }})); }}""")
+    assert "2 decided: 1 keep, 1 drop" in opened.text("#progress")
+    opened.key("k")
+    opened.reload()
+    assert "3 decided: 2 keep, 1 drop" in opened.text("#progress")
+
+
 def test_a_fix_to_what_is_annotated_already_is_none(opened, questions, tmp_path, caplog):
     gold = questions.data["answers"][opened.run("page.at")]["text"][0]
     opened.key("f")
@@ -470,6 +482,18 @@ def test_nothing_is_wider_than_the_window(opened):
         opened.run("open(page.view[0])")
         assert opened.run("byId('example').getBoundingClientRect().width") > 250
         opened.run("close()")
+
+
+def test_maps_have_room_on_paper(opened):
+    """A print changes no window: the maps stay as wide as they are, unless they are told."""
+    opened.size(1920, 1080)
+    wide = "MAPS.map(({ id }) => document.querySelector(`#${id} .main-svg`).getBoundingClientRect().width)"
+    opened.until(f"{wide}.every((each) => each > 500)")
+    opened.run("window.printed = null; matchMedia('print').addEventListener('change', (event) => "
+               f"{{ printed ??= {wide}; }})")
+    opened._ask("Page.printToPDF")
+    assert opened.run("printed") == [330, 330]
+    opened.until(f"{wide}.every((each) => each > 500)")
 
 
 def test_letters_of_the_maps_grow_with_those_of_the_page(opened):
