@@ -58,12 +58,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def write_small(path: Path, picture: bytes) -> None:
-    """A PNG with a palette."""
+    """A PNG with a palette, in which a colour of few pixels, a dot of a legend, becomes no other."""
     import io
 
     from PIL import Image
 
-    image = Image.open(io.BytesIO(picture)).convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE)
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    image = image.quantize(COLOURS, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     with atomic(path) as temporary:
         image.save(temporary, format="PNG", optimize=True)
 

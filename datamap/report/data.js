@@ -3,7 +3,7 @@
 // data only ever becomes text nodes.
 
 const page = {
-  n: 0, columns: new Map(), decisions: new Map(), suspicion: null, view: [], filters: [], search: "", drawn: null,
+  n: 0, columns: new Map(), decisions: new Map(), elsewhere: new Map(), suspicion: null, view: [], filters: [], search: "", drawn: null,
   sort: { key: "review", down: true }, at: null, first: 0, colour: "",
 };
 

@@ -152,11 +152,14 @@ function correction(row) {
     h("p", { class: "problem", role: "alert" }), known.length ? h("p", { class: "offers" }, "take over: ", ...known) : "");
 }
 
-/** While a fix is asked for, text selected in the context becomes the corrected answer. */
+/** While a fix is asked for, text selected in the context becomes the corrected answer, and keys go there: Enter saves
+ * it, and no letter is taken for a decision. */
 function takeSelection() {
   const field = byId("example").querySelector(".correction input"), chosen = getSelection();
   const start = chosen.anchorNode, inside = (start instanceof Element ? start : start?.parentElement)?.closest(".whole");
-  if (field && inside && chosen.toString().trim()) field.value = chosen.toString().trim();
+  if (!field || !inside || !chosen.toString().trim()) return;
+  field.value = chosen.toString().trim();
+  field.focus({ preventScroll: true });
 }
 
 // --- what is shown of it ---

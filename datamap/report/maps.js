@@ -5,9 +5,12 @@ const MAPS = [];
 const MANY = ["#332288", "#88CCEE", "#117733", "#DDCC77", "#CC6677", "#44AA99", "#AA4499", "#999933", "#882255"]; // Tol
 const CIVIDIS = ["#00224e", "#2b446e", "#575d6d", "#7d7c78", "#a59c74", "#d2c060", "#fee838"];
 const GREY = "#9a9a9a";
+const PAPER = 330; // pixels of a map in print, two side by side on upright A4
 const NO_LEVEL = new Set(["noise", "no"]); // drawn in grey
 
 const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+/** Pixels that are as much here as so many are to letters of 15 pixels: on a wide screen letters are larger. */
+const scaled = (pixels) => (pixels * parseFloat(style("font-size"))) / 15;
 const finite = (values) => values.reduce(([low, high], value) =>
   (Number.isFinite(value) ? [Math.min(low, value), Math.max(high, value)] : [low, high]), [Infinity, -Infinity]);
 
@@ -72,7 +75,7 @@ function drawLegend() {
 
 function axes(title) {
   const line = style("--line"), muted = style("--muted");
-  return { title: { text: title, font: { size: 12 }, standoff: 6 }, gridcolor: line, zeroline: false, linecolor: line,
+  return { title: { text: title, font: { size: scaled(12) }, standoff: 6 }, gridcolor: line, zeroline: false, linecolor: line,
     color: muted, ticks: "", automargin: true };
 }
 
@@ -96,7 +99,7 @@ function mapLayout(map) {
   const muted = style("--muted");
   return {
     autosize: true, margin: { l: 48, r: 8, t: 30, b: 40 }, paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
-    font: { family: style("--font"), size: 12, color: muted }, showlegend: false, dragmode: "lasso", hovermode: "closest",
+    font: { family: style("--font"), size: scaled(12), color: muted }, showlegend: false, dragmode: "lasso", hovermode: "closest",
     hoverdistance: 12, xaxis: { ...axes(map.x.title), ...map.x.more }, yaxis: { ...axes(map.y.title), ...map.y.more },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: muted, activecolor: style("--accent"), orientation: "h" },
     newselection: { line: { color: style("--ink"), width: 1.5, dash: "dot" } },
@@ -141,7 +144,7 @@ function drawMaps() {
   byId("figure-compared").hidden = !compared;
   byId("figure-clusters").hidden = !MAPS.some((map) => map.id === "map-clusters");
   const type = hasWebGL() ? "scattergl" : "scatter"; // without a graphics card slower, and the same
-  const size = Math.max(3, Math.min(7, 260 / Math.sqrt(page.n)));
+  const size = scaled(Math.max(3, Math.min(7, 260 / Math.sqrt(page.n))));
   const config = { responsive: true, displaylogo: false, displayModeBar: true,
     modeBarButtons: [["lasso2d", "select2d", "zoom2d", "pan2d", "resetScale2d"]] };
   return Promise.all(MAPS.map((map) => {
@@ -165,6 +168,11 @@ function drawMaps() {
 /** After the maps were hidden: the window may be another size. */
 function fitMaps() {
   for (const map of MAPS) change(map, (id) => byId(id).offsetParent && Plotly.Plots.resize(id));
+}
+
+/** As wide as so many pixels, or as their place is (null): paper is narrower than most windows. */
+function sizeMaps(width) {
+  for (const map of MAPS) change(map, (id) => Plotly.relayout(id, { width, autosize: width === null }));
 }
 
 /** Take over what was drawn in one map; the line around it goes from the other. */

@@ -5,8 +5,11 @@ function tableOf(heads, rows, press = null) {
   const cell = (value, i) => h("td", { class: heads[i].number ? "number" : "", dir: heads[i].number ? null : "auto" }, value instanceof Node ? value : value === null || value === undefined ? "" : String(value));
   return h("div", { class: "scroll" }, h("table", { class: "plain" },
     h("thead", {}, h("tr", {}, ...heads.map((head) => h("th", { scope: "col", class: head.number ? "number" : "" }, head.name)))),
-    h("tbody", {}, ...rows.map((row, i) => h("tr", press ? { class: "press", onclick: () => press(i) } : {}, ...row.map(cell))))));
+    h("tbody", {}, ...rows.map((row, i) => h("tr", press ? pressed(() => press(i)) : {}, ...row.map(cell))))));
 }
+
+/** Of a line of a table that does something: by mouse and by keyboard. */
+const pressed = (act) => ({ class: "press", tabindex: 0, onclick: act, onkeydown: (event) => { if (event.key === "Enter") act(); } });
 
 const heads = (...names) => names.map((name) => (name.startsWith("#") ? { name: name.slice(1), number: true } : { name }));
 const card = (title, ...content) => h("section", { class: "card" }, h("h2", {}, title), ...content);
@@ -149,7 +152,8 @@ function lengths(facts) {
   const rows = facts.columns.map((each) => [each.name, count(each.n), each.n ? decimal(each.mean) : "", decimal(each.median), decimal(each.p95), decimal(each.max), each.n ? histogram(each) : ""]);
   const notes = [];
   if (facts.of < page.data.total) notes.push(`Counted in a random ${count(facts.of)} of ${count(page.data.total)} examples. `);
-  if (facts.cut !== null) {
+  if (facts.cut === 0) notes.push(`No example has more than the ${count(facts.max_length)} tokens that the model read at once.`);
+  else if (facts.cut !== null) {
     notes.push(`${plural(facts.cut, "example")} (${percent(facts.cut / facts.of)}) ${facts.cut === 1 ? "has" : "have"} more than the ${count(facts.max_length)} tokens that the model read at once: `
       + (answersQuestions() ? "their contexts were read in several windows." : "they were cut."));
   }

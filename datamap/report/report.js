@@ -47,7 +47,8 @@ const storeKey = () => `data map review ${page.data.fingerprint}`;
 const rankedKey = () => `${storeKey()} ranked`; // what the ranking knew, so that a reload changes nothing
 const noStore = (error) => notify(`Decisions cannot be kept in this browser (${error.name}); download them before you leave.`);
 
-/** What was decided, and how it was ranked: what the page was made with, then what this browser keeps. */
+/** What was decided, and how it was ranked: what the page was made with, then what this browser keeps. Of the same
+ * dataset it may keep more than is on this page (another sample of it): that stays as it is. */
 function recall() {
   const { data } = page;
   let kept = [], ranked = null, idle = 0;
@@ -59,7 +60,7 @@ function recall() {
   }
   for (const [id, word, corrected] of [...data.decisions, ...kept]) {
     const row = page.rows.get(id);
-    if (row === undefined) continue;
+    if (row === undefined) { page.elsewhere.set(id, [id, word, corrected]); continue; }
     if (word === "") page.decisions.delete(row);
     else if (word === "fix" && changesNothing(row, corrected)) { page.decisions.set(row, { word: "keep", corrected: "" }); idle++; }
     else if (word in WRONG) page.decisions.set(row, { word, corrected });
@@ -72,7 +73,7 @@ function recall() {
 
 function keep() {
   const ids = page.data.ids, given = new Set(page.data.decisions.map(([id]) => id));
-  const list = [...page.decisions].map(([row, { word, corrected }]) => [ids[row], word, corrected]);
+  const list = [...page.elsewhere.values(), ...[...page.decisions].map(([row, { word, corrected }]) => [ids[row], word, corrected])];
   for (const id of given) if (!page.decisions.has(page.rows.get(id))) list.push([id, "", ""]); // taken back
   try {
     localStorage.setItem(storeKey(), JSON.stringify(list));
@@ -81,6 +82,16 @@ function keep() {
   } catch (error) {
     noStore(error);
   }
+}
+
+/** What the same page in another tab has decided: each tab writes all decisions, so it has to know those of the others. */
+function takeOver() {
+  page.decisions.clear();
+  page.elsewhere.clear();
+  recall();
+  refresh(true);
+  if (!page.fixing) drawExample();
+  drawProgress();
 }
 
 function notify(text) {
@@ -159,6 +170,10 @@ const trainIdsCsv = () => idsCsv([...page.data.ids.filter((id, row) => page.deci
 
 function onKey(event) {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.key === "Escape" && byId("downloads").open) {
+    byId("downloads").open = false;
+    return;
+  }
   if (event.target.closest("input, select, textarea")) {
     if (event.key === "Escape" && event.target.id === "search") event.target.blur();
     return;
@@ -189,14 +204,19 @@ function showTab() {
 function listen() {
   addEventListener("keydown", onKey);
   addEventListener("hashchange", showTab);
+  addEventListener("click", (event) => { if (!event.target.closest("#downloads")) byId("downloads").open = false; });
   byId("tabs").addEventListener("click", (event) => { // in a frame without an address a link would leave the page
     const link = event.target.closest("a");
     if (link) { event.preventDefault(); location.hash = link.hash; }
   });
   addEventListener("scroll", hideTip, { passive: true });
-  addEventListener("beforeprint", drawOverview);
+  addEventListener("beforeprint", () => { drawOverview(); sizeMaps(PAPER); });
+  addEventListener("afterprint", () => sizeMaps(null));
+  addEventListener("storage", (event) => { if ([storeKey(), rankedKey()].includes(event.key)) takeOver(); });
   WIDE.addEventListener("change", openFirst); // there is room for an example now
-  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", paintTheme);
+  for (const look of ["(prefers-color-scheme: dark)", "(min-width: 2400px)", "(min-width: 3400px)"]) {
+    matchMedia(look).addEventListener("change", paintTheme); // colours and the size of letters are those of report.css
+  }
   byId("download-decisions").addEventListener("click", () => download("decisions.csv", decisionsCsv()));
   byId("download-ids").addEventListener("click", () => download("train_ids.csv", trainIdsCsv()));
   byId("download-shown").addEventListener("click", () => download("shown_ids.csv", idsCsv(page.view.map((row) => page.data.ids[row]))));
@@ -204,6 +224,7 @@ function listen() {
   byId("forget").addEventListener("click", () => {
     if (!confirm(`Forget ${plural(page.decisions.size, "decision")}?`)) return;
     page.decisions.clear();
+    page.elsewhere.clear();
     rankAnew();
     drawExample();
   });

@@ -55,6 +55,15 @@ def add_task_flags(group: Any, default: str = DEFAULT_TASK) -> None:
                        "them where they do within 20 characters, strict leaves them out (default: nearest)")
 
 
+def as_flags(task: Task) -> list[str]:
+    """What a script that has no artifact of the data is to be told of them beside where they are."""
+    if task.name == DEFAULT_TASK:
+        return []
+    settings = {name: value for name, value in task.settings().items() if name in ("text_columns", "label_column")}
+    return ["--task", task.name, *(word for name, value in settings.items()
+                                   for word in (f"--{name}", value if isinstance(value, str) else ",".join(value)))]
+
+
 def task_of(args: argparse.Namespace, recorded: Mapping[str, Any] | None) -> Task:
     """The task that the flags mean, where they are silent the one ``recorded``, else qa.
 

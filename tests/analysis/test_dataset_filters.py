@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from datetime import date
 
 import datasets
@@ -19,7 +20,8 @@ from datamap.core.artifacts import stage
 from datamap.core.files import read_json, read_jsonl
 from datamap.core.splits import content_fingerprint, load_split
 from datamap.tasks.registry import get_task
-from datamap.training.data import write_split
+from datamap.training import arguments
+from datamap.training.data import load_data, write_split
 
 
 def write_map(directory, ids, **thresholds):
@@ -56,6 +58,18 @@ def questions(tmp_path):
         rows[place]["answers"] = {"text": [], "answer_start": []}
     rows[9]["answers"]["answer_start"] = [5000]
     return write_rows(tmp_path / "notes.jsonl", rows), rows
+
+
+def test_what_it_says_trains_on_them(tmp_path, capsys):
+    """Also where run.py would take them for questions, or not know which column is which."""
+    rows = [{"id": row["id"], "comment": row["sentence"], "mood": row["label"]} for row in review_rows(8, 3)]
+    file = write_rows(tmp_path / "r.jsonl", rows)
+    write_map(tmp_path / "map", [row["id"] for row in rows])
+    config = {"metric": {"metrics_path": str(tmp_path / "map"), "metric": "aum", "min": -1}}
+    written(tmp_path, file, config, "--task", "classification", "--text_columns", "comment", "--label_column", "mood")
+    said = capsys.readouterr().out.strip().rpartition("run.py ")[2].removesuffix(" trains on them")
+    split = load_data(arguments.parse_args(["--do_train", *shlex.split(said)])).train
+    assert split is not None and len(split.data) == 4 and split.task.content_columns == ("comment", "mood")
 
 
 def test_questions_there_and_back(tmp_path, questions, capsys):

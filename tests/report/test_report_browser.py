@@ -20,7 +20,7 @@ from datamap.detection import decisions, known, review, suspects
 from datamap.detection.decisions import read_decisions
 from datamap.detection.review import ReviewFeatures
 from datamap.report.examples import packed
-from datamap.report.page import content_of
+from datamap.report.page import content_of, html_of
 from datamap.tasks.registry import get_task
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="the page is tested in Chromium, which is not installed here")
@@ -204,6 +204,30 @@ def test_a_correction_can_be_taken_over_by_mouse(opened):
     assert opened.run(f"page.decisions.get({at})") == {"word": "fix", "corrected": "[no answer]"}
 
 
+def test_a_correction_selected_in_the_context_is_saved_by_enter(opened):
+    opened.key("f")
+    opened.run("getSelection().empty(); document.activeElement.blur()")
+    at = opened.run("page.at")
+    opened.run("getSelection().selectAllChildren(document.querySelectorAll('#example .whole')[1]);"
+               "document.querySelectorAll('#example .whole')[1].dispatchEvent(new MouseEvent('mouseup'))")
+    opened.key("d")  # a letter behind it belongs to the correction
+    whole = opened.run(f"textsOf({at})[1]")
+    assert opened.run("[page.decisions.size, document.activeElement.value]") == [0, f"{whole}d"]
+    opened.run(f"document.activeElement.value = {json.dumps(whole)}")
+    opened.key("Enter")
+    assert opened.run(f"page.decisions.get({at})") == {"word": "fix", "corrected": whole}
+
+
+def test_the_menu_goes_by_escape_and_by_a_click_elsewhere(opened):
+    opened.click("#downloads summary")
+    assert opened.run("byId('downloads').open")
+    opened.key("Escape")
+    assert not opened.run("byId('downloads').open")
+    opened.click("#downloads summary")
+    opened.click("#title")
+    assert not opened.run("byId('downloads').open")
+
+
 def test_after_ten_decisions_the_rest_is_ranked_anew(opened, report):
     before = opened.run("[...page.suspicion]")
     rows = opened.run("page.view")[:10]
@@ -239,6 +263,43 @@ def test_a_reload_changes_nothing(opened, many):
     before = opened.run(STATE)
     opened.reload()
     assert opened.run(STATE)[:2] == before[:2]
+
+
+def test_decisions_on_what_an_other_sample_shows_are_kept(opened, questions, report, tmp_path):
+    """Two pages of one dataset: each keeps what was decided on the other, and forgetting forgets all."""
+    for _ in range(3):
+        opened.key("k")
+    opened.run(f"open({len(questions.ids) - 1}); decide('drop')")
+    all_of_them = opened.run("[...page.decisions.keys()].map((row) => page.data.ids[row])")
+    hidden = opened.run("page.data.ids[[...page.decisions.keys()][0]]")
+    page = tmp_path / "sample.html"
+    content = content_of(report.read_text(encoding="utf-8"))
+    content["ids"] = [f"not {each}" if each == hidden else each for each in content["ids"]]
+    page.write_text(html_of(content), encoding="utf-8")
+    opened.open(page)
+    assert "3 decided" in opened.text("#progress")
+    opened.run("open(page.view.findLast((row) => !page.decisions.has(row))); decide('keep')")
+    opened.open(report)
+    assert "5 decided" in opened.text("#progress")
+    assert set(all_of_them) <= set(opened.run("[...page.decisions.keys()].map((row) => page.data.ids[row])"))
+    opened.open(page)
+    opened.run("confirm = () => true; byId('forget').click()")
+    opened.open(report)
+    assert opened.text("#progress").startswith("0 decided")
+    opened.requests.remove(page.as_uri())
+    opened.requests.remove(page.as_uri())
+
+
+def test_what_an_other_tab_decides_is_not_written_over(opened, questions):
+    opened.key("k")
+    last = questions.ids[opened.run("page.view.at(-1)")]
+    opened.run(f"""{{ const kept = JSON.parse(localStorage.getItem(storeKey()));
+        localStorage.setItem(storeKey(), JSON.stringify([...kept, [{json.dumps(last)}, 'drop', '']]));
+        dispatchEvent(new StorageEvent('storage', {{ key: storeKey() }})); }}""")
+    assert "2 decided: 1 keep, 1 drop" in opened.text("#progress")
+    opened.key("k")
+    opened.reload()
+    assert "3 decided: 2 keep, 1 drop" in opened.text("#progress")
 
 
 def test_a_fix_to_what_is_annotated_already_is_none(opened, questions, tmp_path, caplog):
@@ -380,6 +441,21 @@ def test_overview_data_and_provenance(opened):
     assert opened.texts("#chips .chip")[0].startswith("cluster: ")
 
 
+def test_a_line_of_the_overview_is_pressed_by_keyboard_too(opened):
+    opened.run("location.hash = '#overview'")
+    opened.until("!byId('part-overview').hidden")
+    opened.run("document.querySelector('#part-overview section:last-of-type tr.press').focus()")
+    opened.key("Enter")
+    opened.until("!byId('part-explore').hidden")
+    assert opened.texts("#chips .chip")[0].startswith("cluster: ")
+
+
+def test_what_is_not_cut_is_not_called_cut(opened):
+    said = "lengths({ ...page.data.data.lengths, of: 40, max_length: 128, cut: %d }).lastChild.innerText"
+    assert opened.run(said % 0) == "No example has more than the 128 tokens that the model read at once."
+    assert opened.run(said % 1).startswith("1 example (2.5%) has more than the 128 tokens")
+
+
 def test_exact_copies_look_alike_whatever_is_annotated_in_them(opened):
     """Shown around its answer each looked like another text."""
     shown = opened.run("""(() => {
@@ -406,6 +482,27 @@ def test_nothing_is_wider_than_the_window(opened):
         opened.run("open(page.view[0])")
         assert opened.run("byId('example').getBoundingClientRect().width") > 250
         opened.run("close()")
+
+
+def test_maps_have_room_on_paper(opened):
+    """A print changes no window: the maps stay as wide as they are, unless they are told."""
+    opened.size(1920, 1080)
+    wide = "MAPS.map(({ id }) => document.querySelector(`#${id} .main-svg`).getBoundingClientRect().width)"
+    opened.until(f"{wide}.every((each) => each > 500)")
+    opened.run("window.printed = null; matchMedia('print').addEventListener('change', (event) => "
+               f"{{ printed ??= {wide}; }})")
+    opened._ask("Page.printToPDF")
+    assert opened.run("printed") == [330, 330]
+    opened.until(f"{wide}.every((each) => each > 500)")
+
+
+def test_letters_of_the_maps_grow_with_those_of_the_page(opened):
+    sizes = "[style('font-size'), document.querySelector('#map-data').layout.font.size]"
+    assert opened.run(sizes) == ["15px", 12]
+    opened.size(3840, 2160)
+    opened.until("document.querySelector('#map-data').layout.font.size === 17.6")
+    assert opened.run("style('font-size')") == "22px"
+    assert opened.run("document.querySelector('#map-data .xtitle').style.fontSize") == "17.6px"
 
 
 def test_dark_and_without_webgl(opened):

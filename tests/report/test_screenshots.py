@@ -1,6 +1,7 @@
 """demos/screenshots.py: a small picture of the page with both maps in their colours and an example opened."""
 
 import importlib.util
+import io
 
 import numpy as np
 import pytest
@@ -59,6 +60,20 @@ def test_a_picture(screenshots, page, dark, tmp_path, capsys):
         found = near(pixels, OPACITY * rgb(colour) + (1 - OPACITY) * ground)[150:500]
         assert found[:, :460].sum() > 20 and found[:, 460:930].sum() > 20, colour  # the data map, the clusters
     assert near(pixels, rgb("#173c56" if dark else "#cfe6f5"))[150:, 940:].sum() > 100  # the answer in the example
+
+
+def test_colours_of_few_pixels_stay_what_they_are(screenshots, tmp_path):
+    """Two dots of a legend beside many shades of one of them."""
+    pixels = np.full((900, 1400, 3), 255, dtype=np.uint8)
+    shades = np.linspace(0, 1, 600)[:, None] * (255 - rgb("#d55e00")) + rgb("#d55e00")
+    pixels[:600, :1000] = shades[:, None]
+    pixels[:, 1000:1300] = np.arange(900)[:, None, None] // 4
+    pixels[700:712, 20:32], pixels[700:712, 60:72] = rgb("#e69f00"), rgb("#d55e00")
+    given = io.BytesIO()
+    Image.fromarray(pixels).save(given, format="PNG")
+    screenshots.write_small(tmp_path / "small.png", given.getvalue())
+    with Image.open(tmp_path / "small.png") as written:
+        assert np.abs(np.asarray(written.convert("RGB")).astype(int) - pixels).max() <= 12
 
 
 def test_what_is_refused(screenshots, page, tmp_path, refused, monkeypatch):
