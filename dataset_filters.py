@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shlex
 from collections.abc import Sequence
 
 from datamap.analysis.filter_config import (
@@ -53,7 +52,7 @@ from datamap.core.flags import (
 )
 from datamap.core.splits import load_split, place_of_dataset
 from datamap.detection.cleaning import clean, summary
-from datamap.tasks.registry import add_task_flags, as_flags, task_of
+from datamap.tasks.registry import add_task_flags, task_of
 from datamap.training.data import training_split, write_split
 
 __all__ = [
@@ -134,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if cleaning:
         print(summary(cleaning))
     print(f"wrote {len(kept.data):,} of {len(loaded.data):,} examples and {' and '.join(reports)} to {path}; "
-          f"run.py {shlex.join(['--dataset', str(path), *as_flags(loaded.task)])} trains on them")
+          f"run.py --dataset {path} trains on them")
 
 
 def check_dropped(args: argparse.Namespace, before: int, after: int) -> None:

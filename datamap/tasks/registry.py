@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from datamap import tasks
+from datamap.core.artifacts import recorded_task
 from datamap.core.errors import UserError
 from datamap.tasks.base import Task
 
@@ -55,21 +56,13 @@ def add_task_flags(group: Any, default: str = DEFAULT_TASK) -> None:
                        "them where they do within 20 characters, strict leaves them out (default: nearest)")
 
 
-def as_flags(task: Task) -> list[str]:
-    """What a script that has no artifact of the data is to be told of them beside where they are."""
-    if task.name == DEFAULT_TASK:
-        return []
-    settings = {name: value for name, value in task.settings().items() if name in ("text_columns", "label_column")}
-    return ["--task", task.name, *(word for name, value in settings.items()
-                                   for word in (f"--{name}", value if isinstance(value, str) else ",".join(value)))]
-
-
 def task_of(args: argparse.Namespace, recorded: Mapping[str, Any] | None) -> Task:
-    """The task that the flags mean, where they are silent the one ``recorded``, else qa.
+    """The task that the flags mean, where they are silent the one ``recorded``, else that of a dataset which a stage
+    of ours wrote, else qa.
 
     A flag with the name of a field of the task's class is its setting.
     """
-    earlier = dict(recorded or {})
+    earlier = dict(recorded or (recorded_task(args.dataset) if getattr(args, "dataset", None) else None) or {})
     name = args.task or earlier.get("name") or DEFAULT_TASK
     fields = _settings(name)
     flags = {"text_columns", "label_column", "spans"} | fields

@@ -68,6 +68,7 @@ def test_what_it_says_trains_on_them(tmp_path, capsys):
     config = {"metric": {"metrics_path": str(tmp_path / "map"), "metric": "aum", "min": -1}}
     written(tmp_path, file, config, "--task", "classification", "--text_columns", "comment", "--label_column", "mood")
     said = capsys.readouterr().out.strip().rpartition("run.py ")[2].removesuffix(" trains on them")
+    assert "--task" not in said
     split = load_data(arguments.parse_args(["--do_train", *shlex.split(said)])).train
     assert split is not None and len(split.data) == 4 and split.task.content_columns == ("comment", "mood")
 
