@@ -9,7 +9,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,8 +71,7 @@ def run_all(todo: Sequence[Run], **settings: Any) -> list[Run]:
     before = signal.signal(signal.SIGTERM, stop)
     try:
         bar = tqdm(total=len(todo), desc="runs", disable=not sys.stderr.isatty())
-        lines = Progress("runs", len(todo), "runs", bar=False)
-        with bar, lines if bar.disable else nullcontext():
+        with bar, Progress("runs", len(todo), "runs", bar=None) as lines:
             for count, (run, outcome) in enumerate(run_locally(todo, **settings), 1):
                 if outcome.state == FAILED:
                     failed.append(run)
