@@ -29,16 +29,17 @@ class Progress:
     """Something of ``total`` units, of which ``done`` are done; shown while it is entered.
 
     size: examples in a unit, for the examples a second; 0 where these say nothing. note: said behind the count, such
-    as the loss; asked for only when it is shown. bar: False for lines on a terminal too.
+    as the loss; asked for only when it is shown. bar: False for lines on a terminal too, None where a terminal has
+    the bar of a library.
     """
 
     def __init__(
         self, what: str, total: int, unit: str = "examples", *, done: int = 0, size: float = 0,
-        note: Callable[[], str] = str, bar: bool = True,
+        note: Callable[[], str] = str, bar: bool | None = True,
     ):
         self.what, self.total, self.unit, self.done, self.size, self.note = what, total, unit, done, size, note
         self.began, self.before = time.monotonic(), done
-        self._wants_bar = bar
+        self._bar_wanted = bar
         self._bar: Any = None
 
     def __enter__(self) -> Progress:
@@ -47,7 +48,9 @@ class Progress:
         _running.append(self)
         if _watchers:
             return self
-        if self._wants_bar and sys.stderr.isatty():
+        if self._bar_wanted is not False and sys.stderr.isatty():
+            if self._bar_wanted is None:
+                return self
             from tqdm import tqdm
 
             self._bar = tqdm(total=self.total, initial=self.done, desc=self.what, unit=f" {self.unit}",

@@ -16,6 +16,7 @@ from datamap.core.artifacts import digest
 from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, room_for_array, write_json
 from datamap.core.locks import LOCK, is_locked, lock
+from datamap.core.progress import Progress
 
 Compute = Callable[[np.ndarray], np.ndarray]
 
@@ -84,8 +85,6 @@ def _compute(
     prepare: Callable[[], tuple[np.ndarray, Compute]],
 ) -> None:
     """Fill values.npy, from where ``meta`` says that an earlier process got to."""
-    from tqdm.auto import tqdm
-
     order, compute = prepare()
     n, *rest = identity["shape"]
     if not np.array_equal(np.sort(order), np.arange(n)):
@@ -107,7 +106,7 @@ def _compute(
         logger.info(f"{name} resumes at row {meta['rows_done']:,} of {n:,} ({place})")
     values = np.load(place / VALUES, mmap_mode="r+")
     before = time.perf_counter() - meta["seconds"]
-    with tqdm(total=n, initial=meta["rows_done"], desc=name, unit="row", disable=None) as bar:
+    with Progress(name, n, "rows", done=meta["rows_done"]) as progress:
         for first in range(meta["rows_done"], n, SHARD_ROWS):
             rows = order[first : first + SHARD_ROWS]
             computed = np.asarray(compute(rows))
@@ -117,7 +116,7 @@ def _compute(
             values.flush()
             meta = {**meta, "rows_done": first + len(rows), "seconds": round(time.perf_counter() - before, 3)}
             write_json(place / META, meta)
-            bar.update(len(rows))
+            progress.advance(len(rows))
     write_json(place / META, {**meta, "status": "finished"})
     for left in place.glob(".meta.tmp-*"):  # of processes that were killed while they wrote
         left.unlink()

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.core.errors import UserError
+from datamap.core.progress import Progress
 from datamap.core.splits import Split
 from datamap.tasks.classification import ClassificationEvaluation
 from datamap.tasks.evaluation import Evaluation
@@ -261,11 +262,13 @@ def _read_rows(
 ) -> np.ndarray:
     """``read`` (B, K) of every batch as (rows, K) float64. From long to short, so that little is padded and memory
     runs out at once or never."""
-    from tqdm.auto import tqdm
-
     order = np.argsort(-np.asarray(lengths), kind="stable")
-    firsts = tqdm(range(0, len(order), batch_size), desc="scoring", unit="batch", disable=None)
-    batches = [read(*forward(order[first : first + batch_size])).double().cpu().numpy() for first in firsts]
+    batches = []
+    with Progress("scoring", len(order), "windows", size=1) as progress:
+        for first in range(0, len(order), batch_size):
+            places = order[first : first + batch_size]
+            batches.append(read(*forward(places)).double().cpu().numpy())
+            progress.advance(len(places))
     return np.concatenate(batches)[np.argsort(order)]
 
 

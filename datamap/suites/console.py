@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from datamap.core.errors import printable
+from datamap.core.progress import Progress
 from datamap.core.tables import console_table
 from datamap.suites.definition import Suite
 from datamap.suites.planning import duration
@@ -69,7 +70,8 @@ def run_all(todo: Sequence[Run], **settings: Any) -> list[Run]:
 
     before = signal.signal(signal.SIGTERM, stop)
     try:
-        with tqdm(total=len(todo), desc="runs", disable=not sys.stderr.isatty()) as bar:
+        bar = tqdm(total=len(todo), desc="runs", disable=not sys.stderr.isatty())
+        with bar, Progress("runs", len(todo), "runs", bar=None) as lines:
             for count, (run, outcome) in enumerate(run_locally(todo, **settings), 1):
                 if outcome.state == FAILED:
                     failed.append(run)
@@ -81,6 +83,7 @@ def run_all(todo: Sequence[Run], **settings: Any) -> list[Run]:
                 logger.info(f"{count}/{len(todo)}  {run}: {outcome.state}{took}{reason}{remaining}")
                 bar.set_postfix_str(f"{len(failed)} failed" if failed else "", refresh=False)
                 bar.update()
+                lines.advance()
     except KeyboardInterrupt:
         logger.warning(f"stopped with {count} of {len(todo)} runs done; the same command goes on from there")
         raise

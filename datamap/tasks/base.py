@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from datamap.core.errors import UserError, name_a_few
+from datamap.core.progress import Progress
 from datamap.tasks.evaluation import Evaluation
 
 if TYPE_CHECKING:
     import datasets
     import torch
     from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+
+TEXTS_AT_ONCE = 10_000  # tokenised between two counts of how far it is
 
 logger = logging.getLogger(__name__)
 
@@ -141,11 +144,18 @@ class Task:
         import datasets
 
         tokenizer.padding_side = "right"
-        columns = list(self.text_columns)
-        encoded = tokenizer(*(data[column][:] for column in columns), verbose=False)
-        lengths = np.array([len(tokens) for tokens in encoded["input_ids"]])
-        names = [name for name in tokenizer.model_input_names if name in encoded]
-        rows = {name: encoded[name] for name in names}
+        columns, count = list(self.text_columns), len(data)
+        rows: dict[str, list] = {}
+        with Progress("tokenising", count) as progress:
+            for first in range(0, max(count, 1), TEXTS_AT_ONCE):
+                texts = data[first : first + TEXTS_AT_ONCE]
+                encoded = tokenizer(*(texts[column] for column in columns), verbose=False)
+                for name in tokenizer.model_input_names:
+                    if name in encoded:
+                        rows.setdefault(name, []).extend(encoded[name])
+                progress.advance(len(texts[columns[0]]))
+        names = list(rows)
+        lengths = np.array([len(tokens) for tokens in rows["input_ids"]])
         long = np.flatnonzero(lengths > max_length)
         if len(long):
             logger.warning(f"{len(long):,} of {len(data):,} texts are longer than {max_length} tokens (up to "
@@ -155,7 +165,6 @@ class Task:
             for name in names:
                 for place, row in enumerate(long):
                     rows[name][row] = cut[name][place]
-        count = len(data)
         small = datasets.List(datasets.Value("int8"))
         integers = datasets.List(datasets.Value("int32"))
         schema = {name: small if name == "attention_mask" else integers for name in names}

@@ -12,6 +12,7 @@ import numpy as np
 
 from datamap.core.errors import UserError
 from datamap.core.files import parsed_json
+from datamap.core.progress import Progress
 from datamap.tasks.spans import answer_tokens, whole_offsets
 
 if TYPE_CHECKING:
@@ -76,6 +77,7 @@ def qa_features(
 ) -> datasets.Dataset:
     """The windows of ``QuestionAnswering.features`` (qa.py), whose docstring tells the columns."""
     import datasets
+    from datasets.fingerprint import generate_random_fingerprint
 
     if not tokenizer.is_fast:
         raise UserError(f"{type(tokenizer).__name__} gives no character offsets; question answering needs them")
@@ -91,25 +93,27 @@ def qa_features(
     numbers = dict.fromkeys(["example_index", "start_positions", "end_positions", "length"], "int64")
     numbers |= dict.fromkeys(["counts", "cut_answer", "question_cut"], "bool")
     schema = {name: datasets.List(datasets.Value(kind)) for name, kind in lists.items()}
-    windows = data.select_columns(["question", "context", "answers"]).map(
-        _windows,
-        with_indices=True,
-        batched=True,
-        batch_size=500,
-        remove_columns=["question", "context", "answers"],
-        fn_kwargs={
-            "tokenizer": tokenizer,
-            "max_length": max_length,
-            "doc_stride": doc_stride,
-            "question_limit": question_limit,
-            "ablation": ablation,
-        },
-        # No cache: the library knows functions by name and would serve the windows of older code.
-        keep_in_memory=True,
-        load_from_cache_file=False,
-        features=datasets.Features(schema | {name: datasets.Value(kind) for name, kind in numbers.items()}),
-        desc="tokenising",
-    )
+
+    def counted(examples: dict[str, list], indices: list[int]) -> dict[str, list]:
+        rows = _windows(examples, indices, tokenizer=tokenizer, max_length=max_length, doc_stride=doc_stride,
+                        question_limit=question_limit, ablation=ablation)
+        progress.advance(len(indices))
+        return rows
+
+    with Progress("tokenising", len(data), bar=None) as progress:
+        windows = data.select_columns(["question", "context", "answers"]).map(
+            counted,
+            with_indices=True,
+            batched=True,
+            batch_size=500,
+            remove_columns=["question", "context", "answers"],
+            # No cache: the library knows functions by name and would serve the windows of older code.
+            keep_in_memory=True,
+            load_from_cache_file=False,
+            new_fingerprint=generate_random_fingerprint(),  # what it would make of the function is read by nobody
+            features=datasets.Features(schema | {name: datasets.Value(kind) for name, kind in numbers.items()}),
+            desc="tokenising",
+        )
     cut = len(set(np.asarray(windows["example_index"][:])[np.asarray(windows["question_cut"][:], dtype=bool)]))
     if cut:
         logger.warning(f"{cut:,} questions are longer than {question_limit} tokens and were cut to that")

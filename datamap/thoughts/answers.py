@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from datamap.core.artifacts import content_key, digest, model_meta, stage
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import appended_records, read_jsonl, read_rows, write_jsonl
+from datamap.core.progress import Progress
 from datamap.thoughts.data import id_text
 from datamap.thoughts.prompts import PAIR, PROMPT_FILE, PROMPTS, TUNED, load_prompt, model_prompt
 from datamap.thoughts.reader import parse_thought
@@ -151,19 +152,16 @@ def answer_missing(
     made: Mapping[str, Mapping[str, str]],
 ) -> dict[str, dict[str, Any]]:
     """Answer the pairs (all of them missing) and append every batch to ``path`` as it comes; the records by id."""
-    from tqdm.auto import tqdm
-
     records: dict[str, dict[str, Any]] = {}
     ids = list(pairs)
-    bar = tqdm(total=len(ids), desc="answering", unit="pair", disable=None)
-    with path.open("ab", buffering=0) as file, bar:
+    with path.open("ab", buffering=0) as file, Progress("answering", len(ids), "pairs") as progress:
         for places, answers in by.answer([prompts[name] for name in ids]):
             batch = {}
             for name, answer in zip((ids[place] for place in places), answers, strict=True):
                 how = {"new_tokens": answer.num_tokens, "finished": answer.finished, **made[name]}
                 batch[name] = judged(pairs[name], answer.text, prompts[name], how)
             append(file, b"".join(map(line_of, batch.values())))  # from here on the batch outlives this process
-            bar.update(len(batch))
+            progress.advance(len(batch))
             records |= batch
     return records
 

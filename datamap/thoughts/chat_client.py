@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from datamap.core.artifacts import check_writable
 from datamap.core.errors import UserError, first_line, repeated
+from datamap.core.progress import Progress
 from datamap.thoughts.chat_errors import (
     INSTEAD,
     is_no_credit,
@@ -31,7 +32,7 @@ from datamap.thoughts.chat_errors import (
     parameter_not_taken,
     wait_said,
 )
-from datamap.thoughts.chat_pace import ATTEMPT, STATUS_SECONDS, TOKENS, Budget, BudgetUsedUp, Stopped
+from datamap.thoughts.chat_pace import ATTEMPT, TOKENS, Budget, BudgetUsedUp, Stopped
 from datamap.thoughts.records import append, line_of, locked, prompt_key, read_records, rewrite
 
 if TYPE_CHECKING:
@@ -237,29 +238,23 @@ async def _ask_missing(
     The first error, and Ctrl-C, end it: nothing more is sent, and what was sent is waited for. A second Ctrl-C, which
     asyncio raises by itself, leaves at once.
     """
-    from tqdm.auto import tqdm
-
     budget, pending = asker.budget, iter(questions)
     new: dict[str, dict[str, Any]] = {}
-    counts = {"failed": 0, "requests": 0, "tokens": 0}
-    reported, used_up, in_doubt = time.monotonic(), list[BudgetUsedUp](), list[_InDoubt]()
+    counts = {"failed": 0, "tokens": 0}
+    used_up, in_doubt = list[BudgetUsedUp](), list[_InDoubt]()
 
     def keep(question: Question, record: dict[str, Any]) -> None:
-        nonlocal reported
         # Redacted once more, for an answer may spell the key with escapes that are only read as such now.
         line = asker.redact(line_of(record).decode()).encode()
         append(file if record["failure"] is None else failures_file, line)  # from here on it outlives this process
         new[question.id] = record = json.loads(line)
         counts["failed"] += record["failure"] is not None
-        counts["requests"] = budget.sent
         counts["tokens"] += sum(record[name] or 0 for name in TOKENS)
-        shown = {**counts, **({"cost": f"{budget.spent:.4f}"} if budget.prices else {})}
-        bar.update()
-        bar.set_postfix(shown, refresh=False)
-        if bar.disable and time.monotonic() - reported > STATUS_SECONDS:
-            reported = time.monotonic()
-            logger.info(f"{total - len(questions) + len(new):,} of {total:,} answers are there; "
-                        + ", ".join(f"{name} {value}" for name, value in shown.items()))
+        progress.advance()
+
+    def shown() -> str:
+        cost = f", cost {budget.spent:.4f}" if budget.prices else ""
+        return f"failed {counts['failed']}, requests {budget.sent}, tokens {counts['tokens']}{cost}"
 
     async def work() -> None:
         try:
@@ -281,8 +276,8 @@ async def _ask_missing(
         except BudgetUsedUp as error:  # others still have requests to send that were counted
             used_up.append(error)
 
-    bar = tqdm(total=total, initial=total - len(questions), desc=f"asking {asker.model}", unit="answer", disable=None)
-    with bar, path.open("ab", buffering=0) as file, failures_path.open("ab", buffering=0) as failures_file:
+    progress = Progress(f"asking {asker.model}", total, "answers", done=total - len(questions), note=shown)
+    with progress, path.open("ab", buffering=0) as file, failures_path.open("ab", buffering=0) as failures_file:
         async with asker.client:
             tasks = [asyncio.create_task(work()) for _ in range(min(workers, len(questions)))]
             try:

@@ -35,7 +35,7 @@ def test_off_a_terminal_a_line_comes_by_itself(often):
             wait_for(often, "folds 2 of 3, training: 2 of 10 steps, loss 0.5\n")  # also where nothing moves
             training.began -= 100
             training.advance(2)
-            wait_for(often, "folds 2 of 3, training: 4 of 10 steps, loss 0.5, 0.3 examples/s, 5 min 0 s left")
+            wait_for(often, "folds 2 of 3, training: 4 of 10 steps, loss 0.5, 0.3 examples/s, 5 min ")
         wait_for(often, "folds: 1 of 3 folds, ")
     assert progress.underway() == "" and "progress" not in {thread.name for thread in threading.enumerate()}
 
@@ -53,6 +53,11 @@ def test_on_a_terminal_there_is_a_bar(often, monkeypatch):
     assert "embedding: 100%" in terminal.getvalue() and "loss 1" in terminal.getvalue() and not often.records
     with Progress("embedding", 4, bar=False):
         wait_for(often, "embedding: 0 of 4 examples")
+    often.clear()
+    shown = terminal.getvalue()
+    with Progress("tokenising", 4, bar=None):  # the library's own is there
+        time.sleep(0.2)
+    assert terminal.getvalue() == shown and not often.records
 
 
 def test_who_watches_shows_it(often):

@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import re
 import signal
 import tempfile
 import threading
@@ -19,6 +20,7 @@ from filelock import FileLock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamap.core import progress
 from datamap.selection import cache
 from datamap.selection.cache import cached
 
@@ -79,6 +81,22 @@ def test_values_order_and_files(tmp_path):
     assert meta["key"] == KEY and meta["status"] == "finished" and meta["shape"] == [N, 3]
     assert meta["rows_done"] == N and 0 <= meta["seconds"] < 60
     assert {file.name for file in place.iterdir()} <= {"values.npy", "meta.json", ".lock"}
+
+
+def test_off_a_terminal_a_line_says_how_far_it_is(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    caplog.set_level(logging.INFO)
+    feature, told = Feature(), r"perplexity: 15 of 23 rows, \d+ s left"
+
+    def compute(rows):
+        deadline = time.monotonic() + 20
+        while len(feature.shards) == 3 and not any(re.fullmatch(told, line) for line in caplog.messages):
+            assert time.monotonic() < deadline, caplog.messages
+            time.sleep(0.01)
+        return feature.compute(rows)
+
+    call(tmp_path, lambda: (feature.order, compute))
+    assert progress.underway() == ""
 
 
 def test_second_call_prepares_nothing(tmp_path, caplog):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 import run
 from datamap.cartography.metrics import load_cartography_metrics
+from datamap.core import progress
 from datamap.core.errors import UserError
 from datamap.core.files import write_json
 from datamap.core.splits import load_split
@@ -221,6 +223,14 @@ def test_a_model_is_given_only_what_it_takes(splits, tokenizer):
     assert list(found) == list(usual) == ["entropy", "el2n", "grand"]
     for name in usual:  # of one text, all types are 0
         np.testing.assert_allclose(found[name], usual[name], rtol=1e-6)
+
+
+def test_off_a_terminal_a_line_says_how_far_it_is(splits, tokenizer, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "EVERY", 0.001)
+    caplog.set_level("INFO")
+    score_rows(build("electra", "classification", tokenizer), tokenizer, splits["one"], 1, names=("el2n",))
+    told = r"scoring: \d+ of \d+ windows, [\d.,]+ examples/s, \d+ s left"
+    assert any(re.fullmatch(told, line) for line in caplog.messages), caplog.messages
 
 
 def test_only_what_is_asked_for_is_returned(splits, tokenizer):

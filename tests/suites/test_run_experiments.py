@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from test_suite_report import (  # noqa: F401
     table,
 )
 
+from datamap.core import progress
 from datamap.core.artifacts import META
 from datamap.core.files import read_json, write_json
 from datamap.suites import console
@@ -95,6 +97,21 @@ def test_a_suite_from_its_start_to_its_comparison(small, runner, capsys):
     assert "4/4  long, seed 2: finished in 61 s" in err
     for name in ("suite.json", "results.csv", "comparison.csv", "comparison.json", "comparison.md"):
         assert Path("experiments/few", name).exists()
+
+
+def test_off_a_terminal_a_line_comes_while_a_run_takes_long(small, runner, capsys, monkeypatch):
+    monkeypatch.setattr(progress, "EVERY", 0.01)
+    begin = console.run_locally
+
+    def slowly(runs, **settings):
+        for number, ended in enumerate(begin(runs, **settings)):
+            if number == 2:
+                time.sleep(0.5)
+            yield ended
+
+    monkeypatch.setattr(console, "run_locally", slowly)
+    run(small)
+    assert re.search(r"^runs: 2 of 4 runs, \d+ s left$", capsys.readouterr().err, re.MULTILINE)
 
 
 def test_a_finished_suite_is_left_alone(small, runner, capsys):

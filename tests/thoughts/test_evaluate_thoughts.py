@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -18,6 +19,7 @@ import tiny_mistral
 from conftest import REPOSITORY, write_rows
 from filelock import FileLock
 
+from datamap.core import progress
 from datamap.thoughts import answers as answers_room
 from datamap.thoughts import generation
 from datamap.thoughts import records as records_room
@@ -126,6 +128,14 @@ def test_a_model_answers_pairs_and_is_scored(model, pairs, tmp_path, capsys):
     ]
     assert pd.read_csv(out / "confusion_matrix.csv")["n"].sum() == 12
     assert status(out) == "finished"
+
+
+def test_off_a_terminal_a_line_says_how_far_it_is(model, pairs, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(progress, "EVERY", 0.001)
+    caplog.set_level("INFO")
+    answer(model=model, out=tmp_path, pairs=pairs, batch_size=2)
+    told = r"answering: \d+ of 12 pairs, \d+ s left"
+    assert any(re.fullmatch(told, line) for line in caplog.messages), caplog.messages
 
 
 def test_batches_do_not_matter_and_files_need_no_model_twice(model, pairs, tmp_path, monkeypatch):

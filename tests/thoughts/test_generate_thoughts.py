@@ -15,8 +15,8 @@ from chat_server import body, chat_server, completion, drop, echo_headers, hang,
 from conftest import DATA, REPOSITORY, write_rows
 
 import generate_thoughts
+from datamap.core import progress
 from datamap.core.files import read_table
-from datamap.thoughts import chat_client
 from datamap.thoughts.data import read_reflections, read_thoughts
 from datamap.thoughts.prompts import PROMPTS
 
@@ -371,11 +371,17 @@ def test_the_cost_stays_within_the_budget_and_the_same_command_goes_on(dataset, 
 
 
 def test_progress_is_told_where_there_is_no_bar(dataset, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(chat_client, "STATUS_SECONDS", 0.0)
+    monkeypatch.setattr(progress, "EVERY", 0.01)
     caplog.set_level("INFO")
-    with chat_server(answer) as server:
+
+    def slowly(handler):  # the last one: a line comes while it is waited for
+        time.sleep(0.5)
+        handler.reply(200, completion(thought(1)))
+
+    with chat_server(answer, lambda request: slowly if len(server.requests) == COUNT else None) as server:
         run("generate", server.url, tmp_path, "--dataset", dataset, "--input_price", 1, "--output_price", 2)
-    assert "30 of 30 answers are there; failed 0, requests 30, tokens 150, cost 0.0002" in caplog.text
+    told = "asking m: 29 of 30 answers, failed 0, requests 30, tokens 145, cost 0.0002, "
+    assert any(line.startswith(told) and line.endswith(" left") for line in caplog.messages), caplog.messages
 
 
 def test_a_budget_of_money_needs_a_server_that_counts(dataset, tmp_path, refused):
