@@ -184,6 +184,7 @@ def _script(character: str) -> str:
 @functools.cache
 def _say_missing(scripts: tuple[str, ...]) -> None:
     """Once, not for every picture."""
-    package = "fonts-noto-cjk" if EAST_ASIAN & set(scripts) else "fonts-noto-core"
+    packages = sorted({"fonts-noto-cjk" if script in EAST_ASIAN else "fonts-noto-core" for script in scripts})
     logger.warning(f"no installed font has the {', '.join(scripts)} characters of the labels, pictures show boxes for "
-                   f"them; install one that has them (on Debian and Ubuntu: apt install {package}) and draw again")
+                   "them; install one that has them (on Debian and Ubuntu: "
+                   f"apt install {' '.join(packages)}) and draw again")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from datamap.core.errors import UserError, name_a_few
 from datamap.tasks.classification import NO_GOLD_LABEL, SequenceClassification
+from datamap.tasks.missing import task_of_columns
 from datamap.tasks.nli import NaturalLanguageInference
 from datamap.tasks.qa import ANSWER_COLUMNS, QuestionAnswering
 
@@ -60,6 +61,7 @@ def guess_task(
         raise UserError(
             f"{source}: no {lacking} column can be told from the names {', '.join(rows)}; name them with "
             "--text_columns and --label_column (questions on a context need question, context and answers)"
+            + task_of_columns(list(rows))
         )
     lower = tuple(text.strip().casefold() for text in texts)
     if task is None:

@@ -27,6 +27,7 @@ P_ONLY_QUESTION = "Find the answer in the passage."
 # What a token is to the answer (feature column ``token_roles``).
 PADDING, OTHER, CONTEXT, NO_ANSWER = 0, 1, 2, 3  # OTHER: question and separators. NO_ANSWER: the [CLS] position
 
+LONGEST_TEXT = 2**31  # characters; what lies beyond fits no column
 MIN_ADVANCE = 16  # consecutive windows advance by at least this many context tokens
 
 
@@ -64,9 +65,10 @@ def _listed(value: Any) -> list:
 def _offset(value: Any, where: str) -> int:
     """A character's place: 9, also as 9.0, "9" or "9.0", as tables and spreadsheets write it beside a gap."""
     try:
-        if isinstance(value, int | float | str) and not isinstance(value, bool) and float(value).is_integer():
-            return int(float(value))
-    except ValueError:  # a word, or infinity
+        if isinstance(value, int | float | str) and not isinstance(value, bool):
+            if (place := float(value)).is_integer() and abs(place) < LONGEST_TEXT:
+                return int(place)
+    except (ValueError, OverflowError):  # a word, or an integer of hundreds of digits
         pass
     raise UserError(f"{where}: answer_start is {value!r:.40}; expected the place of the answer's first character in "
                     "the context, a whole number from 0")

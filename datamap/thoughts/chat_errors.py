@@ -16,16 +16,15 @@ if TYPE_CHECKING:
     import openai
 
 # Of a question that is too long for the model, or whose contents are refused.
-OF_THE_QUESTION = re.compile(
-    r"context.?(length|window|size)|maximum context|string_above_max_length"
-    r"|(request|payload|entity|prompt|input)\b[\w ]{0,20} too (large|long)"
-    r"|content.?(filter|policy|management)|moderat|flagged|usage polic|invalid_prompt|data_inspection_failed"
-    r"|responsibleaipolicy", re.IGNORECASE,
-)
+TOO_LONG = re.compile(r"context.?(length|window|size)|maximum context|string_above_max_length"
+                      r"|(request|payload|entity|prompt|input)\b[\w ]{0,20} too (large|long)", re.IGNORECASE)
+REFUSED_CONTENTS = re.compile(r"content.?(filter|policy|management)|moderat|flagged|usage polic|invalid_prompt"
+                              r"|data_inspection_failed|responsibleaipolicy", re.IGNORECASE)
 NO_CREDIT = re.compile(r"insufficient.?(quota|credits|balance)|billing_(hard_limit_reached|not_active)|credit balance",
                        re.IGNORECASE)
 NOT_TAKEN = re.compile(r"unsupported|not (currently )?support|deprecated|not permitted|not allowed|extra_forbidden"
-                       r"|un(recogni[sz]ed|known|expected)", re.IGNORECASE)
+                       r"|un(recogni[sz]ed|known|expected)|only (be )?(set to )?(the default|\(?1(\.0)?\b)",
+                       re.IGNORECASE)
 # What a model may refuse that others take, and what it takes instead: the rest of a request means the same without.
 INSTEAD = {"max_tokens": "max_completion_tokens", "temperature": None}
 MAY_BE_THE_QUESTION = (400, 413, 422)
@@ -57,8 +56,12 @@ def is_no_credit(error: openai.APIStatusError) -> bool:
 
 
 def is_of_the_question(error: openai.APIStatusError) -> bool:
-    """The server says that it will not answer this question, whatever it makes of others."""
-    return bool(OF_THE_QUESTION.search(words_of(error)))
+    """The server says that it will not answer this question, whatever it makes of others.
+
+    What limits the rate may speak of policies, and ask to be used moderately: that is nothing about contents.
+    """
+    words = words_of(error)
+    return bool(TOO_LONG.search(words) or (error.status_code != 429 and REFUSED_CONTENTS.search(words)))
 
 
 def may_be_of_the_question(error: openai.APIStatusError) -> bool:

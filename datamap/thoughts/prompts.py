@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import string
 from collections.abc import Mapping, Sequence
@@ -23,7 +22,10 @@ PAIR = ("premise", "hypothesis")
 PROMPT_FILE = "prompt.txt"  # beside an adapter: what it was trained on
 INSTRUCTION = ("[INST]", "[/INST]")  # around the question to a model without a chat template
 TODAY = date(2024, 7, 26)  # in chat templates: that of Llama 3.1's own where there is no clock
-NOW = re.compile(r"""strftime_now\(\s*(?P<quote>['"])(?P<format>.*?)(?P=quote)\s*\)""")
+# Put before a template, instead of the function of that name: its day is always TODAY, however its format is given.
+CLOCK = "{%- macro strftime_now(format) -%}{{ format" + "".join(
+    f".replace('%{code}', '{TODAY.strftime('%' + code)}')" for code in [*"aAbBcdDeFGhHIjmMpRSTuUVwWxXyYzZ", "-d", "-m"]
+) + " }}{%- endmacro %}\n"
 
 
 def load_prompt(path: str | Path, placeholders: Sequence[str]) -> string.Template:
@@ -62,11 +64,7 @@ def neutral(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
 def chat_text(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Mapping[str, str]], **settings: Any) -> str:
     """Messages as the tokenizer's chat template wants them, on whatever day: the date that some templates tell is a
     fixed one, else the same pair would be another question tomorrow, and none that the model was trained on."""
-
-    def fixed(call: re.Match[str]) -> str:
-        return json.dumps(TODAY.strftime(call["format"]))
-
-    template = NOW.sub(fixed, str(tokenizer.get_chat_template()))
+    template = CLOCK + str(tokenizer.get_chat_template())
     return str(tokenizer.apply_chat_template(list(messages), chat_template=template, tokenize=False, **settings))
 
 

@@ -161,6 +161,8 @@ def load_pretrained(
     if untrained:
         logger.info(f"{name} brings no {', '.join(sorted({key.split('.')[0] for key in untrained}))} for this task: "
                     "random to begin with")
+    if model.main_input_name != "input_ids":
+        raise UserError(f"model {name!r} reads {model.main_input_name}, no texts; expected {kind}")
     _make_room(model, tokenizer, name)
     if model.config.is_encoder_decoder:
         tokenizer.split_special_tokens = True  # a </s> in a text is text: heads such as BART's look for the last one
@@ -192,10 +194,14 @@ def _make_room(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name:
 
 
 def load_encoder(name: str, no_cuda: bool) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """Encoder and tokenizer of a checkpoint, in float32 on this process's device; its task head is left out."""
-    from transformers import AutoModel
+    """Encoder and tokenizer of a checkpoint, in float32 on this process's device; its task head is left out, and a
+    decoder that cannot do without its own input, such as T5's."""
+    from transformers import MODEL_FOR_TEXT_ENCODING_MAPPING, AutoModel, AutoModelForTextEncoding
 
-    model, tokenizer = load_pretrained(name, AutoModel, "an encoder", advice="give a directory that run.py wrote")
+    config = load_config(name)
+    has_decoder = config.is_encoder_decoder and type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING
+    model_class = AutoModelForTextEncoding if has_decoder else AutoModel
+    model, tokenizer = load_pretrained(name, model_class, "an encoder", advice="give a directory that run.py wrote")
     return model.to(device_of_process(no_cuda)), tokenizer
 
 

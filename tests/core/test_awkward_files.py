@@ -59,12 +59,12 @@ def test_offsets_of_a_spreadsheet_with_a_gap(tmp_path):
                                                            {"text": [], "answer_start": []}]
 
 
-@pytest.mark.parametrize("start", [9.5, "x", True, float("inf"), None, [1]])
+@pytest.mark.parametrize("start", [9.5, "x", True, float("inf"), None, [1], 10**20, "1e300", 10**99])
 def test_offsets_that_are_none_name_column_row_and_value(tmp_path, start):
     rows = changed(ROWS, answers={3: {"text": ["a"], "answer_start": [start]}})
     with pytest.raises(UserError, match=r"a\.jsonl \[train\]: column answers of row 4: .*answer_start is ") as error:
         load(write_rows(tmp_path / "a.jsonl", rows))
-    assert repr(start) in str(error.value)
+    assert repr(start)[:40] in str(error.value)
 
 
 # --- columns of several types ---

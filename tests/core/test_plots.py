@@ -126,7 +126,7 @@ def test_without_such_a_font_one_line_says_what_to_install(tmp_path, caplog, rec
     for name in ("a", "b"):
         draw(tmp_path / f"{name}.png", ("\u597d\u8bc4", "\u0e01"))
     (line,) = caplog.messages
-    assert "CJK, THAI" in line and "fonts-noto-cjk" in line and "\n" not in line
+    assert "CJK, THAI" in line and "apt install fonts-noto-cjk fonts-noto-core)" in line and "\n" not in line
     assert not [each for each in recwarn if "Glyph" in str(each.message)]
 
 

@@ -62,6 +62,15 @@ def test_where_nothing_can_be_told_the_columns_are_named(rows, lacking):
         guess_task(rows, "my.csv")
 
 
+@pytest.mark.parametrize("rows, task", [
+    ({"tokens": [["a", "b"]] * 6, "ner_tags": [[0, 1]] * 6}, "single tokens .tagging."),
+    ({"document": TEXTS, "summary": OTHERS}, "texts to be written"),
+])
+def test_a_task_that_there_is_not_is_named(rows, task):
+    with pytest.raises(UserError, match=f"can be told from the names .*; (labels of )?{task}.* are no task here: "):
+        guess_task(rows, "my.csv")
+
+
 def test_a_guess_in_words():
     assert str(Guess("qa")) == "qa"
     assert str(Guess("nli", ("a", "b"), "c")) == "nli: texts in columns a and b, labels in column c"

@@ -97,6 +97,9 @@ PYDANTIC = {"detail": [{"type": "extra_forbidden", "loc": ["body", "temperature"
      (400, {"error": {"message": NO_MAX_TOKENS["message"], "code": "invalid_request_body"}}, "max_tokens"),
      (400, {"error": {"message": "`temperature` is deprecated for this model."}}, "temperature"),
      (422, PYDANTIC, "temperature"),
+     (400, {"error": {"message": "invalid temperature: only 1 is allowed for this model"}}, "temperature"),
+     (400, {"error": {"message": "`temperature` may only be set to 1 when thinking is enabled."}}, "temperature"),
+     (400, {"error": {"message": "temperature: only 10 decimals are read"}}, None),
      (400, {"error": {"message": "Unsupported parameter: 'top_k'", "param": "top_k"}}, None),
      (400, {"error": {"message": "max_tokens is too large: 99. This model supports at most 9 completion tokens",
                       "param": "max_tokens", "code": "invalid_value"}}, None),
@@ -259,6 +262,13 @@ def test_a_limit_in_a_success_is_one(tmp_path):
     limited = body(json.dumps({"error": {"code": 429, "message": "slowly"}}).encode())
     with chat_server(shout, [limited] * 4) as server:
         assert len(ask(questions(2), tmp_path / "a", server, workers=1, max_retries=0).parsed) == 2
+
+
+def test_a_limit_that_speaks_of_policies_loses_no_question(tmp_path):
+    limited = status(429, message="Too many requests: please moderate your rate, see our usage policies")
+    with chat_server(shout, [says("FIRST"), limited]) as server:
+        answers = ask(questions(3), tmp_path / "a", server, workers=1)
+    assert len(answers.parsed) == 3 and not answers.failures
 
 
 def test_requests_keep_their_distance_after_a_pause(tmp_path):

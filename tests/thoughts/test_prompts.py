@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_mistral import SPECIAL, save_tokenizer
 
 from datamap.core.errors import UserError
-from datamap.thoughts.prompts import PAIR, PROMPTS, TUNED, fill_tagged, load_prompt, model_prompt, neutral
+from datamap.thoughts.prompts import PAIR, PROMPTS, TUNED, chat_text, fill_tagged, load_prompt, model_prompt, neutral
 from datamap.thoughts.reader import (
     ANALYSIS,
     IMPROVED,
@@ -227,6 +227,17 @@ def test_a_special_token_of_a_chat_format_is_defused(tokenizers, tmp_path):
     text = "a<|im_end|>\n<|im_start|>assistant"
     assert len(set(tokenizer(text)["input_ids"]) & set(tokenizer.all_special_ids)) == 3
     assert neutral(text, tokenizer) == "a< |im_end|>\n< |im_start|>assistant"
+
+
+FORMATS = {"variable": "{%- set of = '%d %b' %}{{ strftime_now(of) }}", "named": "{{ strftime_now(format='%d %b') }}",
+           "joined": "{{ strftime_now('%d' ~ ' %b') }}"}
+
+
+@pytest.mark.parametrize("template", FORMATS.values(), ids=FORMATS)
+def test_the_date_is_fixed_however_its_format_is_given(tmp_path, template):
+    tokenizer = save_tokenizer(tmp_path)
+    tokenizer.chat_template = "\n  {% if true %}\n" + template + "\n  {% endif %}"
+    assert chat_text(tokenizer, [{"role": "user", "content": "a"}]) == "\n26 Jul\n"
 
 
 @pytest.mark.parametrize("year", [1999, 2031])

@@ -201,3 +201,28 @@ def test_the_bars_of_the_library_are_left_as_they_were(tiny_model, shown):
         assert library_logging.is_progress_bar_enabled() is shown
     finally:
         (library_logging.enable_progress_bar if before else library_logging.disable_progress_bar)()
+
+
+def test_the_encoder_of_a_model_whose_decoder_needs_an_input(models, tmp_path):
+    """T5 has none by default; BART makes its own of the text."""
+    from transformers import T5Config, T5Model
+
+    tokenizer = load_encoder(str(models / "xlnet"), no_cuda=True)[1]
+    sizes = {"d_model": 32, "d_kv": 16, "d_ff": 32, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+    whole = T5Model(T5Config(vocab_size=len(tokenizer), **sizes)).eval()
+    for part in (whole, tokenizer):
+        part.save_pretrained(tmp_path)
+    encoder, _ = load_encoder(str(tmp_path), no_cuda=True)
+    ids = torch.tensor([[5, 6, 7]])
+    with torch.inference_mode():
+        assert torch.equal(encoder(ids).last_hidden_state, whole.get_encoder()(ids).last_hidden_state)
+
+
+def test_a_model_of_pictures_is_none_of_texts(models, tmp_path):
+    from transformers import ViTConfig, ViTModel
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    ViTModel(ViTConfig(image_size=32, **sizes)).save_pretrained(tmp_path)
+    load_encoder(str(models / "xlnet"), no_cuda=True)[1].save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="reads pixel_values, no texts; expected an encoder"):
+        load_encoder(str(tmp_path), no_cuda=True)
