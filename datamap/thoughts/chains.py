@@ -246,6 +246,11 @@ def record_usage(args: argparse.Namespace, kind: str, answers: Answers) -> None:
         if among:
             used["by_outcome"][outcome] = {"n": len(among), **{name: total(among, name) for name in TOKENS}}
     write_json(file, {**usage, kind: used})
+    if kind == "generate" and answers.failures and not answers.parsed:  # later modes do with what there is
+        first, reason = next(iter(answers.failures.items()))
+        raise UserError(f"none of {len(answers.records):,} questions has a usable answer ({first!r}: {reason}); "
+                        f"{FAILURES} holds the raw texts; see to the server, the model or the prompt, then "
+                        "--retry_failures asks again")
     if answers.failures:
         first, reason = next(iter(answers.failures.items()))
         logger.warning(f"{len(answers.failures):,} of {len(answers.records):,} have no usable answer "

@@ -193,8 +193,8 @@ def _interval_over_pairs(wins: Sequence[Sequence[int]]) -> tuple[float, float]:
     What is drawn is a pair, not an answer: its two answers may go together (a judge takes the first shown twice) or
     against each other (the better chain wins twice). The ratio's standard error over pairs is the limit of a bootstrap
     of pairs (Cochran 1977, chapter 6). One pair is added where the first shown wins twice, and one where the second
-    does: without ties this is the interval of Bonett and Price (``intervals.paired_interval``) of how many more pairs
-    are of the one kind than of the other, halved, around 0.5. Unlike a bootstrap's it has a width where all pairs are
+    does: without ties this is the interval of Bonett and Price (2012) of how many more pairs are of the one kind than
+    of the other, halved, around 0.5. Unlike a bootstrap's it has a width where all pairs are
     alike.
     """
     first, second = np.array([*wins, (2, 0), (0, 2)], dtype=np.float64).T

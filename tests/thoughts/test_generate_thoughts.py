@@ -283,6 +283,18 @@ def test_an_object_in_a_premise_is_no_answer(tmp_path):
     assert found["predicted_label"] == 0 and found["correct"]
 
 
+def test_where_no_question_has_an_answer_the_next_stage_is_not_begun(dataset, tmp_path, refused):
+    """Exit status 2, as a chain of commands would go on with nothing; once the server answers, it goes on."""
+    with chat_server(lambda request: "no") as server:
+        line = refused(generate_thoughts.main, *generating(server, dataset, tmp_path), "--max_retries", 0)
+    assert f"none of {COUNT} questions has a usable answer (" in line and "--retry_failures asks again" in line
+    assert load(tmp_path / "run_meta.json")["status"] == "failed"
+    with chat_server(answer) as server:
+        generate_thoughts.main([str(each) for each in generating(server, dataset, tmp_path)] + ["--retry_failures"])
+    assert load(tmp_path / "run_meta.json")["status"] == "finished"
+    assert len(records(tmp_path / "thoughts.jsonl")) == COUNT
+
+
 def test_reflections_of_which_none_can_be_read_block_nothing(dataset, tmp_path):
     def silent(request):
         return "no" if "<true_label>" in request["messages"][-1]["content"] else answer(request)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tiny_mistral import save_tokenizer
 
 from datamap.core.errors import UserError
-from datamap.core.intervals import paired_interval, wilson_interval
+from datamap.core.intervals import wilson_interval
 from datamap.thoughts.reader import CRITERIA
 from datamap.thoughts.statistics import (
     FIRST,
@@ -256,9 +256,11 @@ def test_what_a_judge_is_shown_first(answers, first, decided, ties, pairs, consi
 
 @given(st.lists(st.sampled_from(["AA", "AB", "BA", "BB"]), min_size=1, max_size=60))
 def test_the_interval_of_a_judges_leaning_is_over_pairs(both):
-    """Without ties only pairs where the same place wins twice tell: the interval of a paired difference."""
+    """Without ties only pairs where the same place wins twice tell: the interval of Bonett and Price (2012)."""
     found = position_report(asked(**{str(number): answers for number, answers in enumerate(both)}))
-    low, high = paired_interval(both.count("AA"), both.count("BB"), len(both))
+    first, second = ((both.count(kind) + 1) / (len(both) + 2) for kind in ("AA", "BB"))
+    half = 1.959963984540054 * math.sqrt((first + second - (first - second) ** 2) / (len(both) + 2))
+    low, high = max(first - second - half, -1), min(first - second + half, 1)
     assert (found["low"], found["high"]) == pytest.approx((0.5 + low / 2, 0.5 + high / 2), abs=1e-12)
 
 

@@ -31,11 +31,17 @@ def torn(model):
     weights.write_bytes(weights.read_bytes()[:500])
 
 
+def reshaped(model):
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps({**config, "hidden_size": config["hidden_size"] * 2}))
+
+
 FAULTS = {
     "no model": (lambda model: (model / "config.json").unlink(), "holds no config.json, so no model"),
     "no tokenizer": (lambda model: (model / "tokenizer.json").unlink(), "holds no tokenizer"),
     "unfinished": (lambda model: (model / "run_meta.json").write_text(json.dumps(
         {"status": "running", "arguments": {"do_train": True}})), "its training is marked running"),
+    "other shapes": (reshaped, "cannot load an? .* \\(weights and config.json do not fit each other\\)"),
     "torn": (torn, "cannot load an? .*; expected a directory"),
 }
 
