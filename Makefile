@@ -80,7 +80,7 @@ $(VENV)/installed-dev: $(VENV)/installed
 test: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy .
-	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 -m "not slow"
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
 
 # A file at a time on each core: the tests of a file share what takes long to set up, and none measures time.
 test-slow: $(VENV)/installed-dev

@@ -450,6 +450,7 @@ def test_rules_equal_the_score_of_each_example(questions, limit):
 
 
 def test_rules_by_their_measured_weights(questions, caplog):
+    caplog.set_level("INFO")
     answers = [(row["answers"]["text"] or [""])[0] for row in questions]
     flags = flag_errors(questions["question"][:], questions["context"][:], answers)
     scores = [sum(RULE_WEIGHTS["measured"][rule] for rule in RULES if flags[rule].fillna(False)[place])
