@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of the columns of a CSV
+DECIMAL_COMMA = r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?"
 
 logger = logging.getLogger(__name__)
 
@@ -324,7 +325,7 @@ def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str
 
     ``columns`` must be there. In columns of text a cell ``""`` is the empty text, which ``write_csv`` tells from a
     missing one; a reader other than this one may take both for missing. A spreadsheet may have saved it since, with
-    semicolons or tabs.
+    semicolons or tabs, and with semicolons also with decimal commas.
     """
     import pandas as pd
 
@@ -336,6 +337,8 @@ def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str
         io.StringIO(content, newline=""), sep=separator, dtype=dict.fromkeys(("id", *text), str),
         keep_default_na=False, na_values=[""], float_precision="round_trip",
     )
+    if separator == ";":
+        frame = _with_decimal_points(frame, ("id", *text))
     if missing := [column for column in columns if column not in frame.columns]:
         raise UserError(f"{path} has no column {name_a_few(missing)}; it has {name_a_few(frame.columns, 12)}")
     if "id" in frame.columns:
@@ -345,6 +348,18 @@ def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str
         if twice := repeated(frame["id"]):
             raise UserError(f"{path}: {len(twice):,} ids occur more than once ({name_a_few(twice)})")
     return _with_empty_texts(content, separator, frame, text)
+
+
+def _with_decimal_points(frame: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:
+    """``frame`` with numbers in the columns, but those of ``text``, of which each cell is one and some have a decimal
+    comma: as a spreadsheet writes them where it separates columns by semicolons."""
+    import pandas as pd
+
+    for column in frame.columns.difference(list(text)):
+        cells = frame[column].dropna()
+        if len(cells) and isinstance(cells.iloc[0], str) and cells.str.fullmatch(DECIMAL_COMMA).all():
+            frame[column] = pd.to_numeric(frame[column].str.replace(",", "."))
+    return frame
 
 
 def _with_empty_texts(content: str, separator: str, frame: pd.DataFrame, text: Sequence[str]) -> pd.DataFrame:

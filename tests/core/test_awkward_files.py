@@ -291,3 +291,16 @@ def test_data_of_other_tasks_say_what_to_do(tmp_path, task, rows, words):
     with pytest.raises(UserError) as error:
         load(write_rows(tmp_path / "a.jsonl", rows), task)
     assert words in str(error.value) and "\n" not in str(error.value)
+
+
+def test_decimal_commas_of_a_spreadsheet_are_numbers(tmp_path):
+    """As a German one saves a map: semicolons between columns, commas in numbers; words and ids stay what they are."""
+    file = tmp_path / "a.csv"
+    file.write_text("id;confidence;loss;correctness;label;gap\n1,5;0,25;1,5E-05;1;3,4 mg;\n2;1;-2,5;0;1,5;0,5\n")
+    table = read_table(file, ("id", "confidence"))
+    assert table["id"].tolist() == ["1,5", "2"] and table["label"].tolist() == ["3,4 mg", "1,5"]
+    assert table["confidence"].tolist() == [0.25, 1.0] and table["loss"].tolist() == [1.5e-05, -2.5]
+    assert table["correctness"].tolist() == [1, 0] and table["gap"].tolist()[1] == 0.5
+    assert read_table(file, ("id",), ("confidence",))["confidence"].tolist() == ["0,25", "1"]
+    file.write_text("id,confidence\n1,\"0,25\"\n")
+    assert read_table(file)["confidence"].tolist() == ["0,25"], "with commas between columns it is no number"
