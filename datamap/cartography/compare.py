@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -166,6 +166,16 @@ def _record(
     return record
 
 
+def names_apart(paths: Sequence[str | Path]) -> list[str]:
+    """The last parts of the paths, as few as tell them apart: of x/joint_map and y/joint_map both parts."""
+    parts = [Path(path).parts for path in paths]
+    for count in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(each[-count:]) for each in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
 def _mean(values: pd.Series) -> float | None:
     return float(values.mean()) if values.notna().any() else None
 
@@ -182,7 +192,7 @@ def write_comparison(directory: str | Path, found: MapComparison) -> None:
 def load_moved(path: str | Path) -> pd.DataFrame:
     """``moved_table`` as ``write_comparison`` wrote it, indexed by id."""
     file = artifact_file(path, MOVED_FILE, "dataset_cartography.py --compare")
-    needed = ("id", "category_b", "confidence_a", "confidence_b", "variability_a", "variability_b", "shift",
+    needed = ("id", *(f"{name}_{which}" for which in "ab" for name in ("category", *COORDINATES)), "shift",
               "beyond_noise")
     return read_table(file, needed).set_index("id").astype({"beyond_noise": "float64"})
 
@@ -207,7 +217,7 @@ def plot_moves(path: str | Path, found: MapComparison) -> None:
     axis.legend(loc="lower right")
     _draw_table(right, found.moves)
     what = f"moved beyond the noise of seeds (at most {ALPHA:.0%} would by chance)" if noisy else "moved"
-    names = [Path(each["path"]).name for each in found.record["maps"]]
+    names = names_apart([each["path"] for each in found.record["maps"]])
     which = f"the {len(shown):,} farthest of {len(arrows):,}" if len(shown) < len(arrows) else f"all {len(shown):,}"
     save_figure(figure, path, f"From {names[0]} to {names[1]}",
                 f"n = {len(moved):,} examples in both{note}, grey: where they were in {names[0]}; arrows: {which} "

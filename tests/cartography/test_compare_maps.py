@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import ttest_ind
 
 import dataset_cartography
-from datamap.cartography.compare import ALPHA, MAX_ARROWS, category_moves, moved_table, shift_noise
+from datamap.cartography.compare import ALPHA, MAX_ARROWS, category_moves, moved_table, names_apart, shift_noise
 from datamap.cartography.joint import join_maps
 from datamap.cartography.maps import load_map, write_cartography
 from datamap.core.artifacts import stage
@@ -159,3 +159,12 @@ def test_moves_count_every_example_once():
     found = category_moves(a, b).set_index(["category_a", "category_b"])["n"]
     assert found.sum() == 4 and found["easy", "absent"] == 1 and found["hard", "absent"] == 1
     assert found["hard", "hard"] == 1 and found["absent", "ambiguous"] == 1
+
+
+@pytest.mark.parametrize(("paths", "names"), [
+    (["x/joint_map", "y/joint_map"], ["x/joint_map", "y/joint_map"]),
+    (["joint_map", "/home/y/joint_map"], ["joint_map", "y/joint_map"]),
+    (["x/1/before", "x/1/after"], ["before", "after"]),
+])
+def test_two_maps_have_names_that_tell_them_apart(paths, names):
+    assert names_apart(paths) == names
