@@ -132,8 +132,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             write_json(path / name, content)
     if cleaning:
         print(summary(cleaning))
-    print(f"wrote {len(kept.data):,} of {len(loaded.data):,} examples and {' and '.join(reports)} to {path}; "
-          f"run.py --dataset {path} trains on them")
+    of_split = "" if args.train_split == "train" else f" of {loaded.split}"
+    print(f"wrote {len(kept.data):,} of {len(loaded.data):,} examples{of_split} and {' and '.join(reports)} to "
+          f"{path}; run.py --dataset {path} trains on them")
 
 
 def check_dropped(args: argparse.Namespace, before: int, after: int) -> None:

@@ -87,7 +87,7 @@ def plot_stability(path: str | Path, metrics: pd.DataFrame, curves: Mapping[str,
     right.set(ylim=(0, 1.02), xlabel="runs that are averaged (count)",
               ylabel=f"overlap of the top {TOP:.0%} with that of other runs")
     whole_numbers(right.xaxis)
-    right.legend(loc="lower right", bbox_to_anchor=(1, 0.13))
+    right.legend()  # where it hides the fewest points
     dashed = "; dashed: by Spearman-Brown" if any(curve.fitted for curve in curves.values()) else ""
     save_figure(figure, path, "How far the runs agree",
                 f"{title}, {runs} runs, n = {len(known):,}{note}; right, points: measured on disjoint choices of the "

@@ -308,7 +308,7 @@ class CartographyCallback(TrainerCallback):
             metrics = compute_metrics(by_epoch.follow(learning.follow(read_dynamics(self.output_dir))))
             record = learning.record(metrics)
             write_cartography(self.output_dir, metrics, self.title, learning=record, by_epoch=by_epoch.table())
-            logger.info(f"wrote metrics and data map in {time.perf_counter() - began:.1f} s")
+            logger.info(f"wrote metrics and data map to {self.output_dir} in {time.perf_counter() - began:.1f} s")
             cuts = category_thresholds(metrics)
             logger.info(f"{counted(with_categories(metrics, cuts), cuts)}; {progress(record or {})}")
 

@@ -39,6 +39,7 @@ class Evidence:
     clusters: columns of cluster_assignments.csv. rules: the nine of ``analysis.error_rules`` and their score (qa).
     predictions: answers or labels of the trained model for what it was trained on, None for an example without.
     opinions: by name, further scores of every example made elsewhere (a judge), higher is more likely wrong.
+    trained_on: whether the model of the map and of the predictions was trained on these examples.
     In tables a row of NaN, in predictions None, stands for an example that the artifact does not know.
     """
 
@@ -52,6 +53,7 @@ class Evidence:
     predictions: list[Any] | None = None
     opinions: Mapping[str, np.ndarray] = field(default_factory=dict)
     seed: int = SEED
+    trained_on: bool = True
     _made: dict[Callable[[Evidence], Any], Any] = field(default_factory=dict, init=False, repr=False)
     _columns: dict[str, list[Any]] = field(default_factory=dict, init=False, repr=False)
     _sought: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from datamap.analysis.clusters import load_clusters, load_embeddings
-from datamap.cartography.maps import load_map
+from datamap.cartography.maps import load_map, was_trained_on
 from datamap.core.artifacts import check_same_dataset
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.splits import Split
@@ -40,6 +40,7 @@ def load_evidence(
     evidence = Evidence(split, seed=seed)
     if cartography_dir is not None:
         evidence.metrics = _aligned(cartography_dir, load_map(cartography_dir)[0], split)
+        evidence.trained_on = was_trained_on(cartography_dir)
         directory = Path(cartography_dir) if Path(cartography_dir).is_dir() else Path(cartography_dir).parent
         if (directory / OUT_OF_FOLD_FILE).exists():
             evidence.out_of_fold = _aligned(directory, load_out_of_fold(directory), split)

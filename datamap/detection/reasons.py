@@ -111,12 +111,14 @@ def _of_training(evidence: Evidence) -> Iterator[Reason]:
     if {"correctness", "num_epochs"} <= set(metrics):
         epochs, share = metrics["num_epochs"].to_numpy(), metrics["correctness"].to_numpy()
         right = np.round(share * epochs, 1)  # of several runs a mean, which need not be whole
-        yield np.flatnonzero(share == 0), lambda row: f"never learned in {_counted(epochs[row], 'epoch')}"
+        never_right = "never learned" if evidence.trained_on else "not trained on, and never right"
+        yield np.flatnonzero(share == 0), lambda row: f"{never_right} in {_counted(epochs[row], 'epoch')}"
         yield (np.flatnonzero((share > 0) & (share < 0.5)),
                lambda row: f"right in {right[row]:g} of {epochs[row]:g} epochs only")
     if "forgetting_events" in metrics:
         forgotten = metrics["forgetting_events"].to_numpy()
-        yield np.flatnonzero(forgotten >= 2), lambda row: f"learned and forgotten {forgotten[row]:.0f} times"
+        lost = "learned and forgotten" if evidence.trained_on else "right and then wrong"
+        yield np.flatnonzero(forgotten >= 2), lambda row: f"{lost} {forgotten[row]:.0f} times"
     if "confidence" in metrics:
         confidence = metrics["confidence"].to_numpy(dtype=float)
         lower, higher = _shares(confidence)
@@ -146,8 +148,9 @@ def _of_labels(evidence: Evidence) -> Iterator[Reason]:
         yield from _never_agreed(evidence)
     if evidence.predictions is not None:
         final = class_numbers(evidence, evidence.predictions)
+        though = ", though it was trained on this label" if evidence.trained_on else ""
         yield (np.flatnonzero((final >= 0) & (final != gold)),
-               lambda row: f"the trained model says {names[final[row]]}, though it was trained on this label")
+               lambda row: f"the trained model says {names[final[row]]}{though}")
 
 
 def _never_agreed(evidence: Evidence) -> Iterator[Reason]:

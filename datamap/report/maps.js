@@ -139,7 +139,8 @@ function drawMaps() {
       cuts: [{ x0: cut.variability, x1: cut.variability, y0: 0, y1: 1, yref: "paper" },
         { x0: 0, x1: cut.variability, y0: cut.confidence, y1: cut.confidence },
         ...compared.arrows.map((each) => line(each.variability, each.confidence, xs[each.at], ys[each.at]))] });
-    byId("name-compared").textContent = `In ${compared.names[1]}, lines from where they were in ${compared.names[0]}`;
+    byId("name-compared").textContent = `In ${compared.names[1]}, lines from where they are in ${compared.names[0]}`;
+    byId("name-compared").title = byId("name-compared").textContent;
   }
   byId("figure-compared").hidden = !compared;
   byId("figure-clusters").hidden = !MAPS.some((map) => map.id === "map-clusters");

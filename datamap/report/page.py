@@ -85,7 +85,9 @@ def gather(
         warning = (map_learning(cartography_dir, evidence.metrics) or {}).get("warning")
         if not was_trained_on(cartography_dir):
             warning = "; ".join(filter(None, [NOT_TRAINED_ON[0].upper() + NOT_TRAINED_ON[1:], warning]))
-        compared, columns = several.compared_content(comparison_dir, split, rows) if comparison_dir else (None, [])
+        compared, columns = (
+            several.compared_content(comparison_dir, split, rows, evidence.metrics["confidence"]) if comparison_dir
+            else (None, []))
         cuts = map_thresholds(cartography_dir, evidence.metrics)
         tokenizer, max_length = texts.tokenizer_of(cartography_dir)
         ids = split.ids

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.cartography.categories import CATEGORIES
-from datamap.cartography.compare import COMPARED_FILE, MOVED_FILE, load_moved
+from datamap.cartography.compare import COMPARED_FILE, MOVED_FILE, load_moved, names_apart
 from datamap.cartography.joint import JOINT_FILE
 from datamap.core.artifacts import artifact_file, check_same_dataset, load_meta
 from datamap.core.files import read_json
@@ -44,11 +44,12 @@ def joint_content(cartography_dir: str | Path) -> dict[str, Any] | None:
 
 
 def compared_content(
-    comparison_dir: str | Path, split: Split, rows: np.ndarray
+    comparison_dir: str | Path, split: Split, rows: np.ndarray, confidence: pd.Series
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """What the third picture needs beside its columns, and these: where the examples of the page lie in the other map,
-    their category there, and how far they moved. arrows: of what moved farthest, beyond noise where that is known, the
-    place on the page and where it was in the first map."""
+    their category there, and how far they moved. confidence: in the map of the page, by id; where that is the second
+    of the two, the other is the first. arrows: of what moved farthest, beyond noise where that is known, the place on
+    the page and where it is in the map that is not the other."""
     moved = load_moved(comparison_dir)
     known = [each["fingerprint"] for each in (load_meta(comparison_dir) or {}).get("datasets", [])]
     if split.fingerprint not in known:
@@ -59,19 +60,25 @@ def compared_content(
     place = {example: at for at, example in enumerate(ids)}
     beyond = moved["beyond_noise"]
     farthest = moved.index[beyond > 0] if beyond.notna().any() else moved.index[moved["shift"] > 0]
-    names = [Path(each["path"]).name for each in record["maps"]]
+    names = names_apart([each["path"] for each in record["maps"]])
+    cuts = [each["cuts"] for each in record["maps"]]
+    near = [np.isclose(moved[f"confidence_{which}"], confidence.reindex(moved.index)).mean() for which in "ab"]
+    here_is, other = "ba" if near[1] > near[0] else "ab"
+    if other == "a":
+        names, cuts = names[::-1], cuts[::-1]
     columns = [
-        number("compared_confidence", f"confidence in {names[1]}", here["confidence_b"], "compared"),
-        number("compared_variability", f"variability in {names[1]}", here["variability_b"], "compared"),
+        number("compared_confidence", f"confidence in {names[1]}", here[f"confidence_{other}"], "compared"),
+        number("compared_variability", f"variability in {names[1]}", here[f"variability_{other}"], "compared"),
         factor("compared_category", f"category in {names[1]}",
-               [each if isinstance(each, str) else None for each in here["category_b"]], "compared", CATEGORIES),
+               [each if isinstance(each, str) else None for each in here[f"category_{other}"]], "compared",
+               CATEGORIES),
         number("shift", "shift on the map", here["shift"], "compared"),
     ]
     if beyond.notna().any():
         columns.append(number("beyond_noise", "shift beyond the noise of seeds", here["beyond_noise"], "compared"))
     return {
-        "names": names, "cuts": record["maps"][1]["cuts"], "of": MOVED_FILE, "beyond_noise": record["beyond_noise"],
-        "arrows": [{"at": place[example], "confidence": moved.at[example, "confidence_a"],
-                    "variability": moved.at[example, "variability_a"]}
+        "names": names, "cuts": cuts[1], "of": MOVED_FILE, "beyond_noise": record["beyond_noise"],
+        "arrows": [{"at": place[example], "confidence": moved.at[example, f"confidence_{here_is}"],
+                    "variability": moved.at[example, f"variability_{here_is}"]}
                    for example in farthest if example in place][:MOST_ARROWS],
     }, columns

@@ -242,3 +242,18 @@ def test_the_dataset_is_that_of_what_the_filters_read(tmp_path, questions):
     chosen = load_map(tmp_path / "map")[0]
     kept = [row["id"] for row in read_jsonl(tmp_path / "filtered" / "train.jsonl")]
     assert kept and set(kept) <= set(chosen.index[chosen["category"] == "easy"])
+
+
+def test_another_split_than_train_is_named_where_it_becomes_what_is_trained_on(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    rows = [{**row, "id": f"v{number}"} for number, row in enumerate(qa_rows(10))]
+    for name in ("train", "validation"):
+        write_rows(tmp_path / "data" / f"{name}.jsonl", rows)
+    known = "".join(f"v{number},0.{number},0.1\n" for number in range(10))
+    (tmp_path / "map.csv").write_text(f"id,confidence,variability\n{known}")
+    block = {"confidence": {"metrics_path": str(tmp_path / "map.csv"), "min_confidence": 0.45}}
+    (tmp_path / "filters.json").write_text(json.dumps(block))
+    argv = ["--dataset", str(tmp_path / "data"), "--filter_config", str(tmp_path / "filters.json")]
+    for flags, said in (([], "wrote 5 of 10 examples and"), (["--split", "validation"], "10 examples of validation")):
+        dataset_filters.main([*argv, *flags, "--output_dir", str(tmp_path / "half")])
+        assert said in capsys.readouterr().out.splitlines()[-1]

@@ -91,6 +91,11 @@ def test_reasons_of_labels(pairs):
     ]
     assert found[4] == ["right in 2 of 5 epochs only", "learned and forgotten 2 times"]
     assert found[5] == ["the model gave its label a probability of 0.10 on average, less than in 83% of the examples"]
+    evidence.trained_on = False  # run.py --map_split: nothing was to be learned of them
+    found = [text.split("; ") for text in reasons(evidence, NO_SCORES)]
+    assert found[3][0] == "not trained on, and never right in 5 epochs"
+    assert found[3][-1] == "the trained model says contradiction"
+    assert found[4] == ["right in 2 of 5 epochs only", "right and then wrong 2 times"]
 
 
 def test_reasons_from_neighbours(tmp_path):

@@ -105,6 +105,17 @@ def test_the_compared_map_stands_beside_it(content, maps, split):
             tuple(moved.loc[example, ["confidence_a", "variability_a"]]))
 
 
+def test_on_the_page_of_the_second_map_the_other_is_the_first(tmp_path, maps, split, monkeypatch):
+    page = made(split, tmp_path, monkeypatch, "--cartography_dir", maps / "b", "--comparison_dir", maps / "compared")
+    shown, moved = content_of(page.read_text("utf-8")), load_moved(maps / "compared")
+    assert shown["compared"]["names"] == ["b", "a"]
+    assert values_of(shown, "compared_confidence") == pytest.approx(
+        moved["confidence_a"].reindex(shown["ids"]).to_numpy(dtype=float), abs=1e-6, nan_ok=True)
+    assert shown["compared"]["cuts"] == dict(zip(("confidence", "variability"), load_map(maps / "a")[1], strict=True))
+    for each in shown["compared"]["arrows"]:
+        assert each["confidence"] == pytest.approx(moved.at[shown["ids"][each["at"]], "confidence_b"])
+
+
 def test_a_map_that_was_not_trained_on_says_so(tmp_path, split, monkeypatch):
     with stage(tmp_path / "map", {"trained_on": False}, owns=CARTOGRAPHY_FILES, datasets=[split]) as path:
         write_cartography(path, compute_metrics(make_epochs(ids=split.ids)))
@@ -125,7 +136,7 @@ def test_the_third_picture_is_linked_and_the_overview_tells_of_the_runs(report, 
     try:
         browser.open(report)
         assert browser.run("MAPS.map((each) => each.id)") == ["map-data", "map-compared"]
-        assert browser.text("#name-compared") == "In b, lines from where they were in a"
+        assert browser.text("#name-compared") == "In b, lines from where they are in a"
         browser.run("select([3, 5], MAPS[0])")
         painted = "MAPS[1].busy.then(() => byId('map-compared').data[0].selectedpoints)"
         assert sorted(browser.run(painted)) == [3, 5]
