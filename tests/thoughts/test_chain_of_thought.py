@@ -21,7 +21,7 @@ from datamap.thoughts.data import is_right, read_reflections, read_thoughts
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 KEY = "sk-not-a-key-but-long-enough-to-be-one"
-NUM_PAIRS = 40
+NUM_PAIRS = 32
 
 
 def demo(name: str) -> ModuleType:
@@ -120,7 +120,7 @@ def road(tmp_path_factory) -> tuple[Path, str]:
     output = tmp_path_factory.mktemp("road") / "thoughts_demo"
     done = subprocess.run(
         [sys.executable, REPOSITORY / "demos" / "chain_of_thought.py", "--output_dir", output, "--num_pairs",
-         str(NUM_PAIRS)],
+         str(NUM_PAIRS), "--num_train_epochs", "2"],
         env={**os.environ, "OPENAI_API_KEY": KEY}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         check=False,
     )
