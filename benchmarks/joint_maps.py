@@ -182,7 +182,7 @@ def plot_precision(path: Path, precision: pd.DataFrame, gains: pd.DataFrame) -> 
         axis.set(title=f"{name}, n = {about['examples']:,}", xlabel="runs joined (count)", ylim=(0, 1))
         whole_numbers(axis.xaxis)
     axes[0][0].set_ylabel("average precision of errors")
-    axes[0][-1].legend(loc="lower right")
+    axes[0][-1].legend(loc="upper right")
     save_figure(figure, path, "Errors found by the mean over several runs",
                 "Mean over the choices of so many of the runs, band: worst to best choice; dotted: a random order")
 
