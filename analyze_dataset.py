@@ -150,6 +150,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         return report(args)
     if args.error_rules:
         return error_rules(args)
+    return integrate(args)
+
+
+def integrate(args: argparse.Namespace) -> None:
+    """Map and clusters, with the texts where they are known: tables and pictures, or one table (--export_unified)."""
     from datamap.analysis import integrated
     from datamap.analysis.map_summary import printed_groups
     from datamap.analysis.unified_table import predictions_of, summarize_overlap, unified_table

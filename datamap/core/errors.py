@@ -23,8 +23,8 @@ T = TypeVar("T")
 DISK_IS_FULL = re.compile(r"\(os error \d+\)|basic_ios::clear|inline_container\.cc|PytorchStreamWriter"
                           r"|\d+ requested and \d+ written")
 LONGEST_LINE = 2_000  # characters of an error
-# How often unreachable cycles are looked for, of objects made. Python's own 700 has it look through the hundred
-# thousands of rows that are read again and again, which are none: a fifth of the time of a page of 100,000 questions.
+# How often unreachable cycles are looked for, by objects made. Python's own 700 has it look through the hundred
+# thousands of rows that are read, which are none, again and again: profilers show it as time of whatever allocates.
 RARELY = (100_000, 20, 100)
 QUIET_LIBRARIES = (
     "httpx", "httpx2", "openai", "datasets", "huggingface_hub", "accelerate", "torch", "fontTools", "matplotlib",

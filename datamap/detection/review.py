@@ -148,7 +148,7 @@ def _sets(evidence: Evidence) -> _Sets:
 
 
 def _once(keys: np.ndarray) -> np.ndarray:
-    """Each of ``keys`` once, rising: np.unique, in a twentieth of its time where most are different (numpy 2.4)."""
+    """Each of ``keys`` once, rising, as np.unique gives them, whose hash table is slow where most are different."""
     ordered = np.sort(keys)
     return ordered[np.append(True, ordered[1:] != ordered[:-1])] if len(ordered) else ordered
 
