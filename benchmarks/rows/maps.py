@@ -245,7 +245,7 @@ def suspects(setting: Setting) -> Found:
     for task in ("nli", "qa"):
         directory = str(setting.output(task))
         in_own_process(made.write_artifacts, directory, task, examples)
-        for name, flag, most in (("suspects.csv", "--find_errors", 60.0), ("report.html", "--report", None)):
+        for name, flag, most in (("suspects.csv", "--find_errors", 60.0), ("report.html", "--report", 20.0)):
             found = analyse(directory, task, flag)
             measures += [Measure(f"{task}: {name} of {examples:,} examples", [found.seconds], " s", most=most),
                          Measure(f"{task}: its CPU time", [found.cpu_seconds], " s"),
