@@ -5,8 +5,9 @@ To train with a loss of your own, subclass ``CartographyTrainer`` and override `
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +18,12 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from datamap.cartography import recorder
-from datamap.cartography.recorder import CartographyCallback, Heads, heads_of
+from datamap.cartography.recorder import CartographyCallback, Heads, head_numbers, heads_of
 from datamap.core.errors import UserError, first_line
 from datamap.core.hub import unreachable
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import PADDING
+from datamap.training.on_gpu import masks_without_waiting
 
 MAX_SMOOTHING = 0.3
 
@@ -34,8 +36,10 @@ class RefusedSettings:
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         model = self.model  # type: ignore[attr-defined]
-        if self.args.activation_checkpointing and not model.supports_gradient_checkpointing:  # type: ignore[attr-defined]
-            raise UserError(f"--activation_checkpointing: {type(model).__name__} cannot do that; leave it out")
+        names = ("activation_checkpointing", "gradient_checkpointing")  # transformers before 5.2x has the second alone
+        asked = [name for name in names if getattr(self.args, name, False)]  # type: ignore[attr-defined]
+        if asked and not model.supports_gradient_checkpointing:
+            raise UserError(f"--{asked[0]}: {type(model).__name__} cannot do that; leave it out")
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         with _reached_hub("make a repository for this model"):
@@ -92,6 +96,9 @@ class CartographyTrainer(RefusedSettings, Trainer):
         self.task = task
         self.dynamics = dynamics
         self.last_loss: torch.Tensor | None = None  # for who watches; not to be waited for in every step
+        self.compiled: dict[str, Any] | None = None
+        self.buckets: tuple[int, ...] = ()
+        self._step: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] | None = None
         self._smoothing, self._weights = (
             None if values is None else torch.as_tensor(values, dtype=torch.float32, device=self.args.device)
             for values in (smoothing, weights)
@@ -108,16 +115,68 @@ class CartographyTrainer(RefusedSettings, Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         row_index = inputs["row_index"]
+        smoothing, weights = (None if values is None else values[row_index]
+                              for values in (self._smoothing, self._weights))
+        if self.compiled is not None and not return_outputs and len(row_index) == self.args.train_batch_size:
+            return self._compiled_loss(model, inputs, smoothing, weights)
         outputs = model(**self._model_inputs(inputs))
         heads = heads_of(outputs, inputs)
         if self.dynamics is not None:
             self.dynamics.record_heads(heads, row_index)
-        losses = self.row_losses(heads, None if self._smoothing is None else self._smoothing[row_index])
-        if self._weights is not None:
-            losses = losses * self._weights[row_index]
+        losses = self.row_losses(heads, smoothing)
+        if weights is not None:
+            losses = losses * weights
         loss = losses.mean()
         self.last_loss = loss.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _compiled_loss(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], smoothing: torch.Tensor | None,
+        weights: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Forward pass, loss and what is recorded as one compiled function: one launch with CUDA graphs."""
+        if self._step is None:
+            self._step = self._compile(model)
+        torch.compiler.cudagraph_mark_step_begin()
+        batch = {name: values for name, values in inputs.items() if name != "row_index"}
+        loss, numbers = self._step(batch, smoothing, weights)
+        if self.dynamics is not None and numbers is not None:
+            self.dynamics.record_numbers(numbers, inputs["row_index"])
+        self.last_loss = loss.detach().clone()  # a CUDA graph writes the next loss to the same place
+        return loss
+
+    def _compile(self, model: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+        assert self.compiled is not None
+        records = self.dynamics is not None
+
+        def step(
+            batch: dict[str, torch.Tensor], smoothing: torch.Tensor | None, weights: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            heads = heads_of(model(**self._model_inputs(batch)), batch)
+            numbers = head_numbers(heads) if records else None
+            losses = self.row_losses(heads, smoothing)
+            return (losses if weights is None else losses * weights).mean(), numbers
+
+        torch.compiler.reset()  # what earlier trainings of this process compiled counts towards the limit
+        try:
+            return torch.compile(step, **self.compiled)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"--torch_compile refuses its settings: {first_line(error)}; see --torch_compile_backend, "
+                            "--torch_compile_mode") from error
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._step = None
+        with masks_without_waiting(self.args.device.type == "cuda"):
+            return super().train(*args, **kwargs)
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        collator = self.data_collator
+        if self.buckets:
+            self.data_collator = collator.to_lengths(self.buckets)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator  # evaluation pads to the longest
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
@@ -133,10 +192,14 @@ class CartographyTrainer(RefusedSettings, Trainer):
         names = self.processing_class.model_input_names  # type: ignore[union-attr]
         return {name: inputs[name] for name in names if name in inputs}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        data = self.train_dataset if train_dataset is None else train_dataset
+    def length_sampler(self, data: Any = None) -> LengthGroupedSampler:
+        """The sampler of the training rows, or of ``data``."""
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = LengthGroupedSampler(data["length"][:], self.args.train_batch_size, seed)
+        rows = self.train_dataset if data is None else data
+        return LengthGroupedSampler(rows["length"][:], self.args.train_batch_size, seed)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        sampler = self.length_sampler(train_dataset)
         self.add_callback(_SetEpoch(sampler))
         return sampler
 
@@ -157,6 +220,11 @@ class LengthGroupedSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
+    def longest_of_batches(self) -> list[int]:
+        """The longest row of each batch of an epoch."""
+        lengths = [self.lengths[row] for row in self]
+        return [max(lengths[first : first + self.batch_size]) for first in range(0, len(lengths), self.batch_size)]
+
 
 class _SetEpoch(TrainerCallback):
     def __init__(self, sampler: LengthGroupedSampler):
@@ -167,13 +235,15 @@ class _SetEpoch(TrainerCallback):
 
 
 class PadToLongest:
-    """Collate rows of ``task.features``, padded to the longest of the batch (to a multiple of 8 for tensor cores).
+    """Collate rows of ``task.features``, padded to the longest of the batch (to a multiple of 8 for tensor cores), or
+    to the next of a few lengths.
 
     model: of which the rows are. The padding stands on the right, unless its head reads the last position, as XLNet's.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, model: torch.nn.Module, multiple_of: int = 1):
         self.multiple_of = multiple_of
+        self.lengths: tuple[int, ...] = ()
         self.on_the_left = getattr(getattr(model, "sequence_summary", None), "summary_type", None) == "last"
         self.numbers = ("row_index", *task.targets)
         self.fill = {
@@ -183,8 +253,15 @@ class PadToLongest:
             "token_roles": PADDING,
         }
 
+    def to_lengths(self, lengths: Sequence[int]) -> PadToLongest:
+        """The same, padding to the next of these, ascending."""
+        other = copy.copy(self)
+        other.lengths = tuple(lengths)
+        return other
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
+        longest = next((length for length in self.lengths if length >= longest), longest)
         longest += -longest % self.multiple_of
         batch = {}
         for name, fill in self.fill.items():
