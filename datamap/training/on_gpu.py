@@ -156,7 +156,7 @@ def buckets_of(batch_lengths: Sequence[int], most: int = MOST_BUCKETS, longest: 
     if longest is not None:
         counts[lengths.searchsorted(-(-longest // LENGTHS_OF) * LENGTHS_OF)] -= 1  # of no batch
     lengths, counts = lengths[lengths > 0], counts[lengths > 0]
-    # cost[k][n]: positions of the batches of the n shortest lengths in k + 1 buckets; the last of them is lengths[n-1].
+    # cost[k][n]: positions of the batches of the n shortest lengths in k + 1 buckets, the last of lengths[n - 1].
     total = np.concatenate([[0], np.cumsum(counts)])
     cost, before = [np.append(0, lengths * total[1:])], []
     for _ in range(1, min(most, len(lengths))):

@@ -1,4 +1,4 @@
-"""What a step keeps is less than it was, and gives the dynamics that the formulas give when they are computed at once."""
+"""A step keeps less than it did, and the dynamics are those of the formulas computed at once."""
 
 import numpy as np
 import pytest
@@ -90,7 +90,7 @@ def test_equal_logits_are_right_where_the_gold_one_comes_first():
 
 
 def test_a_step_launches_half_of_what_it_did(tmp_path):
-    """The log-probabilities are those of the loss; formulas, and which rows were seen, come at the end of the epoch."""
+    """The log-probabilities are those of the loss; formulas, and what was seen, come at the end of the epoch."""
     for heads, places in ((2, 40), (1, 3)):
         batch = made(32, heads, places, 1.0, seed=0)
         recorder = CartographyCallback([str(row) for row in range(32)], tmp_path)
