@@ -170,9 +170,9 @@ class CartographyTrainer(RefusedSettings, Trainer):
             return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        collator = self.data_collator
+        collator: Any = self.data_collator
         if self.buckets:
-            self.data_collator = collator.to_lengths(self.buckets)
+            self.data_collator: Any = collator.to_lengths(self.buckets)
         try:
             return super().get_train_dataloader()
         finally:

@@ -175,8 +175,13 @@ def test_vectors_of_several_batches_are_fetched_together(models, dataset, whole,
     from datamap.training import embeddings
 
     fetched, fetch = [], torch.Tensor.cpu
+
+    def counted(tensor):
+        fetched.append(len(tensor))
+        return fetch(tensor)
+
     monkeypatch.setattr(embeddings, "batches_at_once", lambda model: 3)
-    monkeypatch.setattr(torch.Tensor, "cpu", lambda tensor: fetched.append(len(tensor)) or fetch(tensor))
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
     together, _ = extract(models["electra"], dataset, tmp_path / "out", "--batch_size", "2")
     assert fetched == [6, 2]
     np.testing.assert_allclose(together, np.load(whole / "embeddings.npy"), atol=2e-5)
