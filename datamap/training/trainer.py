@@ -98,6 +98,7 @@ class CartographyTrainer(RefusedSettings, Trainer):
         self.last_loss: torch.Tensor | None = None  # for who watches; not to be waited for in every step
         self.compiled: dict[str, Any] | None = None
         self.buckets: tuple[int, ...] = ()
+        self._size: int | None = None
         self._step: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] | None = None
         self._smoothing, self._weights = (
             None if values is None else torch.as_tensor(values, dtype=torch.float32, device=self.args.device)
@@ -165,9 +166,16 @@ class CartographyTrainer(RefusedSettings, Trainer):
                             "--torch_compile_mode") from error
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        self._step = None
-        with masks_without_waiting(self.args.device.type == "cuda"):
+        self._step, self._size = None, None
+        with masks_without_waiting(self.args.device.type == "cuda"), _set_to_train_once(self.model):
             return super().train(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """The library's estimate, which counts the weights of the model anew in every step: of a dozen layers that
+        takes a good part of the time in which a GPU is done with a batch of sentences."""
+        if self._size is None:
+            self._size = self.model.num_parameters(exclude_embeddings=True)
+        return 6 * inputs[self.model.main_input_name].numel() * self._size
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         collator: Any = self.data_collator
@@ -202,6 +210,20 @@ class CartographyTrainer(RefusedSettings, Trainer):
         sampler = self.length_sampler(train_dataset)
         self.add_callback(_SetEpoch(sampler))
         return sampler
+
+
+@contextmanager
+def _set_to_train_once(model: torch.nn.Module) -> Iterator[None]:
+    """Let ``model.train()``, which the Trainer calls in every step, walk through the modules only after ``eval()``."""
+    def train(mode: bool = True) -> torch.nn.Module:
+        return model if mode and model.training else type(model).train(model, mode)
+
+    model.eval()  # so that the first call reaches every module
+    model.train = train  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.train
 
 
 class LengthGroupedSampler(Sampler[int]):

@@ -226,6 +226,27 @@ def test_a_whole_step_waits_once_at_most(task_and_argv, monkeypatch, tmp_path):
     assert max(spared) <= 1 and min(counts) >= 3, (spared, counts)
 
 
+def test_a_step_walks_through_the_model_no_more_than_it_must(task_and_argv, monkeypatch, tmp_path):
+    """The estimate of operations is the library's, and every module is in training mode, also after an evaluation."""
+    from transformers import Trainer
+
+    step, flops, modes, trainers = CartographyTrainer.training_step, [], [], []
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = step(self, model, inputs, *args, **kwargs)
+        flops.append((self.floating_point_ops(inputs), Trainer.floating_point_ops(self, inputs)))
+        modes.append(all(module.training for module in model.modules()))
+        trainers.append(self)
+        return loss
+
+    monkeypatch.setattr(CartographyTrainer, "training_step", training_step)
+    run.main([*elsewhere(task_and_argv, tmp_path), "--eval_strategy", "steps", "--eval_steps", "2", "--eval_split",
+              "validation", "--max_eval_samples", "3"])
+    assert all(modes) and len(modes) > 4
+    assert all(ours == theirs > 0 for ours, theirs in flops)
+    assert "train" not in vars(trainers[0].model)
+
+
 # --- buckets and compiled steps --------------------------------------------------------------------------------------
 
 
