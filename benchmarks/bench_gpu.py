@@ -2,8 +2,8 @@
 
 Reads nothing (or policyqa and sst2 of --data_dir); models have real shapes and random weights, nothing is downloaded.
 Writes a JSON for each row to --output_dir as soon as it is measured, so that a run that is cut keeps what it has;
-``run_all.py --page_only`` makes README.md of them. At most 7 minutes on one card: a row that takes longer than it may
-is stopped, and says so. Without a card nothing is measured, and each row says when it last was.
+``run_all.py --page_only`` makes README.md of them. At most 7 minutes on one card: a row that takes longer than its
+share is stopped, and says so. Without a card nothing is measured, and each row says when it last was.
 
     python benchmarks/bench_gpu.py
     python benchmarks/bench_gpu.py --only gpu_qa gpu_embeddings
@@ -32,7 +32,7 @@ from datamap.core.files import read_json, write_json
 from datamap.core.flags import Parser
 
 RESULTS = Path(__file__).resolve().parent / "results"
-START = 30.0  # seconds that a process may take to start, beside the minutes of its row
+LIMIT = 410.0  # seconds that all rows may take
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -71,8 +71,8 @@ def measured(name: str, setting: Setting, file: str) -> None:
     Path(file).write_bytes(pickle.dumps(left))
 
 
-def measure(row: Row, args: argparse.Namespace) -> str | None:
-    """Measure a row and write its JSON; why it could not be, None where it was."""
+def measure(row: Row, args: argparse.Namespace, seconds: float) -> str | None:
+    """Measure a row in at most so many seconds and write its JSON; why it could not be, None where it was."""
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "row").mkdir()
@@ -81,11 +81,11 @@ def measure(row: Row, args: argparse.Namespace) -> str | None:
         file = Path(scratch) / "found"
         process = get_context("spawn").Process(target=measured, args=(row.name, setting, str(file)))
         process.start()
-        process.join(None if args.quick else row.minutes * 60 + START)
+        process.join(None if args.quick else seconds)
         if process.is_alive():
             process.kill()
             process.join()
-            return f"it took longer than the {row.minutes:g} minutes that it may, and was stopped"
+            return f"it took longer than the {seconds:.0f} seconds that were left to it, and was stopped"
         if not file.exists():
             return f"its process ended with exit status {process.exitcode}"
         left = pickle.loads(file.read_bytes())
@@ -126,10 +126,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     check_writable(args.output_dir)
     args.output_dir.mkdir(parents=True, exist_ok=True)
-    failed = []
-    for row in args.rows:
+    failed, began = [], time.monotonic()
+    for place, row in enumerate(args.rows):
+        # Of the time that is left each row may take its share: what one does not need goes to those behind it.
+        left = LIMIT - (time.monotonic() - began)
         try:
-            why = measure(row, args)
+            why = measure(row, args, left * row.minutes / sum(each.minutes for each in args.rows[place:]))
         except OSError as error:
             why = first_line(error)
         if why is not None:

@@ -28,14 +28,14 @@ BATCH_SIZE = 32
 WARM_UP = 10  # steps
 COUNTED = 5  # steps in which waits are counted
 COMPILED_LENGTHS = 2  # fewer than a training has, as each is compiled by itself
-COMPILING = 45  # seconds that compiling may take, so that the other rows have their time
+COMPILING = 40  # seconds that compiling may take, so that the other rows have their time
 COMPILED, UNRECORDED = "ours, compiled", "ours, without recording"
 LENGTHS = {"qa": (60, 150), "classification": (6, 38)}  # words of a context or a sentence, a token each
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 ELECTRA_SMALL = {"embedding_size": 128, "hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4,
                  "intermediate_size": 1024}
 QUICK = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
-VOCABULARY = 30_522
+VOCABULARY, WORDS = 30_522, 1_000  # of the models; of the texts, each of which is a token
 
 
 def made_rows(task: str, count: int) -> Iterator[dict[str, Any]]:
@@ -43,13 +43,13 @@ def made_rows(task: str, count: int) -> Iterator[dict[str, Any]]:
     rng = np.random.default_rng(DEFAULT_SEED)
     low, high = LENGTHS[task]
     for row in range(count):
-        words = [f"w{word}" for word in rng.integers(20_000, size=rng.integers(low, high))]
+        words = [f"w{word}" for word in rng.integers(WORDS, size=rng.integers(low, high))]
         if task == "classification":
             yield {"id": str(row), "sentence": " ".join(words), "label": "yes" if rng.random() < 0.5 else "no"}
             continue
         first = int(rng.integers(len(words) - 5))
         start = len(" ".join(words[:first])) + (first > 0)
-        asked = " ".join(f"w{word}" for word in rng.integers(20_000, size=7))
+        asked = " ".join(f"w{word}" for word in rng.integers(WORDS, size=7))
         yield {"id": str(row), "question": f"what {asked}", "context": " ".join(words),
                "answers": {"text": [" ".join(words[first : first + 3])], "answer_start": [start]}}
 
@@ -75,7 +75,7 @@ def saved_model(setting: Setting, kind: str, shape: dict[str, int], task: str, d
 
     split = load_split(dataset, "train", get_task(task))
     texts = (text for column in split.task.text_columns for text in split.data[column][:])
-    tokenizer = train_tokenizer(texts, max_length=512)
+    tokenizer = train_tokenizer(texts, max_length=512, vocab_size=VOCABULARY)
     torch.manual_seed(DEFAULT_SEED)
     vocabulary = max(setting.size(VOCABULARY, 0), len(tokenizer))
     config = AutoConfig.for_model(kind, **(QUICK if setting.quick else shape), vocab_size=vocabulary,
@@ -167,7 +167,7 @@ class OnCard(Trainings):
 
         self.on_card = torch.cuda.is_available()
         self.batch_size = setting.size(BATCH_SIZE, 4)
-        self.seconds, self.rounds = (0.05, 1) if setting.quick else (2.0, 2)
+        self.seconds, self.rounds = (0.05, 1) if setting.quick else (1.5, 2)
         self.quick = setting.quick
         dataset = data_of(setting, task, setting.size(64, 4) * self.batch_size)
         model = saved_model(setting, kind, shape, task, dataset)

@@ -272,7 +272,7 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
     result = trainer.train(resume_from_checkpoint=checkpoint)
     whole = None if before is None else before + result.metrics["train_runtime"]
     # Both over all its processes.
-    metrics = {**result.metrics, "train_loss": losses.mean(result.training_loss), "training_seconds": whole}
+    metrics = {**result.metrics, "train_loss": losses.mean(), "training_seconds": whole}
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
     if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
         raise UserError("training diverged: weights are no numbers any more; lower --learning_rate")
