@@ -107,7 +107,7 @@ def gather(
             "said": said,
             "columns": [*examples.example_columns(evidence, rows, suspected, known_texts),
                         *several.joint_columns(evidence.metrics, rows), *columns],
-            "joint": several.joint_content(cartography_dir), "compared": compared,
+            "joint": several.joint_content(cartography_dir, evidence.metrics), "compared": compared,
             "epochs": examples.epoch_columns(evidence, epochs, rows),
             "neighbours": near_rows,
             "review": learned_from.result(),
