@@ -1,4 +1,4 @@
-"""How many rows of a fine-tuning a process takes at once, and which: chosen from the memory there is, and by length."""
+"""How many rows a fine-tuning takes at once, and which: chosen from the memory there is, and by length."""
 
 from __future__ import annotations
 
