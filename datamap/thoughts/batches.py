@@ -6,16 +6,13 @@ import argparse
 import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from torch.utils.data import Sampler
 
 from datamap.core.errors import UserError
-
-if TYPE_CHECKING:
-    from datamap.thoughts.sft_training import ThoughtTrainer
 
 ON_A_CPU = 4  # rows at once where no memory is tried out
 FEW_TOKENS, MANY_TOKENS = 2048, 16384  # at once: below, a GPU waits for its host; above, more bring it nothing
@@ -33,7 +30,7 @@ class GroupedInSteps(Sampler[int]):
     does. The library's own grouping is another after a resume.
     """
 
-    def __init__(self, lengths: Sequence[int], step: int, seed: int):
+    def __init__(self, lengths: Sequence[int] | np.ndarray, step: int, seed: int):
         self.lengths, self.step, self.seed, self.epoch = np.asarray(lengths), step, seed, 0
 
     def __len__(self) -> int:
@@ -72,10 +69,10 @@ def choose(
     return size, checkpointing
 
 
-def set_batches(args: argparse.Namespace, trainer: ThoughtTrainer) -> None:
+def set_batches(args: argparse.Namespace, trainer: Any) -> None:
     """Choose for ``--per_device_train_batch_size auto``, say what, and put it into ``args`` and the trainer.
 
-    args: with ``effective_batch_size`` and ``num_processes``, whose product with the accumulated batches stays.
+    args: with ``effective_batch_size``, which stays, and ``num_processes``. trainer: a ``ThoughtTrainer``.
     """
     share, lengths, device = args.effective_batch_size // args.num_processes, trainer.lengths(), trainer.args.device
     if tries(device):
@@ -91,7 +88,7 @@ def set_batches(args: argparse.Namespace, trainer: ThoughtTrainer) -> None:
                 f"checkpointing, on {where}")
 
 
-def take(args: argparse.Namespace, trainer: ThoughtTrainer, size: int, checkpointing: bool) -> None:
+def take(args: argparse.Namespace, trainer: Any, size: int, checkpointing: bool) -> None:
     args.per_device_train_batch_size, args.gradient_checkpointing = size, checkpointing
     args.gradient_accumulation_steps = args.effective_batch_size // (size * args.num_processes)
     config = trainer.args
@@ -118,7 +115,7 @@ class Trial:
     The model is left as it was, with its gradients empty, and so are the random states.
     """
 
-    def __init__(self, trainer: ThoughtTrainer, lengths: Sequence[int]):
+    def __init__(self, trainer: Any, lengths: Sequence[int]):
         self.trainer = trainer
         self.order = np.argsort(-np.asarray(lengths), kind="stable").tolist()
 

@@ -29,6 +29,7 @@ MAY_CHANGE = {
     "thoughts", "reflections", "prompt_file", "prompt_digest", "eval_dataset", "eval_samples", "eval_generate_steps",
     "max_new_tokens", "text_columns", "label_column", "label_map",
 }
+WHOLE = "bfd"  # how packing keeps rows whole
 AUTO = "auto"  # as many rows at once as the memory holds
 DIGESTS = {"rows_digest": "other chains of thought", "prompt_digest": "another prompt"}
 
@@ -99,7 +100,8 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--max_grad_norm", type=_not_negative, default=0.3, help="gradients are scaled down to it")
     group.add_switch("--gradient_checkpointing", default=True, help="less memory, a third slower (default: true; "
                      "with a batch size of auto only where memory is short)")
-    group.add_switch("--packing", help="several rows in one sequence of --max_length; needs flash attention on a GPU")
+    group.add_switch("--packing", help="several rows in one sequence of --max_length, which do not see each other; "
+                     "fastest with flash attention on a GPU")
     group.add_argument("--logging_steps", type=_not_negative, default=10, metavar="N", help="steps between two logs")
     group.add_argument("--save_steps", type=_not_negative, default=100, metavar="N", help="steps between checkpoints")
     group.add_argument("--save_total_limit", type=positive_int, default=2, metavar="N", help="checkpoints that stay")
@@ -146,11 +148,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.enable_cartography and reads_metrics(args.filters, args.cartography_output_dir):
         parser.error(f"--enable_cartography would write {args.cartography_output_dir}, which a filter reads; name "
                      "another --cartography_output_dir")
-    if args.packing and args.enable_cartography:
-        parser.error("--packing and --enable_cartography exclude each other: packed rows cannot be told apart")
-    if args.packing and "flash" not in (args.attn_implementation or ""):
-        parser.error("--packing needs flash attention, which needs a GPU: else packed rows see each other; add "
-                     "--attn_implementation flash_attention_2, or leave --packing out")
+    strategy = getattr(args, "packing_strategy", WHOLE)
+    if args.packing and args.enable_cartography and strategy != WHOLE:
+        parser.error(f"--packing_strategy {strategy} cuts rows into pieces, which --enable_cartography cannot put "
+                     f"together: give {WHOLE}, which keeps them whole, or leave one of the three out")
     for name in ("eval_split", "label_map", "text_columns", "label_column"):
         if getattr(args, name) and not args.eval_dataset:
             parser.error(f"--{name} does nothing without --eval_dataset")

@@ -17,6 +17,7 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from datamap.cartography.joined import packed_rows, sees_rows_apart
 from datamap.core.errors import UserError, first_line
 from datamap.core.files import nulls_for_nan
 from datamap.thoughts.batches import GroupedInSteps
@@ -24,7 +25,7 @@ from datamap.thoughts.generation import generate
 from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import chat_text, model_prompt, neutral
 from datamap.thoughts.reader import completion_text, parse_thought
-from datamap.thoughts.sft_arguments import AUTO
+from datamap.thoughts.sft_arguments import AUTO, WHOLE
 from datamap.training.callbacks import Manifests, tell_in_lines
 from datamap.training.library_flags import SFT_CONFIG, check_batches, given_training_flags, library_arguments
 from datamap.training.models import positions_of
@@ -242,6 +243,13 @@ def build_trainer(
         raise UserError(f"the trainer refuses these settings: {first_line(error)}") from error
     if not args.packing:
         _check_same_tokens(trainer.train_dataset, train, args.max_length)
+    elif not sees_rows_apart(model):
+        raise UserError("--packing: this model reads rows that are packed behind one another as one text; leave it "
+                        "out, or try --attn_implementation flash_attention_2 or sdpa")
+    elif getattr(config, "packing_strategy", WHOLE) == WHOLE:
+        data = trainer.train_dataset
+        rows = [tokens[: args.max_length] for tokens in train["input_ids"]]
+        trainer.train_dataset = data.add_column("row_index", packed_rows(data["input_ids"], data["seq_lengths"], rows))
     check_batches(config, len(trainer.train_dataset))
     tell_in_lines(trainer)
     trainer.add_callback(Continuity(trainer))

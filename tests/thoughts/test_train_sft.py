@@ -444,8 +444,8 @@ def test_accumulation_follows_from_the_effective_batch_size(monkeypatch, refused
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--packing", "--enable_cartography"], "exclude each other"),
-        (["--packing"], "needs flash attention"),
+        (["--packing", "--packing_strategy", "wrapped", "--enable_cartography"], "--packing_strategy wrapped cuts "
+         "rows into pieces, which --enable_cartography cannot put together"),
         (["--packing", "--attn_implementation", "flash_attention_2"], "needs a GPU"),
         (["--optim", "paged_adamw_8bit"], "--optim paged_adamw_8bit pages between GPU and CPU memory"),
         (["--fp16"], "--fp16 needs a GPU"),
