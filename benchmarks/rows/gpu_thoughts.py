@@ -15,7 +15,6 @@ import string
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -268,11 +267,26 @@ def waited(device: Any) -> None:
         torch.cuda.synchronize()
 
 
+def batch_seconds(
+    model: Any, tokenizer: Any, prompts: Sequence[str], rows: int, new: int, compiled: bool
+) -> list[float]:
+    """Of each batch of so many rows; in the first are compiling and the making of a cache."""
+    from datamap.thoughts.generation import generate
+
+    seconds, began = [], time.perf_counter()
+    for _, answered in generate(model, tokenizer, prompts, batch_size=rows, max_new_tokens=new, sort=False,
+                                compiled=compiled):
+        ended = time.perf_counter()
+        seconds.append(ended - began)
+        if any(answer.num_tokens != new for answer in answered):
+            raise RuntimeError(f"an answer has other than {new} tokens")
+        began = time.perf_counter()
+    return seconds
+
+
 def answers(setting: Setting) -> Found:
     """What a step takes is what an answer of all tokens takes beyond one of a single token, over the steps."""
     import torch
-
-    from datamap.thoughts.generation import generate
 
     device, words = device_of(setting), setting.size(WORDS, 400)
     with room_for("answers, the model", "SHAPE", device):
@@ -281,34 +295,25 @@ def answers(setting: Setting) -> Found:
                 if "embed_tokens" not in name)
     reached = bandwidth(setting, device)
     tokenizer, rng = word_tokenizer(words, ends=False), np.random.default_rng(DEFAULT_SEED)
-    new = setting.size(NEW_TOKENS, 4)
-    measures, details = [], {"seconds_to_build": build, "bytes_a_second": reached, "weight_bytes": reads}
-
-    def seconds(prompts: Sequence[str], compiled: bool, tokens: int, _: int = 0) -> float:
-        waited(device)
-        began = time.perf_counter()
-        for _, batch in generate(model, tokenizer, prompts, batch_size=len(prompts), max_new_tokens=tokens,
-                                 compiled=compiled):
-            if any(answer.num_tokens != tokens for answer in batch):
-                raise RuntimeError(f"an answer has other than {tokens} tokens")
-        return time.perf_counter() - began
-
+    new, longest = setting.size(NEW_TOKENS, 4), setting.size(PROMPT_TOKENS, 12)
+    measures: list[Measure] = []
     for rows in BATCHES if not setting.quick else (2, 3):
-        lengths = rng.integers(setting.size(PROMPT_TOKENS, 12) // 2, setting.size(PROMPT_TOKENS, 12), rows)
+        lengths = rng.integers(longest // 2, longest, rows * (1 + setting.size(2, 1)))
         prompts, name = texts(rng, lengths, words), f"answers, {rows} at once"
         torch._dynamo.reset()  # else the second size would be compiled for all sizes
-        with room_for(name, "BATCHES", device):
-            first = seconds(prompts, True, new)
-            sides = in_turn(setting.size(2, 1), *(
-                partial(seconds, prompts, compiled, tokens) for compiled in (False, True) for tokens in (new, 1)))
-        for side, whole, one in (("growing cache", *sides[:2]), ("compiled", *sides[2:])):
-            step = [max(all_of_them - alone, 1e-9) / (new - 1)
-                    for all_of_them, alone in zip(whole, one, strict=True)]
+        wholes = {}
+        for side, compiled in (("growing cache", False), ("compiled", True)):
+            with room_for(name, "BATCHES", device):
+                first, *whole = batch_seconds(model, tokenizer, prompts, rows, new, compiled)
+                [_, *alone] = batch_seconds(model, tokenizer, prompts, rows, 1, compiled)
+            wholes[side] = whole
+            step = [max(each - one, 1e-9) / (new - 1) for each, one in zip(whole, alone, strict=True)]
             measures += [
                 Measure(f"{name}, {side}", [rows * new / each for each in whole], " tokens/s"),
                 Measure(f"{name}, {side}: a step", [1000 * each for each in step], " ms"),
                 Measure(f"{name}, {side}: of the bandwidth", [100 * reads / (each * reached) for each in step], " %"),
             ]
-        measures += [ratio(f"{name}, compiled / growing cache", sides[0], sides[2], least=5.0),
-                     Measure(f"{name}: compiling, once", [first - min(sides[2])], " s")]
+        measures += [ratio(f"{name}, compiled / growing cache", wholes["growing cache"], wholes["compiled"], 5.0),
+                     Measure(f"{name}: compiling, once", [first - min(whole)], " s")]
+    details = {"seconds_to_build": build, "bytes_a_second": reached, "weight_bytes": reads, "new_tokens": new}
     return Found(measures, [] if device.type == "cuda" else ["on a CPU nothing is compiled"], details)

@@ -364,7 +364,11 @@ def train(
 ) -> dict[str, Any]:
     """Train, evaluate and answer a last time; returns the numbers of train_metrics.json."""
     trainer.add_callback(Manifests(checkpoint))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU has no room for {trainer.args.per_device_train_batch_size:,} rows at once: give "
+                        "--per_device_train_batch_size auto, or a smaller one, or lower --max_length") from error
     model = trainer.model
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
     if not all(bool(weights.isfinite().all()) for weights in model.parameters() if weights.requires_grad):

@@ -181,6 +181,13 @@ def test_one_row_that_has_no_room_ends_in_one_line(thoughts, model_dir, tmp_path
     assert "no room for one row at a time" in told and not (tmp_path / "out").exists()
 
 
+def test_a_batch_that_has_no_room_ends_in_one_line(thoughts, model_dir, tmp_path, refused, small_memory):
+    told = refused(train_sft.main, *arguments(thoughts, model_dir, tmp_path / "out", "--eval_generate_steps", "0",
+                                              "--per_device_train_batch_size", "8"))
+    assert "the GPU has no room for 8 rows at once: give --per_device_train_batch_size auto" in told
+    assert json.loads((tmp_path / "out/run_meta.json").read_text())["status"] == "failed"
+
+
 def test_on_a_cpu_nothing_is_tried(thoughts, model_dir, tmp_path, caplog):
     with caplog.at_level("INFO"):
         train_sft.main(arguments(thoughts, model_dir, tmp_path / "out", "--per_device_train_batch_size", "auto",
