@@ -286,8 +286,6 @@ def batch_seconds(
 
 def answers(setting: Setting) -> Found:
     """What a step takes is what an answer of all tokens takes beyond one of a single token, over the steps."""
-    import torch
-
     device, words = device_of(setting), setting.size(WORDS, 400)
     with room_for("answers, the model", "SHAPE", device):
         build, model = timed(random_model, setting, device, False)
@@ -300,7 +298,6 @@ def answers(setting: Setting) -> Found:
     for rows in BATCHES if not setting.quick else (2, 3):
         lengths = rng.integers(longest // 2, longest, rows * (1 + setting.size(2, 1)))
         prompts, name = texts(rng, lengths, words), f"answers, {rows} at once"
-        torch._dynamo.reset()  # else the second size would be compiled for all sizes
         wholes = {}
         for side, compiled in (("growing cache", False), ("compiled", True)):
             with room_for(name, "BATCHES", device):

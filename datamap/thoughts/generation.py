@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
+from transformers import CompileConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
 
 from datamap.core.errors import UserError, first_line
 from datamap.thoughts.reader import LABELS, tells_reasoning
@@ -82,6 +82,8 @@ def generate(
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=stop or None,
         pad_token_id=next(token for token in known if token is not None), disable_compile=not compiled,
+        # A graph for each shape: one for all would be slower, and they are few.
+        compile_config=CompileConfig(dynamic=False) if compiled and model.device.type == "cuda" else None,
     )
     shapes = _FixedShapes(model, min(batch_size, len(order)), max_new_tokens) if compiled else None
     for first in range(0, len(order), batch_size):

@@ -192,17 +192,20 @@ def test_a_compiled_step_gives_the_same_answers(model, tokenizer, monkeypatch):
 
     class Compiled(GenerationConfig):
         def __init__(self, **settings):
-            config = CompileConfig(backend="eager", mode=None, fullgraph=True)
-            config._compile_all_devices = True
-            super().__init__(compile_config=config if settings.get("disable_compile") is False else None, **settings)
+            if settings.get("disable_compile") is False:
+                settings["compile_config"] = CompileConfig(backend="eager", mode=None, fullgraph=True, dynamic=False)
+                settings["compile_config"]._compile_all_devices = True
+            super().__init__(**settings)
 
-    few = PROMPTS[:9]
+    few = sorted(PROMPTS, key=len)
+    few = [*few[:4], *few[-4:]]  # of two widths
+    assert len({len(tokenizer(prompt)["input_ids"]) // generation.WIDTH for prompt in few}) == 2
     plain = answers(model, tokenizer, few)
     monkeypatch.setattr(generation, "GenerationConfig", Compiled)
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    assert answers(model, tokenizer, few, compiled=True) == plain
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # of the steps; prompts are not compiled
+    assert answers(model, tokenizer, few, compiled=True, batch_size=4) == plain
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # of the steps; prompts are not compiled
     assert generation.can_compile(model)
 
 

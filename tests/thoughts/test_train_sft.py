@@ -568,7 +568,7 @@ def test_killed_in_mid_epoch_and_resumed(thoughts, model_dir, tmp_path):
     assert whole.wait(300) == 0, whole.stdout.read()[-3000:]
     cut = start("cut")
     deadline = time.monotonic() + 240
-    while not list((tmp_path / "cut").glob("checkpoint-*/training_dynamics.npz")):
+    while not list((tmp_path / "cut").glob("checkpoint-*/manifest.json")):
         assert cut.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(cut.pid, signal.SIGKILL)
