@@ -30,7 +30,7 @@ TINY = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num
         "num_key_value_heads": 2}
 WORDS = 32_768  # that the model knows
 TOKENS, SPREAD = 335, 60  # of a row: mean, standard deviation
-STEPS, STEP_ROWS, THEIR_ROWS = 4, 64, 8  # rows of a step, and of a batch by TRL's default
+STEPS, STEP_ROWS, THEIR_ROWS = 3, 64, 8  # rows of a step, and of a batch by TRL's default
 BATCHES, PROMPT_TOKENS, NEW_TOKENS = (32, 128), 120, 48
 TEMPLATE = string.Template("Premise: $premise Hypothesis: $hypothesis")
 SPECIAL = {"unk_token": "<unk>", "pad_token": "<pad>", "eos_token": "</s>"}

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import Sampler
 
 from datamap.core.errors import UserError
+from datamap.training.library_flags import check_batches
 
 ON_A_CPU = 4  # rows at once where no memory is tried out
 FEW_TOKENS, MANY_TOKENS = 2048, 16384  # at once: below, a GPU waits for its host; above, more bring it nothing
@@ -81,6 +82,7 @@ def set_batches(args: argparse.Namespace, trainer: Any) -> None:
         size = max(size for size in range(1, min(share, ON_A_CPU) + 1) if share % size == 0)
         checkpointing = args.gradient_checkpointing
     take(args, trainer, size, checkpointing)
+    check_batches(trainer.args, len(trainer.train_dataset))
     where = f"a GPU of {_memory(device) / 1e9:.0f} GB" if device.type == "cuda" else (
         "a CPU, where no larger batch is tried")
     logger.info(f"--per_device_train_batch_size auto: {size:,} rows at once x {args.num_processes} processes x "

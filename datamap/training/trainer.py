@@ -34,10 +34,10 @@ class RefusedSettings:
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         model = self.model  # type: ignore[attr-defined]
-        # The one name is the older of the other.
-        asked = getattr(self.args, "activation_checkpointing", self.args.gradient_checkpointing)  # type: ignore[attr-defined]
+        names = ("activation_checkpointing", "gradient_checkpointing")  # transformers before 5.2x has the second alone
+        asked = [name for name in names if getattr(self.args, name, False)]  # type: ignore[attr-defined]
         if asked and not model.supports_gradient_checkpointing:
-            raise UserError(f"--activation_checkpointing: {type(model).__name__} cannot do that; leave it out")
+            raise UserError(f"--{asked[0]}: {type(model).__name__} cannot do that; leave it out")
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         with _reached_hub("make a repository for this model"):
