@@ -2,10 +2,14 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY
 from safetensors.torch import load_file
 from tiny_mistral import chain_rows, save_model, toy_tokenizer, write_chains
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
@@ -172,6 +176,42 @@ def test_auto_is_the_same_training_as_with_what_it_chose(
                              "--resume_from_checkpoint"))
     again = json.loads((tmp_path / "auto/run_meta.json").read_text())["arguments"]
     assert [again[name] for name in ("per_device_train_batch_size", "gradient_checkpointing")] == [*expected]
+
+
+OF_TWO = """
+import os, sys
+import torch
+from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
+import train_sft
+from datamap.thoughts import batches
+
+original = MistralDecoderLayer.forward
+
+def forward(self, hidden_states, *args, **kwargs):
+    if self.training and len(hidden_states) > (4, 2)[int(os.environ["RANK"])]:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GB")
+    return original(self, hidden_states, *args, **kwargs)
+
+MistralDecoderLayer.forward, batches.tries, batches.FEW_TOKENS = forward, lambda device: True, 1
+train_sft.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_take_what_both_hold(thoughts, model_dir, tmp_path):
+    (tmp_path / "two.py").write_text(OF_TWO)
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2",
+         str(tmp_path / "two.py"), *arguments(thoughts, model_dir, tmp_path / "out", "--per_device_train_batch_size",
+                                              "auto", "--lora_dropout", "0")],
+        cwd=REPOSITORY, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "auto: 2 rows at once x 2 processes x 2 accumulated, without gradient checkpointing" in done.stderr
+    train_sft.main(arguments(thoughts, model_dir, tmp_path / "one", "--per_device_train_batch_size", "8",
+                             "--lora_dropout", "0"))
+    found, expected = (logged(tmp_path / name, "step", "loss", "num_tokens") for name in ("out", "one"))
+    np.testing.assert_allclose(found[:2], expected[:2], rtol=2e-5)  # the last step repeats rows to fill its batches
 
 
 def test_one_row_that_has_no_room_ends_in_one_line(thoughts, model_dir, tmp_path, refused, small_memory):
