@@ -6,7 +6,7 @@ all of them may take: what runs longer is stopped.
 
 from __future__ import annotations
 
-from rows import gpu_training
+from rows import gpu_thoughts, gpu_training
 from rows.table import Row
 
 SIDES = ("without recording; a bare PyTorch loop over batches that lie on the card; the library's Trainer with random "
@@ -21,4 +21,8 @@ GPU_ROWS = (
         ".95 x of the bare loop; compiled 2 x; recording at most 1 %; one wait a step", 1.3, gpu_training.sentences),
     Row(0, "gpu_embeddings", "embeddings of sentences, the shape of BERT-base", "sentence-transformers `encode`, same "
         "weights, pooling, precision", "1.0 x", 0.4, gpu_training.embeddings),
+    Row(0, "gpu_qlora", "QLoRA, the shape of a model of 7B, about 335 tokens, 64 rows a step",
+        "TRL's defaults at the same step", "1.8 x; the same losses", 1.3, gpu_thoughts.qlora),
+    Row(0, "gpu_answers", "answers of a model of 7B in bf16, 48 tokens, 32 and 128 at once",
+        "the library's `generate` with a cache that grows", "5 x", 1.4, gpu_thoughts.answers),
 )

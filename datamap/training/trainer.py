@@ -208,7 +208,7 @@ class CartographyTrainer(RefusedSettings, Trainer):
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
         sampler = self.length_sampler(train_dataset)
-        self.add_callback(_SetEpoch(sampler))
+        self.add_callback(SetEpoch(sampler))
         return sampler
 
 
@@ -248,8 +248,10 @@ class LengthGroupedSampler(Sampler[int]):
         return [max(lengths[first : first + self.batch_size]) for first in range(0, len(lengths), self.batch_size)]
 
 
-class _SetEpoch(TrainerCallback):
-    def __init__(self, sampler: LengthGroupedSampler):
+class SetEpoch(TrainerCallback):
+    """Tells a sampler whose order is a function of ``epoch`` which one begins."""
+
+    def __init__(self, sampler: Any):
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
