@@ -1,0 +1,163 @@
+"""Long documents: what training on a share of the windows that hold no answer gains, and what it costs.
+
+Each question of policyqa stands with its paragraph at a place drawn at random among paragraphs of other questions, so
+that more than nine in ten windows hold no answer. A model that has learnt to read the paragraphs alone goes on with
+the documents, an epoch on all windows and one on each share, with the same seed in a round; which windows are drawn,
+their order and dropout differ with the seed. All windows of documents of other policies are then read for the answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from timing import Found, Measure, Setting, in_turn, ratio
+
+from datamap.core.clusters import Clusters
+from datamap.core.files import read_json, read_jsonl, write_jsonl
+from datamap.core.flags import DEFAULT_SEED
+from datamap.core.splits import load_split
+from datamap.tasks.registry import get_task
+
+SHARES = (0.05, 0.1)
+LONGEST_ANSWER = 60  # characters, so that an answer fits into a window of 64 tokens
+WINDOWS = ("--max_length=64", "--doc_stride=8")
+NO_WORSE = 2.0  # points: a share is no worse where the 95 % interval of its difference lies above minus that
+SCORES = ("exact_match", "f1")
+
+
+def short_answers(dataset: str, split: str) -> list[dict[str, Any]]:
+    data = load_split(dataset, split, get_task("qa")).data
+    return [row for row in data if row["answers"]["text"] and max(map(len, row["answers"]["text"])) <= LONGEST_ANSWER]
+
+
+def joined(rows: Sequence[dict[str, Any]], questions: int, characters: int, seed: int) -> Iterator[dict[str, Any]]:
+    """So many of the rows, their contexts (``paragraph``) among others, of which none is asked the same question, up
+    to about so many characters."""
+    rng = np.random.default_rng(seed)
+    asked: dict[str, set[str]] = {}
+    for row in rows:
+        asked.setdefault(row["context"], set()).add(row["question"])
+    contexts = list(asked)
+    for row in (rows[place] for place in rng.permutation(len(rows))[:questions]):
+        others, length = [], len(row["context"])
+        for other in (contexts[place] for place in rng.permutation(len(contexts))):
+            if row["question"] in asked[other]:
+                continue
+            if length + 1 + len(other) > characters:
+                break
+            others.append(other)
+            length += 1 + len(other)
+        own = int(rng.integers(len(others) + 1))
+        before = "".join(f"{other} " for other in others[:own])
+        starts = [start + len(before) for start in row["answers"]["answer_start"]]
+        yield {"id": row["id"], "question": row["question"], "paragraph": row["context"],
+               "context": " ".join([*others[:own], row["context"], *others[own:]]),
+               "answers": {"text": row["answers"]["text"], "answer_start": starts}}
+
+
+def trained(output: Path, dataset: Path, model: str, *flags: str) -> dict[str, Any]:
+    """What run.py does with these flags: its metrics and, where it evaluates, the scores (N,) of each question."""
+    import run
+    from datamap.training.arguments import parse_args
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        run.train_and_evaluate(parse_args([
+            f"--dataset={dataset}", f"--model={model}", f"--output_dir={output}", "--overwrite", "--no_cuda",
+            "--per_device_train_batch_size=16", "--save_strategy=no", "--logging_strategy=no", "--disable_tqdm=true",
+            *flags,
+        ]))
+    found = read_json(output / "train_metrics.json") if "--do_train" in flags else {}
+    if "--do_eval" in flags:
+        answers = list(read_jsonl(output / "eval_predictions.jsonl"))
+        found |= {name: np.array([float(row[name]) for row in answers]) for name in SCORES}
+        found["ids"] = [row["id"] for row in answers]
+    return found
+
+
+def windows_of(dataset: Path, model: str) -> dict[float, int]:
+    """How many windows of the documents are trained on with each share, 0: those that hold an answer alone."""
+    from datamap.training.arguments import parse_args
+    from datamap.training.data import features_of
+    from datamap.training.models import load_tokenizer
+    from datamap.training.running import with_fewer_empty
+
+    args = parse_args(["--do_train", f"--dataset={dataset}", *WINDOWS])
+    split = load_split(str(dataset), "train", get_task("qa"))
+    features = features_of(split, load_tokenizer(model), args.max_length, args.doc_stride, "none")
+    return {share: len(with_fewer_empty(features, share, DEFAULT_SEED)) for share in (0.0, *SHARES, 1.0)}
+
+
+def empty_windows(setting: Setting) -> Found:
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    source = setting.dataset("policyqa", "demo:clinical")
+    rows = {split: short_answers(source, split) for split in ("train", "validation")}
+    paragraphs, documents = setting.output("paragraphs"), setting.output("documents")
+    few, questions, characters = setting.size(800, 16), setting.size(200, 8), setting.size(1800, 900)
+    chosen = np.random.default_rng(DEFAULT_SEED).permutation(len(rows["train"]))[:few]
+    write_jsonl(paragraphs / "train.jsonl", (rows["train"][place] for place in chosen))
+    held_out = list(joined(rows["validation"], questions, characters, DEFAULT_SEED + 1))
+    write_jsonl(documents / "train.jsonl", joined(rows["train"], questions, characters, DEFAULT_SEED))
+    write_jsonl(documents / "validation.jsonl", held_out)
+
+    reader = setting.scratch / "reader"
+    trained(reader, paragraphs, "tiny" if setting.quick else "minilm", "--do_train", "--max_length=128",
+            "--doc_stride=16", "--learning_rate=1e-4", "--warmup_steps=0.1",
+            f"--num_train_epochs={setting.size(3, 1)}")
+    before = trained(setting.scratch / "before", documents, str(reader), "--do_eval", *WINDOWS)
+
+    def side(share: float, number: int) -> dict[str, Any]:
+        return trained(setting.scratch / "model", documents, str(reader), "--do_train", "--do_eval", *WINDOWS,
+                       "--num_train_epochs=1", f"--empty_windows={share}", f"--seed={number + 1}")
+
+    sides = in_turn(setting.size(5, 2), *(partial(side, share) for share in (1.0, *SHARES)))
+    assert all(one["ids"] == before["ids"] == [row["id"] for row in held_out] for each in sides for one in each)
+    return compared(dict(zip((1.0, *SHARES), sides, strict=True)), before, windows_of(documents, str(reader)),
+                    Clusters([row["paragraph"] for row in held_out]))
+
+
+def compared(
+    sides: dict[float, list[dict[str, Any]]], before: dict[str, Any], windows: dict[float, int], clusters: Clusters,
+) -> Found:
+    """Each share beside all windows: seconds and windows of the training, and the scores of the same questions, with
+    intervals for other seeds and other questions (``multi_bootstrap``), which go together by their paragraph."""
+    from datamap.suites.comparison import multi_bootstrap
+
+    everything, rest = sides[1.0], {share: each for share, each in sides.items() if share != 1.0}
+    seconds = {share: [one["train_runtime"] for one in each] for share, each in sides.items()}
+    scores = {share: {name: 100 * np.stack([one[name] for one in each]) for name in SCORES}
+              for share, each in sides.items()}
+    measures = [
+        Measure("windows that hold no answer", [100 * (1 - windows[0.0] / windows[1.0])], " %", least=90.0),
+        Measure("training on all windows", seconds[1.0], " s"),
+        *(Measure(f"{name}, all windows", scores[1.0][name].mean(axis=1).tolist(), " %") for name in SCORES),
+        *(Measure(f"{name}, before", [100 * float(before[name].mean())], " %") for name in SCORES),
+    ]
+    notes, details = [], {"windows": windows, "questions": len(everything[0]["ids"]), "clusters": clusters.count}
+    for share in rest:
+        what = f"share {share:g}"
+        faster = ratio(f"{what}: seconds of all windows / of its own", seconds[1.0], seconds[share], least=5.0)
+        measures += [faster, Measure(f"{what}: windows of all / of its own", [windows[1.0] / windows[share]], " x")]
+        no_worse = {}
+        for name in SCORES:
+            interval = multi_bootstrap(scores[share][name], scores[1.0][name], 100.0, clusters)
+            low, high = interval["bootstrap_low"], interval["bootstrap_high"]
+            difference = (scores[share][name] - scores[1.0][name]).mean(axis=1)
+            no_worse[name] = low >= -NO_WORSE
+            measures += [Measure(f"{what}: {name}, more than with all windows", difference.tolist(), " points"),
+                         Measure(f"{what}: {name}, low end of that", [low], " points", least=-NO_WORSE)]
+            notes.append(f"{what}: {name} differs by {difference.mean():+.1f} points, 95 % interval {low:+.1f} to "
+                         f"{high:+.1f} (seeds and questions).")
+            details[f"{what}, {name}"] = {"low": low, "high": high}
+        holds = faster.keeps and no_worse["exact_match"]
+        notes.append(f"{what}: {'both hold' if holds else 'not both hold'}: 5 x, and an exact match that is shown to "
+                     f"be no more than {NO_WORSE:g} points lower.")
+    return Found(measures, notes, details)
