@@ -8,8 +8,6 @@ their order and dropout differ with the seed. All windows of documents of other 
 
 from __future__ import annotations
 
-import contextlib
-import io
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,16 +17,16 @@ import numpy as np
 from timing import Found, Measure, Setting, in_turn, ratio
 
 from datamap.core.clusters import Clusters
-from datamap.core.files import read_json, read_jsonl, write_jsonl
+from datamap.core.files import write_jsonl
 from datamap.core.flags import DEFAULT_SEED
 from datamap.core.splits import load_split
 from datamap.tasks.registry import get_task
+from rows.trained import QA_SCORES, quietly, run_of, spread
 
 SHARES = (0.05, 0.1)
 LONGEST_ANSWER = 60  # characters, so that an answer fits into a window of 64 tokens
 WINDOWS = ("--max_length=64", "--doc_stride=8")
 NO_WORSE = 2.0  # points: a share is no worse where the 95 % interval of its difference lies above minus that
-SCORES = ("exact_match", "f1")
 
 
 def short_answers(dataset: str, split: str) -> list[dict[str, Any]]:
@@ -61,25 +59,6 @@ def joined(rows: Sequence[dict[str, Any]], questions: int, characters: int, seed
                "answers": {"text": row["answers"]["text"], "answer_start": starts}}
 
 
-def trained(output: Path, dataset: Path, model: str, *flags: str) -> dict[str, Any]:
-    """What run.py does with these flags: its metrics and, where it evaluates, the scores (N,) of each question."""
-    import run
-    from datamap.training.arguments import parse_args
-
-    with contextlib.redirect_stdout(io.StringIO()):
-        run.train_and_evaluate(parse_args([
-            f"--dataset={dataset}", f"--model={model}", f"--output_dir={output}", "--overwrite", "--no_cuda",
-            "--per_device_train_batch_size=16", "--save_strategy=no", "--logging_strategy=no", "--disable_tqdm=true",
-            *flags,
-        ]))
-    found = read_json(output / "train_metrics.json") if "--do_train" in flags else {}
-    if "--do_eval" in flags:
-        answers = list(read_jsonl(output / "eval_predictions.jsonl"))
-        found |= {name: np.array([float(row[name]) for row in answers]) for name in SCORES}
-        found["ids"] = [row["id"] for row in answers]
-    return found
-
-
 def windows_of(dataset: Path, model: str) -> dict[float, int]:
     """How many windows of the documents are trained on with each share, 0: those that hold an answer alone."""
     from datamap.training.arguments import parse_args
@@ -94,10 +73,7 @@ def windows_of(dataset: Path, model: str) -> dict[float, int]:
 
 
 def empty_windows(setting: Setting) -> Found:
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
+    quietly()
     source = setting.dataset("policyqa", "demo:clinical")
     rows = {split: short_answers(source, split) for split in ("train", "validation")}
     paragraphs, documents = setting.output("paragraphs"), setting.output("documents")
@@ -109,55 +85,47 @@ def empty_windows(setting: Setting) -> Found:
     write_jsonl(documents / "validation.jsonl", held_out)
 
     reader = setting.scratch / "reader"
-    trained(reader, paragraphs, "tiny" if setting.quick else "minilm", "--do_train", "--max_length=128",
-            "--doc_stride=16", "--learning_rate=1e-4", "--warmup_steps=0.1",
-            f"--num_train_epochs={setting.size(3, 1)}")
-    before = trained(setting.scratch / "before", documents, str(reader), "--do_eval", *WINDOWS)
+    run_of(reader, paragraphs, "tiny" if setting.quick else "minilm", "--do_train", "--max_length=128",
+           "--doc_stride=16", "--learning_rate=1e-4", "--warmup_steps=0.1",
+           f"--num_train_epochs={setting.size(3, 1)}")
+    before = run_of(setting.scratch / "before", documents, str(reader), "--do_eval", *WINDOWS)
 
     def side(share: float, number: int) -> dict[str, Any]:
-        return trained(setting.scratch / "model", documents, str(reader), "--do_train", "--do_eval", *WINDOWS,
-                       "--num_train_epochs=1", f"--empty_windows={share}", f"--seed={number + 1}")
+        return run_of(setting.scratch / "model", documents, str(reader), "--do_train", "--do_eval", *WINDOWS,
+                      "--num_train_epochs=1", f"--empty_windows={share}", f"--seed={number + 1}")
 
     sides = in_turn(setting.size(5, 2), *(partial(side, share) for share in (1.0, *SHARES)))
     assert all(one["ids"] == before["ids"] == [row["id"] for row in held_out] for each in sides for one in each)
-    return compared(dict(zip((1.0, *SHARES), sides, strict=True)), before, windows_of(documents, str(reader)),
-                    Clusters([row["paragraph"] for row in held_out]))
+    return beside_all(dict(zip((1.0, *SHARES), sides, strict=True)), before, windows_of(documents, str(reader)),
+                      Clusters([row["paragraph"] for row in held_out]))
 
 
-def compared(
+def beside_all(
     sides: dict[float, list[dict[str, Any]]], before: dict[str, Any], windows: dict[float, int], clusters: Clusters,
 ) -> Found:
     """Each share beside all windows: seconds and windows of the training, and the scores of the same questions, with
     intervals for other seeds and other questions (``multi_bootstrap``), which go together by their paragraph."""
-    from datamap.suites.comparison import multi_bootstrap
-
-    everything, rest = sides[1.0], {share: each for share, each in sides.items() if share != 1.0}
     seconds = {share: [one["train_runtime"] for one in each] for share, each in sides.items()}
-    scores = {share: {name: 100 * np.stack([one[name] for one in each]) for name in SCORES}
+    scores = {share: {name: 100 * np.stack([one[name] for one in each]) for name in QA_SCORES}
               for share, each in sides.items()}
     measures = [
         Measure("windows that hold no answer", [100 * (1 - windows[0.0] / windows[1.0])], " %", least=90.0),
         Measure("training on all windows", seconds[1.0], " s"),
-        *(Measure(f"{name}, all windows", scores[1.0][name].mean(axis=1).tolist(), " %") for name in SCORES),
-        *(Measure(f"{name}, before", [100 * float(before[name].mean())], " %") for name in SCORES),
+        *(Measure(f"{name}, before this training", [100 * float(before[name].mean())], " %") for name in QA_SCORES),
+        *(Measure(f"{name}, all windows", scores[1.0][name].mean(axis=1).tolist(), " %") for name in QA_SCORES),
     ]
-    notes, details = [], {"windows": windows, "questions": len(everything[0]["ids"]), "clusters": clusters.count}
-    for share in rest:
+    notes = [f"Exact match and F1 of {len(before['ids']):,} questions on documents of other policies, all windows "
+             "read. No worse is what the interval, over seeds and questions, shows to lose less than "
+             f"{NO_WORSE:g} points."]
+    for share in [share for share in sides if share != 1.0]:
         what = f"share {share:g}"
         faster = ratio(f"{what}: seconds of all windows / of its own", seconds[1.0], seconds[share], least=5.0)
-        measures += [faster, Measure(f"{what}: windows of all / of its own", [windows[1.0] / windows[share]], " x")]
-        no_worse = {}
-        for name in SCORES:
-            interval = multi_bootstrap(scores[share][name], scores[1.0][name], 100.0, clusters)
-            low, high = interval["bootstrap_low"], interval["bootstrap_high"]
-            difference = (scores[share][name] - scores[1.0][name]).mean(axis=1)
-            no_worse[name] = low >= -NO_WORSE
-            measures += [Measure(f"{what}: {name}, more than with all windows", difference.tolist(), " points"),
-                         Measure(f"{what}: {name}, low end of that", [low], " points", least=-NO_WORSE)]
-            notes.append(f"{what}: {name} differs by {difference.mean():+.1f} points, 95 % interval {low:+.1f} to "
-                         f"{high:+.1f} (seeds and questions).")
-            details[f"{what}, {name}"] = {"low": low, "high": high}
-        holds = faster.keeps and no_worse["exact_match"]
-        notes.append(f"{what}: {'both hold' if holds else 'not both hold'}: 5 x, and an exact match that is shown to "
-                     f"be no more than {NO_WORSE:g} points lower.")
-    return Found(measures, notes, details)
+        compared = [spread(f"{what}: {name}", scores[share][name], scores[1.0][name], clusters, least=-NO_WORSE)
+                    for name in QA_SCORES]
+        measures += [faster, Measure(f"{what}: windows of all / of its own", [windows[1.0] / windows[share]], " x"),
+                     *(measure for each, _ in compared for measure in each)]
+        no_worse = all(measure.keeps for measure in compared[0][0])
+        notes.append(f"{'; '.join(said for _, said in compared)}. {faster.found:.1f} x as fast: "
+                     f"{'5 x is kept' if faster.keeps else '5 x is not kept'}, and that exact match is no worse is "
+                     f"{'shown' if no_worse else 'not shown'}.")
+    return Found(measures, notes, {"windows": windows, "questions": len(before["ids"]), "paragraphs": clusters.count})
