@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -39,7 +41,8 @@ def bf16(setting: Setting) -> Found:
     if not computes_in_bf16():
         return Found([], [NOT_IN_BF16])
     quietly()
-    measures, notes = [], []
+    measures: list[Measure] = []
+    notes = []
     made_up = setting.output("made_up")
     for part in ("train", "validation"):
         made.write_split(made_up / f"{part}.jsonl", "classification", 24)
@@ -65,9 +68,9 @@ def trainings(
 
     place = sampled(setting, f"{name}-of-{rows}", task, source, rows)
     held_out = load_split(source, "validation", get_task(task))
-    asked = min(len(held_out.data), setting.size(872 if task != "qa" else 200, 8))
-    held_out.data = held_out.data.select(range(asked))
-    write_split(f"{place}/validation.jsonl", held_out)
+    asked = setting.size(200 if task == "qa" else 872, 8)
+    chosen = np.random.default_rng(DEFAULT_SEED).permutation(len(held_out.data))[:asked]
+    write_split(Path(place) / "validation.jsonl", replace(held_out, data=held_out.data.select(np.sort(chosen))))
 
     def side(kind: str, number: int) -> dict[str, Any]:
         maps = setting.scratch / "map"
@@ -80,16 +83,17 @@ def trainings(
         return {**found, "confidence": table["confidence"].to_numpy()}
 
     full, half = in_turn(setting.size(5, 2), partial(side, ""), partial(side, "--bf16"))
-    faster = ratio(f"{name}, training: float32 / bf16", *([one["train_runtime"] for one in each]
-                                                        for each in (full, half)), least=CLEARLY)
-    measures = [faster, ratio(f"{name}, evaluation: float32 / bf16",
-                              *([one["eval_runtime"] for one in each] for each in (full, half)))]
-    text = held_out.data["context"][:] if task == "qa" else [str(row) for row in range(asked)]
+    faster = ratio(f"{name}, training: float32 / bf16", [one["train_runtime"] for one in full],
+                   [one["train_runtime"] for one in half], least=CLEARLY)
+    measures = [faster, ratio(f"{name}, evaluation: float32 / bf16", [one["eval_runtime"] for one in full],
+                              [one["eval_runtime"] for one in half])]
+    clusters = Clusters(full[0]["contexts"] or np.arange(len(full[0]["ids"])))
     words = []
     for score in QA_SCORES if task == "qa" else LABEL_SCORES:
         with_full, with_half = (100 * np.stack([one[score] for one in each]) for each in (full, half))
-        compared, said = spread(f"{name}, {score}", with_half, with_full, Clusters(text), -MARGIN, MARGIN)
-        measures += [Measure(f"{name}, {score} in float32", with_full.mean(axis=1).tolist(), " %"), *compared]
+        what = f"{name}, {'accuracy' if score in LABEL_SCORES else score}"
+        compared, said = spread(what, with_half, with_full, clusters, -MARGIN, MARGIN)
+        measures += [Measure(f"{what}, float32", with_full.mean(axis=1).tolist(), " %"), *compared]
         words.append(said + (" (as right)" if all(each.keeps for each in compared) else " (not shown to be as right)"))
     apart = [float(np.abs(one["confidence"] - other["confidence"]).mean())
              for one, other in zip(full, half, strict=True)]
@@ -140,7 +144,7 @@ def forms(setting: Setting) -> list[Measure]:
         step(kind, 0)  # first steps load kernels
         with form():
             error = float((left @ right - exact).abs().max())
-        errors.append(Measure(f"{kind}: a product's largest error, of values of {exact.std():.0f}", [error]))
+        errors.append(Measure(f"{kind}: largest error of a product whose values spread by {exact.std():.0f}", [error]))
     seconds = dict(zip(sides, in_turn(setting.size(5, 1), *(partial(step, kind) for kind in sides)), strict=True))
     return [*(ratio(f"policyqa, steps: float32 / {kind}", seconds["float32"], seconds[kind])
               for kind in sides if kind != "float32"), *errors]
@@ -171,7 +175,7 @@ def vectors(setting: Setting, source: str) -> list[Measure]:
     one, other = (values / np.linalg.norm(values, axis=1, keepdims=True) for values in (full[0][1], half[0][1]))
     likest = [np.argmax(each @ each.T - 2 * np.eye(len(each)), axis=1) for each in (one, other)]
     return [
-        ratio("embeddings: float32 / bf16", *([seconds for seconds, _ in each] for each in (full, half)),
+        ratio("embeddings: float32 / bf16", [seconds for seconds, _ in full], [seconds for seconds, _ in half],
               least=CLEARLY),
         Measure("embeddings: the smallest cosine of a sentence in float32 and in bf16",
                 [float((one * other).sum(axis=1).min())]),

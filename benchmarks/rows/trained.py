@@ -25,7 +25,7 @@ def quietly() -> None:
 
 def run_of(output: Path, dataset: Path | str, model: str, *flags: str) -> dict[str, Any]:
     """What run.py finds with these flags: metrics of training and evaluation, and of the examples that it evaluates
-    their ids and scores, (N,)."""
+    their ids, contexts (of questions) and scores, (N,)."""
     import run
     from datamap.training.arguments import parse_args
 
@@ -41,7 +41,8 @@ def run_of(output: Path, dataset: Path | str, model: str, *flags: str) -> dict[s
         answers = list(read_jsonl(output / "eval_predictions.jsonl"))
         scores = [name for name in (*QA_SCORES, *LABEL_SCORES) if name in answers[0]]
         found |= {name: np.array([float(row[name]) for row in answers]) for name in scores}
-        found["ids"] = [row["id"] for row in answers]
+        found |= {"ids": [row["id"] for row in answers],
+                  "contexts": [row["context"] for row in answers if "context" in row]}
     return found
 
 
