@@ -266,7 +266,7 @@ def test_long_documents_hold_the_paragraph_of_their_question(bench):
     for each in documents:
         row, before = own[each["id"]], each["context"].partition(own[each["id"]]["context"])[0]
         assert each["paragraph"] == row["context"] and each["paragraph"] in each["context"]
-        assert len(each["context"]) <= 900 and each["question"] == row["question"]
+        assert 900 <= len(each["context"]) and each["question"] == row["question"]
         for text, start in zip(each["answers"]["text"], each["answers"]["answer_start"], strict=True):
             assert each["context"][start:].startswith(text) and 0 <= start - len(before) < len(row["context"])
         others = [context for context in asked if context in each["context"] and context != row["context"]]

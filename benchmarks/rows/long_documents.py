@@ -35,8 +35,8 @@ def short_answers(dataset: str, split: str) -> list[dict[str, Any]]:
 
 
 def joined(rows: Sequence[dict[str, Any]], questions: int, characters: int, seed: int) -> Iterator[dict[str, Any]]:
-    """So many of the rows, their contexts (``paragraph``) among others, of which none is asked the same question, up
-    to about so many characters."""
+    """So many of the rows, their contexts (``paragraph``) among others that are not asked the same question, until
+    they have so many characters."""
     rng = np.random.default_rng(seed)
     asked: dict[str, set[str]] = {}
     for row in rows:
@@ -45,12 +45,11 @@ def joined(rows: Sequence[dict[str, Any]], questions: int, characters: int, seed
     for row in (rows[place] for place in rng.permutation(len(rows))[:questions]):
         others, length = [], len(row["context"])
         for other in (contexts[place] for place in rng.permutation(len(contexts))):
-            if row["question"] in asked[other]:
-                continue
-            if length + 1 + len(other) > characters:
+            if length >= characters:
                 break
-            others.append(other)
-            length += 1 + len(other)
+            if row["question"] not in asked[other]:
+                others.append(other)
+                length += 1 + len(other)
         own = int(rng.integers(len(others) + 1))
         before = "".join(f"{other} " for other in others[:own])
         starts = [start + len(before) for start in row["answers"]["answer_start"]]
@@ -77,11 +76,11 @@ def empty_windows(setting: Setting) -> Found:
     source = setting.dataset("policyqa", "demo:clinical")
     rows = {split: short_answers(source, split) for split in ("train", "validation")}
     paragraphs, documents = setting.output("paragraphs"), setting.output("documents")
-    few, questions, characters = setting.size(800, 16), setting.size(200, 8), setting.size(1800, 900)
+    few, characters = setting.size(800, 16), setting.size(2600, 900)
     chosen = np.random.default_rng(DEFAULT_SEED).permutation(len(rows["train"]))[:few]
     write_jsonl(paragraphs / "train.jsonl", (rows["train"][place] for place in chosen))
-    held_out = list(joined(rows["validation"], questions, characters, DEFAULT_SEED + 1))
-    write_jsonl(documents / "train.jsonl", joined(rows["train"], questions, characters, DEFAULT_SEED))
+    held_out = list(joined(rows["validation"], setting.size(300, 8), characters, DEFAULT_SEED + 1))
+    write_jsonl(documents / "train.jsonl", joined(rows["train"], setting.size(200, 8), characters, DEFAULT_SEED))
     write_jsonl(documents / "validation.jsonl", held_out)
 
     reader = setting.scratch / "reader"
