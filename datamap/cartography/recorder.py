@@ -223,7 +223,11 @@ class CartographyCallback(TrainerCallback):
         self._seen.index_fill_(0, row_index, True)
 
     def attach(self, trainer: Trainer) -> CartographyCallback:
-        """Connect to any Trainer whose training dataset is map-style; call before ``train``."""
+        """Connect to any Trainer whose training dataset is map-style; call before ``train``.
+
+        Rows that TRL joins in padding-free batches are told apart by their positions. Rows that it has packed beforehand
+        are so too, and a column row_index of the packed dataset says which they are: a list for each packed row.
+        """
         columns, packed = getattr(trainer.train_dataset, "column_names", None), getattr(trainer.args, "packing", False)
         if packed:  # of TRL, as what follows
             check_packed(trainer.train_dataset["row_index"] if "row_index" in (columns or ()) else None,
