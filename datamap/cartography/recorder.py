@@ -225,8 +225,8 @@ class CartographyCallback(TrainerCallback):
     def attach(self, trainer: Trainer) -> CartographyCallback:
         """Connect to any Trainer whose training dataset is map-style; call before ``train``.
 
-        Rows that TRL joins in padding-free batches are told apart by their positions. Rows that it has packed beforehand
-        are so too, and a column row_index of the packed dataset says which they are: a list for each packed row.
+        Rows that TRL joins in padding-free batches are told apart by their positions. So are rows that it has packed
+        beforehand; a column row_index of the packed dataset says which they are, with a list for each packed row.
         """
         columns, packed = getattr(trainer.train_dataset, "column_names", None), getattr(trainer.args, "packing", False)
         if packed:  # of TRL, as what follows
