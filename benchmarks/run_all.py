@@ -55,7 +55,8 @@ ON_A_GPU = """Measured by `python benchmarks/bench_gpu.py` on one card, in at mo
 that are named and random weights, texts are made up."""
 NOT_BUILT, NOT_MEASURED = "not built", "not measured"
 MOST_SHOWN = 6  # figures of a row in the table
-READS_DATA = ("training_qa", "training_sentences", "recording", "windows", "embeddings")
+READS_DATA = ("training_qa", "training_sentences", "recording", "bf16", "windows", "embeddings",
+              "empty_windows")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -136,6 +136,7 @@ class Steps:
             *(["--no_cuda"] if self.device.type == "cpu" else []),
         ])
         seconds, self.base = timed(random_model, setting, self.device, True)
+        self.chosen: tuple[int, bool] | None = None
         self.lengths = self.rows["input_ids"].str.len().to_numpy()
         self.details: dict[str, Any] = {"seconds_to_build": seconds, "tokens": float(self.lengths.mean())}
 
@@ -151,20 +152,21 @@ class Steps:
         import copy
 
         from datamap.cartography.recorder import CartographyCallback
-        from datamap.thoughts.batches import set_batches
+        from datamap.thoughts.batches import set_batches, take
         from datamap.thoughts.sft_training import build_trainer, sft_config
 
         args = copy.copy(self.args)
         config = sft_config(args, self.device.type == "cuda", watches=False)
         trainer = build_trainer(args, config, self.adapted(), self.tokenizer, self.rows, self.rows[:0])
-        seconds, _ = timed(set_batches, args, trainer)
+        if self.chosen is None:
+            self.details["seconds_to_choose"], _ = timed(set_batches, args, trainer)
+            self.chosen = args.per_device_train_batch_size, args.gradient_checkpointing
+            self.details |= dict(zip(("rows_at_once", "gradient_checkpointing"), self.chosen, strict=True))
+        take(args, trainer, *self.chosen)
         if records:
             CartographyCallback(list(self.rows["ids"]), self.setting.scratch / "map",
                                 label_positions=self.rows["label_positions"].to_numpy()).attach(trainer)
-        found = self._timed(trainer)
-        self.details |= {"rows_at_once": args.per_device_train_batch_size, "seconds_to_choose": seconds,
-                         "gradient_checkpointing": args.gradient_checkpointing}
-        return found
+        return self._timed(trainer)
 
     def theirs(self) -> dict[str, Any]:
         """TRL's trainer as it is, on the rows in the order of our steps."""
@@ -296,7 +298,7 @@ def answers(setting: Setting) -> Found:
     new, longest = setting.size(NEW_TOKENS, 4), setting.size(PROMPT_TOKENS, 12)
     measures: list[Measure] = []
     for rows in BATCHES if not setting.quick else (2, 3):
-        lengths = rng.integers(longest // 2, longest, rows * (1 + setting.size(2, 1)))
+        lengths = rng.integers(longest // 2, longest, 2 * rows)
         prompts, name = texts(rng, lengths, words), f"answers, {rows} at once"
         wholes = {}
         for side, compiled in (("growing cache", False), ("compiled", True)):

@@ -253,7 +253,11 @@ class CartographyCallback(TrainerCallback):
         self._values.index_copy_(0, row_index, statistics)
 
     def attach(self, trainer: Trainer) -> CartographyCallback:
-        """Connect to any Trainer whose training dataset is map-style; call before ``train``."""
+        """Connect to any Trainer whose training dataset is map-style; call before ``train``.
+
+        Rows that TRL joins in padding-free batches are told apart by their positions. So are rows that it has packed
+        beforehand; a column row_index of the packed dataset says which they are, with a list for each packed row.
+        """
         columns, packed = getattr(trainer.train_dataset, "column_names", None), getattr(trainer.args, "packing", False)
         if packed:  # of TRL, as what follows
             check_packed(trainer.train_dataset["row_index"] if "row_index" in (columns or ()) else None,
