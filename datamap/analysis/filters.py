@@ -159,7 +159,11 @@ class JoinedDataset:
         """Where each example stands in ``ids``; UserError when the file is about another dataset."""
         import pandas as pd
 
-        row_of = pd.Index(ids, dtype=object).get_indexer(self.index)
+        there = pd.Index(ids, dtype=object)
+        if there.equals(self.index):  # the very examples that the file was made of
+            row_of = np.arange(len(there))
+        else:
+            row_of = there.get_indexer(self.index)
         if self.split is not None:
             changed = check_same_dataset(path, ids, self.split)
             row_of[self.index.isin(changed)] = -1

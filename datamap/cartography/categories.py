@@ -80,8 +80,9 @@ def with_categories(metrics: pd.DataFrame, thresholds: tuple[float, float]) -> p
 def category_places(metrics: pd.DataFrame, thresholds: tuple[float, float]) -> np.ndarray:
     """The category of each example as its place in CATEGORIES, (n,) int8, by the rule of ``with_categories``."""
     confidence, variability = thresholds
-    settled = np.where(metrics["confidence"] >= confidence, np.int8(0), np.int8(2))
-    return np.where(metrics["variability"] > variability, np.int8(1), settled)
+    # As arrays: numpy asks a series for attributes, for which pandas looks in the index.
+    settled = np.where(metrics["confidence"].to_numpy() >= confidence, np.int8(0), np.int8(2))
+    return np.where(metrics["variability"].to_numpy() > variability, np.int8(1), settled)
 
 
 def counted(metrics: pd.DataFrame, thresholds: tuple[float, float]) -> str:

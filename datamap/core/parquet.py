@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMATS = ("json", "parquet")
 PARQUET_ABOVE = 2_000_000  # examples; benchmarks/rows/maps.py (dynamics) measures what half as many cost as text
 ROWS_A_GROUP = 2**17  # of what is held at a time where a file is read or written in blocks
+READ_AT_A_TIME = 2**20  # bytes of each column
 IN_BOTH_FORMS = ("training_dynamics_epoch_*.json", "cartography_metrics.csv", "unified_analysis.csv")
 
 
@@ -121,7 +122,8 @@ def open_parquet(path: str | Path, needed: Sequence[str] = ()) -> pq.ParquetFile
     import pyarrow.parquet as pq
 
     with damage_told(path):
-        file = pq.ParquetFile(str(path))
+        # Else the whole file is held from the first block on, and of one that is a single row group all of it.
+        file = pq.ParquetFile(str(path), pre_buffer=False, buffer_size=READ_AT_A_TIME)
         names = file.schema_arrow.names
     if twice := repeated(names):
         raise UserError(f"{path}: columns {name_a_few(sorted(twice))} are there more than once")
@@ -137,7 +139,7 @@ def parquet_blocks(
     import pyarrow as pa
 
     with open_parquet(path, needed) as file, damage_told(path):
-        for batch in file.iter_batches(ROWS_A_GROUP, columns=columns):
+        for batch in file.iter_batches(ROWS_A_GROUP, columns=columns, use_threads=False):
             yield pa.Table.from_batches([batch])
 
 

@@ -148,7 +148,7 @@ def test_a_directory_with_both_forms_of_one_table_is_refused(tmp_path):
         name = f"{text.partition('.')[0]}.csv"
         assert artifact_file(home, name, "a stage").suffix == ".parquet"
         (home / text).write_text("id\na\n")
-        with pytest.raises(UserError, match=rf"holds {text} and .*parquet, and which one counts.* name the file itself"):
+        with pytest.raises(UserError, match=rf"holds {text} and .*parquet, and which one .* name the file itself"):
             artifact_file(home, name, "a stage")
         assert artifact_file(home / text, name, "a stage") == home / text  # named
     write_parquet(tmp_path / "cluster_assignments.parquet", table())
