@@ -186,9 +186,11 @@ def frame_of(path: str | Path, table: pa.Table, text: Sequence[str] = ()) -> pd.
             values = table.column(place).cast(pa.int64())
         if values is not None:
             table = table.set_column(place, field.name, values)
-    frame = table.replace_schema_metadata(None).to_pandas(split_blocks=True)
+    # Each column goes as the frame has it, where nobody else holds the table.
+    frame = table.replace_schema_metadata(None).to_pandas(split_blocks=True, self_destruct=True)
     for name in filter(lambda name: pd.api.types.is_object_dtype(frame[name]), frame.columns):
-        frame[name] = pd.Series([np.nan if value is None else value for value in frame[name]], frame.index, object)
+        kind = float if frame[name].isna().all() else object  # of nothing, as in a CSV
+        frame[name] = pd.Series([np.nan if value is None else value for value in frame[name]], frame.index, kind)
     return frame
 
 
@@ -200,8 +202,7 @@ def read_parquet(
     with open_parquet(path, needed) as file, damage_told(path):
         if columns is not None:
             columns = [name for name in file.schema_arrow.names if name in columns]
-        table = file.read(columns=columns)
-    frame = frame_of(path, table, text)
+        frame = frame_of(path, file.read(columns=columns), text)
     if "id" in frame:
         unique = UniqueIds(str(path))
         unique.add(frame["id"].array)

@@ -177,6 +177,23 @@ def test_interrupted_and_resumed_gives_the_same_files(qa_dir, tiny_model, tmp_pa
     assert metrics[0]["variability"].max() > 1e-3  # it did train
 
 
+def test_a_recording_in_parquet_is_that_in_json_on_resume_too(qa_dir, tiny_model, tmp_path, monkeypatch):
+    extra = ("--learning_rate", "1e-3", "--save_steps", "2")
+    call(*arguments(qa_dir, tiny_model, tmp_path / "whole", *extra))
+    as_parquet = arguments(qa_dir, tiny_model, tmp_path / "cut", *extra, "--artifact_format", "parquet")
+    cut_and_resume(monkeypatch, 13, as_parquet)
+    found = sorted(path.name for path in (tmp_path / "cut/map").glob("*.*") if path.suffix in (".json", ".csv", ".parquet"))
+    assert found == ["cartography_metrics.parquet", "categories_by_epoch.csv", "run_meta.json", "thresholds.json",
+                     *(f"training_dynamics_epoch_{epoch}.parquet" for epoch in (1, 2, 3))]
+    for one, other in zip(*(read_dynamics(tmp_path / name / "map") for name in ("whole", "cut")), strict=True):
+        assert one["id"] == other["id"] and one.keys() == other.keys()
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one.keys() - {"epoch", "id"})
+    metrics = [load_cartography_metrics(tmp_path / name / "map") for name in ("whole", "cut")]
+    assert metrics[0].equals(metrics[1])
+    for name in ("thresholds.json", "categories_by_epoch.csv"):
+        assert (tmp_path / "whole/map" / name).read_bytes() == (tmp_path / "cut/map" / name).read_bytes()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_killed_in_mid_epoch_and_resumed(qa_dir, tiny_model, tmp_path, processes):
