@@ -24,6 +24,9 @@ from datamap.training import trainer as trainers
 WINDOWS = ["--max_length", "48", "--doc_stride", "20"]  # several windows per example
 
 
+KINDS = (".json", ".csv", ".parquet")
+
+
 def arguments(qa_dir, model, out, *extra):
     return [
         "--do_train", "--enable_cartography", "--no_cuda", "--model", model, "--dataset", qa_dir, *WINDOWS,
@@ -182,7 +185,7 @@ def test_a_recording_in_parquet_is_that_in_json_on_resume_too(qa_dir, tiny_model
     call(*arguments(qa_dir, tiny_model, tmp_path / "whole", *extra))
     as_parquet = arguments(qa_dir, tiny_model, tmp_path / "cut", *extra, "--artifact_format", "parquet")
     cut_and_resume(monkeypatch, 13, as_parquet)
-    found = sorted(path.name for path in (tmp_path / "cut/map").glob("*.*") if path.suffix in (".json", ".csv", ".parquet"))
+    found = sorted(path.name for path in (tmp_path / "cut/map").iterdir() if path.suffix in KINDS)
     assert found == ["cartography_metrics.parquet", "categories_by_epoch.csv", "run_meta.json", "thresholds.json",
                      *(f"training_dynamics_epoch_{epoch}.parquet" for epoch in (1, 2, 3))]
     for one, other in zip(*(read_dynamics(tmp_path / name / "map") for name in ("whole", "cut")), strict=True):
