@@ -73,7 +73,7 @@ ROWS = (
     Row(18, "empty_windows", "training on long documents, of which most windows hold no answer", "all windows",
         "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 0, None),
     Row(0, "ten_million", "dynamics of 10,000,000 examples and 5 epochs in Parquet: metrics, categories and pictures; "
-        "filters; what the recorder holds", "-", "120 s, 2 GB; 30 s", 8, scale.ten_million),
+        "filters; what the recorder holds", "-", "120 s, 2 GB; 30 s", 4, scale.ten_million),
     Row(0, "lstm", "an epoch over long stories: the LSTM classifiers", "the small Transformer", "", 0.7,
         training.lstm),
     Row(0, "suspects", "from finished artifacts of 100,000 examples to suspects.csv, to the page, and to the page in "

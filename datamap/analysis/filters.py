@@ -16,7 +16,7 @@ import logging
 import math
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -95,11 +95,13 @@ class Table:
 
 
 class JoinedDataset:
-    """The examples to be filtered, joined by id with the files about them, each read once."""
+    """The examples to be filtered, joined by id with the files about them, each read once. metrics: columns of a map
+    that the filters ask for beside those that every map has (default: all)."""
 
-    def __init__(self, dataset: datasets.Dataset | Split):
+    def __init__(self, dataset: datasets.Dataset | Split, metrics: Collection[str] | None = None):
         import pandas as pd
 
+        self.only = metrics
         self.split = dataset if isinstance(dataset, Split) else None
         self.data = dataset.data if isinstance(dataset, Split) else dataset
         if "id" not in self.data.column_names:
@@ -125,7 +127,7 @@ class JoinedDataset:
 
     def _metrics(self, path: str | Path) -> Table:
         """Cartography metrics and ``category``, cut at the map's own thresholds."""
-        frame, cuts = load_map(path)
+        frame, cuts = load_map(path, self.only)
         return self._aligned(path, frame, dict(zip(("confidence", "variability"), cuts, strict=True)))
 
     def _clusters(self, path: str | Path) -> Table:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,9 +99,9 @@ def write_map(
         logger.info(note)
 
 
-def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:
+def load_map(path: str | Path, only: Collection[str] | None = None) -> tuple[pd.DataFrame, tuple[float, float]]:
     """The metrics of a cartography directory (``load_cartography_metrics``) with ``category``, and the cuts."""
-    metrics = load_cartography_metrics(path)
+    metrics = load_cartography_metrics(path, None if only is None else {*only, "correctness"})
     cuts = map_thresholds(path, metrics)
     learning = map_learning(path, metrics)
     if learning and learning["warning"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,8 +107,10 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     )
 
 
-def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
+def load_cartography_metrics(path: str | Path, only: Collection[str] | None = None) -> pd.DataFrame:
     """The metrics of a cartography directory (or of its .csv, .json or .parquet), indexed by id (strings).
+
+    only: of a Parquet file no more than these columns are read, beside those that every map has.
 
     Also reads the coordinates that allenai/cartography publishes, JSON Lines (.jsonl, .jsonl.gz) with ``guid``, which
     becomes the id, and ``correctness``, there a count of epochs.
@@ -131,7 +133,7 @@ def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
             raise UserError(f"{file}: record {int(table['id'].isna().to_numpy().argmax()) + 1} has no id")
         table["id"] = [str(value) for value in table["id"]]
     else:
-        table = read_table(file, NEEDED)
+        table = read_table(file, NEEDED, only=None if only is None else {*NEEDED, *only})
     is_json = file.suffix == ".json" or ".jsonl" in file.suffixes  # of a table it is known
     if is_json and (twice := repeated(table["id"])):
         raise UserError(f"{file}: ids occur more than once ({name_a_few(twice)})")

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -337,18 +337,21 @@ def _records(path: str | Path, text: str, separator: str) -> Iterator[list[str]]
         raise UserError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
 
 
-def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str] = ()) -> pd.DataFrame:
+def read_table(
+    path: str | Path, columns: Sequence[str] = (), text: Sequence[str] = (), only: Collection[str] | None = None
+) -> pd.DataFrame:
     """A CSV with its ids, and the columns ``text``, as strings ("001" stays "001"); only an empty cell is missing. A
     Parquet file (by its name) as the same table.
 
     ``columns`` must be there. In columns of text a cell ``""`` is the empty text, which ``write_csv`` tells from a
     missing one; a reader other than this one may take both for missing. A spreadsheet may have saved it since, with
-    semicolons or tabs, and with semicolons also with decimal commas.
+    semicolons or tabs, and with semicolons also with decimal commas. only: of a Parquet file no more than these
+    columns are read; a CSV is read whole.
     """
     import pandas as pd
 
     if Path(path).suffix == ".parquet":
-        return read_parquet(path, columns, text)
+        return read_parquet(path, columns, text, only)
     content, separator = csv_text(path)
     # pandas fills short rows with NaN and takes long ones for an index
     if not sum(1 for _ in _records(path, content, separator)):

@@ -8,7 +8,7 @@ takes whichever is there (``in_either_form``), and a Parquet file that was made 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatch
 from pathlib import Path
@@ -195,13 +195,12 @@ def frame_of(path: str | Path, table: pa.Table, text: Sequence[str] = ()) -> pd.
 
 
 def read_parquet(
-    path: str | Path, needed: Sequence[str] = (), text: Sequence[str] = (), columns: Sequence[str] | None = None
+    path: str | Path, needed: Sequence[str] = (), text: Sequence[str] = (), only: Collection[str] | None = None
 ) -> pd.DataFrame:
-    """A whole file as ``frame_of`` gives it. needed: columns that must be there. columns: those to read, of those that
-    are there (default: all)."""
+    """All rows of a file as ``frame_of`` gives them. needed: columns that must be there. only: those to read, of those
+    that are there (default: all)."""
     with open_parquet(path, needed) as file, damage_told(path):
-        if columns is not None:
-            columns = [name for name in file.schema_arrow.names if name in columns]
+        columns = [name for name in file.schema_arrow.names if only is None or name in only]
         frame = frame_of(path, file.read(columns=columns), text)
     if "id" in frame:
         unique = UniqueIds(str(path))
