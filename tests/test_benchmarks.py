@@ -101,7 +101,7 @@ def test_the_benchmarks_that_pages_name_are_there(bench, page):
 
 def made_record():
     found = [{"examples": n, "seconds": n / 1e6, "cpu": n / 1e6, "gb": 0.5 + n * 3e-8, "dynamics": 50.0,
-              "metrics": 65.0, "filter_seconds": n / 1e6, "filter_cpu": n / 2e6, "filter_gb": n * 2e-7, "filter_kept": 0.6}
+              "metrics": 65.0, "filter_seconds": n / 1e6, "filter_cpu": n / 2e6, "filter_gb": n * 2e-7}
              for n in (1_000_000, 3_000_000, 10_000_000)]
     costs = {"device": 29.0, "host": 26.0, "checkpoint": 26.0, "reduced": 32.0, "reducing": 6e-8, "epoch_end": 1.2e-6}
     return {"epochs": 5, "found": found, "recorder": costs}
