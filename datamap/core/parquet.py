@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +26,7 @@ FORMATS = ("json", "parquet")
 PARQUET_ABOVE = 2_000_000  # examples; benchmarks/rows/maps.py (dynamics) measures what half as many cost as text
 ROWS_A_GROUP = 2**17  # of what is held at a time where a file is read or written in blocks
 READ_AT_A_TIME = 2**20  # bytes of each column
-IN_BOTH_FORMS = ("training_dynamics_epoch_*.json", "cartography_metrics.csv", "unified_analysis.csv")
+IN_BOTH_FORMS = ("cartography_metrics.csv", "unified_analysis.csv")  # of dynamics, cartography.dynamics finds the files
 
 
 def add_artifact_format(group: Any, what: str) -> None:
@@ -51,7 +50,7 @@ def format_for(examples: int, asked: str | None = None) -> str:
 
 def in_either_form(file: Path) -> Path:
     """The file under its own name or, where only that is there, its Parquet form; UserError where both are."""
-    if not any(fnmatch(file.name, pattern) for pattern in IN_BOTH_FORMS):
+    if file.name not in IN_BOTH_FORMS:
         return file
     twin = file.with_suffix(".parquet")
     if not twin.exists():

@@ -17,6 +17,7 @@ import analyze_cartography
 import analyze_dataset
 import dataset_cartography
 import dataset_filters
+import run
 from datamap.analysis.filter_config import apply_filters
 from datamap.cartography import dynamics, learning
 from datamap.cartography.learning import Learning
@@ -27,6 +28,9 @@ from datamap.core.artifacts import stage
 from datamap.core.errors import UserError
 from datamap.core.files import read_json, read_table, write_csv, write_json, write_jsonl
 from datamap.core.splits import load_split
+from datamap.detection.known import known_of
+from datamap.report import notebook
+from datamap.report.page import gather
 from datamap.tasks.registry import get_task
 from datamap.training.data import known_variability
 
@@ -446,3 +450,26 @@ def test_writing_again_needs_no_more_than_a_block(maps, tmp_path, monkeypatch):
     monkeypatch.setattr(dynamics, "_checked_frame", counted)
     main(dataset_cartography, tmp_path / "map", "--cartography_dir", whole, "--artifact_format", "parquet")
     assert sizes == [7] * 25 + [5] * 5
+
+
+@pytest.mark.parametrize("script, flags, message", [
+    (run, ("--do_train", "--artifact_format", "parquet"), "--artifact_format does nothing without --enable_cartography"),
+    (analyze_dataset, ("--artifact_format", "parquet"), "--artifact_format is for --export_unified; add it"),
+    (dataset_cartography, ("--compare", "a", "b", "--artifact_format", "json"), "does nothing with --compare"),
+    (dataset_cartography, ("--artifact_format", "csv"), "invalid choice: 'csv'"),
+])
+def test_a_form_of_nothing_is_refused(script, flags, message, tmp_path, capsys):
+    assert message in refused(capsys, script, tmp_path / "out", *flags)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_page_and_the_notebook_show_the_same(maps, split):
+    pages = []
+    for form in FORMS:
+        content = gather(known_of(split, maps[form])).content
+        pages.append(json.loads(json.dumps({name: value for name, value in content.items() if name != "provenance"},
+                                           default=str)))
+    assert pages[0] == pages[1] and len(pages[0]["epochs"]["confidence"]) > 0
+    home = maps["parquet"].parent
+    with pytest.raises(UserError, match="several folders with cartography_metrics.csv .'json', 'parquet'."):
+        notebook._only(home, notebook.MAP_FILE)
