@@ -26,7 +26,7 @@ FORMATS = ("json", "parquet")
 PARQUET_ABOVE = 2_000_000  # examples; benchmarks/rows/maps.py (dynamics) measures what half as many cost as text
 ROWS_A_GROUP = 2**17  # of what is held at a time where a file is read or written in blocks
 READ_AT_A_TIME = 2**20  # bytes of each column
-IN_BOTH_FORMS = ("cartography_metrics.csv", "unified_analysis.csv")  # of dynamics, cartography.dynamics finds the files
+IN_BOTH_FORMS = ("cartography_metrics.csv", "unified_analysis.csv")  # and dynamics, which have a reader of their own
 
 
 def add_artifact_format(group: Any, what: str) -> None:

@@ -453,7 +453,7 @@ def test_writing_again_needs_no_more_than_a_block(maps, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("script, flags, message", [
-    (run, ("--do_train", "--artifact_format", "parquet"), "--artifact_format does nothing without --enable_cartography"),
+    (run, ("--do_train", "--artifact_format", "parquet"), "does nothing without --enable_cartography"),
     (analyze_dataset, ("--artifact_format", "parquet"), "--artifact_format is for --export_unified; add it"),
     (dataset_cartography, ("--compare", "a", "b", "--artifact_format", "json"), "does nothing with --compare"),
     (dataset_cartography, ("--artifact_format", "csv"), "invalid choice: 'csv'"),
