@@ -326,12 +326,12 @@ def find_errors(args: argparse.Namespace) -> None:
 
 def report(args: argparse.Namespace) -> None:
     from datamap.detection.known import known_of
-    from datamap.report.page import MAX_POINTS, REPORT_FILE, REPORT_FILES, gather, write_report
+    from datamap.report.page import MAX_POINTS, OF_TEXTS, REPORT_FILE, REPORT_FILES, gather, write_report
 
     split, given = read_for(args, "--report")
     with Progress("page", 2, "steps") as progress:
         known = known_of(split, args.cartography_dir, embedding_dir=args.embedding_dir, cluster_dir=args.cluster_dir,
-                         predictions=args.predictions)
+                         predictions=args.predictions, ahead=OF_TEXTS)
         progress.advance()
         found = gather(known, decisions=args.decisions, max_points=args.report_max_points or MAX_POINTS,
                        comparison_dir=args.comparison_dir)

@@ -35,7 +35,7 @@ from datamap.analysis.error_rules import (
 )
 from datamap.cartography.categories import CATEGORIES
 from datamap.cartography.maps import load_map
-from datamap.cartography.metrics import METRIC_COLUMNS
+from datamap.cartography.metrics import JOINT_COLUMNS, METRIC_COLUMNS
 from datamap.core.artifacts import check_same_dataset
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.splits import Split
@@ -400,11 +400,12 @@ class ClusterFilter(Filter, block="cluster"):
 class MetricFilter(_MetricsFilter, block="metric"):
     """Keep min <= metric <= max, or drop ``drop_fraction`` of the examples at one end, "lowest" or "highest".
 
-    ``metric`` is a column of the cartography metrics; never_learned counts as 0 or 1. Of n examples with metrics
+    ``metric`` is a column of the cartography metrics, of a joint map also ``stability`` and the standard deviations
+    over its runs; never_learned counts as 0 or 1. Of n examples with metrics
     floor(drop_fraction * n) are dropped; of equal ones the first by id.
     """
 
-    metric: str = setting(one_of(*METRIC_COLUMNS))
+    metric: str = setting(one_of(*METRIC_COLUMNS, *JOINT_COLUMNS))
     min: float | None = setting(NUMBER, None)
     max: float | None = setting(NUMBER, None)
     drop_fraction: float | None = setting(FRACTION, None)

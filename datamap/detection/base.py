@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from datamap.core.beside import begin
 from datamap.core.progress import Progress
 from datamap.core.splits import Split
 from datamap.core.tables import console_table
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SEED = 42
+MANY = 10_000  # examples for which a second process is worth its start
 TABLES = ("metrics", "out_of_fold", "clusters", "rules")  # the fields of Evidence with columns
 T = TypeVar("T")
 
@@ -55,6 +57,7 @@ class Evidence:
     seed: int = SEED
     trained_on: bool = True
     _made: dict[Callable[[Evidence], Any], Any] = field(default_factory=dict, init=False, repr=False)
+    _begun: dict[Callable[[Evidence], Any], Callable[[], Any]] = field(default_factory=dict, init=False, repr=False)
     _columns: dict[str, list[Any]] = field(default_factory=dict, init=False, repr=False)
     _sought: tuple[np.ndarray, np.ndarray] | None = field(default=None, init=False, repr=False)
 
@@ -87,8 +90,15 @@ class Evidence:
     def once(self, make: Callable[[Evidence], T]) -> T:
         """``make(self)``, worked out once for all detectors that ask for it."""
         if make not in self._made:
-            self._made[make] = make(self)
+            begun = self._begun.pop(make, None)
+            self._made[make] = make(self) if begun is None else begun()
         return self._made[make]
+
+    def begin(self, *makes: Callable[[Evidence], Any]) -> None:
+        """Of many examples, have these worked out by a second core for ``once``, in this order (``beside.begin``)."""
+        new = [make for make in makes if make not in self._made and make not in self._begun]
+        if new and len(self) >= MANY:
+            self._begun.update(zip(new, begin([functools.partial(make, self) for make in new]), strict=True))
 
     def column(self, name: str) -> list[Any]:
         """A column of the split, read once; not to be changed."""
@@ -167,9 +177,10 @@ class Detector:
 
     def __call__(self, evidence: Evidence) -> np.ndarray:
         """Worked out once, also where another detector is made of it."""
-        return evidence.once(self._checked)
+        return evidence.once(self.checked)
 
-    def _checked(self, evidence: Evidence) -> np.ndarray:
+    def checked(self, evidence: Evidence) -> np.ndarray:
+        """The score, worked out."""
         scores = np.asarray(self.score(evidence), dtype=np.float64)
         if scores.shape != (len(evidence),):
             raise ValueError(f"{self.name} gave scores of shape {scores.shape} for {len(evidence)} examples")

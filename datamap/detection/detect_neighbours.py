@@ -71,7 +71,8 @@ def _mean_distance(evidence: Evidence) -> np.ndarray:
         rows = known[group[known] == each]
         if len(rows):
             chosen = vectors[rows]
-            scores[rows] = np.linalg.norm(chosen - chosen.mean(axis=0), axis=1)
+            chosen -= chosen.mean(axis=0)
+            scores[rows] = np.sqrt(np.einsum("ij,ij->i", chosen, chosen))
     return scores
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,8 +14,8 @@ from datamap.cartography.maps import load_map, was_trained_on
 from datamap.core.artifacts import check_same_dataset
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.splits import Split
-from datamap.detection.base import SEED, Evidence
-from datamap.detection.detect_answers import out_of_fold_answers
+from datamap.detection.base import SEED, Evidence, detectors
+from datamap.detection.detect_answers import out_of_fold_answers, out_of_fold_overlap, own_overlap
 from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE, PROBABILITY, load_out_of_fold, probability_columns
 
 if TYPE_CHECKING:
@@ -26,39 +27,59 @@ logger = logging.getLogger(__name__)
 def load_evidence(
     split: Split, cartography_dir: str | Path | None = None, *, embedding_dir: str | Path | None = None,
     cluster_dir: str | Path | None = None, predictions: str | Path | None = None, seed: int = SEED,
+    ahead: Sequence[Callable[[Evidence], Any]] = (),
 ) -> Evidence:
     """What these artifacts say of the examples of ``split``; None leaves one out.
 
     cartography_dir: a data map, and ``out_of_fold.csv`` where that lies there. predictions: eval_predictions.jsonl of
     the trained model for this very split. For questions the nine error rules are applied to the texts, with the
     predictions, else with the out-of-fold answers. An artifact of another dataset is refused, examples that have
-    changed since count as unknown to it (``check_same_dataset``).
+    changed since count as unknown to it (``check_same_dataset``). ahead: what else ``Evidence.once`` will be asked
+    for, made of texts alone; a second core begins with it.
     """
-    from datamap.analysis.error_rules import flag_errors
     from datamap.analysis.unified_table import predictions_of
 
     evidence = Evidence(split, seed=seed)
+    directory = None if cartography_dir is None else _directory(cartography_dir)
+    if predictions is not None:
+        evidence.predictions = predictions_of(predictions, split)
+    if directory is not None and (directory / OUT_OF_FOLD_FILE).exists():
+        evidence.out_of_fold = _aligned(directory, load_out_of_fold(directory), split)
+        evidence.probabilities = class_probabilities(evidence)
+    evidence.begin(*_of_questions(evidence), *ahead)
     if cartography_dir is not None:
         evidence.metrics = _aligned(cartography_dir, load_map(cartography_dir)[0], split)
         evidence.trained_on = was_trained_on(cartography_dir)
-        directory = Path(cartography_dir) if Path(cartography_dir).is_dir() else Path(cartography_dir).parent
-        if (directory / OUT_OF_FOLD_FILE).exists():
-            evidence.out_of_fold = _aligned(directory, load_out_of_fold(directory), split)
-            evidence.probabilities = class_probabilities(evidence)
     if embedding_dir is not None:
         evidence.embeddings = _aligned_vectors(embedding_dir, split)
     if cluster_dir is not None:
         evidence.clusters = _aligned(cluster_dir, load_clusters(cluster_dir, optional=("outlier_score",)), split)
-    if predictions is not None:
-        evidence.predictions = predictions_of(predictions, split)
     if evidence.answers_questions:
-        answers = evidence.predictions
-        if answers is None and evidence.out_of_fold is not None and "predicted_answer" in evidence.out_of_fold:
-            answers = out_of_fold_answers(evidence)
-        texts = evidence.column("question"), evidence.column("context"), evidence.golds
-        evidence.rules = flag_errors(*texts, answers)
-        evidence.rules.index = _ids(split)
+        evidence.rules = evidence.once(error_rules)
     return evidence
+
+
+def _of_questions(evidence: Evidence) -> list[Callable[[Evidence], Any]]:
+    """What takes longest of what is made of the texts of questions."""
+    if not evidence.answers_questions:
+        return []
+    overlaps = [*[own_overlap] * evidence.has("predictions"), *[out_of_fold_overlap] * evidence.has("out_of_fold")]
+    return [error_rules, *(detectors()[name].checked for name in ("odd_question", "similar_questions")), *overlaps]
+
+
+def error_rules(evidence: Evidence) -> pd.DataFrame:
+    """The nine error rules on the questions of a split, with the predictions, else with the out-of-fold answers."""
+    from datamap.analysis.error_rules import flag_errors
+
+    answers = evidence.predictions
+    if answers is None and evidence.out_of_fold is not None and "predicted_answer" in evidence.out_of_fold:
+        answers = out_of_fold_answers(evidence)
+    rules = flag_errors(evidence.column("question"), evidence.column("context"), evidence.golds, answers)
+    return rules.set_axis(_ids(evidence.split))
+
+
+def _directory(path: str | Path) -> Path:
+    return Path(path) if Path(path).is_dir() else Path(path).parent
 
 
 def _ids(split: Split) -> pd.Index:
@@ -79,8 +100,8 @@ def _aligned_vectors(path: str | Path, split: Split) -> np.ndarray:
     changed = check_same_dataset(found.file.parent, found.ids, split)
     row_of = {example: row for row, example in enumerate(found.ids) if example not in changed}
     rows = np.array([row_of.get(example, -1) for example in split.ids])
-    vectors = np.full((len(rows), found.values.shape[1]), np.nan, np.float32)
-    vectors[rows >= 0] = found.values[rows[rows >= 0]]
+    vectors = np.asarray(found.values[rows], dtype=np.float32)  # a copy
+    vectors[rows < 0] = np.nan
     return vectors
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from datamap.core.splits import Split, stamp
 from datamap.detection.base import SEED, Evidence, score_all
@@ -31,8 +32,10 @@ _latest: dict[str, Known] = {}  # one at most: suspects.csv and the page of one 
 def known_of(
     split: Split, cartography_dir: str | Path, *, embedding_dir: str | Path | None = None,
     cluster_dir: str | Path | None = None, predictions: str | Path | None = None, seed: int = SEED,
+    ahead: Sequence[Callable[[Evidence], Any]] = (),
 ) -> Known:
-    """What these artifacts say of ``split``; None leaves one out. Worked out once for as long as no file changes."""
+    """What these artifacts say of ``split``; None leaves one out. Worked out once for as long as no file changes.
+    ahead: as in ``load_evidence``."""
     sources = {"data map": cartography_dir, "embeddings": embedding_dir, "clusters": cluster_dir,
                "predictions": predictions}
     read = [Path(path) for path in sources.values() if path is not None]
@@ -41,7 +44,7 @@ def known_of(
     if key not in _latest:
         _latest.clear()
         evidence = load_evidence(split, cartography_dir, embedding_dir=embedding_dir, cluster_dir=cluster_dir,
-                                 predictions=predictions, seed=seed)
+                                 predictions=predictions, seed=seed, ahead=ahead)
         scores = score_all(evidence, detectors_needed(evidence))
         _latest[key] = Known(evidence, scores, suspicion(evidence, scores), sources)
     return _latest[key]

@@ -16,7 +16,7 @@ GROUP = 32  # columns of which only the largest is looked at first
 class Neighbours(NamedTuple):
     rows: np.ndarray  # (N, k) int64, nearest first; -1 where there is none
     distances: np.ndarray  # (N, k) float32, Euclidean between vectors of length 1: 0..2; NaN where there is none
-    vectors: np.ndarray  # (N, d) float32 as compared: centred, of length 1, maybe reduced; NaN where there is none
+    vectors: np.ndarray  # (N, d) float32 as compared: centred, of length 1, maybe reduced; NaN where not compared
 
 
 def nearest(
@@ -32,19 +32,21 @@ def nearest(
     among neighbours then is that among the nearest of a sample. 100,000 x 512 take some seconds on two cores. asked:
     (n,), the only rows whose neighbours are sought; the others are left without.
     """
-    known = order[np.isfinite(vectors[order]).all(axis=1)]
+    known = order[np.isfinite(vectors).all(axis=1)[order]]
     n = len(known)
-    chosen = np.asarray(vectors[known], dtype=np.float32)
     pool = np.arange(n)
     if n > most_compared:
         pool = np.sort(np.random.default_rng(seed).choice(n, most_compared, replace=False))
+    wanted = np.arange(n) if asked is None else np.flatnonzero(np.isin(known, asked))
+    needed = np.union1d(pool, wanted)
+    known, pool, wanted = known[needed], np.searchsorted(needed, pool), np.searchsorted(needed, wanted)
+    chosen = np.asarray(vectors[known], dtype=np.float32)
     unit = unit_vectors(chosen, pool, DIMENSIONS if n > most_compared else None)
     k = max(0, min(k, len(pool) - 1))
     rows = np.full((len(vectors), k), -1)
     lengths = np.full(rows.shape, np.nan, np.float32)
     compared = np.full((len(vectors), unit.shape[1]), np.nan, np.float32)
     compared[known] = unit
-    wanted = np.arange(n) if asked is None else np.flatnonzero(np.isin(known, asked))
     if k:
         found, lengths[known[wanted]] = _search(unit, pool, wanted, k)
         rows[known[wanted]] = known[found]
@@ -72,27 +74,31 @@ def _search(unit: np.ndarray, pool: np.ndarray, wanted: np.ndarray, k: int) -> t
 
     The k largest similarities lie in the k groups of columns with the largest maxima, so that only these are sorted.
     """
-    import torch
-
-    n, width = len(wanted), -(-len(pool) // GROUP) * GROUP
-    others = torch.zeros(width, unit.shape[1])
-    others[: len(pool)] = torch.from_numpy(unit[pool])
+    n, groups = len(wanted), -(-len(pool) // GROUP)
+    others = np.zeros((unit.shape[1], groups * GROUP), dtype=np.float32)
+    others[:, : len(pool)] = unit[pool].T
     place = np.full(len(unit), -1)
     place[pool] = np.arange(len(pool))
-    groups = width // GROUP
-    rows, similarities = torch.empty((n, k), dtype=torch.int64), torch.empty((n, k))
+    few = min(k, groups)
+    rows, similarities = np.empty((n, k), dtype=np.int64), np.empty((n, k), dtype=np.float32)
     for start in range(0, n, BLOCK):
         these = wanted[start : start + BLOCK]
-        block = torch.from_numpy(unit[these]) @ others.T
-        block[:, len(pool):] = -torch.inf
+        block = unit[these] @ others
+        block[:, len(pool):] = -np.inf
         inside = np.flatnonzero(place[these] >= 0)
-        block[torch.from_numpy(inside), torch.from_numpy(place[these[inside]])] = -torch.inf
-        split = block.view(-1, groups, GROUP)
-        best = split.amax(dim=2).topk(min(k, groups), dim=1).indices
-        candidates = split.gather(1, best[:, :, None].expand(-1, -1, GROUP)).flatten(1)
-        columns = (best[:, :, None] * GROUP + torch.arange(GROUP)).flatten(1)
-        top = candidates.topk(k, dim=1)
-        rows[start : start + BLOCK] = columns.gather(1, top.indices)
-        similarities[start : start + BLOCK] = top.values
-    distances = (2 - 2 * similarities).clamp_(min=0).sqrt_()
-    return pool[rows.numpy()], distances.numpy()
+        block[inside, place[these[inside]]] = -np.inf
+        # A group is every so-manieth column: their maxima are those of whole rows, several numbers at a time.
+        best = np.argpartition(block.reshape(-1, GROUP, groups).max(axis=1), groups - few, axis=1)[:, groups - few:]
+        columns = (best[:, None, :] + groups * np.arange(GROUP)[:, None]).reshape(len(these), -1)
+        found = np.take_along_axis(block, columns, axis=1)
+        top = _largest(found, k)
+        rows[start : start + BLOCK] = np.take_along_axis(columns, top, axis=1)
+        similarities[start : start + BLOCK] = np.take_along_axis(found, top, axis=1)
+    return pool[rows], np.sqrt(np.maximum(2 - 2 * similarities, 0))
+
+
+def _largest(values: np.ndarray, k: int) -> np.ndarray:
+    """(n, k): of each row the places of the k largest, the largest first."""
+    top = np.argpartition(values, values.shape[1] - k, axis=1)[:, values.shape[1] - k:]
+    order = np.argsort(-np.take_along_axis(values, top, axis=1), axis=1, kind="stable")
+    return np.take_along_axis(top, order, axis=1)

@@ -137,7 +137,8 @@ class _Sets(NamedTuple):
         return np.bincount(chosen // self.size, minlength=len(self.lengths[0]))
 
 
-def _sets(evidence: Evidence) -> _Sets:
+def word_sets(evidence: Evidence) -> _Sets:
+    """Of the texts of each example their words."""
     texts = evidence.once(_texts)
     places = range(len(texts[0]))
     words = numbered_words(each[place].split() for place in places for each in texts)
@@ -161,7 +162,7 @@ def _shapes(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
     """How long the texts are, and of two how they compare."""
     if not len(evidence):
         return np.zeros((0, 0)), []
-    words, names = evidence.once(_sets), _text_names(evidence)
+    words, names = evidence.once(word_sets), _text_names(evidence)
     lengths = {name: np.log1p(counts) for name, counts in zip(names, words.lengths, strict=True)}
     columns = {f"length of {name}": values for name, values in lengths.items()}
     if len(names) == 2:
@@ -194,7 +195,7 @@ def _topics(evidence: Evidence) -> tuple[np.ndarray, list[str]]:
 
     if not len(evidence):
         return np.zeros((0, 0)), []
-    words = evidence.once(_sets)
+    words = evidence.once(word_sets)
     sets = words.sets
     pairs = len(sets) == 2 and not evidence.answers_questions
     told = np.setxor1d(sets[0], sets[1], assume_unique=True) if pairs else _once(np.concatenate(sets))

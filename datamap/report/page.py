@@ -29,7 +29,7 @@ from datamap.core.tables import safe_to_open
 from datamap.detection.base import Evidence
 from datamap.detection.decisions import NO_ANSWER
 from datamap.detection.known import Known
-from datamap.detection.review import GROUP_SPREAD, PRECISION, ROUNDING, SMALLEST_STEP, STEPS, features
+from datamap.detection.review import GROUP_SPREAD, PRECISION, ROUNDING, SMALLEST_STEP, STEPS, features, word_sets
 from datamap.detection.suspects import decisions_on
 from datamap.report import copies, examples, overview, several, texts
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 REPORT_FILE = "report.html"
 REPORT_FILES = (REPORT_FILE, "leaks.csv", "duplicates.csv")
 MAX_POINTS = 20_000
+OF_TEXTS = (word_sets, copies.duplicates)  # what a page asks of the evidence that takes long, and of texts alone
 EVERY = 10  # decisions after which the page ranks anew
 STYLE, SCRIPTS = "report.css", ("learn.js", "data.js", "maps.js", "table.js", "example.js", "overview.js", "report.js")
 
@@ -74,14 +75,14 @@ def gather(
     assert evidence.metrics is not None and cartography_dir is not None
     rows = examples.shown_rows(suspected, evidence.order, max_points, seed)
     # The search for neighbours, sparse products and sorting hold no lock of Python's: a second core has them.
-    with ThreadPoolExecutor(1) as beside:
+    with ThreadPoolExecutor(2) as beside:
         near = beside.submit(examples.neighbour_rows, evidence, rows)
         learned_from = beside.submit(review_content, evidence, scores, suspected, rows)
-        others, unread = copies.other_splits(split)
-        duplicates = copies.duplicates(evidence)
-        leaks = copies.leaks(evidence, others) if others else None
         epochs = epochs_of(split, cartography_dir)
         known_texts = examples.Texts()
+        shown = examples.text_columns(evidence, rows, known_texts)
+        near_rows = near.result()  # reasons name neighbours
+        said = examples.opinions(evidence, scores, rows, known_texts)
         warning = (map_learning(cartography_dir, evidence.metrics) or {}).get("warning")
         if not was_trained_on(cartography_dir):
             warning = "; ".join(filter(None, [NOT_TRAINED_ON[0].upper() + NOT_TRAINED_ON[1:], warning]))
@@ -92,7 +93,9 @@ def gather(
         tokenizer, max_length = texts.tokenizer_of(cartography_dir)
         ids = split.ids
         on_page = set(rows.tolist())
-        near_rows = near.result()
+        others, unread = copies.other_splits(split)
+        leaks = copies.leaks(evidence, others) if others else None
+        duplicates = evidence.once(copies.duplicates)
         content = {
             "title": dataset_label(split.name, split.split), "fingerprint": split.fingerprint, "task": split.task.name,
             "total": len(ids), "kind": "qa" if evidence.answers_questions else "labels", "made_of": made_of,
@@ -100,11 +103,11 @@ def gather(
             "every": EVERY, "colors": COLORS, "category_colors": CATEGORY_COLORS,
             "ids": [ids[row] for row in rows.tolist()],
             "other_ids": [] if len(rows) == len(ids) else [each for row, each in enumerate(ids) if row not in on_page],
-            "text": examples.text_columns(evidence, rows, known_texts),
-            "said": examples.opinions(evidence, scores, rows, known_texts),
+            "text": shown,
+            "said": said,
             "columns": [*examples.example_columns(evidence, rows, suspected, known_texts),
                         *several.joint_columns(evidence.metrics, rows), *columns],
-            "joint": several.joint_content(cartography_dir), "compared": compared,
+            "joint": several.joint_content(cartography_dir, evidence.metrics), "compared": compared,
             "epochs": examples.epoch_columns(evidence, epochs, rows),
             "neighbours": near_rows,
             "review": learned_from.result(),

@@ -3,6 +3,7 @@ with."""
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,8 @@ JOINT_LABELS = {"stability": "stability over runs (share of pairs that agree on 
                 "confidence_sd": "confidence, SD over runs", "variability_sd": "variability, SD over runs",
                 "n_runs": "runs that know it"}
 
+logger = logging.getLogger(__name__)
+
 
 def joint_columns(metrics: pd.DataFrame | None, rows: np.ndarray) -> list[dict[str, Any]]:
     """Of a joint map, on the rows of the page; none of another."""
@@ -34,10 +37,14 @@ def joint_columns(metrics: pd.DataFrame | None, rows: np.ndarray) -> list[dict[s
             for name, label in JOINT_LABELS.items() if name in metrics and metrics[name].notna().any()]
 
 
-def joint_content(cartography_dir: str | Path) -> dict[str, Any] | None:
+def joint_content(cartography_dir: str | Path, metrics: pd.DataFrame) -> dict[str, Any] | None:
     """``joint_map.json`` of a joint map without the places of its runs; None of another."""
+    if "n_runs" not in metrics:
+        return None
     directory = Path(cartography_dir) if Path(cartography_dir).is_dir() else Path(cartography_dir).parent
     if not (directory / JOINT_FILE).exists():
+        logger.warning(f"{cartography_dir} is of several runs, but {JOINT_FILE} is not there: the page does not say "
+                       "how far they agree; dataset_cartography.py writes it with the map")
         return None
     found = read_json(artifact_file(directory, JOINT_FILE, "dataset_cartography.py"))
     return {**found, "runs": [{"seed": run["seed"], "model": run["model"]} for run in found["runs"]]}

@@ -149,6 +149,8 @@ def test_later_stages_read_it_like_a_single_map(tmp_path, joined, split):
     block = {"metric": {"metrics_path": str(joined), "metric": "forgetting_events", "max": 1.5}}
     dropped = apply_filters(split, block)
     assert len(dropped) == (frame["forgetting_events"] <= 1.5).sum()
+    settled = apply_filters(split, {"metric": {"metrics_path": str(joined), "metric": "stability", "min": 0.9}})
+    assert set(settled["id"]) == set(frame.index[frame["stability"] >= 0.9]) and 0 < len(settled) < len(frame)
     evidence = load_evidence(split, joined)
     assert np.isfinite(suspicion(evidence, score_all(evidence)).probability).all()
     analyze_cartography.main(["--cartography_dir", str(joined), "--output_dir", str(tmp_path / "analysis")])

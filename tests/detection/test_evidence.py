@@ -8,12 +8,16 @@ import pytest
 from conftest import qa_rows, review_rows, write_rows
 
 import analyze_dataset
+from datamap.core import beside
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv, write_json, write_jsonl
 from datamap.core.splits import load_split
+from datamap.detection import base
 from datamap.detection.base import described
 from datamap.detection.evidence import load_evidence
+from datamap.detection.review import features
+from datamap.report.page import OF_TEXTS
 from datamap.tasks.registry import get_task
 
 CLASSES = ("good", "bad")
@@ -85,6 +89,31 @@ def test_everything_of_questions(tmp_path):
     assert by_folds.rules["num_rules"].tolist() == evidence.rules["num_rules"].tolist()
     without_any: Any = load_evidence(split, None)
     assert set(without_any.rules["num_rules"]) == {7}
+
+
+@pytest.mark.parametrize("task", ["qa", "classification"])
+def test_a_second_core_changes_nothing(task, tmp_path, monkeypatch):
+    rows = [*qa_rows(30), *qa_rows(30, seed=1)] if task == "qa" else review_rows(60, 0)
+    rows = [{**row, "id": f"row{place}"} for place, row in enumerate(rows)]
+    split, places = made(tmp_path, rows, task, KNOWN)
+    asked = (*OF_TEXTS, features_of)
+    alone: Any = load_evidence(split, **places)
+    monkeypatch.setattr(base, "MANY", 0)
+    monkeypatch.setattr(beside, "second_core", lambda: True)
+    by_two: Any = load_evidence(split, **places, ahead=OF_TEXTS)
+    assert set(by_two._begun) >= set(OF_TEXTS)
+    pd.testing.assert_frame_equal(base.score_all(by_two), base.score_all(alone))
+    for make in asked:
+        one, two = alone.once(make), by_two.once(make)
+        np.testing.assert_equal(two, one) if make is not OF_TEXTS[1] else pd.testing.assert_frame_equal(two, one)
+    if task == "qa":
+        pd.testing.assert_frame_equal(by_two.rules, alone.rules)
+    assert not by_two._begun
+
+
+def features_of(evidence: Any) -> np.ndarray:
+    scores = base.score_all(evidence)
+    return features(evidence, scores, np.full(len(evidence), 0.1)).values
 
 
 def test_what_is_not_given_is_none(labels):

@@ -1,6 +1,7 @@
 """The page of a joint map, of one that was not trained on, and of a pair of maps, in content and in a browser."""
 
 import base64
+import shutil
 from unittest.mock import patch
 
 import numpy as np
@@ -86,6 +87,14 @@ def test_a_joint_map_has_its_stability_on_the_page(content, maps):
     record = read_json(maps / "a/joint_map.json")
     assert content["joint"]["stability"] == record["stability"]
     assert content["joint"]["runs"] == [{"seed": seed, "model": None} for seed in (1, 2, 3)]
+
+
+def test_a_joint_map_whose_record_is_gone_is_told_of(tmp_path, maps, split, monkeypatch, caplog):
+    shutil.copytree(maps / "a", tmp_path / "a")
+    (tmp_path / "a/joint_map.json").unlink()
+    page = made(split, tmp_path / "page", monkeypatch, "--cartography_dir", tmp_path / "a")
+    assert content_of(page.read_text(encoding="utf-8"))["joint"] is None
+    assert "is of several runs, but joint_map.json is not there" in caplog.text
 
 
 def test_the_compared_map_stands_beside_it(content, maps, split):
