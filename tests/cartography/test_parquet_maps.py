@@ -56,7 +56,7 @@ def drawn():
 def empty_pictures(request, monkeypatch):
     if "drawn" not in request.fixturenames:
         for module in ("cartography.maps", "analysis.map_summary", "analysis.integrated", "cartography.compare",
-                       "cartography.settling", "cartography.joint_files"):
+                       "cartography.settling", "cartography.joint_files", "tasks.slices"):
             monkeypatch.setattr(f"datamap.{module}.save_figure", lambda figure, path, *rest: Path(path).touch())
 
 
@@ -401,6 +401,22 @@ def test_filters_keep_the_same(maps, split):
         assert 0 < len(kept) < N
         reports.append(json.loads(json.dumps(report).replace(str(maps[form]), "MAP")))
     assert reports[0] == reports[1]
+
+
+def test_filters_read_only_what_they_ask_for_and_tell_of_all_there_is(maps, split, monkeypatch):
+    read, was = [], parquet.frame_of
+
+    def noted(path, table, text=()):
+        read.append(set(table.column_names))
+        return was(path, table, text)
+
+    monkeypatch.setattr(parquet, "frame_of", noted)
+    blocks: dict = {"metric": {"metric": "aum", "min": 0.4, "metrics_path": str(maps["parquet"])}}
+    assert 0 < len(apply_filters(split, blocks)) < N
+    assert read == [{"id", "confidence", "variability", "correctness", "aum"}]
+    blocks["metric"]["metric"] = "label_confidence"
+    with pytest.raises(UserError, match="has no column 'label_confidence'; it has confidence, .*forgetting_events, "):
+        apply_filters(split, blocks)
 
 
 def test_filters_of_other_rows_than_the_map_join_by_id(maps, split):
