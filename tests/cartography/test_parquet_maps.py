@@ -58,6 +58,7 @@ def empty_pictures(request, monkeypatch):
         for module in ("cartography.maps", "analysis.map_summary", "analysis.integrated", "cartography.compare",
                        "cartography.settling", "cartography.joint_files", "tasks.slices"):
             monkeypatch.setattr(f"datamap.{module}.save_figure", lambda figure, path, *rest: Path(path).touch())
+        monkeypatch.setattr("datamap.analysis.map_summary.plot_distributions", lambda path, *rest: Path(path).touch())
 
 
 def record(directory, split, form, seed=0, **changes):
