@@ -1,7 +1,7 @@
 """From training dynamics in Parquet to a data map, block by block, and to the same numbers as in memory.
 
 No more than ROWS_A_GROUP examples of every epoch are held at a time, and of all examples only the columns that the
-thresholds and the picture need, at most about 60 bytes an example: medians and percentiles are exact, of all.
+thresholds and the picture need: medians and percentiles are exact, of all.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def stream_map(
     guessing: dict[str, float] | None = None, blocks: Iterable[pd.DataFrame] | None = None, **asked: Any,
 ) -> tuple[pd.DataFrame, pd.DataFrame | None, dict[str, Any] | None]:
     """Write what ``write_cartography`` writes, with ``cartography_metrics.parquet``, of dynamics that are in ``files``
-    (of ``dynamics.streamed_files``); memory of about 60 bytes an example.
+    (of ``dynamics.streamed_files``).
 
     guessing: of ``learning.guessing``, where known. blocks: the metrics where they were written before
     (``metric_blocks``). asked: of ``category_thresholds``. Returns the metrics, without ids and only the columns KEPT,

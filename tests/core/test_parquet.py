@@ -5,6 +5,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import REPOSITORY
 
 from datamap.core import parquet
 from datamap.core.artifacts import artifact_file
@@ -54,6 +55,8 @@ def test_the_form_goes_by_the_number_of_examples_unless_it_is_asked_for(tmp_path
     assert [parquet.format_for(n) for n in (0, parquet.PARQUET_ABOVE, parquet.PARQUET_ABOVE + 1)] == [
         "json", "json", "parquet"]
     assert parquet.format_for(3, "parquet") == "parquet" and parquet.format_for(10**9, "json") == "json"
+    page = (REPOSITORY / "docs" / "scale.md").read_text(encoding="utf-8")
+    assert f"Up to {parquet.PARQUET_ABOVE:,} examples a map is written as JSON and CSV" in page
     with pytest.raises(UserError, match="unknown artifact format 'csv'; there is json, parquet"):
         parquet.format_for(3, "csv")
     monkeypatch.setattr(parquet, "PARQUET_ABOVE", 11)
