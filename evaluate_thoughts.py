@@ -24,7 +24,7 @@ from datamap.core.artifacts import check_not_read, check_writable
 from datamap.core.clusters import NO_CLUSTERS
 from datamap.core.errors import command_line
 from datamap.core.files import write_json
-from datamap.core.flags import DEFAULT_SEED, Parser, number, positive_int, seed_number
+from datamap.core.flags import DEFAULT_SEED, Parser, boolean, number, positive_int, seed_number
 from datamap.core.plots import add_plot_format, dataset_label
 from datamap.core.splits import default_eval_split
 from datamap.thoughts.answers import OWNS, Answerer, answers_in_file, answers_of_model
@@ -33,7 +33,7 @@ from datamap.thoughts.metrics import compare, in_words, metrics_of, metrics_tabl
 from datamap.thoughts.prompts import PROMPT_FILE
 from datamap.thoughts.reader import parse_thought
 
-OF_A_MODEL = ("model", "adapter", "quantization", "temperature", "constrained")  # flags that would change answers
+OF_A_MODEL = ("model", "adapter", "quantization", "temperature", "constrained", "compile")  # what only it heeds
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,9 @@ def build_parser() -> Parser:
     group.add_argument("--seed", type=seed_number, default=DEFAULT_SEED, help="for --temperature above 0: an answer "
                        "depends on it and on its prompt, not on the others in its batch")
     group.add_switch("--constrained", help="allow nothing but the JSON of an answer (needs llguidance)")
+    group.add_argument("--compile", nargs="?", const=True, default=None, type=boolean, metavar="true|false",
+                       help="compile the step of one token, which changes no answer but by rounding (default: on a "
+                       "GPU where there is enough to answer; not of 4-bit weights)")
     group = parser.add_argument_group("results")
     group.add_argument("--predictions", metavar="FILE", help="score these outputs instead of a model's: JSON Lines or "
                        "a JSON list with id and output (null: no answer)")

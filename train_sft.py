@@ -29,7 +29,7 @@ from datamap.core.errors import command_line, is_main_process
 from datamap.core.files import read_json
 from datamap.core.parquet import format_of
 from datamap.thoughts.prompts import PAIR, PROMPT_FILE, load_prompt
-from datamap.thoughts.sft_arguments import checkpoint_of, inputs_of, parse_args
+from datamap.thoughts.sft_arguments import AUTO, checkpoint_of, inputs_of, parse_args
 from datamap.thoughts.sft_rows import (
     DATA_FILE,
     HELD_OUT,
@@ -66,6 +66,7 @@ def fine_tune(args: argparse.Namespace, template: string.Template) -> None:
 
     from transformers import set_seed
 
+    from datamap.thoughts.batches import set_batches
     from datamap.thoughts.causal_lm import load_causal_lm, load_tokenizer
     from datamap.thoughts.sft_results import write_results
     from datamap.thoughts.sft_training import (
@@ -103,6 +104,8 @@ def fine_tune(args: argparse.Namespace, template: string.Template) -> None:
                            trainable=True, attn_implementation=args.attn_implementation)
     check_size(model, min(int(chosen["input_ids"].str.len().max()), args.max_length), on_gpu)
     trainer = build_trainer(args, config, add_adapter(model, args), tokenizer, chosen, encoded.iloc[held_out])
+    if args.per_device_train_batch_size == AUTO:
+        set_batches(args, trainer)
     answers = None
     if pairs:
         answers = GeneratedAnswers(trainer, template, pairs, args.eval_generate_steps, args.max_new_tokens)

@@ -55,7 +55,8 @@ The programs are in `rows/`, by subject. Beside `run_all.py` and `timing.py`, wh
 measure no speed, with their results in [RESULTS.md](../RESULTS.md); each says in its first lines what it does."""
 NOT_BUILT, NOT_MEASURED = "not built", "not measured"
 MOST_SHOWN = 6  # figures of a row in the table
-READS_DATA = ("training_qa", "training_sentences", "recording", "windows", "embeddings")
+READS_DATA = ("training_qa", "training_sentences", "recording", "bf16", "windows", "embeddings",
+              "empty_windows")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:

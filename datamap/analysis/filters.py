@@ -128,7 +128,7 @@ class JoinedDataset:
     def _metrics(self, path: str | Path) -> Table:
         """Cartography metrics and ``category``, cut at the map's own thresholds."""
         frame, cuts = load_map(path, self.only)
-        if self.only is not None and not self.only <= set(frame.columns):  # whoever asks is told of all that there are
+        if not set(self.only or ()) <= set(frame.columns):  # whoever asks is told of all that there are
             frame, cuts = load_map(path)
         return self._aligned(path, frame, dict(zip(("confidence", "variability"), cuts, strict=True)))
 

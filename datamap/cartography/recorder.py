@@ -26,6 +26,7 @@ from transformers import Trainer, TrainerCallback, TrainerState, TrainingArgumen
 
 from datamap.cartography.categories import category_thresholds, counted
 from datamap.cartography.dynamics import read_dynamics, streamed_files, write_dynamics
+from datamap.cartography.joined import ROW_STARTS, check_packed, joined_statistics, row_starts
 from datamap.cartography.learning import Learning, guessing, progress
 from datamap.cartography.maps import CARTOGRAPHY_FILES, write_cartography
 from datamap.cartography.metrics import compute_metrics
@@ -203,7 +204,10 @@ class CartographyCallback(TrainerCallback):
             if self._places is None:
                 self._places = torch.from_numpy(self.label_positions).to(outputs.log_probs.device)
             position = self._places[row_index]
-        self._store(completion_statistics(outputs, position), row_index, COMPLETION_COLUMNS)
+        starts = batch.get(ROW_STARTS)
+        statistics = completion_statistics(outputs, position) if starts is None else (
+            joined_statistics(outputs, starts, position))
+        self._store(statistics, row_index, COMPLETION_COLUMNS)
         self.seconds += time.perf_counter() - began
 
     @torch.no_grad()
@@ -223,19 +227,22 @@ class CartographyCallback(TrainerCallback):
         self._seen.index_fill_(0, row_index, True)
 
     def attach(self, trainer: Trainer) -> CartographyCallback:
-        """Connect to any Trainer whose training dataset is map-style; call before ``train``."""
-        if len(trainer.train_dataset) != len(self.row_to_example):
+        """Connect to any Trainer whose training dataset is map-style; call before ``train``.
+
+        Rows that TRL joins in padding-free batches are told apart by their positions. So are rows that it has packed
+        beforehand; a column row_index of the packed dataset says which they are, with a list for each packed row.
+        """
+        columns, packed = getattr(trainer.train_dataset, "column_names", None), getattr(trainer.args, "packing", False)
+        if packed:  # of TRL, as what follows
+            check_packed(trainer.train_dataset["row_index"] if "row_index" in (columns or ()) else None,
+                         len(self.row_to_example))
+        elif len(trainer.train_dataset) != len(self.row_to_example):
             raise UserError(f"{len(trainer.train_dataset):,} training rows, but ids for {len(self.row_to_example):,}")
         if trainer.label_smoother is not None:
             raise UserError("label_smoothing_factor hides the labels from the recorder; set it to 0")
-        for name in ("packing", "padding_free"):  # of TRL
-            if getattr(trainer.args, name, False):
-                raise UserError(f"{name} puts several examples into one row, which hides them from the recorder; set "
-                                "it to False")
         if getattr(trainer.args, "shuffle_dataset", False):  # it has been, and the ids have not
             raise UserError("shuffle_dataset has changed the order of the rows, so they have other ids; set it to "
                             "False (every epoch is shuffled anyway)")
-        columns = getattr(trainer.train_dataset, "column_names", None)
         if columns is None:
             trainer.train_dataset = _WithRowIndex(trainer.train_dataset)
         elif "row_index" not in columns:
@@ -252,12 +259,12 @@ class CartographyCallback(TrainerCallback):
         return self
 
     def _take_row_index(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict]:
-        self._row_index = kwargs.pop("row_index", None)
+        self._row_index, self._row_starts = kwargs.pop("row_index", None), kwargs.pop(ROW_STARTS, None)
         return args, kwargs
 
     def _read_outputs(self, module: torch.nn.Module, args: tuple, kwargs: dict[str, Any], outputs: Any) -> None:
         if self._row_index is not None and module.training and torch.is_grad_enabled():
-            self.record(outputs, kwargs, self._row_index)
+            self.record(outputs, {**kwargs, ROW_STARTS: self._row_starts}, self._row_index)
 
     # --- events of the Trainer ---
 
@@ -403,7 +410,8 @@ class _WithRowIndex(torch.utils.data.Dataset):
 
 
 class _KeepRowIndex:
-    """Wraps a collator so that the column row_index survives it, as a tensor."""
+    """Wraps a collator so that the column row_index survives it, as a tensor; where the collator joins rows, with
+    what tells them apart."""
 
     def __init__(self, collator: Any):
         self.collator = collator
@@ -412,7 +420,12 @@ class _KeepRowIndex:
         if "row_index" not in rows[0]:  # evaluation
             return self.collator(rows)
         batch = self.collator([{key: value for key, value in row.items() if key != "row_index"} for row in rows])
-        batch["row_index"] = torch.tensor([row["row_index"] for row in rows])
+        numbers = [row["row_index"] for row in rows]
+        if isinstance(numbers[0], list):  # packed
+            numbers = [number for each in numbers for number in each]
+        batch["row_index"] = torch.tensor(numbers)
+        if "input_ids" in batch and len(batch["input_ids"]) != len(numbers):
+            batch[ROW_STARTS] = row_starts(batch, len(numbers))
         return batch
 
 

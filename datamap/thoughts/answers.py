@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datamap.core.artifacts import content_key, digest, model_meta, stage
-from datamap.core.errors import UserError, name_a_few
+from datamap.core.errors import UserError, first_line, name_a_few
 from datamap.core.files import appended_records, read_jsonl, read_rows, write_jsonl
 from datamap.core.progress import Progress
 from datamap.thoughts.data import id_text
@@ -80,12 +80,18 @@ class Answerer:
 
     def load(self) -> None:
         from datamap.thoughts.causal_lm import load_causal_lm
-        from datamap.thoughts.generation import SchemaConstraint
+        from datamap.thoughts.generation import SchemaConstraint, can_compile
 
         args = self.args
         self.model = load_causal_lm(self.name, self.tokenizer, adapter=args.adapter, no_cuda=args.no_cuda,
                                     load_in_4bit=args.quantization == "4bit")
         self.constraint = SchemaConstraint(self.model, self.tokenizer) if args.constrained else None
+        on_gpu = self.model.device.type == "cuda"
+        self.can_compile = on_gpu and can_compile(self.model)
+        if args.compile and not self.can_compile:
+            why = "this run is on the CPU" if not on_gpu else (
+                "4-bit weights are none" if args.quantization == "4bit" else f"{self.name} is none")
+            raise UserError(f"--compile needs a GPU and a model that the library can compile, and {why}; leave it out")
 
     def answer(self, prompts: Sequence[str]) -> Iterator[tuple[list[int], list[Generated]]]:
         """``generation.generate`` as the flags have it."""
@@ -98,10 +104,28 @@ class Answerer:
             yield from generate(
                 self.model, self.tokenizer, prompts, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens,
                 temperature=args.temperature, seed=args.seed, constraint=self.constraint,
+                compiled=self.compiles(len(prompts)),
             )
-        except torch.cuda.OutOfMemoryError as error:
+        except torch.OutOfMemoryError as error:
             raise UserError(f"the GPU has no room for --batch_size {args.batch_size}; lower it, or give "
                             "--quantization 4bit: the same command goes on from here") from error
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise UserError(f"the decoding step cannot be compiled here ({first_line(error):.200}); give "
+                            "--compile=false: the same command goes on from here") from error
+
+    def compiles(self, prompts: int) -> bool:
+        """Whether to compile the decoding step: as --compile says, else on a GPU where so many answers pay for it."""
+        from datamap.thoughts.generation import STEPS_THAT_PAY
+
+        args = self.args
+        if args.compile is not None:
+            return args.compile
+        pays = -(-prompts // args.batch_size) * args.max_new_tokens >= STEPS_THAT_PAY
+        if compiles := self.can_compile and pays:
+            logger.info("compiling the decoding step, once; --compile=false leaves it as it is")
+        return compiles
 
 
 def template_of(args: argparse.Namespace) -> string.Template:

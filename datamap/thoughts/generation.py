@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
+from transformers import CompileConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
 
 from datamap.core.errors import UserError, first_line
 from datamap.thoughts.reader import LABELS, tells_reasoning
@@ -36,6 +36,12 @@ SCHEMA = {
 }
 
 
+# Compiling costs the time of about so many steps of decoding on a GPU.
+STEPS_THAT_PAY = 1000
+# Few widths of prompts: each takes a graph of its own.
+WIDTH = 64
+
+
 @dataclass(frozen=True)
 class Generated:
     """``text``: of the new tokens alone, special tokens left out unless some of them mark reasoning. ``num_tokens``:
@@ -50,7 +56,7 @@ class Generated:
 def generate(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], *, batch_size: int,
     max_new_tokens: int, temperature: float = 0.0, seed: int = 0, constraint: SchemaConstraint | None = None,
-    sort: bool = True,
+    sort: bool = True, compiled: bool = False,
 ) -> Iterator[tuple[list[int], list[Generated]]]:
     """Yield, batch by batch, the places of its prompts in ``prompts`` and what the model wrote after each of them.
 
@@ -61,6 +67,9 @@ def generate(
     constraint: holds every text to a schema; one that is cut off at ``max_new_tokens`` is no whole object, though.
     sort: by length, longest first, so that batches hold little padding and memory runs out at once or never. In
     float32 the answers depend neither on it nor on ``batch_size``; in bfloat16 and in 4 bit, rounding can differ.
+    compiled: decode in fixed shapes (batches filled up, prompts padded to one of a few widths, a cache of one size
+    that is used again), and on a GPU with the step of one token compiled and replayed from CUDA graphs, so that it
+    waits for the reading of the weights and not for the host. The same answers in float32.
 
     The model may be in training, with gradient checkpointing and without a cache: its modes and the random states of
     the library are left as they were. Raises UserError for a prompt that leaves no room for ``max_new_tokens``.
@@ -72,27 +81,69 @@ def generate(
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, 0)  # attention never sees it
     config = GenerationConfig(
         max_new_tokens=max_new_tokens, do_sample=False, use_cache=True, eos_token_id=stop or None,
-        pad_token_id=next(token for token in known if token is not None),
+        pad_token_id=next(token for token in known if token is not None), disable_compile=not compiled,
+        # A graph for each shape: one for all would be slower, and they are few.
+        compile_config=CompileConfig(dynamic=False) if compiled and model.device.type == "cuda" else None,
     )
+    shapes = _FixedShapes(model, min(batch_size, len(order)), max_new_tokens) if compiled else None
     for first in range(0, len(order), batch_size):
         places = order[first : first + batch_size]
+        taken = shapes.filled(places) if shapes else places
         processors = LogitsProcessorList()
         if constraint is not None:
-            processors.append(constraint.processor(len(places)))
+            processors.append(constraint.processor(len(taken)))
         if temperature:
-            seeds = [_seed_of(seed, prompts[place]) for place in places]
+            seeds = [_seed_of(seed, prompts[place]) for place in taken]
             processors.append(_GumbelNoise(temperature, seeds, model.device))
-        batch = [torch.tensor(rows[place]) for place in places]
+        batch = [torch.tensor(rows[place]) for place in taken]
         ids = pad_sequence(batch, True, config.pad_token_id, padding_side="left")
         # The library counts positions from the first token that the mask shows.
         mask = pad_sequence([torch.ones_like(row) for row in batch], True, 0, padding_side="left")
+        cache = {}
+        if shapes:
+            ids, mask = shapes.widened(ids, config.pad_token_id), shapes.widened(mask, 0)
+            cache = {"past_key_values": shapes.cache(ids.shape[1])}
         with _evaluating(model, config):
             out = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config,
-                logits_processor=processors,
+                logits_processor=processors, **cache,
             )
-        new = out[:, ids.shape[1] :].tolist()
+        new = out[: len(places), ids.shape[1] :].tolist()
         yield places, [_generated(tokens, stop, tokenizer) for tokens in new]
+
+
+def can_compile(model: PreTrainedModel) -> bool:
+    """Whether the step of one token can be compiled: for a cache of a fixed size, and weights that allow it."""
+    quantizer = getattr(model, "hf_quantizer", None)
+    return bool(getattr(model, "_can_compile_fullgraph", False)) and (quantizer is None or quantizer.is_compileable)
+
+
+class _FixedShapes:
+    """Batches of one size, prompts of a few widths, and a cache that stays where it is as long as its size does:
+    whatever changes them, a graph must be compiled or recorded anew."""
+
+    def __init__(self, model: PreTrainedModel, batch_size: int, max_new_tokens: int):
+        self.config, self.batch_size, self.max_new_tokens = model.config, batch_size, max_new_tokens
+        self.width = 0
+        self.kept: StaticCache | None = None
+
+    def filled(self, places: list[int]) -> list[int]:
+        return places + places[-1:] * (self.batch_size - len(places))
+
+    def widened(self, values: torch.Tensor, fill: int) -> torch.Tensor:
+        """To the next power of two of WIDTH, on the left; always by one at least: without any padding the library
+        takes another way, which would be another graph."""
+        width = WIDTH
+        while width <= values.shape[1]:
+            width *= 2
+        return torch.nn.functional.pad(values, (width - values.shape[1], 0), value=fill)
+
+    def cache(self, width: int) -> StaticCache:
+        if self.kept is None or width != self.width:
+            self.kept = None  # before there is another
+            self.width, self.kept = width, StaticCache(config=self.config, max_cache_len=width + self.max_new_tokens)
+        self.kept.reset()
+        return self.kept
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str]) -> list[list[int]]:

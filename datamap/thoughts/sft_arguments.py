@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datamap.analysis.filter_config import filter_inputs, load_filter_config, reads_metrics, validate_config
+from datamap.core.artifacts import model_meta
 from datamap.core.configs import with_config
 from datamap.core.flags import DEFAULT_SEED, Parser, boolean, fraction, number, positive_int, seed_number
 from datamap.core.parquet import add_artifact_format, format_of
@@ -29,6 +30,8 @@ MAY_CHANGE = {
     "thoughts", "reflections", "prompt_file", "prompt_digest", "eval_dataset", "eval_samples", "eval_generate_steps",
     "max_new_tokens", "text_columns", "label_column", "label_map",
 }
+WHOLE = "bfd"  # how packing keeps rows whole
+AUTO = "auto"  # as many rows at once as the memory holds
 DIGESTS = {"rows_digest": "other chains of thought", "prompt_digest": "another prompt"}
 
 
@@ -38,6 +41,10 @@ def _not_negative(text: str) -> float:
 
 def _whole(text: str) -> int:
     return 0 if text.strip() == "0" else positive_int(text)
+
+
+def _rows_at_once(text: str) -> int | str:
+    return AUTO if text.strip() == AUTO else positive_int(text)
 
 
 def build_parser(show_all: bool = False) -> Parser:
@@ -83,16 +90,19 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--effective_batch_size", type=positive_int, metavar="N",
                        help="rows per step over all processes and accumulated batches (default: "
                             f"{EFFECTIVE_BATCH_SIZE})")
-    group.add_argument("--per_device_train_batch_size", type=positive_int, default=4, metavar="N",
-                       help="rows that a process takes at once")
+    group.add_argument("--per_device_train_batch_size", type=_rows_at_once, default=4, metavar="N|auto",
+                       help="rows that a process takes at once; auto: as many as keep its GPU busy and as its memory "
+                       "holds, tried out before the training, which stays the same")
     group.add_argument("--learning_rate", type=_not_negative, default=1e-4, help="the highest, after the warm-up")
     group.add_argument("--num_train_epochs", type=_not_negative, default=2.0, metavar="N", help="passes over the rows")
     group.add_argument("--lr_scheduler_type", default="cosine", metavar="NAME", help="how the learning rate falls")
     group.add_argument("--warmup_steps", type=_not_negative, default=150, metavar="N",
                        help="steps in which the learning rate rises; below 1 a share of all steps")
     group.add_argument("--max_grad_norm", type=_not_negative, default=0.3, help="gradients are scaled down to it")
-    group.add_switch("--gradient_checkpointing", default=True, help="less memory, a fifth slower (default: true)")
-    group.add_switch("--packing", help="several rows in one sequence of --max_length; needs flash attention on a GPU")
+    group.add_switch("--gradient_checkpointing", default=True, help="less memory, a fifth slower (default: true; "
+                     "with a batch size of auto only where memory is short)")
+    group.add_switch("--packing", help="several rows in one sequence of --max_length, which do not see each other; "
+                     "fastest with flash attention on a GPU")
     group.add_argument("--logging_steps", type=_not_negative, default=10, metavar="N", help="steps between two logs")
     group.add_argument("--save_steps", type=_not_negative, default=100, metavar="N", help="steps between checkpoints")
     group.add_argument("--save_total_limit", type=positive_int, default=2, metavar="N", help="checkpoints that stay")
@@ -142,11 +152,10 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
                      "another --cartography_output_dir")
     if format_of(args) and not args.enable_cartography:
         parser.error("--artifact_format is the form of a recording; add --enable_cartography")
-    if args.packing and args.enable_cartography:
-        parser.error("--packing and --enable_cartography exclude each other: packed rows cannot be told apart")
-    if args.packing and "flash" not in (args.attn_implementation or ""):
-        parser.error("--packing needs flash attention, which needs a GPU: else packed rows see each other; add "
-                     "--attn_implementation flash_attention_2, or leave --packing out")
+    strategy = getattr(args, "packing_strategy", WHOLE)
+    if args.packing and args.enable_cartography and strategy != WHOLE:
+        parser.error(f"--packing_strategy {strategy} cuts rows into pieces, which --enable_cartography cannot put "
+                     f"together: give {WHOLE}, which keeps them whole, or leave one of the three out")
     for name in ("eval_split", "label_map", "text_columns", "label_column"):
         if getattr(args, name) and not args.eval_dataset:
             parser.error(f"--{name} does nothing without --eval_dataset")
@@ -159,6 +168,9 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def _set_accumulation(parser: Parser, args: argparse.Namespace) -> None:
     args.num_processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if args.per_device_train_batch_size == AUTO:
+        _check_auto(parser, args)
+        return
     at_once = args.per_device_train_batch_size * args.num_processes
     given: Any = getattr(args, "gradient_accumulation_steps", None)
     if args.effective_batch_size is None:
@@ -174,8 +186,32 @@ def _set_accumulation(parser: Parser, args: argparse.Namespace) -> None:
     args.gradient_accumulation_steps = steps
 
 
+def _check_auto(parser: Parser, args: argparse.Namespace) -> None:
+    if getattr(args, "gradient_accumulation_steps", None) is not None:
+        parser.error("--per_device_train_batch_size auto and --gradient_accumulation_steps exclude each other; say "
+                     "with --effective_batch_size how many rows a step has")
+    args.effective_batch_size = args.effective_batch_size or EFFECTIVE_BATCH_SIZE
+    if args.effective_batch_size % args.num_processes:
+        parser.error(f"--effective_batch_size {args.effective_batch_size} is no multiple of the {args.num_processes} "
+                     "processes; change one of them")
+
+
+def _as_recorded(args: argparse.Namespace) -> None:
+    """A training goes on with the batches that were chosen when it began."""
+    named = args.resume_from_checkpoint
+    meta = model_meta(args.output_dir if named == "last" else Path(named).absolute().parent) or {}
+    for name in ("per_device_train_batch_size", "gradient_accumulation_steps", "gradient_checkpointing"):
+        if name in meta.get("arguments", {}):
+            setattr(args, name, meta["arguments"][name])
+
+
 def checkpoint_of(args: argparse.Namespace, split: Split) -> str | None:
-    """The checkpoint that --resume_from_checkpoint means; UserError where it was made with something else."""
+    """The checkpoint that --resume_from_checkpoint means; UserError where it was made with something else.
+
+    A batch size of auto becomes the one that was chosen then.
+    """
+    if args.resume_from_checkpoint and args.per_device_train_batch_size == AUTO:
+        _as_recorded(args)
     read = dataclasses.replace(split, name=args.thoughts)
     return checkpoint_to_resume(args, read, SFT_CONFIG, MAY_CHANGE, DIGESTS)
 

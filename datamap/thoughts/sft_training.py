@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import math
 import os
@@ -16,16 +17,19 @@ import torch
 from transformers import PreTrainedTokenizerBase, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
+from datamap.cartography.joined import packed_rows, sees_rows_apart
 from datamap.core.errors import UserError, first_line
 from datamap.core.files import nulls_for_nan
+from datamap.thoughts.batches import GroupedInSteps
 from datamap.thoughts.generation import generate
 from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import chat_text, model_prompt, neutral
 from datamap.thoughts.reader import completion_text, parse_thought
+from datamap.thoughts.sft_arguments import AUTO, WHOLE
 from datamap.training.callbacks import Manifests, tell_in_lines
 from datamap.training.library_flags import SFT_CONFIG, check_batches, given_training_flags, library_arguments
 from datamap.training.models import positions_of
-from datamap.training.trainer import RefusedSettings
+from datamap.training.trainer import RefusedSettings, SetEpoch
 
 if TYPE_CHECKING:
     import datasets
@@ -138,9 +142,13 @@ def check_device(args: argparse.Namespace) -> bool:
 def sft_config(args: argparse.Namespace, on_gpu: bool, watches: bool) -> SFTConfig:
     """watches: there are held-out rows to evaluate on."""
     given = given_training_flags(vars(args), SFT_CONFIG)
-    # The older name of the same; the library warns of it.
-    given.setdefault("activation_checkpointing", given.pop("gradient_checkpointing"))
-    given.setdefault("per_device_eval_batch_size", args.per_device_train_batch_size)
+    if args.per_device_train_batch_size == AUTO:  # until it is known
+        given |= {"per_device_train_batch_size": 1}
+    fields = {field.name for field in dataclasses.fields(SFTConfig)}
+    # The older name of the same, of which newer libraries warn.
+    name = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    given.setdefault(name, given.pop("gradient_checkpointing"))
+    given.setdefault("per_device_eval_batch_size", given["per_device_train_batch_size"])
     given.setdefault("dataloader_pin_memory", on_gpu)
     given.setdefault("ddp_find_unused_parameters", False)  # every weight of an adapter is used
     if not given.get("fp16"):
@@ -196,10 +204,22 @@ def adapted_layers(model: PeftModel) -> dict[str, int]:
 
 
 class ThoughtTrainer(RefusedSettings, SFTTrainer):
-    """TRL's trainer without its draft of a model card: ours tells what was measured, when it is."""
+    """TRL's trainer with batches by length, and without its draft of a model card: ours tells what was measured, when
+    it is."""
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         pass
+
+    def lengths(self) -> list[int]:
+        """Tokens of every training row."""
+        return [len(tokens) for tokens in self.train_dataset["input_ids"]]
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> GroupedInSteps:
+        config = self.args
+        step = config.train_batch_size * config.world_size * config.gradient_accumulation_steps
+        sampler = GroupedInSteps(self.lengths(), step, config.seed if config.data_seed is None else config.data_seed)
+        self.add_callback(SetEpoch(sampler))
+        return sampler
 
 
 def build_trainer(
@@ -223,6 +243,13 @@ def build_trainer(
         raise UserError(f"the trainer refuses these settings: {first_line(error)}") from error
     if not args.packing:
         _check_same_tokens(trainer.train_dataset, train, args.max_length)
+    elif not sees_rows_apart(model):
+        raise UserError("--packing: this model reads rows that are packed behind one another as one text; leave it "
+                        "out, or try --attn_implementation flash_attention_2 or sdpa")
+    elif getattr(config, "packing_strategy", WHOLE) == WHOLE:
+        data = trainer.train_dataset
+        rows = [tokens[: args.max_length] for tokens in train["input_ids"]]
+        trainer.train_dataset = data.add_column("row_index", packed_rows(data["input_ids"], data["seq_lengths"], rows))
     check_batches(config, len(trainer.train_dataset))
     tell_in_lines(trainer)
     trainer.add_callback(Continuity(trainer))
@@ -337,7 +364,11 @@ def train(
 ) -> dict[str, Any]:
     """Train, evaluate and answer a last time; returns the numbers of train_metrics.json."""
     trainer.add_callback(Manifests(checkpoint))
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    try:
+        result = trainer.train(resume_from_checkpoint=checkpoint)
+    except torch.OutOfMemoryError as error:
+        raise UserError(f"the GPU has no room for {trainer.args.per_device_train_batch_size:,} rows at once: give "
+                        "--per_device_train_batch_size auto, or a smaller one, or lower --max_length") from error
     model = trainer.model
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
     if not all(bool(weights.isfinite().all()) for weights in model.parameters() if weights.requires_grad):

@@ -34,8 +34,10 @@ class RefusedSettings:
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
         model = self.model  # type: ignore[attr-defined]
-        if self.args.activation_checkpointing and not model.supports_gradient_checkpointing:  # type: ignore[attr-defined]
-            raise UserError(f"--activation_checkpointing: {type(model).__name__} cannot do that; leave it out")
+        names = ("activation_checkpointing", "gradient_checkpointing")  # transformers before 5.2x has the second alone
+        asked = [name for name in names if getattr(self.args, name, False)]  # type: ignore[attr-defined]
+        if asked and not model.supports_gradient_checkpointing:
+            raise UserError(f"--{asked[0]}: {type(model).__name__} cannot do that; leave it out")
 
     def init_hf_repo(self, *args: Any, **kwargs: Any) -> None:
         with _reached_hub("make a repository for this model"):
@@ -137,7 +139,7 @@ class CartographyTrainer(RefusedSettings, Trainer):
         data = self.train_dataset if train_dataset is None else train_dataset
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         sampler = LengthGroupedSampler(data["length"][:], self.args.train_batch_size, seed)
-        self.add_callback(_SetEpoch(sampler))
+        self.add_callback(SetEpoch(sampler))
         return sampler
 
 
@@ -158,8 +160,10 @@ class LengthGroupedSampler(Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
 
-class _SetEpoch(TrainerCallback):
-    def __init__(self, sampler: LengthGroupedSampler):
+class SetEpoch(TrainerCallback):
+    """Tells a sampler whose order is a function of ``epoch`` which one begins."""
+
+    def __init__(self, sampler: Any):
         self.sampler = sampler
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -27,7 +27,7 @@ from datamap.thoughts.answers import Answerer
 from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import PROMPTS
 from datamap.thoughts.reader import completion_text, parse_thought
-from evaluate_thoughts import main
+from evaluate_thoughts import main, parse_args
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 needs_llguidance = pytest.mark.skipif(
@@ -286,6 +286,21 @@ def test_four_bit_weights_answer_on_a_cpu(model, adapter, pairs, tmp_path):
     assert len(records(out)) == 3
     whole = run(out=tmp_path / "whole", **flags)
     assert {record["settings"] for record in records(out)} != {record["settings"] for record in records(whole)}
+
+
+def test_a_step_is_compiled_on_a_gpu_where_that_pays(model, pairs, tmp_path, monkeypatch, refused):
+    told = refused(main, "--model", model, "--dataset", pairs, "--output_dir", tmp_path / "out", "--no_cuda",
+                   "--compile")
+    assert "--compile needs a GPU and a model that the library can compile, and this run is on the CPU" in told
+    assert not list((tmp_path / "out").glob("*.json*"))
+    by = Answerer(parse_args(["--model", str(model), "--dataset", str(pairs), "--no_cuda",
+                                      "--batch_size", "4", "--max_new_tokens", "100"]))
+    by.load()
+    assert not by.can_compile and not by.compiles(10**6)
+    by.can_compile = True  # as on a GPU
+    assert [by.compiles(prompts) for prompts in (36, 37, 1000)] == [False, True, True]
+    by.args.compile = False
+    assert not by.compiles(1000)
 
 
 def test_without_labels_answers_are_written_and_not_scored(model, tmp_path, caplog, capsys):

@@ -149,6 +149,66 @@ def test_no_prompts_no_batches(model, tokenizer):
     assert list(generate(model, tokenizer, [], batch_size=4, max_new_tokens=4)) == []
 
 
+# --- fixed shapes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [
+    {"batch_size": 7}, {"batch_size": 3, "sort": False}, {"batch_size": 50}, {"temperature": 0.9, "seed": 3},
+    {"max_new_tokens": 1},
+])
+def test_fixed_shapes_give_the_same_answers(model, tokenizer, settings):
+    """Of prompts on both sides of a bucket's edge, in batches that are filled up; cut off, and ended by EOS."""
+    prompts = [*PROMPTS, *(f"[INST] {'long ' * count} premise [/INST]" for count in range(20, 60, 7))]
+    lengths = [len(tokenizer(prompt)["input_ids"]) for prompt in prompts]
+    assert min(lengths) < generation.WIDTH < 2 * generation.WIDTH < max(lengths) + 5
+    plain = answers(model, tokenizer, prompts, **settings)
+    assert answers(model, tokenizer, prompts, compiled=True, **settings) == plain
+    if "max_new_tokens" not in settings:
+        assert {answer.finished for answer in plain} == {True, False}
+
+
+def test_fixed_shapes_are_few(model, tokenizer):
+    """Prompts are of two widths, and so are all steps after them, each on one cache that stays where it is."""
+    seen = set()
+    caches: dict[int, set[int]] = {}
+
+    def watch(module, args, kwargs):
+        (rows, tokens), mask, cache = kwargs["input_ids"].shape, kwargs["attention_mask"], kwargs["past_key_values"]
+        seen.add((rows, tokens, *mask.shape[2:]))
+        if cache.layers[0].is_initialized:
+            caches.setdefault(mask.shape[3], set()).add(cache.layers[0].keys.data_ptr())
+
+    hook = model.model.register_forward_pre_hook(watch, with_kwargs=True)
+    answers(model, tokenizer, compiled=True)
+    hook.remove()
+    widths = (generation.WIDTH, 2 * generation.WIDTH)
+    assert seen == {(7, tokens, tokens, width + 40) for width in widths for tokens in (1, width)}
+    assert [len(places) for places in caches.values()] == [1, 1]
+
+
+def test_a_compiled_step_gives_the_same_answers(model, tokenizer, monkeypatch):
+    """On a CPU the library compiles only if it is told to; the graph is traced, and run by PyTorch itself."""
+    from transformers import CompileConfig, GenerationConfig
+
+    class Compiled(GenerationConfig):
+        def __init__(self, **settings):
+            if settings.get("disable_compile") is False:
+                settings["compile_config"] = CompileConfig(backend="eager", mode=None, fullgraph=True, dynamic=False)
+                settings["compile_config"]._compile_all_devices = True
+            super().__init__(**settings)
+
+    few = sorted(PROMPTS, key=len)
+    few = [*few[:4], *few[-4:]]  # of two widths
+    assert len({len(tokenizer(prompt)["input_ids"]) // generation.WIDTH for prompt in few}) == 2
+    plain = answers(model, tokenizer, few)
+    monkeypatch.setattr(generation, "GenerationConfig", Compiled)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    assert answers(model, tokenizer, few, compiled=True, batch_size=4) == plain
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 2  # of the steps; prompts are not compiled
+    assert generation.can_compile(model)
+
+
 # --- in the middle of a training ---------------------------------------------------------------------------------
 
 
@@ -188,7 +248,7 @@ def test_a_model_with_an_adapter_is_left_as_it_was(model, tokenizer):
     own, expected = model.generation_config, answers(model, tokenizer)
     tuned = get_peft_model(model, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
     state = {name: value.clone() for name, value in tuned.state_dict().items()}
-    assert answers(tuned, tokenizer) == expected  # an adapter begins as nothing
+    assert answers(tuned, tokenizer) == expected == answers(tuned, tokenizer, compiled=True)  # it begins as nothing
     assert model.generation_config is tuned.generation_config is own
     assert tuned.training and all(torch.equal(state[name], value) for name, value in tuned.state_dict().items())
 

@@ -444,8 +444,8 @@ def test_accumulation_follows_from_the_effective_batch_size(monkeypatch, refused
 @pytest.mark.parametrize(
     "flags, told",
     [
-        (["--packing", "--enable_cartography"], "exclude each other"),
-        (["--packing"], "needs flash attention"),
+        (["--packing", "--packing_strategy", "wrapped", "--enable_cartography"], "--packing_strategy wrapped cuts "
+         "rows into pieces, which --enable_cartography cannot put together"),
         (["--packing", "--attn_implementation", "flash_attention_2"], "needs a GPU"),
         (["--optim", "paged_adamw_8bit"], "--optim paged_adamw_8bit pages between GPU and CPU memory"),
         (["--fp16"], "--fp16 needs a GPU"),
@@ -568,7 +568,7 @@ def test_killed_in_mid_epoch_and_resumed(thoughts, model_dir, tmp_path):
     assert whole.wait(300) == 0, whole.stdout.read()[-3000:]
     cut = start("cut")
     deadline = time.monotonic() + 240
-    while not list((tmp_path / "cut").glob("checkpoint-*/training_dynamics.npz")):
+    while not list((tmp_path / "cut").glob("checkpoint-*/manifest.json")):
         assert cut.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.killpg(cut.pid, signal.SIGKILL)
