@@ -21,6 +21,7 @@ from datamap.core.artifacts import check_not_read, check_same_dataset, recorded_
 from datamap.core.errors import UserError, command_line
 from datamap.core.files import write_csv, write_json
 from datamap.core.flags import ALLOW_CHANGED, Parser, positive_int
+from datamap.core.parquet import add_artifact_format, format_of
 from datamap.core.plots import add_plot_format, dataset_label, picture_files
 from datamap.core.tables import safe_to_open
 from datamap.tasks.registry import add_task_flags, task_of
@@ -53,6 +54,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is written")
     group.add_argument("--n_examples", type=positive_int, default=20, help="samples per category")
     group.add_argument("--output_dir", default="./cartography_analysis", help="where the files go")
+    add_artifact_format(group, "form of the metrics, where it writes a map")
     add_plot_format(group)
     moved = ("--threshold_method", "--confidence_threshold", "--variability_threshold")
     group.add_argument(*moved, dest="moved", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -115,7 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split and split.identity()]) as path:
         if args.training_dynamics or ".jsonl" in source.suffixes:  # made elsewhere: it has no map yet
-            write_cartography(path, metrics, name, learning=known)
+            write_cartography(path, metrics, name, learning=known, artifact_format=format_of(args))
         if "correctness" in frame:
             plot_map_by_correctness(frame, path / "cartography_map_by_correctness.png", caption, cuts)
         for category in CATEGORIES:

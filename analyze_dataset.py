@@ -38,8 +38,9 @@ from datamap.core.artifacts import (
     stage,
 )
 from datamap.core.errors import UserError, command_line
-from datamap.core.files import write_csv, write_json
+from datamap.core.files import write_csv, write_either, write_json
 from datamap.core.flags import ALLOW_CHANGED, DEFAULT_DATASET, Parser, positive_int
+from datamap.core.parquet import add_artifact_format, format_of
 from datamap.core.plots import add_plot_format, dataset_label, picture_files
 from datamap.core.progress import Progress
 from datamap.core.splits import load_split
@@ -54,7 +55,8 @@ if TYPE_CHECKING:
 
 OWNS = (
     "category_cluster_overlap.csv", "cluster_difficulty.csv", "cluster_map.csv", "patterns.json",
-    "unified_analysis.csv", "overlap_summary.json", "wrong_answers.csv", "misclassified.csv", "error_counts.csv",
+    "unified_analysis.csv", "unified_analysis.parquet", "overlap_summary.json", "wrong_answers.csv",
+    "misclassified.csv", "error_counts.csv",
     *picture_files("category_by_cluster", "cluster_difficulty", "cluster_map_by_category"),
 )
 RULE_FILES = ("flagged_examples.csv", "rule_counts.csv")
@@ -94,6 +96,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is written")
     group.add_switch("--export_unified", help="write unified_analysis.csv, one table of all examples, and "
                      "overlap_summary.json instead")
+    add_artifact_format(group, "form of that table")
     group.add_switch("--find_errors", help="write suspects.csv instead: every example, the most suspicious first")
     group.add_switch("--error_rules", help="write flagged_examples.csv, what the nine rules flag in --dataset, and "
                      "rule_counts.csv instead; it takes neither map nor clusters")
@@ -119,6 +122,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for flag in ("report_max_points", "comparison_dir"):
         if getattr(args, flag) and not args.report:
             parser.error(f"--{flag} is for --report; add it")
+    if format_of(args) and not args.export_unified:
+        parser.error("--artifact_format is for --export_unified; add it")
     if args.rule_weights != "equal" and not (args.error_rules or args.export_unified):
         parser.error("--rule_weights is for --error_rules and --export_unified; add one of them")
     if bool(args.judge_top) != bool(args.judge_model):
@@ -221,7 +226,7 @@ def integrate(args: argparse.Namespace) -> None:
             unified = unified_table(split, metrics, clusters, predictions, args.rule_weights)
             num_predicted = None if predictions is None else sum(each is not None for each in predictions)
             summary = summarize_overlap(unified, num_predicted)
-            write_csv(path / "unified_analysis.csv", unified)
+            table_file = write_either(path / "unified_analysis.csv", unified, format_of(args))
             write_json(path / "overlap_summary.json", summary)
 
     print(caption)
@@ -236,7 +241,7 @@ def integrate(args: argparse.Namespace) -> None:
         print(silent_rules(unified))
     if told:
         print(told)
-    print(f"wrote {'unified_analysis.csv and overlap_summary.json' if summary else 'tables and pictures'} to {path}")
+    print(f"wrote {f'{table_file} and overlap_summary.json' if summary else 'tables and pictures'} to {path}")
 
 
 def mistakes(split: Split, unified: pd.DataFrame, predictions: Sequence[Any]) -> tuple[dict[str, pd.DataFrame], str]:

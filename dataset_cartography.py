@@ -26,9 +26,9 @@ from datamap.cartography.categories import (
     THRESHOLD_METHODS,
     categorize_examples,
     category_thresholds,
+    check_asked,
     counted,
     get_examples_by_category,
-    with_categories,
 )
 from datamap.cartography.compare import COMPARISON_FILES, compare, said_of_comparison, write_comparison
 from datamap.cartography.dynamics import holds_dynamics, read_dynamics, read_logged_logits, write_dynamics
@@ -47,6 +47,7 @@ from datamap.cartography.maps import (
 )
 from datamap.cartography.metrics import METRIC_COLUMNS, compute_metrics, load_cartography_metrics
 from datamap.cartography.settling import BY_EPOCH_PICTURE, ByEpoch, plot_by_epoch
+from datamap.cartography.streaming import stream_again, to_stream
 from datamap.core.artifacts import (
     check_not_read,
     hand_on_digests,
@@ -56,6 +57,7 @@ from datamap.core.artifacts import (
 )
 from datamap.core.errors import UserError, command_line
 from datamap.core.flags import Parser, number
+from datamap.core.parquet import add_artifact_format, format_for, format_of
 from datamap.core.plots import CATEGORY_COLORS, add_plot_format, dataset_label
 from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE
 
@@ -91,6 +93,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     group = parser.add_argument_group("what is written")
     group.add_argument("--output_dir", help="where the files go; not where they are read (default: ./cartography_map; "
                        "with --compare ./map_comparison)")
+    add_artifact_format(group, "form of dynamics and metrics")
     group.add_switch("--error_bars", help="of several maps: draw the standard deviation over runs")
     add_plot_format(group)
     args = parser.parse_args(argv)
@@ -98,6 +101,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         for name in ("method", "confidence_threshold", "variability_threshold", "error_bars"):
             if getattr(args, name) != parser.get_default(name):
                 parser.error(f"--{name} does nothing with --compare: each map is taken at its own thresholds")
+        if format_of(args):
+            parser.error("--artifact_format does nothing with --compare: it writes no map")
     args.output_dir = args.output_dir or ("./map_comparison" if args.compare else "./cartography_map")
     # A directory may have commas and blanks in its name.
     args.cartography_dir = [each for text in args.cartography_dir
@@ -126,12 +131,14 @@ def read_metrics(args: argparse.Namespace) -> pd.DataFrame:
 def write_again(args: argparse.Namespace) -> None:
     """One map at the thresholds asked for."""
     source = Path(args.training_dynamics or args.cartography_dir[0])
-    metrics = read_metrics(args)
-    if "n_runs" in metrics:
+    asked, form = thresholds_asked(args), format_of(args)
+    check_asked(**asked)
+    streamed = None if args.training_dynamics else to_stream(source, form)
+    if streamed is None:
+        metrics = read_metrics(args)
+    if "n_runs" in (metrics if streamed is None else streamed.columns):
         raise UserError(f"{source} is a joint map, whose columns of categories and stability are of its own "
                         "thresholds: give --cartography_dir the maps that it was made of (joint_map.json names them)")
-    asked = thresholds_asked(args)
-    cuts = category_thresholds(metrics, **asked)
     recorded = recorded_dataset(source)
     title = title_of(recorded, source)
 
@@ -140,17 +147,21 @@ def write_again(args: argparse.Namespace) -> None:
                datasets=[recorded]) as path:
         hand_on_digests(path, source)
         written = written_learning(source) or {}
-        learning, by_epoch = Learning(written.get("guessing")), ByEpoch(**asked)
-        for epoch in by_epoch.follow(learning.follow(read_epochs(args))):
-            columns = {name: values for name, values in epoch.items() if name not in ("epoch", "id", "gold")}
-            write_dynamics(path, epoch["epoch"], epoch["id"], columns)
-        known = learning.record(metrics) if learning.accuracy else written
-        table = by_epoch.table()
-        write_cartography(path, metrics, title, learning=known, by_epoch=table, **asked)
+        if streamed is not None:
+            metrics, table = stream_again(path, streamed, title, written.get("guessing"), **asked)
+        else:
+            form = format_for(len(metrics), form)
+            learning, by_epoch = Learning(written.get("guessing")), ByEpoch(**asked)
+            for epoch in by_epoch.follow(learning.follow(read_epochs(args))):
+                columns = {name: values for name, values in epoch.items() if name not in ("epoch", "id", "gold")}
+                write_dynamics(path, epoch["epoch"], epoch["id"], columns, form)
+            known = learning.record(metrics) if learning.accuracy else written
+            table = by_epoch.table()
+            write_cartography(path, metrics, title, learning=known, by_epoch=table, artifact_format=form, **asked)
         if table is not None:
             plot_by_epoch(path / f"{BY_EPOCH_PICTURE}.png", table, title)
 
-    print(f"{title}, n = {len(metrics):,}: {counted(with_categories(metrics, cuts), cuts)}")
+    print(f"{title}, n = {len(metrics):,}: {counted(metrics, category_thresholds(metrics, **asked))}")
     by_epoch_files = "" if table is None else f", categories_by_epoch.csv and {BY_EPOCH_PICTURE}.png"
     print(f"wrote metrics, thresholds.json, cartography_map.png{by_epoch_files} to {path}")
 
@@ -168,13 +179,13 @@ def join_runs(args: argparse.Namespace) -> None:
     with stage(args.output_dir, settings_of(args, first), owns=CARTOGRAPHY_FILES, inputs=inputs,
                datasets=[recorded]) as path:
         hand_on_digests(path, first)
-        write_joint(path, joint, title, error_bars=args.error_bars, **asked)
+        write_joint(path, joint, title, error_bars=args.error_bars, artifact_format=format_of(args), **asked)
         if said := next((run.path / OUT_OF_FOLD_FILE for run in runs if (run.path / OUT_OF_FOLD_FILE).exists()), None):
             shutil.copyfile(said, path / OUT_OF_FOLD_FILE)
             logger.info(f"{OUT_OF_FOLD_FILE} is that of {said.parent}: what models say out of fold is not joined")
 
     cuts = category_thresholds(joint.metrics, **asked)
-    print(f"{title}, n = {len(joint.metrics):,}: {counted(with_categories(joint.metrics, cuts), cuts)}")
+    print(f"{title}, n = {len(joint.metrics):,}: {counted(joint.metrics, cuts)}")
     print(said_of(joint, runs))
     print(f"wrote the joint map, joint_map.json, run_agreement.csv, agreement_curve.csv and stability.png to {path}")
 

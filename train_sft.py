@@ -27,6 +27,7 @@ from datamap.cartography.maps import CARTOGRAPHY_FILES
 from datamap.core.artifacts import check_not_read, digest, sole_writer, stage
 from datamap.core.errors import command_line, is_main_process
 from datamap.core.files import read_json
+from datamap.core.parquet import format_of
 from datamap.thoughts.prompts import PAIR, PROMPT_FILE, load_prompt
 from datamap.thoughts.sft_arguments import AUTO, checkpoint_of, inputs_of, parse_args
 from datamap.thoughts.sft_rows import (
@@ -117,6 +118,7 @@ def fine_tune(args: argparse.Namespace, template: string.Template) -> None:
             list(chosen["ids"]), args.cartography_output_dir, checkpoint=checkpoint,
             title=f"{Path(args.thoughts).name}, {Path(args.model).name}",
             label_positions=labels.where(labels < args.max_length, -1).to_numpy(),  # -1: cut off
+            artifact_format=format_of(args),
         ).attach(trainer)
     logger.info(f"training on {len(trained):,} chains of thought, {len(held_out):,} held out")
 

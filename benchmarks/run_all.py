@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from rows.gpu_table import GPU_ROWS
+from rows.scale import with_table
 from rows.table import ROWS, Row
 from timing import Found, Measure, Setting, in_own_process, machine, markdown, record_of, shown
 
@@ -41,7 +42,7 @@ from datamap.core.files import atomic, read_json, write_json
 from datamap.core.flags import Parser
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+RESULTS, SCALE = HERE / "results", HERE.parent / "docs" / "scale.md"
 ABOUT = """Made by `python benchmarks/run_all.py --data_dir DATA`, of the JSONs in `results/` alone; `--only ROW`
 measures one row, `--quick` shows that all run. What ours is held against is installed by
 `pip install -c constraints.txt -e ".[bench]"`.
@@ -225,10 +226,14 @@ def section(row: Row, record: Mapping[str, Any], pictures: str) -> list[str]:
 
 
 def write_page(directory: Path) -> Path:
-    own = directory.resolve() == RESULTS
+    own, results = directory.resolve() == RESULTS, read_results(directory)
     file = (HERE if own else directory) / "README.md"
     with atomic(file) as temporary:
-        temporary.write_text(page(read_results(directory), "results/" if own else ""), encoding="utf-8")
+        temporary.write_text(page(results, "results/" if own else ""), encoding="utf-8")
+    if own and "ten_million" in results:
+        text = with_table(SCALE.read_text(encoding="utf-8"), results["ten_million"]["details"])
+        with atomic(SCALE) as temporary:
+            temporary.write_text(text, encoding="utf-8")
     return file
 
 

@@ -22,8 +22,8 @@ from packaging.requirements import Requirement
 PAGES = {file.name: file.read_text(encoding="utf-8")
          for file in (REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md")))}
 # What is read in one go, one page going on from another. extending.md has tests of its own (``OTHER_TESTS``).
-QUESTIONS = ("README.md", "install.md", "data.md", "training.md", "cartography.md", "clusters.md", "rules.md",
-             "filters.md", "review.md", "errors.md", "page.md", "map.md")
+QUESTIONS = ("README.md", "install.md", "data.md", "training.md", "cartography.md", "scale.md", "clusters.md",
+             "rules.md", "filters.md", "review.md", "errors.md", "page.md", "map.md")
 LABELS = ("classification.md", "selection.md", "suites.md")
 THOUGHTS = "thoughts.md"
 OTHER_TESTS = ("extending.md",)

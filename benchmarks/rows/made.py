@@ -53,15 +53,15 @@ def epochs_of(examples: int, epochs: int, heads: int, rng: np.random.Generator) 
         yield columns | ({"start_confidence": p[0], "end_confidence": p[1]} if heads == 2 else {})
 
 
-def write_epochs(directory: str, examples: int, epochs: int) -> int:
+def write_epochs(directory: str, examples: int, epochs: int, artifact_format: str = "json") -> int:
     """Dynamics of question answering, all seven columns; the bytes written."""
     from datamap.cartography.dynamics import dynamics_file, write_dynamics
 
     rng = np.random.default_rng(DEFAULT_SEED)
     ids = [rng.bytes(8).hex() for _ in range(examples)]
     for epoch, columns in enumerate(epochs_of(examples, epochs, 2, rng), 1):
-        write_dynamics(directory, epoch, ids, columns)
-    return sum(dynamics_file(directory, epoch).stat().st_size for epoch in range(1, epochs + 1))
+        write_dynamics(directory, epoch, ids, columns, artifact_format)
+    return sum(dynamics_file(directory, epoch, artifact_format).stat().st_size for epoch in range(1, epochs + 1))
 
 
 def write_map(directory: Path, ids: list[str], epochs: int, heads: int, rng: np.random.Generator) -> Any:

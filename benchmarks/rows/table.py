@@ -18,6 +18,7 @@ from rows import (
     precision,
     processes,
     questions,
+    scale,
     selectors,
     suites,
     training,
@@ -84,6 +85,8 @@ ROWS = (
         "at most n log n but for clusters", 11.8, growth.growth),
     Row(18, "empty_windows", "training on long documents, of which most windows hold no answer", "all windows",
         "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 22, long_documents.empty_windows),
+    Row(0, "ten_million", "dynamics of 10,000,000 examples and 5 epochs in Parquet: metrics, categories and pictures; "
+        "filters; what the recorder holds", "-", "120 s, 2 GB; 30 s", 4, scale.ten_million),
     Row(0, "lstm", "an epoch over long stories: the LSTM classifiers", "the small Transformer", "", 0.7,
         training.lstm),
     Row(0, "suspects", "from finished artifacts of 100,000 examples to suspects.csv, to the page, and to the page in "

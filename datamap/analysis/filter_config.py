@@ -25,7 +25,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.analysis.filters import BLOCKS, Filter, JoinedDataset, RandomFilter, check_setting, number_in, shown
+from datamap.analysis.filters import (
+    BLOCKS,
+    Filter,
+    JoinedDataset,
+    MetricFilter,
+    RandomFilter,
+    check_setting,
+    number_in,
+    shown,
+)
 from datamap.cartography.maps import THRESHOLDS_FILE
 from datamap.core.configs import read_mapping
 from datamap.core.errors import UserError
@@ -167,7 +176,7 @@ def apply_filters(
     if max_drop_percentage is not None and not number_in(0, 100)[0](max_drop_percentage):
         raise UserError(f"max_drop_percentage is {shown(max_drop_percentage)}; expected a number from 0 to 100")
     filters = validate_config(filter_config, is_selection=among is not None)
-    joined = JoinedDataset(dataset)
+    joined = JoinedDataset(dataset, {each.metric for each in filters if isinstance(each, MetricFilter)})
     is_control = any(isinstance(each, RandomFilter) for each in filters)
     keep, records = _apply([each for each in filters if not isinstance(each, RandomFilter)], joined, among)
     size_matched_to = None

@@ -16,7 +16,7 @@ import logging
 import math
 import numbers
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -95,11 +95,13 @@ class Table:
 
 
 class JoinedDataset:
-    """The examples to be filtered, joined by id with the files about them, each read once."""
+    """The examples to be filtered, joined by id with the files about them, each read once. metrics: columns of a map
+    that the filters ask for beside those that every map has (default: all)."""
 
-    def __init__(self, dataset: datasets.Dataset | Split):
+    def __init__(self, dataset: datasets.Dataset | Split, metrics: Collection[str] | None = None):
         import pandas as pd
 
+        self.only = metrics
         self.split = dataset if isinstance(dataset, Split) else None
         self.data = dataset.data if isinstance(dataset, Split) else dataset
         if "id" not in self.data.column_names:
@@ -125,7 +127,9 @@ class JoinedDataset:
 
     def _metrics(self, path: str | Path) -> Table:
         """Cartography metrics and ``category``, cut at the map's own thresholds."""
-        frame, cuts = load_map(path)
+        frame, cuts = load_map(path, self.only)
+        if not set(self.only or ()) <= set(frame.columns):  # whoever asks is told of all that there are
+            frame, cuts = load_map(path)
         return self._aligned(path, frame, dict(zip(("confidence", "variability"), cuts, strict=True)))
 
     def _clusters(self, path: str | Path) -> Table:
@@ -159,7 +163,11 @@ class JoinedDataset:
         """Where each example stands in ``ids``; UserError when the file is about another dataset."""
         import pandas as pd
 
-        row_of = pd.Index(ids, dtype=object).get_indexer(self.index)
+        there = pd.Index(ids, dtype=object)
+        if there.equals(self.index):  # the very examples that the file was made of
+            row_of = np.arange(len(there))
+        else:
+            row_of = there.get_indexer(self.index)
         if self.split is not None:
             changed = check_same_dataset(path, ids, self.split)
             row_of[self.index.isin(changed)] = -1

@@ -19,15 +19,10 @@ THRESHOLD_METHODS = ("median", "percentile", "fixed")
 DEFAULT_PERCENTILES = (50, 67)  # of confidence, of variability
 
 
-def category_thresholds(
-    metrics: pd.DataFrame, confidence_threshold: float | None = None, variability_threshold: float | None = None,
-    method: str = "median",
-) -> tuple[float, float]:
-    """The (confidence, variability) cuts between the categories, from the whole metrics file.
-
-    ``median``: the medians, unless a threshold is given. ``percentile``: thresholds are percentiles 0..100 (defaults
-    50 and 67). ``fixed``: thresholds are the values themselves, both needed.
-    """
+def check_asked(
+    confidence_threshold: float | None = None, variability_threshold: float | None = None, method: str = "median"
+) -> None:
+    """UserError for thresholds that ``category_thresholds`` would refuse, whatever the metrics."""
     if method not in THRESHOLD_METHODS:
         raise UserError(f"unknown threshold method {method!r}; there is {', '.join(THRESHOLD_METHODS)}")
     given = {"confidence": confidence_threshold, "variability": variability_threshold}
@@ -37,6 +32,19 @@ def category_thresholds(
     for (name, cut), high in zip(given.items(), highest, strict=True):
         if cut is not None and not 0 <= cut <= high:
             raise UserError(f"method {method}: the {name} threshold lies in 0..{high:g}, found {cut:g}")
+
+
+def category_thresholds(
+    metrics: pd.DataFrame, confidence_threshold: float | None = None, variability_threshold: float | None = None,
+    method: str = "median",
+) -> tuple[float, float]:
+    """The (confidence, variability) cuts between the categories, from the whole metrics file.
+
+    ``median``: the medians, unless a threshold is given. ``percentile``: thresholds are percentiles 0..100 (defaults
+    50 and 67). ``fixed``: thresholds are the values themselves, both needed.
+    """
+    check_asked(confidence_threshold, variability_threshold, method)
+    given = {"confidence": confidence_threshold, "variability": variability_threshold}
     if method == "percentile":
         given = {name: float(np.percentile(metrics[name], default if cut is None else cut))
                  for (name, cut), default in zip(given.items(), DEFAULT_PERCENTILES, strict=True)}
@@ -63,16 +71,24 @@ def with_categories(metrics: pd.DataFrame, thresholds: tuple[float, float]) -> p
 
     Variability above its cut is ``ambiguous``; else confidence at or above its cut is ``easy``, below it ``hard``.
     """
+    import pandas as pd
+
+    words = np.array(CATEGORIES, dtype=object)[category_places(metrics, thresholds)]
+    return metrics.assign(category=pd.array(words, dtype="str"))
+
+
+def category_places(metrics: pd.DataFrame, thresholds: tuple[float, float]) -> np.ndarray:
+    """The category of each example as its place in CATEGORIES, (n,) int8, by the rule of ``with_categories``."""
     confidence, variability = thresholds
-    settled = np.where(metrics["confidence"] >= confidence, "easy", "hard")
-    return metrics.assign(category=np.where(metrics["variability"] > variability, "ambiguous", settled))
+    # As arrays: numpy asks a series for attributes, for which pandas looks in the index.
+    settled = np.where(metrics["confidence"].to_numpy() >= confidence, np.int8(0), np.int8(2))
+    return np.where(metrics["variability"].to_numpy() > variability, np.int8(1), settled)
 
 
-def counted(categorized: pd.DataFrame, thresholds: tuple[float, float]) -> str:
+def counted(metrics: pd.DataFrame, thresholds: tuple[float, float]) -> str:
     """How many examples are in each category, and where the cuts (confidence, variability) are that they go by."""
     confidence, variability = thresholds
-    counts = categorized["category"].value_counts()
-    easy, ambiguous, hard = (int(counts.get(category, 0)) for category in CATEGORIES)
+    easy, ambiguous, hard = np.bincount(category_places(metrics, thresholds), minlength=len(CATEGORIES)).tolist()
     return (f"{easy:,} easy (confidence from {confidence:.3g}), {ambiguous:,} ambiguous (variability above "
             f"{variability:.3g}), {hard:,} hard (confidence below {confidence:.3g})")
 

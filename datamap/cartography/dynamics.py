@@ -5,33 +5,53 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from datamap.core.artifacts import artifact_file, has_open_stage
 from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import atomic, read_json, read_jsonl
+from datamap.core.parquet import (
+    UniqueIds,
+    format_for,
+    frame_of,
+    ids_of,
+    open_parquet,
+    parquet_blocks,
+    read_parquet,
+    row_groups,
+)
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MADE_BY = "run.py --do_train --enable_cartography"
-DYNAMICS_FILES = "training_dynamics_epoch_*.json"
+DYNAMICS_FILES = ("training_dynamics_epoch_*.json", "training_dynamics_epoch_*.parquet")
+NEEDED = ("id", "confidence", "correct")
 
 
 def holds_dynamics(directory: str | Path) -> bool:
-    return any(Path(directory).glob(DYNAMICS_FILES))
+    return any(next(Path(directory).glob(pattern), None) for pattern in DYNAMICS_FILES)
 
 
-def dynamics_file(directory: str | Path, epoch: int) -> Path:
-    return Path(directory) / f"training_dynamics_epoch_{epoch}.json"
+def dynamics_file(directory: str | Path, epoch: int, artifact_format: str = "json") -> Path:
+    return Path(directory) / f"training_dynamics_epoch_{epoch}.{artifact_format}"
 
 
-def write_dynamics(directory: str | Path, epoch: int, ids: Sequence[str], columns: Mapping[str, np.ndarray]) -> None:
-    """Write one epoch (counted from 1): ``{"epoch": N, "id": [...], "confidence": [...], ...}``.
+def write_dynamics(
+    directory: str | Path, epoch: int, ids: Sequence[str], columns: Mapping[str, np.ndarray],
+    artifact_format: str | None = None,
+) -> None:
+    """Write one epoch (counted from 1): ``{"epoch": N, "id": [...], "confidence": [...], ...}``, or as Parquet a row
+    an example with the columns ``id``, ``confidence``, ...
 
     Each column has one value per id; floats are kept to six decimals, so that a million examples stay below 120 MB.
+    artifact_format: "json" or "parquet" (default: by the number of ids, ``format_for``).
     """
-    content: dict[str, Any] = {"epoch": epoch, "id": list(ids)}
+    content: dict[str, Any] = {}
     for name, values in columns.items():
         if values.dtype.kind == "f":
             if bad := [ids[row] for row in np.flatnonzero(~np.isfinite(values)).tolist()]:
@@ -40,9 +60,17 @@ def write_dynamics(directory: str | Path, epoch: int, ids: Sequence[str], column
                     f"{epoch}; lower --learning_rate or set --max_grad_norm"
                 )
             values = np.round(values.astype(np.float64), 6) + 0.0  # + 0.0 makes of -0.0 a 0.0
-        content[name] = values.tolist()
-    with atomic(dynamics_file(directory, epoch)) as temporary:
-        temporary.write_text(json.dumps(content, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
+        content[name] = values
+    form = format_for(len(ids), artifact_format)
+    with atomic(dynamics_file(directory, epoch, form)) as temporary:
+        if form == "parquet":
+            import pyarrow as pa
+
+            with row_groups(temporary) as write:
+                write(pa.table({"id": pa.array(ids, pa.string()), **content}))
+        else:
+            content = {"epoch": epoch, "id": list(ids), **{name: each.tolist() for name, each in content.items()}}
+            temporary.write_text(json.dumps(content, separators=(",", ":"), ensure_ascii=False), encoding="utf-8")
 
 
 def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
@@ -50,31 +78,122 @@ def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
 
     UserError for what is not whole, and for a recording that goes on or has failed, unless by a stage of this process.
     """
-    is_ours = has_open_stage(directory)
-    for epoch, path in _numbered_files(directory, "training_dynamics_epoch_N.json", MADE_BY):
-        if not is_ours:
-            artifact_file(path, path.name, MADE_BY)
+    for epoch, path in dynamics_files(directory):
+        if path.suffix == ".parquet":
+            frame = read_parquet(path, NEEDED)
+            ids = frame.pop("id").to_numpy(dtype=object).tolist()
+            yield _checked_frame(path, epoch, ids, frame)
+            continue
         content = read_json(path)
-        if not isinstance(content, dict) or not {"id", "confidence", "correct"} <= content.keys():
+        if not isinstance(content, dict) or not set(NEEDED) <= content.keys():
             raise UserError(f"{path}: expected columns id, confidence, correct, ...; it was not written by {MADE_BY}")
         if other := [name for name, values in content.items() if name != "epoch" and not isinstance(values, list)]:
             raise UserError(f"{path}: {name_a_few(other)} is no column, one value per example; is the file whole?")
         lengths = {name: len(values) for name, values in content.items() if name != "epoch"}
         if len(set(lengths.values())) > 1:
             raise UserError(f"{path}: columns of different lengths {lengths}; is the file whole?")
-        if content.get("epoch", epoch) != epoch:
-            raise UserError(f"{path} says that it is of epoch {content['epoch']!r:.60}, its name says {epoch}; which "
-                            "is right? the files of one training are numbered from 1")
-        columns = {name: np.asarray(content[name]) for name in lengths if name != "id"}
-        for name, values in columns.items():
-            # numpy takes the text "False" for true, and so does bool(0.5).
-            is_right = values.dtype.kind in "bif" and (name != "correct" or np.isin(values, (0, 1)).all())
-            if not is_right and len(values):
-                expected = "true or false" if name == "correct" else "a number"
-                example, value = _unfit(content, name)
-                raise UserError(f"{path}: {name} of {example!r} is {value!r:.60}; expected {expected} for every "
-                                "example")
-        yield {"epoch": epoch, "id": [str(example) for example in content["id"]], **columns}
+        _check_epoch(path, epoch, content.get("epoch", epoch))
+        yield {"epoch": epoch, "id": [str(example) for example in content["id"]],
+               **_checked(path, content, {name: np.asarray(content[name]) for name in lengths if name != "id"})}
+
+
+def dynamics_files(directory: str | Path) -> list[tuple[int, Path]]:
+    """The files of the epochs of a cartography directory, in order; UserError as of ``read_dynamics``."""
+    files = _numbered_files(directory, "training_dynamics_epoch_N.json", MADE_BY, or_ending="parquet")
+    if not has_open_stage(directory):
+        for _, path in files:
+            artifact_file(path, path.name, MADE_BY)
+    return files
+
+
+def _check_epoch(path: Path, epoch: int, said: Any) -> None:
+    if said != epoch:
+        raise UserError(f"{path} says that it is of epoch {said!r:.60}, its name says {epoch}; which "
+                        "is right? the files of one training are numbered from 1")
+
+
+def _checked(path: Path, content: Mapping[str, Any], columns: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """``columns``, where they hold what they should. content: lists of the same, with the ids, for the message."""
+    for name, values in columns.items():
+        # numpy takes the text "False" for true, and so does bool(0.5).
+        is_right = values.dtype.kind in "bif" and (name != "correct" or np.isin(values, (0, 1)).all())
+        if not is_right and len(values):
+            expected = "true or false" if name == "correct" else "a number"
+            example, value = _unfit(content, name)
+            raise UserError(f"{path}: {name} of {example!r} is {value!r:.60}; expected {expected} for every "
+                            "example")
+    return dict(columns)
+
+
+def _checked_frame(path: Path, epoch: int, ids: list[str], frame: pd.DataFrame) -> dict[str, Any]:
+    """An epoch, or a block of one, from the table of a Parquet file without its ids."""
+    if "epoch" in frame:  # of a file made elsewhere
+        for said in frame.pop("epoch").unique().tolist():
+            _check_epoch(path, epoch, said)
+    columns = {name: frame[name].to_numpy() for name in frame.columns}
+    wrong: dict[str, list[Any]] = {}
+    for name, values in columns.items():
+        if values.dtype.kind not in "bi" and frame[name].isna().any():
+            columns[name] = np.array([None if each != each else each for each in values.tolist()], dtype=object)
+        if columns[name].dtype.kind not in "bif" or name == "correct" and not np.isin(values, (0, 1)).all():
+            wrong[name] = columns[name].tolist()
+    return {"epoch": epoch, "id": ids, **_checked(path, {"id": ids, **wrong}, columns)}
+
+
+# --- epochs of the same examples, in blocks ----------------------------------------------------------------------
+
+
+def streamed_files(directory: str | Path) -> list[tuple[int, Path]] | None:
+    """The files of the epochs where ``epoch_blocks`` can read them: Parquet, all with the same examples in the same
+    order, none twice, as a training leaves them whose epochs are whole. None where they are not so."""
+    files = dynamics_files(directory)
+    if not all(path.suffix == ".parquet" for _, path in files):
+        return None
+    counts = []
+    for _, path in files:
+        with open_parquet(path, NEEDED) as file:
+            counts.append(file.metadata.num_rows)
+    if len(set(counts)) > 1:
+        return None
+    (first, first_path), *others = files
+    unique, row = UniqueIds(f"epoch {first}"), 0
+    following = [parquet_blocks(path, ["id"]) for _, path in others]
+    for table, *rest in zip_longest(parquet_blocks(first_path, ["id"]), *following):
+        ids = ids_of(first_path, table, row)
+        for (_, path), other in zip(others, rest, strict=True):
+            if not ids.equals(ids_of(path, other, row)):
+                return None
+        unique.add(ids)
+        row += len(ids)
+    unique.check(lambda: (ids_of(first_path, table) for table in parquet_blocks(first_path, ["id"])))
+    return files
+
+
+def epoch_blocks(files: Sequence[tuple[int, Path]]) -> Iterator[list[dict[str, Any]]]:
+    """Block by block of ROWS_A_GROUP examples what every epoch says of them, as ``read_dynamics`` gives whole epochs.
+
+    files: of ``streamed_files``. Memory of one block.
+    """
+    readers = []
+    for _, path in files:
+        with open_parquet(path) as file:
+            names = [name for name in file.schema_arrow.names if name != "id" or path == files[0][1]]
+        readers.append(parquet_blocks(path, names))
+    row = 0
+    for tables in zip(*readers, strict=True):
+        found = ids_of(files[0][1], tables[0], row)
+        ids = found.to_numpy(zero_copy_only=False).tolist()
+        tables = (tables[0].drop_columns("id"), *tables[1:])
+        yield [_checked_frame(path, epoch, ids, frame_of(path, table))
+               for (epoch, path), table in zip(files, tables, strict=True)]
+        row += len(ids)
+
+
+def confidences(files: Sequence[tuple[int, Path]]) -> Iterator[np.ndarray]:
+    """Epoch by epoch p of the gold label, (n,) float64. files: of ``streamed_files``."""
+    for _, path in files:
+        blocks = (np.asarray(table.column(0), dtype=np.float64) for table in parquet_blocks(path, ["confidence"]))
+        yield np.concatenate([np.empty(0), *blocks])
 
 
 def _unfit(content: Mapping[str, Any], name: str) -> tuple[Any, Any]:
@@ -159,13 +278,25 @@ def gold_statistics(logits: np.ndarray, gold: np.ndarray) -> dict[str, np.ndarra
     }
 
 
-def _numbered_files(directory: str | Path, name: str, made_by: str) -> list[tuple[int, Path]]:
+def _numbered_files(
+    directory: str | Path, name: str, made_by: str, or_ending: str | None = None
+) -> list[tuple[int, Path]]:
+    """or_ending: with which the files may end instead, all of them."""
     directory = Path(directory)
     if not directory.is_dir():
         raise UserError(f"{directory}: no such directory; {made_by} writes one")
-    pattern = re.escape(name).replace("N", r"(\d+)") + r"(?:\.gz)?"
-    matches = [(re.fullmatch(pattern, path.name), path) for path in directory.iterdir()]
-    files = sorted((int(match[1]), path) for match, path in matches if match)
+
+    def found(ending: str) -> list[tuple[int, Path]]:
+        pattern = re.escape(ending).replace("N", r"(\d+)") + r"(?:\.gz)?"
+        matches = [(re.fullmatch(pattern, path.name), path) for path in directory.iterdir()]
+        return sorted((int(match[1]), path) for match, path in matches if match)
+
+    files, others = found(name), found(str(Path(name).with_suffix(f".{or_ending}"))) if or_ending else []
+    if files and others:
+        raise UserError(f"{directory} holds training dynamics in two forms ({files[0][1].name}, {others[0][1].name}), "
+                        "and which are of this training cannot be told: take those of one form away")
+    if others:
+        files, name = others, str(Path(name).with_suffix(f".{or_ending}"))
     if not files:
         raise UserError(f"{directory} holds no {name}; {made_by} writes them")
     numbers = [number for number, _ in files]

@@ -13,6 +13,7 @@ from datamap.cartography.joint import EXTREMES, JOINT_FILE, OF_ONE_KIND, Joint, 
 from datamap.cartography.maps import write_cartography
 from datamap.cartography.stability import ENOUGH, SHARES, TOP, Curve
 from datamap.core.files import write_csv, write_json
+from datamap.core.parquet import format_for
 from datamap.core.plots import COLORS, GREY, drawn_sample, new_figure, save_figure, whole_numbers
 from datamap.core.tables import console_table
 
@@ -36,16 +37,16 @@ def joint_identity(runs: Sequence[RecordedMap]) -> dict[str, Any] | None:
 
 def write_joint(
     directory: str | Path, joint: Joint, title: str, method: str = "median", confidence_threshold: float | None = None,
-    variability_threshold: float | None = None, error_bars: bool = False,
+    variability_threshold: float | None = None, error_bars: bool = False, artifact_format: str | None = None,
 ) -> None:
     """The files of ``write_cartography``, the means of the training dynamics (``mean_epochs``), joint_map.json,
     run_agreement.csv (a row per pair of runs and statistic), agreement_curve.csv and stability.png."""
-    directory = Path(directory)
+    directory, form = Path(directory), format_for(len(joint.metrics), artifact_format)
     for epoch in mean_epochs([run["path"] for run in joint.record["runs"]]):
         columns = {name: values for name, values in epoch.items() if name not in ("epoch", "id")}
-        write_dynamics(directory, epoch["epoch"], epoch["id"], columns)
+        write_dynamics(directory, epoch["epoch"], epoch["id"], columns, form)
     write_cartography(directory, joint.metrics, title, method, confidence_threshold, variability_threshold,
-                      joint.learning, error_bars)
+                      joint.learning, error_bars, artifact_format=form)
     write_json(directory / JOINT_FILE, joint.record)
     write_csv(directory / PAIRS_FILE, joint.pairs.astype({"share": "float64"}))
     write_csv(directory / CURVE_FILE, curve_table(joint.curves))

@@ -6,11 +6,14 @@ training beats guessing: always giving the same answer, or the same probabilitie
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from datamap.core.parquet import ROWS_A_GROUP
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -55,11 +58,29 @@ class Learning:
         for epoch in epochs:
             if "gold" in epoch:
                 self.guessing = guessing(np.asarray(epoch["gold"]))
-            if len(epoch["id"]):
+            if count := len(epoch["id"]):
                 self.accuracy.append(float(np.mean(np.asarray(epoch["correct"], dtype=bool))))
                 if "loss" in epoch:
-                    self.loss.append(float(np.mean(np.asarray(epoch["loss"], dtype=np.float64))))
+                    loss = np.asarray(epoch["loss"], dtype=np.float64)
+                    # Added up as ``follow_blocks`` does, so that both come to the same number.
+                    starts = range(0, count, ROWS_A_GROUP)
+                    self.loss.append(sum(float(loss[at : at + ROWS_A_GROUP].sum()) for at in starts) / count)
             yield epoch
+
+    def follow_blocks(self, blocks: Iterable[list[dict[str, Any]]]) -> Iterator[list[dict[str, Any]]]:
+        """The blocks of ``dynamics.epoch_blocks`` as they are, noted as they pass."""
+        self.accuracy, self.loss = [], []
+        count, right, loss = 0, defaultdict[int, int](int), defaultdict[int, float](float)
+        for block in blocks:
+            count += len(block[0]["id"])
+            for place, epoch in enumerate(block):
+                right[place] += int(np.asarray(epoch["correct"], dtype=bool).sum())
+                if "loss" in epoch:
+                    loss[place] += float(np.asarray(epoch["loss"], dtype=np.float64).sum())
+            yield block
+        if count:
+            self.accuracy = [right[place] / count for place in sorted(right)]
+            self.loss = [loss[place] / count for place in sorted(loss)]
 
     def record(self, metrics: pd.DataFrame) -> dict[str, Any] | None:
         """What is known of it as JSON; None where that is nothing.

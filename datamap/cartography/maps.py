@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.cartography.categories import CATEGORIES, category_thresholds, counted, with_categories
+from datamap.cartography.categories import CATEGORIES, category_places, category_thresholds, counted, with_categories
 from datamap.cartography.dynamics import DYNAMICS_FILES, MADE_BY, holds_dynamics
 from datamap.cartography.learning import LIKE_LEARNING, MEANS_NOTHING, Learning
-from datamap.cartography.metrics import RANGES, load_cartography_metrics
+from datamap.cartography.metrics import METRICS_FILE, RANGES, load_cartography_metrics
 from datamap.cartography.settling import BY_EPOCH_FILE, BY_EPOCH_PICTURE, unsettled
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
-from datamap.core.files import atomic, read_json, read_json_like, write_csv, write_json
+from datamap.core.files import atomic, read_json, read_json_like, write_csv, write_either, write_json
+from datamap.core.parquet import in_either_form
 from datamap.core.plots import (
     CATEGORY_COLORS,
     COLORS,
@@ -32,9 +33,9 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-METRICS_FILE, THRESHOLDS_FILE = "cartography_metrics.csv", "thresholds.json"
+THRESHOLDS_FILE = "thresholds.json"
 CARTOGRAPHY_FILES = (
-    DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, *picture_files("cartography_map", "stability"),
+    *DYNAMICS_FILES, "cartography_metrics.*", THRESHOLDS_FILE, *picture_files("cartography_map", "stability"),
     *picture_files(BY_EPOCH_PICTURE), BY_EPOCH_FILE, "out_of_fold.csv",
     "joint_map.json", "run_agreement.csv", "agreement_curve.csv",
 )
@@ -51,23 +52,36 @@ def write_cartography(
     directory: str | Path, metrics: pd.DataFrame, title: str | None = None, method: str = "median",
     confidence_threshold: float | None = None, variability_threshold: float | None = None,
     learning: Mapping[str, Any] | None = None, error_bars: bool = False,
-    by_epoch: pd.DataFrame | None = None,
+    by_epoch: pd.DataFrame | None = None, artifact_format: str | None = None,
 ) -> None:
     """Write ``cartography_metrics.csv`` and ``.json`` (records), ``thresholds.json``, ``cartography_map.png``.
 
+    artifact_format: "parquet" for ``cartography_metrics.parquet`` instead of the first two (default: by the number of
+    examples, ``format_for``).
     The thresholds are those of ``category_thresholds``; every stage that reads the map goes by them. learning: of
     ``Learning.record``, whether the model has learned anything; the default knows only what the metrics say of it.
     error_bars: draw the standard deviation over runs, of a joint map. by_epoch: ``ByEpoch.table``, which becomes
     ``categories_by_epoch.csv``, with a note where the map has not settled. Warns where the categories mean nothing.
     """
+    table, file = metrics.reset_index(), Path(directory) / METRICS_FILE
+    if write_either(file, table, artifact_format) == METRICS_FILE:
+        with atomic(file.with_suffix(".json")) as temporary:
+            table.to_json(temporary, orient="records", double_precision=15, force_ascii=False)
+    write_map(directory, metrics, title, method, confidence_threshold, variability_threshold, learning, error_bars,
+              by_epoch)
+
+
+def write_map(
+    directory: str | Path, metrics: pd.DataFrame, title: str | None = None, method: str = "median",
+    confidence_threshold: float | None = None, variability_threshold: float | None = None,
+    learning: Mapping[str, Any] | None = None, error_bars: bool = False, by_epoch: pd.DataFrame | None = None,
+) -> None:
+    """What ``write_cartography`` writes beside the metrics, of which it takes no ids and only the columns
+    ``confidence``, ``variability``, ``correctness`` and ``num_epochs`` (and those of a joint map)."""
     learning = learning or Learning().record(metrics)
     warning = learning["warning"] if learning else None
     directory = Path(directory)
     cuts = category_thresholds(metrics, confidence_threshold, variability_threshold, method)
-    table = metrics.reset_index()
-    write_csv(directory / METRICS_FILE, table)
-    with atomic(directory / "cartography_metrics.json") as temporary:
-        table.to_json(temporary, orient="records", double_precision=15, force_ascii=False)
     write_json(directory / THRESHOLDS_FILE, {
         "confidence": cuts[0],
         "variability": cuts[1],
@@ -85,9 +99,9 @@ def write_cartography(
         logger.info(note)
 
 
-def load_map(path: str | Path) -> tuple[pd.DataFrame, tuple[float, float]]:
+def load_map(path: str | Path, only: Collection[str] | None = None) -> tuple[pd.DataFrame, tuple[float, float]]:
     """The metrics of a cartography directory (``load_cartography_metrics``) with ``category``, and the cuts."""
-    metrics = load_cartography_metrics(path)
+    metrics = load_cartography_metrics(path, None if only is None else {*only, "correctness"})
     cuts = map_thresholds(path, metrics)
     learning = map_learning(path, metrics)
     if learning and learning["warning"]:
@@ -119,7 +133,7 @@ def map_learning(path: str | Path, metrics: pd.DataFrame) -> dict[str, Any] | No
 
 def written_learning(path: str | Path) -> dict[str, Any] | None:
     """What was written of it with the map; None of a map of somebody else's."""
-    file = Path(path) / METRICS_FILE if Path(path).is_dir() else Path(path)
+    file = in_either_form(Path(path) / METRICS_FILE) if Path(path).is_dir() else Path(path)
     thresholds = file.with_name(THRESHOLDS_FILE)
     if not file.match("cartography_metrics.*") or not thresholds.exists():
         return None
@@ -183,15 +197,15 @@ def plot_data_map(
     either side, of MAX_ERROR_BARS examples drawn at random.
     """
     cuts = thresholds or category_thresholds(df)
-    categorized = with_categories(df, cuts)
-    counts = [int((categorized["category"] == category).sum()) for category in CATEGORIES]
+    counts = np.bincount(category_places(df, cuts), minlength=len(CATEGORIES)).tolist()
     caption = f"{title}, n = {len(df):,}" if title else f"n = {len(df):,}"
     if "num_epochs" in df:
         caption += f", {df['num_epochs'].max():g} epochs"
     joint = "n_runs" in df
     if joint:
         caption += f", means over {df['n_runs'].max()} runs"
-    drawn, note = drawn_sample(categorized)
+    sample, note = drawn_sample(df)
+    drawn = with_categories(sample, cuts)
     figure, (axis, bars) = new_figure(9, 5.2, columns=2, width_ratios=[3, 1])
     size = float(np.clip(20_000 / len(drawn), 3, 18))
     for category in CATEGORIES:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from datamap.cartography.dynamics import MADE_BY
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import read_json, read_jsonl, read_table
+from datamap.core.parquet import UniqueIds, frame_of, ids_of, parquet_blocks
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -21,6 +22,8 @@ METRIC_COLUMNS = (
     "confidence", "variability", "correctness", "num_epochs", "start_confidence", "end_confidence",
     "label_confidence", "forgetting_events", "never_learned", "aum", "el2n", "aleatoric", "loss",
 )
+NEEDED = ("id", "confidence", "variability")
+METRICS_FILE = "cartography_metrics.csv"  # as text; of a large map the same with .parquet
 # Of a joint map beside them: of what the others are means, and how far its runs agree (cartography.joint).
 JOINT_COLUMNS = ("n_runs", "stability", "confidence_sd", "variability_sd")
 RANGES = {"confidence": (0, 1), "variability": (0, 0.5), "correctness": (0, 1), "label_confidence": (0, 1)}
@@ -104,8 +107,10 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     )
 
 
-def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
-    """The metrics of a cartography directory (or of its .csv or .json), indexed by id (strings).
+def load_cartography_metrics(path: str | Path, only: Collection[str] | None = None) -> pd.DataFrame:
+    """The metrics of a cartography directory (or of its .csv, .json or .parquet), indexed by id (strings).
+
+    only: of a Parquet file no more than these columns are read, beside those that every map has.
 
     Also reads the coordinates that allenai/cartography publishes, JSON Lines (.jsonl, .jsonl.gz) with ``guid``, which
     becomes the id, and ``correctness``, there a count of epochs.
@@ -114,26 +119,46 @@ def load_cartography_metrics(path: str | Path) -> pd.DataFrame:
     """
     import pandas as pd
 
-    file = artifact_file(path, "cartography_metrics.csv", MADE_BY)
-    needed = ("id", "confidence", "variability")
+    file = artifact_file(path, METRICS_FILE, MADE_BY)
     if ".jsonl" in file.suffixes:
         table = _published_metrics(file)
     elif file.suffix == ".json":
         records = read_json(file)
         if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
             raise UserError(f"{file}: expected a list of records with id, confidence, variability, ...")
-        table = pd.DataFrame(records, columns=None if records else needed)
-        if missing := set(needed) - set(table.columns):
+        table = pd.DataFrame(records, columns=None if records else NEEDED)
+        if missing := set(NEEDED) - set(table.columns):
             raise UserError(f"{file} has no column {name_a_few(sorted(missing))}")
         if table["id"].isna().any():
             raise UserError(f"{file}: record {int(table['id'].isna().to_numpy().argmax()) + 1} has no id")
         table["id"] = [str(value) for value in table["id"]]
     else:
-        table = read_table(file, needed)
+        table = read_table(file, NEEDED, only=None if only is None else {*NEEDED, *only})
+    is_json = file.suffix == ".json" or ".jsonl" in file.suffixes  # of a table it is known
+    if is_json and (twice := repeated(table["id"])):
+        raise UserError(f"{file}: ids occur more than once ({name_a_few(twice)})")
+    return _checked(file, table)
+
+
+def metric_blocks(file: Path) -> Iterator[pd.DataFrame]:
+    """A Parquet file of metrics in blocks of ROWS_A_GROUP examples, as ``load_cartography_metrics`` gives it whole."""
+    unique, row = UniqueIds(str(file)), 0
+    for table in parquet_blocks(file, needed=NEEDED):
+        ids = ids_of(file, table, row)
+        unique.add(ids)
+        yield _checked(file, frame_of(file, table))
+        row += len(ids)
+    if not row:
+        raise UserError(f"{file} holds no examples; run {MADE_BY} again")
+    unique.check(lambda: (ids_of(file, table) for table in parquet_blocks(file, ["id"])))
+
+
+def _checked(file: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """``table`` indexed by id, where its metrics are in their ranges."""
+    import pandas as pd
+
     if table.empty:
         raise UserError(f"{file} holds no examples; run {MADE_BY} again")
-    if twice := repeated(table["id"]):
-        raise UserError(f"{file}: ids occur more than once ({name_a_few(twice)})")
     for column in [name for name in METRIC_COLUMNS if name in table]:
         low, high = RANGES.get(column, (-np.inf, np.inf))
         as_numbers = pd.to_numeric(table[column], errors="coerce")  # of JSON they may come as text

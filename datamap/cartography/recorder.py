@@ -24,16 +24,18 @@ import numpy as np
 import torch
 from transformers import Trainer, TrainerCallback, TrainerState, TrainingArguments
 
-from datamap.cartography.categories import category_thresholds, counted, with_categories
-from datamap.cartography.dynamics import read_dynamics, write_dynamics
+from datamap.cartography.categories import category_thresholds, counted
+from datamap.cartography.dynamics import read_dynamics, streamed_files, write_dynamics
 from datamap.cartography.joined import ROW_STARTS, check_packed, joined_statistics, row_starts
 from datamap.cartography.learning import Learning, guessing, progress
 from datamap.cartography.maps import CARTOGRAPHY_FILES, write_cartography
 from datamap.cartography.metrics import compute_metrics
 from datamap.cartography.settling import ByEpoch
+from datamap.cartography.streaming import stream_map
 from datamap.core.artifacts import META, check_writable, has_open_stage
 from datamap.core.errors import UserError
 from datamap.core.files import atomic
+from datamap.core.parquet import format_for
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +178,8 @@ class CartographyCallback(TrainerCallback):
     row does not count; default: the rows are the examples. Rows of one example are averaged; it counts as right when
     all are. checkpoint: the one that training resumes from; default ``output_dir/checkpoint-N`` of the Trainer.
     label_positions: (rows,) for completions that end in a label, the index in ``input_ids`` of the token that says it,
-    -1 where it was cut off: such a row does not count. See ``completion_statistics``.
+    -1 where it was cut off: such a row does not count. See ``completion_statistics``. artifact_format: "json" or
+    "parquet" (default: by the number of ids, ``format_for``).
 
     Every (epoch, row) counts once, also where distributed training repeats rows to fill its batches. Each checkpoint
     gets what was recorded so far, and a resumed training goes on from that, also in mid-epoch.
@@ -187,11 +190,12 @@ class CartographyCallback(TrainerCallback):
     def __init__(
         self, ids: Sequence[str], output_dir: str | Path, row_to_example: Sequence[int] | np.ndarray | None = None,
         confidence_type: str = "geometric", checkpoint: str | Path | None = None, title: str | None = None,
-        label_positions: Sequence[int] | np.ndarray | None = None,
+        label_positions: Sequence[int] | np.ndarray | None = None, artifact_format: str | None = None,
     ):
         if confidence_type not in CONFIDENCE_TYPES:
             raise UserError(f"unknown confidence type {confidence_type!r}; there is {', '.join(CONFIDENCE_TYPES)}")
         self.ids = list(ids)
+        self.artifact_format = format_for(len(self.ids), artifact_format)
         self.output_dir = Path(output_dir)
         self.row_to_example = np.arange(len(self.ids)) if row_to_example is None else np.asarray(row_to_example)
         if len(self.row_to_example) and self.row_to_example.max() >= len(self.ids):
@@ -340,13 +344,18 @@ class CartographyCallback(TrainerCallback):
     def on_train_end(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if state.is_world_process_zero:
             began = time.perf_counter()
-            learning, by_epoch = Learning(self._guessing), ByEpoch()
-            metrics = compute_metrics(by_epoch.follow(learning.follow(read_dynamics(self.output_dir))))
-            record = learning.record(metrics)
-            write_cartography(self.output_dir, metrics, self.title, learning=record, by_epoch=by_epoch.table())
+            files = streamed_files(self.output_dir)
+            if files is not None:
+                metrics, _, record = stream_map(self.output_dir, files, self.title, self._guessing)
+            else:
+                learning, by_epoch = Learning(self._guessing), ByEpoch()
+                metrics = compute_metrics(by_epoch.follow(learning.follow(read_dynamics(self.output_dir))))
+                record = learning.record(metrics)
+                write_cartography(self.output_dir, metrics, self.title, learning=record, by_epoch=by_epoch.table(),
+                                  artifact_format=self.artifact_format)
             logger.info(f"wrote metrics and data map to {self.output_dir} in {time.perf_counter() - began:.1f} s")
             cuts = category_thresholds(metrics)
-            logger.info(f"{counted(with_categories(metrics, cuts), cuts)}; {progress(record or {})}")
+            logger.info(f"{counted(metrics, cuts)}; {progress(record or {})}")
 
     # --- epochs and checkpoints ---
 
@@ -389,7 +398,7 @@ class CartographyCallback(TrainerCallback):
         columns = self._history[epoch - 1]
         rows = np.flatnonzero(columns["seen"]).tolist()
         recorded = {name: column[rows] for name, column in columns.items() if name != "seen"}
-        write_dynamics(self.output_dir, epoch, [self.ids[row] for row in rows], recorded)
+        write_dynamics(self.output_dir, epoch, [self.ids[row] for row in rows], recorded, self.artifact_format)
 
     def _identity(self) -> str:
         digest = hashlib.blake2b("\x1e".join([self.confidence_type, *self.ids]).encode(), digest_size=8)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.cartography.categories import CATEGORIES, category_thresholds, with_categories
+from datamap.cartography.categories import CATEGORIES, category_places, category_thresholds
 from datamap.core.plots import CATEGORY_COLORS, COLORS, GREY, new_figure, save_figure, whole_numbers
 
 if TYPE_CHECKING:
@@ -36,29 +36,44 @@ class ByEpoch:
 
     def follow(self, epochs: Iterable[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
         """The epochs as they are, noted as they pass."""
-        import pandas as pd
-
-        self.rows, self.categories = [], []
+        self._begin()
         place: dict[str, int] = {}
-        n, mean, squares = (np.empty(0) for _ in range(3))
-        for count, epoch in enumerate(epochs, 1):
+        for epoch in epochs:
             rows = np.fromiter((place.setdefault(each, len(place)) for each in epoch["id"]), np.int64,
                                len(epoch["id"]))
-            new = np.zeros(len(place) - len(n))
-            n, mean, squares = (np.concatenate([each, new]) for each in (n, mean, squares))
-            p = np.asarray(epoch["confidence"], dtype=np.float64)
-            n[rows] += 1
-            delta = p - mean[rows]
-            mean[rows] += delta / n[rows]
-            squares[rows] += delta * (p - mean[rows])
-            if count >= LEAST:
-                self._note(count, pd.DataFrame({"confidence": mean, "variability": np.sqrt(squares / n)}))
+            self._take(rows, len(place), np.asarray(epoch["confidence"], dtype=np.float64))
             yield epoch
+
+    def follow_confidences(self, epochs: Iterable[np.ndarray]) -> None:
+        """The same of epochs of the same n examples in the same order, by their confidences alone, each (n,)."""
+        self._begin()
+        for p in epochs:
+            self._take(slice(None), len(p), p)
+
+    def _begin(self) -> None:
+        self.rows, self.categories = [], []
+        self._n, self._mean, self._squares = (np.empty(0) for _ in range(3))
+        self._epochs = 0
+
+    def _take(self, rows: np.ndarray | slice, known: int, p: np.ndarray) -> None:
+        """One more epoch. rows: of its examples, among the ``known`` ones."""
+        import pandas as pd
+
+        self._epochs += 1
+        if new := known - len(self._n):
+            self._n, self._mean, self._squares = (np.concatenate([each, np.zeros(new)])
+                                                  for each in (self._n, self._mean, self._squares))
+        self._n[rows] += 1
+        delta = p - self._mean[rows]
+        self._mean[rows] += delta / self._n[rows]
+        self._squares[rows] += delta * (p - self._mean[rows])
+        if self._epochs >= LEAST:
+            variability = np.sqrt(self._squares / self._n)
+            self._note(self._epochs, pd.DataFrame({"confidence": self._mean, "variability": variability}))
 
     def _note(self, epochs: int, metrics: pd.DataFrame) -> None:
         cuts = category_thresholds(metrics, **self.asked)
-        words = with_categories(metrics, cuts)["category"].to_numpy()
-        found = np.select([words == name for name in CATEGORIES], range(len(CATEGORIES))).astype(np.int8)
+        found = category_places(metrics, cuts)
         changed = None
         if self.categories:
             before = self.categories[-1]

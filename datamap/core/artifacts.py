@@ -24,6 +24,7 @@ import numpy as np
 from datamap.core.errors import UserError, first_line, is_main_process, name_a_few, refused_by_system
 from datamap.core.files import atomic, csv_rows, not_strict, plain, read_json, write_json
 from datamap.core.locks import LOCK, check_unlocked, is_held, lock
+from datamap.core.parquet import in_either_form
 from datamap.core.places import CHECKOUT
 from datamap.core.plots import plot_formats
 from datamap.core.splits import RowFormat, Split, load_split, place_of_dataset
@@ -313,14 +314,14 @@ def artifact_file(path: str | Path, filename: str, made_by: str, appended: bool 
     """The file of an artifact given as its directory or as the file itself.
 
     ``made_by`` is the command that writes it, for the message. Raises UserError when it is missing, empty, shorter
-    than when it was written, or when its run is marked running or failed. Files made elsewhere, without
-    run_meta.json, are accepted. appended: the file only grows, by whole records: what a failed run left of it is
-    taken, with a warning.
+    than when it was written, or when its run is marked running or failed. Of a directory the Parquet form of the file
+    is taken where only that is there (``in_either_form``). Files made elsewhere, without run_meta.json, are accepted.
+    appended: the file only grows, by whole records: what a failed run left of it is taken, with a warning.
     """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file or directory; {made_by} writes {filename}")
-    file = path / filename if path.is_dir() else path
+    file = in_either_form(path / filename) if path.is_dir() else path
     meta = load_meta(file) or {}
     # Several stages may write into one directory: the last run that owns this file says whether it is whole.
     runs = [meta, *reversed(meta.get("history", []))]

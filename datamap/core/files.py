@@ -12,7 +12,7 @@ import math
 import os
 import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import date, time, timedelta
 from decimal import Decimal
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 
 from datamap.core.errors import UserError, first_line, name_a_few, repeated
+from datamap.core.parquet import format_for, read_parquet, row_groups, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +101,22 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
     table = pa.Table.from_pandas(frame, preserve_index=False)
     with atomic(path) as temporary:
         pyarrow.csv.write_csv(table, str(temporary))
+
+
+def write_parquet(path: str | Path, frame: pd.DataFrame) -> None:
+    """The same columns and values as ``write_csv`` writes, as Parquet; a missing value is null."""
+    with atomic(path) as temporary, row_groups(temporary) as write:
+        write(table_of(frame))
+
+
+def write_either(path: Path, frame: pd.DataFrame, artifact_format: str | None) -> str:
+    """Write a table of a row an example as CSV, or with the ending .parquet (``format_for``); the name of its file."""
+    if format_for(len(frame), artifact_format) == "parquet":
+        path = path.with_suffix(".parquet")
+        write_parquet(path, frame)
+    else:
+        write_csv(path, frame)
+    return path.name
 
 
 def room_for_array(path: str | Path, shape: tuple[int, ...], dtype: Any) -> np.memmap:
@@ -320,15 +337,21 @@ def _records(path: str | Path, text: str, separator: str) -> Iterator[list[str]]
         raise UserError(f"{path}, line {reader.line_num}: malformed CSV ({error})") from error
 
 
-def read_table(path: str | Path, columns: Sequence[str] = (), text: Sequence[str] = ()) -> pd.DataFrame:
-    """A CSV with its ids, and the columns ``text``, as strings ("001" stays "001"); only an empty cell is missing.
+def read_table(
+    path: str | Path, columns: Sequence[str] = (), text: Sequence[str] = (), only: Collection[str] | None = None
+) -> pd.DataFrame:
+    """A CSV with its ids, and the columns ``text``, as strings ("001" stays "001"); only an empty cell is missing. A
+    Parquet file (by its name) as the same table.
 
     ``columns`` must be there. In columns of text a cell ``""`` is the empty text, which ``write_csv`` tells from a
     missing one; a reader other than this one may take both for missing. A spreadsheet may have saved it since, with
-    semicolons or tabs, and with semicolons also with decimal commas.
+    semicolons or tabs, and with semicolons also with decimal commas. only: of a Parquet file no more than these
+    columns are read; a CSV is read whole.
     """
     import pandas as pd
 
+    if Path(path).suffix == ".parquet":
+        return read_parquet(path, columns, text, only)
     content, separator = csv_text(path)
     # pandas fills short rows with NaN and takes long ones for an index
     if not sum(1 for _ in _records(path, content, separator)):

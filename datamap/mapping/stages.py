@@ -116,7 +116,8 @@ def train_again(args: argparse.Namespace, guess: Guess, have: Mapping[str, str],
 def joint(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:
     maps = {"cartography": place(args, "cartography_output"),
             **{name: path for name, path in have.items() if name.startswith("map of seed ")}}
-    argv = ("--cartography_dir", *maps.values(), *drawn(args), f"--output_dir={place(args, 'joint_map')}")
+    argv = ("--cartography_dir", *maps.values(), *drawn(args), *of_format(args),
+            f"--output_dir={place(args, 'joint_map')}")
     return Stage("joint", "dataset_cartography.py", argv, maps, {"cartography": place(args, "joint_map")},
                  ("joint_map.json",))
 
@@ -208,7 +209,13 @@ def unified(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> 
     if "clusters" not in have:
         return "its table has clusters in it"
     return analysis(args, have, "unified", "analyze_dataset.py", "unified_export",
-                    ("cartography", "clusters", "predictions"), ("unified_analysis.csv",), "--export_unified")
+                    ("cartography", "clusters", "predictions"), ("unified_analysis.*",), "--export_unified",
+                    *of_format(args))
+
+
+def of_format(args: argparse.Namespace) -> list[str]:
+    """The form that the tables of the training have is that of the later ones."""
+    return [f"--artifact_format={args.training['artifact_format']}"] if "artifact_format" in args.training else []
 
 
 def suspects(args: argparse.Namespace, guess: Guess, have: Mapping[str, str]) -> Stage | str:

@@ -11,6 +11,7 @@ from datamap.analysis import model_errors
 from datamap.core.artifacts import recorded_split, recorded_task
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import read_jsonl
+from datamap.core.parquet import in_either_form
 from datamap.core.splits import Split
 from datamap.detection.decisions import NO_ANSWER
 from datamap.detection.known import Known, known_of
@@ -56,8 +57,8 @@ def open_map(directory: str | Path) -> Known:
 
 
 def _only(directory: Path, file: str) -> Path | None:
-    """The one folder in ``directory`` that holds a file of that name; None where there is none."""
-    found = sorted(each.parent for each in directory.glob(f"*/{file}"))
+    """The one folder in ``directory`` that holds a file of that name, in either form; None where there is none."""
+    found = sorted(each for each in directory.glob("*") if in_either_form(each / file).exists())
     if len(found) > 1:
         raise UserError(f"{directory} has several folders with {file} ({name_a_few(each.name for each in found)}); "
                         "leave one of them there")

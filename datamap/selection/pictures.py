@@ -15,6 +15,7 @@ from datamap.cartography.categories import CATEGORIES
 from datamap.cartography.maps import METRICS_FILE, load_map, means_nothing
 from datamap.core.artifacts import check_same_dataset
 from datamap.core.files import write_csv
+from datamap.core.parquet import in_either_form
 from datamap.core.plots import (
     CATEGORY_COLORS,
     COLORS,
@@ -87,7 +88,7 @@ def _on_embeddings(candidates: Candidates, chosen: Sequence[str], caption: str) 
 
 def _on_map(candidates: Candidates, chosen: Sequence[str], caption: str) -> Picture | None:
     path = candidates.args.sources.get("cartography_dir")
-    if path is None or Path(path).is_dir() and not (Path(path) / METRICS_FILE).exists():
+    if path is None or Path(path).is_dir() and not in_either_form(Path(path) / METRICS_FILE).exists():
         return None
     metrics, cuts = load_map(path)
     changed = check_same_dataset(path, metrics.index, candidates.split)

@@ -12,6 +12,7 @@ from datamap.cartography.maps import METRICS_FILE
 from datamap.core.artifacts import content_key, digest, load_meta
 from datamap.core.errors import UserError
 from datamap.core.flags import DEFAULT_SEED
+from datamap.core.parquet import in_either_form
 from datamap.suites.definition import SCRIPTS, Suite, fingerprints, parse_quietly, settings_hash
 from datamap.tasks.registry import TASKS
 from datamap.training.arguments import inputs_of, parse_args
@@ -111,7 +112,7 @@ def _why_not(directory: Path, arguments: argparse.Namespace) -> str | None:
         return "it was made with filters or train_ids"
     if meta["datasets"][0]["fingerprint"] != fingerprints(arguments)[arguments.train_split]:
         return f"it is of {meta['datasets'][0]['dataset']}"
-    return None if (directory / METRICS_FILE).exists() else f"it holds no {METRICS_FILE}"
+    return None if in_either_form(directory / METRICS_FILE).exists() else f"it holds no {METRICS_FILE}"
 
 
 def _clusters(

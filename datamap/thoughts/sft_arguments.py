@@ -14,6 +14,7 @@ from datamap.analysis.filter_config import filter_inputs, load_filter_config, re
 from datamap.core.artifacts import model_meta
 from datamap.core.configs import with_config
 from datamap.core.flags import DEFAULT_SEED, Parser, boolean, fraction, number, positive_int, seed_number
+from datamap.core.parquet import add_artifact_format, format_of
 from datamap.core.plots import add_plot_format
 from datamap.core.splits import Split
 from datamap.thoughts.data import add_pair_flags
@@ -125,6 +126,7 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_switch("--enable_cartography", help="record how the model learns each chain of thought")
     group.add_argument("--cartography_output_dir", default="./cartography_output", metavar="DIR",
                        help="training dynamics and the data map go here")
+    add_artifact_format(group, "form of the training dynamics and the metrics")
     add_training_flags(parser, show_all, SFT_CONFIG)
     return parser
 
@@ -148,6 +150,8 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     if args.enable_cartography and reads_metrics(args.filters, args.cartography_output_dir):
         parser.error(f"--enable_cartography would write {args.cartography_output_dir}, which a filter reads; name "
                      "another --cartography_output_dir")
+    if format_of(args) and not args.enable_cartography:
+        parser.error("--artifact_format is the form of a recording; add --enable_cartography")
     strategy = getattr(args, "packing_strategy", WHOLE)
     if args.packing and args.enable_cartography and strategy != WHOLE:
         parser.error(f"--packing_strategy {strategy} cuts rows into pieces, which --enable_cartography cannot put "

@@ -33,6 +33,7 @@ from datamap.core.flags import (
     positive_int,
     seed_number,
 )
+from datamap.core.parquet import add_artifact_format
 from datamap.core.plots import add_plot_format
 from datamap.core.splits import PART, held_out_beside, parts_of, place_of_dataset
 from datamap.tasks.base import Task
@@ -59,6 +60,7 @@ NEEDS = {
     "plant_seed": "plant_errors", "plant_kind": "plant_errors", "plant_confusion": "plant_errors",
     "cross_fit": "enable_cartography", "cross_fit_head": "enable_cartography", "cross_fit_workers": "cross_fit",
     "mc_dropout": "cross_fit", "fold": "cross_fit", "map_split": "enable_cartography",
+    "artifact_format": "enable_cartography",
 }
 # What a training, and what an evaluation writes into --output_dir beside the model.
 EVALUATION_FILES = (
@@ -171,6 +173,7 @@ def _add_cartography_flags(parser: Parser) -> None:
                        help="written with --enable_cartography, else read by filters and curriculum")
     group.add_argument("--confidence_type", choices=("geometric", "product", "mean"), default="geometric",
                        help="how p(start) and p(end) become one confidence")
+    add_artifact_format(group, "form of the training dynamics and the metrics")
     group.add_argument("--map_split", default=argparse.SUPPRESS, metavar="NAME|FILE",
                        help="also record a map of a split that is not trained on, or of a file: evaluated after each "
                             "epoch, written to DIR_NAME beside the DIR of --cartography_output_dir (with "

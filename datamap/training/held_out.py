@@ -19,6 +19,7 @@ from datamap.cartography.metrics import compute_metrics
 from datamap.cartography.recorder import CartographyCallback, confidences, gold_decisions, heads_of
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
+from datamap.core.parquet import format_of
 from datamap.core.splits import Split
 from datamap.detection.out_of_fold import OUT_OF_FOLD_FILE, PROBABILITY, head_table
 from datamap.tasks.qa_features import CONTEXT, NO_ANSWER
@@ -118,7 +119,7 @@ def recorder_of_split(
         raise UserError(f"--map_split {args.map_split}: none of its examples can be judged: {split.task.unlearnable}")
     return SplitMapCallback(
         trainer, split, features, output_dir=directory, confidence_type=args.confidence_type, checkpoint=checkpoint,
-        title=title,
+        title=title, artifact_format=format_of(args),
     )
 
 

@@ -21,14 +21,14 @@ from datamap.training.library_flags import TRAINING_ARGUMENTS, training_fields
 from datamap.training.models import learning_rate_of
 
 WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
-MAP = "cartography_metrics.csv"
+MAP = "cartography_metrics.*"
 # What does not change what the model learns or what is recorded of it. All that is not here must be as it was.
 MAY_CHANGE = {
     # Places, and what is done beside the training.
     "config", "output_dir", "cartography_output_dir", "overwrite", "resume_from_checkpoint", "do_eval", "slice_by",
     "cluster_by", "eval_ablations", "filter_validation", "validation_cartography_output_dir",
     "validation_cluster_assignments_path", "max_drop_percentage", "cross_fit", "cross_fit_head", "cross_fit_workers",
-    "mc_dropout",
+    "mc_dropout", "artifact_format",
     # What came of them is compared instead: the data, the filters.
     "dataset", "train_split", "filter_config", "filter_cartography", "filter_categories",
     "filter_clusters", "filter_random", "ambiguous_top_fraction", "cluster_assignments_path", "exclude_clusters",
@@ -124,7 +124,7 @@ def _loss(args: argparse.Namespace, found: list[Path]) -> str | None:
 
 def _loss_of_map(args: argparse.Namespace) -> str | None:
     places = [args.cartography_output_dir, map_split_dir(args)] if args.enable_cartography else []
-    held = next((place for place in places if place and (Path(place) / MAP).exists()), None)
+    held = next((place for place in places if place and any(Path(place).glob(MAP))), None)
     return held and f"{held} holds a data map: name another --cartography_output_dir, or replace it with --overwrite"
 
 

@@ -16,6 +16,7 @@ from datamap.cartography.maps import CARTOGRAPHY_FILES
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError, is_main_process
 from datamap.core.files import write_csv, write_json
+from datamap.core.parquet import format_of
 from datamap.core.splits import Split, with_column
 from datamap.core.tables import safe_to_open
 from datamap.tasks.base import Task
@@ -113,7 +114,7 @@ def build_trainer(
         features = features_of(data.held_out, tokenizer, *asked)
         recorder = HeldOutCallback(
             trainer, data.held_out, features, output_dir=args.cartography_output_dir,
-            confidence_type=args.confidence_type, checkpoint=checkpoint,
+            confidence_type=args.confidence_type, checkpoint=checkpoint, artifact_format=format_of(args),
         )
         recorder.check_dropout(getattr(args, "mc_dropout", 0))
         trainer.add_callback(recorder)
@@ -191,7 +192,7 @@ def _what_it_trains_on(
     if args.enable_cartography and data.held_out is None:
         parts["dynamics"] = CartographyCallback(
             train.ids, args.cartography_output_dir, np.where(counts, rows, -1), args.confidence_type, checkpoint,
-            title=title_of(train, args.model),
+            title=title_of(train, args.model), artifact_format=format_of(args),
         )
     return parts
 

@@ -9,6 +9,7 @@ import time
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import REPOSITORY, write_rows
@@ -22,6 +23,9 @@ from datamap.core.files import read_json
 from datamap.training import trainer as trainers
 
 WINDOWS = ["--max_length", "48", "--doc_stride", "20"]  # several windows per example
+
+
+KINDS = (".json", ".csv", ".parquet")
 
 
 def arguments(qa_dir, model, out, *extra):
@@ -175,6 +179,23 @@ def test_interrupted_and_resumed_gives_the_same_files(qa_dir, tiny_model, tmp_pa
     metrics = [load_cartography_metrics(tmp_path / name / "map") for name in ("whole", "cut")]
     assert metrics[0].equals(metrics[1])
     assert metrics[0]["variability"].max() > 1e-3  # it did train
+
+
+def test_a_recording_in_parquet_is_that_in_json_on_resume_too(qa_dir, tiny_model, tmp_path, monkeypatch):
+    extra = ("--learning_rate", "1e-3", "--save_steps", "2")
+    call(*arguments(qa_dir, tiny_model, tmp_path / "whole", *extra))
+    as_parquet = arguments(qa_dir, tiny_model, tmp_path / "cut", *extra, "--artifact_format", "parquet")
+    cut_and_resume(monkeypatch, 13, as_parquet)
+    found = sorted(path.name for path in (tmp_path / "cut/map").iterdir() if path.suffix in KINDS)
+    assert found == ["cartography_metrics.parquet", "categories_by_epoch.csv", "run_meta.json", "thresholds.json",
+                     *(f"training_dynamics_epoch_{epoch}.parquet" for epoch in (1, 2, 3))]
+    for one, other in zip(*(read_dynamics(tmp_path / name / "map") for name in ("whole", "cut")), strict=True):
+        assert one["id"] == other["id"] and one.keys() == other.keys()
+        assert all(one[name].tobytes() == other[name].tobytes() for name in one.keys() - {"epoch", "id"})
+    metrics = [load_cartography_metrics(tmp_path / name / "map") for name in ("whole", "cut")]
+    pd.testing.assert_frame_equal(*metrics, check_exact=True, check_dtype=False)  # a CSV says 0 for 0.0
+    for name in ("thresholds.json", "categories_by_epoch.csv"):
+        assert (tmp_path / "whole/map" / name).read_bytes() == (tmp_path / "cut/map" / name).read_bytes()
 
 
 @pytest.mark.slow
