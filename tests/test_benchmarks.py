@@ -134,7 +134,7 @@ def test_the_page_on_scale_quotes_what_was_measured(bench):
 
 
 def test_what_the_recorder_holds_is_what_the_row_says(bench, tmp_path):
-    """Four float32 of each of two heads on the device; six float32 and two flags an epoch in memory and in the checkpoint."""
+    """Four float32 of each head on the device; six float32 and two flags an epoch in memory and in the checkpoint."""
     found = bench("rows.scale").recording(10_000, 3, str(tmp_path))
     assert found["device"] == 8 * 4 and found["host"] == 6 * 4 + 2
     assert found["checkpoint"] == pytest.approx(found["host"], abs=0.5)
