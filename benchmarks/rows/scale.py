@@ -91,8 +91,9 @@ def record_epoch(recorder: Any, rows: range) -> None:
 
     for first in range(rows.start, rows.stop, BATCH):
         index = torch.arange(first, min(first + BATCH, rows.stop))
-        heads = Heads(torch.randn(len(index), 2, POSITIONS), torch.randint(POSITIONS, (len(index), 2)),
-                      torch.ones(len(index), POSITIONS, dtype=torch.bool))
+        logits = torch.randn(len(index), 2, POSITIONS)
+        heads = Heads(logits, torch.randint(POSITIONS, (len(index), 2)),
+                      torch.ones(len(index), POSITIONS, dtype=torch.bool), logits.log_softmax(dim=-1))
         recorder.record_heads(heads, index)
 
 
@@ -103,7 +104,7 @@ def recording(examples: int, epochs: int, directory: str) -> dict[str, float]:
     for epoch in range(1, epochs + 1):
         state = SimpleNamespace(is_world_process_zero=True, global_step=epoch, epoch=float(epoch))
         record_epoch(recorder, range(examples))
-        device = recorder._values.nbytes + recorder._seen.nbytes
+        device = recorder._values.nbytes
         with ends:
             recorder.on_epoch_end(args, state, None)
         place = Path(directory, f"checkpoint-{epoch}")

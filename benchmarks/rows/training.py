@@ -12,7 +12,7 @@ All sides train the same model from the same weights on the same rows, an epoch 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -43,9 +43,12 @@ def sampled(setting: Setting, name: str, task: str, dataset: str, rows: int) -> 
 
 
 class Trainings:
-    """Trainings of one model on the same rows, from the same weights."""
+    """Trainings of one model on the same rows, from the same weights. flags: of run.py, beside those of all."""
 
-    def __init__(self, setting: Setting, dataset: str, task: str, model: str, max_length: int):
+    def __init__(
+        self, setting: Setting, dataset: str, task: str, model: str, max_length: int, batch_size: int = BATCH_SIZE,
+        epochs: int = 1, flags: Sequence[str] = ("--no_cuda",),
+    ):
         from transformers import set_seed
         from transformers.utils import logging as transformers_logging
 
@@ -56,11 +59,13 @@ class Trainings:
 
         transformers_logging.set_verbosity_error()
         transformers_logging.disable_progress_bar()
-        self.output = str(setting.scratch / f"{Path(dataset).name}-{model}")
+        self.batch_size = batch_size
+        self.output = str(setting.scratch / f"{Path(dataset).name}-{Path(model).name}")
         self.args = parse_args([
             "--do_train", "--enable_cartography", f"--task={task}", f"--dataset={dataset}", f"--model={model}",
-            f"--max_length={max_length}", "--num_train_epochs=1", f"--per_device_train_batch_size={BATCH_SIZE}",
-            "--save_strategy=no", "--logging_strategy=no", "--disable_tqdm=true", "--no_cuda",
+            f"--max_length={max_length}", f"--num_train_epochs={epochs}",
+            f"--per_device_train_batch_size={batch_size}",
+            "--save_strategy=no", "--logging_strategy=no", "--disable_tqdm=true", *flags,
             f"--output_dir={self.output}", f"--cartography_output_dir={self.output}-map",
         ])
         self.data = load_data(self.args)
@@ -90,20 +95,25 @@ class Trainings:
         return {**found, "rows": self.rows, "recorder": trainer.dynamics.seconds if record else 0.0}
 
     def library(self, sampling: str = "random", pad_to: int | None = None) -> dict[str, float]:
-        """The library's Trainer and collator, and the model's own loss. pad_to: of all rows, on a quarter of them."""
+        """pad_to: of all rows, on a quarter of them."""
+        few = min(self.rows, max(self.batch_size, self.rows // 4))
+        rows = self.plain if pad_to is None else self.plain.select(range(few))
+        padding = {} if pad_to is None else {"padding": "max_length", "max_length": pad_to}
+        return {**self._timed(self.library_trainer(sampling, rows, **padding)), "rows": len(rows)}
+
+    def library_trainer(self, sampling: str, rows: Any, **padding: Any) -> Any:
+        """The library's Trainer and collator, and the model's own loss."""
         from transformers import DataCollatorWithPadding, Trainer, TrainingArguments
 
-        few = min(self.rows, max(BATCH_SIZE, self.rows // 4))
-        rows = self.plain if pad_to is None else self.plain.select(range(few))
+        ours = self.arguments
         arguments = TrainingArguments(
-            output_dir=self.output, num_train_epochs=1, per_device_train_batch_size=BATCH_SIZE, seed=DEFAULT_SEED,
-            learning_rate=self.arguments.learning_rate, use_cpu=True, dataloader_pin_memory=False, save_strategy="no",
-            logging_strategy="no", disable_tqdm=True, report_to="none", train_sampling_strategy=sampling,
+            output_dir=self.output, num_train_epochs=ours.num_train_epochs, seed=DEFAULT_SEED,
+            per_device_train_batch_size=self.batch_size, learning_rate=ours.learning_rate, use_cpu=ours.use_cpu,
+            bf16=ours.bf16, dataloader_pin_memory=not ours.use_cpu, save_strategy="no", logging_strategy="no",
+            disable_tqdm=True, report_to="none", train_sampling_strategy=sampling,
         )
-        padding = {} if pad_to is None else {"padding": "max_length", "max_length": pad_to}
-        trainer = Trainer(model=self.model, args=arguments, train_dataset=rows, processing_class=self.tokenizer,
-                          data_collator=DataCollatorWithPadding(self.tokenizer, **padding))
-        return {**self._timed(trainer), "rows": len(rows)}
+        return Trainer(model=self.model, args=arguments, train_dataset=rows, processing_class=self.tokenizer,
+                       data_collator=DataCollatorWithPadding(self.tokenizer, **padding))
 
     def _timed(self, trainer: Any) -> dict[str, float]:
         """Seconds of a training: of all of it, and of its epoch alone, also of the processors."""
@@ -126,17 +136,22 @@ class Trainings:
         return {"seconds": whole.seconds, "epoch": epoch.seconds, "epoch_cpu": epoch.cpu_seconds,
                 "steps": trainer.state.global_step}
 
+    def make_batches(self) -> None:
+        """Those of the bare loop, once."""
+        from transformers import DataCollatorWithPadding
+
+        if self.batches:
+            return
+        order, collate = np.argsort(self.lengths, kind="stable"), DataCollatorWithPadding(self.tokenizer)
+        rows = [{name: self.plain[int(row)][name] for name in self.names} for row in order]
+        self.batches = [dict(collate(rows[first : first + self.batch_size]))
+                        for first in range(0, len(rows), self.batch_size)]
+
     def bare(self, batches: int | None = None) -> dict[str, float]:
         """batches: how many of them (default: all)."""
         import torch
 
-        if not self.batches:
-            from transformers import DataCollatorWithPadding
-
-            order, collate = np.argsort(self.lengths, kind="stable"), DataCollatorWithPadding(self.tokenizer)
-            rows = [{name: self.plain[int(row)][name] for name in self.names} for row in order]
-            self.batches = [dict(collate(rows[first : first + BATCH_SIZE]))
-                            for first in range(0, len(rows), BATCH_SIZE)]
+        self.make_batches()
         self.model.load_state_dict(self.weights)
         self.model.train()
         parameters = [each for each in self.model.parameters() if each.requires_grad]

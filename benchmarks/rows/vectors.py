@@ -18,13 +18,13 @@ from rows import made
 LONGEST = 256  # tokens of a text
 
 
-def sentence_transformer(place: str) -> Any:
+def sentence_transformer(place: str, device: str = "cpu") -> Any:
     """The same weights with the mean over all tokens, as ours has it, and no scaling to length 1."""
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
     transformer = Transformer(place)
-    model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device="cpu")
+    model = SentenceTransformer(modules=[transformer, Pooling(transformer.get_embedding_dimension())], device=device)
     model.max_seq_length = LONGEST
     return model
 

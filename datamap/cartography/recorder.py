@@ -46,6 +46,11 @@ CONFIDENCE_TYPES = ("geometric", "product", "mean")
 CHECKPOINT_FILE = "training_dynamics.npz"
 QA_COLUMNS = ("confidence", "correct", "loss", "aum", "el2n", "start_confidence", "end_confidence")
 COMPLETION_COLUMNS = ("confidence", "correct", "loss", "label_confidence")
+# What a step keeps of each head, of which QA_COLUMNS are made at the end of the epoch. ``correct`` is UNSEEN where
+# a row was not seen, in either kind of columns.
+UNSEEN = -1.0
+OF_A_HEAD = ("gold_log_p", "largest_other_log_p", "norm_of_others", "correct")
+HEAD_COLUMNS = tuple(f"{head}/{name}" for head in ("first", "second") for name in OF_A_HEAD)
 
 
 class Heads(NamedTuple):
@@ -54,6 +59,7 @@ class Heads(NamedTuple):
     logits: torch.Tensor  # (B, H, C) float32; -inf at padding, so that it takes no probability
     gold: torch.Tensor  # (B, H) int64
     candidates: torch.Tensor  # (B, C) bool, where label smoothing may put mass
+    log_p: torch.Tensor  # (B, H, C), the log_softmax of the logits: both the loss and what is recorded are made of it
 
 
 def heads_of(outputs: Any, batch: Mapping[str, torch.Tensor]) -> Heads:
@@ -68,15 +74,17 @@ def heads_of(outputs: Any, batch: Mapping[str, torch.Tensor]) -> Heads:
         real = roles > 0 if roles is not None else batch["attention_mask"].bool()
         candidates = roles > 1 if roles is not None else real
         logits = torch.stack([start_logits.float(), outputs.end_logits.float()], dim=1)
+        logits = logits.masked_fill(~real[:, None, :], -torch.inf)
         gold = torch.stack([batch["start_positions"], batch["end_positions"]], dim=1)
-        return Heads(logits.masked_fill(~real[:, None, :], -torch.inf), gold, candidates)
+        return Heads(logits, gold, candidates, logits.log_softmax(dim=-1))
     logits, labels = getattr(outputs, "logits", None), batch.get("labels")
     if logits is None or labels is None or logits.dim() != 2 or labels.dim() != 1:
         raise TypeError(
             "expected a model output with start_logits and end_logits, logits (B, C) and labels (B,), or log_probs "
             f"and label_mask (B, L - 1); found {type(outputs).__name__}"
         )
-    return Heads(logits.float()[:, None, :], labels[:, None], torch.ones_like(logits, dtype=torch.bool))
+    candidates, logits = torch.ones_like(logits, dtype=torch.bool), logits.float()[:, None, :]
+    return Heads(logits, labels[:, None], candidates, logits.log_softmax(dim=-1))
 
 
 def row_losses(heads: Heads, smoothing: torch.Tensor | None = None) -> torch.Tensor:
@@ -84,43 +92,62 @@ def row_losses(heads: Heads, smoothing: torch.Tensor | None = None) -> torch.Ten
 
     ``smoothing`` (B,), 0..1: the share of each row's target that is spread uniformly over its candidates.
     """
-    log_p = heads.logits.log_softmax(dim=-1)
-    loss = -log_p.gather(-1, heads.gold[..., None]).squeeze(-1)
+    loss = -heads.log_p.gather(-1, heads.gold[..., None]).squeeze(-1)
     if smoothing is not None:
         candidates = heads.candidates[:, None, :]
-        spread = -log_p.masked_fill(~candidates, 0).sum(-1) / candidates.sum(-1)
+        spread = -heads.log_p.masked_fill(~candidates, 0).sum(-1) / candidates.sum(-1)
         loss = (1 - smoothing[:, None]) * loss + smoothing[:, None] * spread
     return loss.mean(dim=1)
 
 
-def row_statistics(heads: Heads, confidence_type: str = "geometric") -> torch.Tensor:
-    """What is recorded of each row, (B, 5 or 7) float32 in the order of QA_COLUMNS (the last two for two heads).
+@torch.no_grad()
+def head_numbers(heads: Heads) -> torch.Tensor:
+    """What is kept of each row until the end of the epoch, (B, 4 H) float32: OF_A_HEAD for each head.
+
+    As few kernels as do: on a GPU the time of recording is that of their launches. ``columns_of`` makes the rest.
+    """
+    gold = heads.gold[..., None]
+    others = heads.log_p.scatter(-1, gold, -torch.inf)
+    largest = others.amax(dim=-1)
+    norm = torch.linalg.vector_norm(others.exp_(), dim=-1)
+    right = (heads.logits.argmax(dim=-1) == heads.gold).float()
+    gold_log_p = heads.log_p.gather(-1, gold).squeeze(-1)
+    return torch.stack([gold_log_p, largest, norm, right], dim=-1).flatten(start_dim=1)
+
+
+def columns_of(numbers: np.ndarray, confidence_type: str = "geometric") -> np.ndarray:
+    """The columns that are recorded, (N, 5 or 7) float32 in the order of QA_COLUMNS (the last two for two heads), of
+    what ``head_numbers`` kept, (N, 4 H).
 
     confidence: of p over the heads the geometric mean, the product or the mean, 0..1. correct: every head's argmax is
     the gold one. loss, aum (gold logit minus largest other), el2n (norm of softmax minus one-hot): means over heads.
     """
-    gold = heads.gold[..., None]
-    log_p = heads.logits.log_softmax(dim=-1)
-    gold_log_p = log_p.gather(-1, gold).squeeze(-1)
-    p = gold_log_p.exp()
-    top = heads.logits.topk(2, dim=-1)
-    is_top = top.indices[..., 0] == heads.gold
-    gold_logit = heads.logits.gather(-1, gold).squeeze(-1)
-    margin = gold_logit - torch.where(is_top, top.values[..., 1], top.values[..., 0])
-    # Not sqrt(1 - 2p + sum p^2): in float32 that loses everything when p is near 1.
-    others = log_p.exp().scatter(-1, gold, 0).square().sum(-1)
-    el2n = (torch.expm1(gold_log_p).square() + others).sqrt()
+    gold_log_p, largest, norm, right = np.moveaxis(
+        numbers.astype(np.float64).reshape(len(numbers), -1, len(OF_A_HEAD)), -1, 0)
+    p = np.exp(gold_log_p)
     if p.shape[1] == 1:
         confidence = p[:, 0]
     elif confidence_type == "mean":
-        confidence = p.mean(dim=1)
+        confidence = p.mean(axis=1)
     else:
-        product = p.prod(dim=1)
-        confidence = product.sqrt() if confidence_type == "geometric" else product
-    columns = [confidence, is_top.all(dim=1).float(), -gold_log_p.mean(1), margin.mean(1), el2n.mean(1)]
+        product = p.prod(axis=1)
+        confidence = np.sqrt(product) if confidence_type == "geometric" else product
+    # Not sqrt(1 - 2p + sum p^2): that loses everything when p is near 1.
+    el2n = np.hypot(np.expm1(gold_log_p), norm)
+    with np.errstate(invalid="ignore"):  # of logits that are no numbers any more
+        margin = (gold_log_p - largest).mean(axis=1)
+    columns = [confidence, right.min(axis=1), -gold_log_p.mean(axis=1), margin, el2n.mean(axis=1)]
     if p.shape[1] == 2:
         columns += [p[:, 0], p[:, 1]]
-    return torch.stack(columns, dim=1)
+    return np.stack(columns, axis=1).astype(np.float32)
+
+
+def confidences(heads: Heads, confidence_type: str = "geometric") -> torch.Tensor:
+    """Confidence of each row, (B,) float32, 0..1; see ``columns_of``."""
+    p = heads.log_p.gather(-1, heads.gold[..., None]).squeeze(-1).exp()
+    if p.shape[1] == 1 or confidence_type == "mean":
+        return p.mean(dim=1)
+    return p.prod(dim=1).sqrt() if confidence_type == "geometric" else p.prod(dim=1)
 
 
 def completion_statistics(outputs: Any, label_position: torch.Tensor | None = None) -> torch.Tensor:
@@ -186,8 +213,7 @@ class CartographyCallback(TrainerCallback):
         self.seconds = 0.0  # spent recording; on a GPU without the kernels' own time
         self._history: list[dict[str, np.ndarray]] = []  # finished epochs: columns over all examples, and "seen"
         self._values: torch.Tensor | None = None  # (rows, columns) of this epoch, on the device of the model
-        self._seen: torch.Tensor | None = None  # (rows,) bool
-        self._columns: tuple[str, ...] = QA_COLUMNS  # names of the columns of _values
+        self._columns: tuple[str, ...] = HEAD_COLUMNS  # names of the columns of _values, and maybe others behind them
         self._guessing: dict[str, float] | None = None  # of the training rows, where their gold decisions are columns
 
     # --- recording ---
@@ -214,17 +240,21 @@ class CartographyCallback(TrainerCallback):
     def record_heads(self, heads: Heads, row_index: torch.Tensor) -> None:
         """Take what is needed from one training forward pass; row_index (B,). No host synchronisation."""
         began = time.perf_counter()
-        statistics = row_statistics(Heads(heads.logits.detach(), heads.gold, heads.candidates), self.confidence_type)
-        self._store(statistics, row_index, QA_COLUMNS)
+        self._store(head_numbers(heads), row_index, HEAD_COLUMNS)
+        self.seconds += time.perf_counter() - began
+
+    @torch.no_grad()
+    def record_numbers(self, numbers: torch.Tensor, row_index: torch.Tensor) -> None:
+        """The same of ``head_numbers`` that were computed together with the loss; (B, 4 H)."""
+        began = time.perf_counter()
+        self._store(numbers, row_index, HEAD_COLUMNS)
         self.seconds += time.perf_counter() - began
 
     def _store(self, statistics: torch.Tensor, row_index: torch.Tensor, names: tuple[str, ...]) -> None:
-        if self._values is None or self._seen is None:
-            self._values = statistics.new_zeros(len(self.row_to_example), statistics.shape[1])
-            self._seen = torch.zeros(len(self.row_to_example), dtype=torch.bool, device=statistics.device)
+        if self._values is None:
+            self._values = statistics.new_full((len(self.row_to_example), statistics.shape[1]), UNSEEN)
             self._columns = names
         self._values.index_copy_(0, row_index, statistics)
-        self._seen.index_fill_(0, row_index, True)
 
     def attach(self, trainer: Trainer) -> CartographyCallback:
         """Connect to any Trainer whose training dataset is map-style; call before ``train``.
@@ -271,7 +301,7 @@ class CartographyCallback(TrainerCallback):
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: Any, **kwargs: Any) -> None:
         if args.n_gpu > 1:  # the library would split batches over threads
             raise UserError(ONE_PROCESS_PER_GPU)
-        self._history, self._values, self._seen = [], None, None
+        self._history, self._values = [], None
         gold = gold_decisions(getattr(kwargs.get("train_dataloader"), "dataset", None))
         counts = self.row_to_example >= 0
         if gold is not None and len(gold) == len(counts) and counts.any():
@@ -307,8 +337,7 @@ class CartographyCallback(TrainerCallback):
         arrays = {f"epoch{number}/{name}": column for number, epoch in enumerate(self._history, 1)
                   for name, column in epoch.items()}
         if merged is not None:
-            arrays["values"], arrays["seen"] = merged
-            arrays["columns"] = np.array(self._columns)
+            arrays["values"], arrays["columns"] = merged[0], np.array(self._columns)
         with atomic(Path(args.output_dir) / f"checkpoint-{state.global_step}" / self.checkpoint_file) as temporary:
             np.savez(temporary, identity=self._identity(), **arrays)  # type: ignore[arg-type]
 
@@ -332,9 +361,10 @@ class CartographyCallback(TrainerCallback):
 
     def _merged(self) -> tuple[np.ndarray, np.ndarray] | None:
         """The current epoch's (values, seen) over all processes, each row from the first process that saw it."""
-        values, seen = self._values, self._seen
-        if values is None or seen is None:
+        values = self._values
+        if values is None:
             return None  # in no process: all train in step
+        seen = values[:, next(n for n, name in enumerate(self._columns) if name.endswith("correct"))] != UNSEEN
         group = torch.distributed
         if group.is_available() and group.is_initialized() and (world := group.get_world_size()) > 1:
             rank = group.get_rank()
@@ -343,14 +373,18 @@ class CartographyCallback(TrainerCallback):
             values = torch.where((owner == rank)[:, None], values, 0.0)
             group.all_reduce(values, group.ReduceOp.SUM)
             seen = owner < world
+            values = torch.where(seen[:, None], values, UNSEEN)
         return values.cpu().numpy(), seen.cpu().numpy()
 
     def _end_epoch(self, state: TrainerState) -> None:
         merged = self._merged()
-        self._values = self._seen = None
+        self._values = None
         if merged is None:
             return
-        self._history.append(_average_rows(*merged, self._columns, self.row_to_example, len(self.ids)))
+        values, names = merged[0], self._columns
+        if names == HEAD_COLUMNS:
+            values, names = columns_of(values, self.confidence_type), QA_COLUMNS
+        self._history.append(_average_rows(values, merged[1], names, self.row_to_example, len(self.ids)))
         if state.is_world_process_zero:
             rows = self.row_to_example >= 0
             unseen = len(np.unique(self.row_to_example[rows & ~merged[1]]))
@@ -389,11 +423,14 @@ class CartographyCallback(TrainerCallback):
             while f"{(prefix := f'epoch{len(self._history) + 1}/')}seen" in saved:
                 self._history.append({key.removeprefix(prefix): saved[key] for key in saved if key.startswith(prefix)})
             if "values" in saved:
-                self._columns = tuple(saved["columns"].tolist()) if "columns" in saved else QA_COLUMNS
-                self._values, self._seen = (torch.from_numpy(saved[name]).to(device) for name in ("values", "seen"))
+                if "seen" in saved:
+                    raise UserError(f"{checkpoint} was recorded by an earlier version of this recorder; finish the "
+                                    "training with that, or start again with --overwrite")
+                self._columns = tuple(saved["columns"].tolist())
+                self._values = torch.from_numpy(saved["values"]).to(device)
                 # The first process takes it all; the others go on from nothing, and _merged joins them again.
                 if torch.distributed.is_initialized() and torch.distributed.get_rank() > 0:
-                    self._seen.zero_()
+                    self._values.fill_(UNSEEN)
 
 
 class _WithRowIndex(torch.utils.data.Dataset):

@@ -103,7 +103,8 @@ def _heads(outputs: Any, batch: Batch) -> Heads:
     if not heads.logits.amax(dim=-1).isfinite().all():  # -inf alone is padding
         raise UserError("the model gives NaN or infinite logits: its training diverged; train it again")
     # In float32 a p of 1 - 1e-8 is 1, and the order of the examples that are learnt best would be lost.
-    return heads._replace(logits=heads.logits.double())
+    logits = heads.logits.double()
+    return heads._replace(logits=logits, log_p=logits.log_softmax(dim=-1))
 
 
 def _scores(heads: Heads, seen: Batch) -> Batch:
@@ -112,9 +113,8 @@ def _scores(heads: Heads, seen: Batch) -> Batch:
 
     from datamap.cartography.recorder import row_losses
 
-    log_p = heads.logits.log_softmax(dim=-1)
     gold = heads.gold[..., None]
-    error = log_p.exp().scatter_add(-1, gold, torch.full_like(log_p[..., :1], -1.0))
+    error = heads.log_p.exp().scatter_add(-1, gold, torch.full_like(heads.log_p[..., :1], -1.0))
     possible = heads.logits.masked_fill(~heads.candidates[:, None, :], -torch.inf).softmax(dim=-1)
     scores = {"entropy": torch.special.entr(possible).sum(dim=-1).mean(dim=1), "el2n": error.norm(dim=-1).mean(dim=1)}
     if seen:

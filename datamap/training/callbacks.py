@@ -125,12 +125,12 @@ class LossSoFar(TrainerCallback, ExportableState):
         since = getattr(self.trainer, "_total_loss_scalar", 0.0) + float(getattr(self.trainer, "_tr_loss", 0.0))
         return {"args": {}, "attributes": {"sum": None if self.before is None else self.before + since}}
 
-    def mean(self, mean_since: float) -> float | None:
-        """Over all steps, of the mean over those since the checkpoint; None where that cannot be told."""
-        steps, first = self.trainer.state.global_step, self.trainer._initial_global_step
+    def mean(self) -> float | None:
+        """Over all steps, at the end of the training; None where that cannot be told."""
+        steps = self.trainer.state.global_step
         if self.before is None or not steps:
             return None
-        return (self.before + mean_since * (steps - first)) / steps
+        return (self.before + self.trainer._total_loss_scalar) / steps
 
 
 class Manifests(TrainerCallback):

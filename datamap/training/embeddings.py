@@ -19,11 +19,14 @@ from datamap.core.progress import Progress
 from datamap.core.splits import Split
 from datamap.tasks.registry import TASKS, add_task_flags, task_of
 from datamap.training.models import check_whole_model, load_encoder
+from datamap.training.on_gpu import masks_without_waiting
 
 if TYPE_CHECKING:
     import datasets
     import torch
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+FETCHED_AT_ONCE = 64  # batches whose vectors a GPU keeps until they are fetched together
 
 logger = logging.getLogger(__name__)
 
@@ -73,35 +76,50 @@ def embedding_spans(
 
 def embedder(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, rows: datasets.Dataset, spans: np.ndarray,
-    batch_size: int,
+    batch_size: int, bf16: bool = True,
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """The order in which N rows are best embedded, and what embeds some of them: (m,) places to (m, P H) float32.
 
     spans: (N, P, 2), see ``pooled_spans``. The order goes from long to short, so that little is padded and memory
-    runs out at once or never. On a GPU in bfloat16.
+    runs out at once or never. bf16: compute in bfloat16 on a GPU, where vectors are fetched for many batches at once,
+    so that the host does not wait for each.
     """
     import torch
 
     accepted = inspect.signature(model.forward).parameters
     names = [name for name in tokenizer.model_input_names if name in rows.column_names and name in accepted]
     order = np.argsort(-np.asarray(rows["length"][:]), kind="stable")
-    device = model.device
+    device, on_gpu = model.device, model.device.type == "cuda"
     model.eval()
 
+    def moved(tensor: torch.Tensor) -> torch.Tensor:
+        return tensor.pin_memory().to(device, non_blocking=True) if on_gpu else tensor
+
+    def pooled(some: np.ndarray) -> torch.Tensor:
+        chosen = rows[some]
+        batch = tokenizer.pad({name: chosen[name] for name in names}, return_tensors="pt")
+        hidden = model(**{name: moved(values) for name, values in batch.items()}).last_hidden_state
+        return pool(hidden, moved(torch.from_numpy(spans[some])))
+
     def embed(places: np.ndarray) -> np.ndarray:
-        vectors = []
-        for first in range(0, len(places), batch_size):
-            some = places[first : first + batch_size]
-            chosen = rows[some]
-            batch = tokenizer.pad({name: chosen[name] for name in names}, return_tensors="pt").to(device)
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-                hidden = model(**batch).last_hidden_state
-                vectors.append(pool(hidden, torch.from_numpy(spans[some]).to(device)).cpu().numpy())
+        vectors, at_once = [], batch_size * batches_at_once(model)
+        for first in range(0, len(places), at_once):
+            # One block of autocast for all of them: it converts each weight once.
+            with torch.inference_mode(), masks_without_waiting(on_gpu), \
+                    torch.autocast(device.type, torch.bfloat16, enabled=on_gpu and bf16):
+                several = [pooled(places[place : place + batch_size])
+                           for place in range(first, min(first + at_once, len(places)), batch_size)]
+                vectors.append(torch.cat(several).cpu().numpy())
             if not np.isfinite(vectors[-1]).all():
                 raise UserError("the model gives NaN or infinite vectors: its training diverged; train it again")
         return np.concatenate(vectors)
 
     return order, embed
+
+
+def batches_at_once(model: PreTrainedModel) -> int:
+    """How many batches are embedded before their vectors are fetched."""
+    return FETCHED_AT_ONCE if model.device.type == "cuda" else 1
 
 
 # --- of extract_embeddings.py --------------------------------------------------------------------------------------
@@ -192,8 +210,9 @@ def write_embeddings(
     order, embed = embedder(model, tokenizer, rows, spans, batch_size)
     with atomic(path) as temporary, Progress("embedding", len(order), size=1) as progress:
         out = room_for_array(temporary, shape, np.float32)
-        for first in range(0, len(order), batch_size):
-            places = order[first : first + batch_size]
+        at_once = batch_size * batches_at_once(model)
+        for first in range(0, len(order), at_once):
+            places = order[first : first + at_once]
             out[places] = embed(places)
             progress.advance(len(places))
         out.flush()

@@ -16,7 +16,7 @@ from transformers import EvalPrediction, TrainerState, TrainingArguments
 from datamap.cartography.dynamics import read_dynamics
 from datamap.cartography.learning import guessing
 from datamap.cartography.metrics import compute_metrics
-from datamap.cartography.recorder import CartographyCallback, Heads, gold_decisions, heads_of, row_statistics
+from datamap.cartography.recorder import CartographyCallback, confidences, gold_decisions, heads_of
 from datamap.core.errors import UserError
 from datamap.core.files import write_csv
 from datamap.core.parquet import format_of
@@ -212,8 +212,8 @@ def _dropout(
     distribution, mean over heads (Gal & Ghahramani 2016, arXiv 1506.02142)."""
     confidence, mean = torch.zeros(()), torch.zeros(())
     for _ in range(drawn):
-        heads: Heads = heads_of(forward(trainer, batch), batch)
-        confidence = confidence.to(heads.logits.device) + row_statistics(heads, confidence_type)[:, 0] / drawn
+        heads = heads_of(forward(trainer, batch), batch)
+        confidence = confidence.to(heads.logits.device) + confidences(heads, confidence_type) / drawn
         mean = mean.to(heads.logits.device) + heads.logits.softmax(dim=-1) / drawn
     return torch.stack([confidence, torch.special.entr(mean).sum(dim=-1).mean(dim=1)], dim=1)
 

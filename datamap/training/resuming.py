@@ -48,7 +48,7 @@ MAY_CHANGE = {
     "gradient_checkpointing", "gradient_checkpointing_kwargs", "activation_checkpointing",
     "activation_checkpointing_kwargs", "activation_offloading", "torch_empty_cache_steps", "torch_compile",
     "torch_compile_backend", "torch_compile_mode", "dataset_num_proc", "per_device_eval_batch_size",
-    "eval_accumulation_steps", "eval_use_gather_object", "bf16_full_eval", "fp16_full_eval",
+    "eval_accumulation_steps", "eval_use_gather_object", "bf16_full_eval", "fp16_full_eval", "on_gpu",
 }
 # May change unless the best epoch is chosen, or the learning rate set, by what is measured on the way.
 WATCHING = {"eval_strategy", "eval_steps", "eval_delay", "eval_on_start", "eval_split", "max_eval_samples",

@@ -33,6 +33,14 @@ from datamap.training.data import (
 from datamap.training.evaluation import title_of
 from datamap.training.library_flags import check_batches, given_training_flags, library_arguments
 from datamap.training.models import learning_rate_of
+from datamap.training.on_gpu import (
+    buckets_of,
+    card_of_process,
+    chosen_for,
+    compile_flags,
+    how_compiled,
+    in_words,
+)
 from datamap.training.planted import PLANTED_FILE, place_of_planted, plants_errors
 
 if TYPE_CHECKING:
@@ -46,15 +54,22 @@ logger = logging.getLogger(__name__)
 
 
 def training_arguments(args: argparse.Namespace, task: Task) -> TrainingArguments:
-    import torch
+    """The library's arguments, with what is chosen for a GPU; that is noted in ``args``, for run_meta.json."""
     from transformers import TrainingArguments
 
     from datamap.cartography.recorder import ONE_PROCESS_PER_GPU
 
     given = given_training_flags(vars(args))
-    given.setdefault("dataloader_pin_memory", torch.cuda.is_available())
     if args.no_cuda:
         given["use_cpu"] = True
+    card = card_of_process(given.get("use_cpu", False))
+    chosen = chosen_for(card, given)
+    if card is not None:
+        args.on_gpu = {"card": card.name, **chosen}
+    given |= chosen
+    given.setdefault("dataloader_pin_memory", card is not None)
+    for name in compile_flags(given):  # our Trainer compiles
+        del given[name]
     if rate := learning_rate_of(args.model):
         given.setdefault("learning_rate", rate)
     if given.get("load_best_model_at_end") or "best" in given.get("save_strategy", "") or (
@@ -91,6 +106,7 @@ def build_trainer(
         task=data.task,
         **_what_it_trains_on(args, arguments, data, tokenizer, checkpoint),
     )
+    _speed_up(trainer, args)
     tell_in_lines(trainer)
     if data.held_out is not None:
         from datamap.training.held_out import HeldOutCallback
@@ -117,6 +133,30 @@ def build_trainer(
                                data.slices[watched.split], args.keep_top_epochs or 0, title_of(watched, args.model))
         )
     return trainer
+
+
+def _speed_up(trainer: CartographyTrainer, args: argparse.Namespace) -> None:
+    """Compile the steps where that is asked for or pays, and say what is done on a GPU."""
+    arguments, card = trainer.args, card_of_process(trainer.args.use_cpu)
+    if trainer.train_dataset is None:
+        return
+    sampler = trainer.length_sampler()
+    batches = -(-len(sampler) // (arguments.train_batch_size * arguments.world_size))
+    steps = arguments.max_steps if arguments.max_steps > 0 else (
+        batches / arguments.gradient_accumulation_steps * arguments.num_train_epochs)
+    trainer.compiled = how_compiled(
+        compile_flags(vars(args)), card, trainer.model, int(steps), arguments.gradient_accumulation_steps)
+    said = ""
+    if trainer.compiled is not None:
+        trainer.buckets = buckets_of(sampler.longest_of_batches(), longest=max(sampler.lengths))
+        how = " ".join(str(trainer.compiled[name]) for name in ("backend", "mode") if name in trainer.compiled)
+        said = f"steps are compiled ({how}) for batches of {', '.join(map(str, trainer.buckets))} tokens"
+    if card is not None:
+        chosen = {name: value for name, value in args.on_gpu.items() if name != "card"}
+        args.on_gpu |= {"compiled": trainer.compiled, "lengths": list(trainer.buckets)}
+        said = in_words(card, arguments, chosen) + ("; " + said) * bool(said)
+    if said:
+        logger.info(said)
 
 
 def _what_it_trains_on(
@@ -233,7 +273,7 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
     result = trainer.train(resume_from_checkpoint=checkpoint)
     whole = None if before is None else before + result.metrics["train_runtime"]
     # Both over all its processes.
-    metrics = {**result.metrics, "train_loss": losses.mean(result.training_loss), "training_seconds": whole}
+    metrics = {**result.metrics, "train_loss": losses.mean(), "training_seconds": whole}
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
     if not all(bool(parameter.isfinite().all()) for parameter in trainer.model.parameters()):
         raise UserError("training diverged: weights are no numbers any more; lower --learning_rate")

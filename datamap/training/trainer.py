@@ -5,8 +5,9 @@ To train with a loss of your own, subclass ``CartographyTrainer`` and override `
 
 from __future__ import annotations
 
+import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,11 +18,12 @@ from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from datamap.cartography import recorder
-from datamap.cartography.recorder import CartographyCallback, Heads, heads_of
+from datamap.cartography.recorder import CartographyCallback, Heads, head_numbers, heads_of
 from datamap.core.errors import UserError, first_line
 from datamap.core.hub import unreachable
 from datamap.tasks.base import Task
 from datamap.tasks.qa_features import PADDING
+from datamap.training.on_gpu import masks_without_waiting
 
 MAX_SMOOTHING = 0.3
 
@@ -94,6 +96,10 @@ class CartographyTrainer(RefusedSettings, Trainer):
         self.task = task
         self.dynamics = dynamics
         self.last_loss: torch.Tensor | None = None  # for who watches; not to be waited for in every step
+        self.compiled: dict[str, Any] | None = None
+        self.buckets: tuple[int, ...] = ()
+        self._size: int | None = None
+        self._step: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] | None = None
         self._smoothing, self._weights = (
             None if values is None else torch.as_tensor(values, dtype=torch.float32, device=self.args.device)
             for values in (smoothing, weights)
@@ -110,16 +116,75 @@ class CartographyTrainer(RefusedSettings, Trainer):
         num_items_in_batch: Any = None,
     ) -> Any:
         row_index = inputs["row_index"]
+        smoothing, weights = (None if values is None else values[row_index]
+                              for values in (self._smoothing, self._weights))
+        if self.compiled is not None and not return_outputs and len(row_index) == self.args.train_batch_size:
+            return self._compiled_loss(model, inputs, smoothing, weights)
         outputs = model(**self._model_inputs(inputs))
         heads = heads_of(outputs, inputs)
         if self.dynamics is not None:
             self.dynamics.record_heads(heads, row_index)
-        losses = self.row_losses(heads, None if self._smoothing is None else self._smoothing[row_index])
-        if self._weights is not None:
-            losses = losses * self._weights[row_index]
+        losses = self.row_losses(heads, smoothing)
+        if weights is not None:
+            losses = losses * weights
         loss = losses.mean()
         self.last_loss = loss.detach()
         return (loss, outputs) if return_outputs else loss
+
+    def _compiled_loss(
+        self, model: torch.nn.Module, inputs: Mapping[str, torch.Tensor], smoothing: torch.Tensor | None,
+        weights: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Forward pass, loss and what is recorded as one compiled function: one launch with CUDA graphs."""
+        if self._step is None:
+            self._step = self._compile(model)
+        torch.compiler.cudagraph_mark_step_begin()
+        batch = {name: values for name, values in inputs.items() if name != "row_index"}
+        loss, numbers = self._step(batch, smoothing, weights)
+        if self.dynamics is not None and numbers is not None:
+            self.dynamics.record_numbers(numbers, inputs["row_index"])
+        self.last_loss = loss.detach().clone()  # a CUDA graph writes the next loss to the same place
+        return loss
+
+    def _compile(self, model: torch.nn.Module) -> Callable[..., tuple[torch.Tensor, torch.Tensor | None]]:
+        assert self.compiled is not None
+        records = self.dynamics is not None
+
+        def step(
+            batch: dict[str, torch.Tensor], smoothing: torch.Tensor | None, weights: torch.Tensor | None
+        ) -> tuple[torch.Tensor, torch.Tensor | None]:
+            heads = heads_of(model(**self._model_inputs(batch)), batch)
+            numbers = head_numbers(heads) if records else None
+            losses = self.row_losses(heads, smoothing)
+            return (losses if weights is None else losses * weights).mean(), numbers
+
+        torch.compiler.reset()  # what earlier trainings of this process compiled counts towards the limit
+        try:
+            return torch.compile(step, **self.compiled)
+        except (ValueError, RuntimeError) as error:
+            raise UserError(f"--torch_compile refuses its settings: {first_line(error)}; see --torch_compile_backend, "
+                            "--torch_compile_mode") from error
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        self._step, self._size = None, None
+        with masks_without_waiting(self.args.device.type == "cuda"), _set_to_train_once(self.model):
+            return super().train(*args, **kwargs)
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """The library's estimate, which counts the weights of the model anew in every step: of a dozen layers that
+        takes a good part of the time in which a GPU is done with a batch of sentences."""
+        if self._size is None:
+            self._size = self.model.num_parameters(exclude_embeddings=True)
+        return 6 * inputs[self.model.main_input_name].numel() * self._size
+
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        collator: Any = self.data_collator
+        if self.buckets:
+            self.data_collator: Any = collator.to_lengths(self.buckets)
+        try:
+            return super().get_train_dataloader()
+        finally:
+            self.data_collator = collator  # evaluation pads to the longest
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
@@ -135,12 +200,30 @@ class CartographyTrainer(RefusedSettings, Trainer):
         names = self.processing_class.model_input_names  # type: ignore[union-attr]
         return {name: inputs[name] for name in names if name in inputs}
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
-        data = self.train_dataset if train_dataset is None else train_dataset
+    def length_sampler(self, data: Any = None) -> LengthGroupedSampler:
+        """The sampler of the training rows, or of ``data``."""
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        sampler = LengthGroupedSampler(data["length"][:], self.args.train_batch_size, seed)
+        rows = self.train_dataset if data is None else data
+        return LengthGroupedSampler(rows["length"][:], self.args.train_batch_size, seed)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler:
+        sampler = self.length_sampler(train_dataset)
         self.add_callback(SetEpoch(sampler))
         return sampler
+
+
+@contextmanager
+def _set_to_train_once(model: torch.nn.Module) -> Iterator[None]:
+    """Let ``model.train()``, which the Trainer calls in every step, walk through the modules only after ``eval()``."""
+    def train(mode: bool = True) -> torch.nn.Module:
+        return model if mode and model.training else type(model).train(model, mode)
+
+    model.eval()  # so that the first call reaches every module
+    model.train = train  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del model.train
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -159,6 +242,11 @@ class LengthGroupedSampler(Sampler[int]):
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
 
+    def longest_of_batches(self) -> list[int]:
+        """The longest row of each batch of an epoch."""
+        lengths = [self.lengths[row] for row in self]
+        return [max(lengths[first : first + self.batch_size]) for first in range(0, len(lengths), self.batch_size)]
+
 
 class SetEpoch(TrainerCallback):
     """Tells a sampler whose order is a function of ``epoch`` which one begins."""
@@ -171,13 +259,15 @@ class SetEpoch(TrainerCallback):
 
 
 class PadToLongest:
-    """Collate rows of ``task.features``, padded to the longest of the batch (to a multiple of 8 for tensor cores).
+    """Collate rows of ``task.features``, padded to the longest of the batch (to a multiple of 8 for tensor cores), or
+    to the next of a few lengths.
 
     model: of which the rows are. The padding stands on the right, unless its head reads the last position, as XLNet's.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, model: torch.nn.Module, multiple_of: int = 1):
         self.multiple_of = multiple_of
+        self.lengths: tuple[int, ...] = ()
         self.on_the_left = getattr(getattr(model, "sequence_summary", None), "summary_type", None) == "last"
         self.numbers = ("row_index", *task.targets)
         self.fill = {
@@ -187,8 +277,15 @@ class PadToLongest:
             "token_roles": PADDING,
         }
 
+    def to_lengths(self, lengths: Sequence[int]) -> PadToLongest:
+        """The same, padding to the next of these, ascending."""
+        other = copy.copy(self)
+        other.lengths = tuple(lengths)
+        return other
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
+        longest = next((length for length in self.lengths if length >= longest), longest)
         longest += -longest % self.multiple_of
         batch = {}
         for name, fill in self.fill.items():

@@ -170,6 +170,23 @@ def test_padding_and_batches_do_not_matter(models, dataset, whole, tmp_path):
     np.testing.assert_allclose(alone, np.load(whole / "embeddings.npy"), atol=2e-5)
 
 
+def test_vectors_of_several_batches_are_fetched_together(models, dataset, whole, tmp_path, monkeypatch):
+    """As on a GPU, where the host would wait for every batch: 8 rows are 4 batches, fetched three and one."""
+    from datamap.training import embeddings
+
+    fetched, fetch = [], torch.Tensor.cpu
+
+    def counted(tensor):
+        fetched.append(len(tensor))
+        return fetch(tensor)
+
+    monkeypatch.setattr(embeddings, "batches_at_once", lambda model: 3)
+    monkeypatch.setattr(torch.Tensor, "cpu", counted)
+    together, _ = extract(models["electra"], dataset, tmp_path / "out", "--batch_size", "2")
+    assert fetched == [6, 2]
+    np.testing.assert_allclose(together, np.load(whole / "embeddings.npy"), atol=2e-5)
+
+
 def test_metadata_says_what_was_embedded(models, dataset, whole, tmp_path):
     _, metadata = extract(models["electra"], dataset, tmp_path / "out", "--max_samples", "3")
     recorded = read_json(tmp_path / "out" / "run_meta.json")

@@ -1,0 +1,352 @@
+"""What is chosen for a GPU, steps that never wait for it, and compiled steps that learn and record the same.
+
+Without a card waits are counted by what makes the host wait: reading a number out of a tensor."""
+
+import json
+import os
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import run
+from datamap.core.files import read_json
+from datamap.training import on_gpu, running
+from datamap.training.arguments import parse_args
+from datamap.training.on_gpu import (
+    Card,
+    buckets_of,
+    card_of_process,
+    chosen_for,
+    compile_flags,
+    how_compiled,
+    masks_without_waiting,
+)
+from datamap.training.trainer import CartographyTrainer, LengthGroupedSampler, PadToLongest
+
+H200 = Card("made-up H200", bf16=True, cores=16)
+WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "unique2", "_unique2", "masked_select")
+
+
+class Waits(TorchDispatchMode):
+    """Counts what makes the host wait for the device; copies from and to it may too, which do not show on a CPU."""
+
+    def __init__(self):
+        super().__init__()
+        self.found = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket._qualified_op_name.removeprefix("aten::")
+        if name in WAITS:
+            self.found.append(name)
+        return func(*args, **(kwargs or {}))
+
+
+# --- what is chosen ------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_chosen_for_a_cpu():
+    assert chosen_for(None, {}) == {}
+    assert card_of_process(use_cpu=True) is None
+
+
+def test_what_is_chosen_for_a_card():
+    assert chosen_for(H200, {}) == {
+        "bf16": True, "logging_nan_inf_filter": False, "dataloader_pin_memory": True, "dataloader_num_workers": 4,
+        "dataloader_persistent_workers": True, "accelerator_config": {"non_blocking": True},
+    }
+    old = chosen_for(Card("made-up V100", bf16=False, cores=2), {})
+    assert "bf16" not in old and old["dataloader_num_workers"] == 1
+    alone = chosen_for(Card("made-up", bf16=True, cores=1), {})
+    assert "dataloader_num_workers" not in alone and "dataloader_persistent_workers" not in alone
+
+
+@pytest.mark.parametrize(("given", "left"), [
+    ({"bf16": False}, {"bf16"}),
+    ({"fp16": True}, {"bf16"}),
+    ({"dataloader_pin_memory": False}, {"dataloader_pin_memory", "accelerator_config"}),
+    ({"accelerator_config": "mine.json"}, {"accelerator_config"}),
+    ({"dataloader_num_workers": 0}, {"dataloader_num_workers", "dataloader_persistent_workers"}),
+    ({"logging_nan_inf_filter": True}, {"logging_nan_inf_filter"}),
+])
+def test_flags_that_are_given_win(given, left):
+    assert chosen_for(H200, given).keys() == chosen_for(H200, {}).keys() - left
+
+
+@pytest.fixture
+def task_and_argv(qa_dir, tiny_model, tmp_path):
+    return [
+        "--do_train", "--model", str(tiny_model), "--dataset", str(qa_dir), "--max_length", "48", "--doc_stride", "20",
+        "--max_train_samples", "6", "--num_train_epochs", "2", "--per_device_train_batch_size", "5", "--no_cuda",
+        "--save_strategy", "no",
+        "--learning_rate", "1e-3", "--enable_cartography", "--cartography_output_dir", str(tmp_path / "map"),
+        "--output_dir", str(tmp_path / "out"),
+    ]
+
+
+def test_the_library_takes_what_is_chosen(task_and_argv, monkeypatch, caplog):
+    """Made up is the card alone: the arguments are built, and said in a line, as they would be on one."""
+    from datamap.tasks.registry import get_task
+
+    monkeypatch.setattr(running, "card_of_process", lambda use_cpu: H200)
+    args = parse_args([flag for flag in task_and_argv if flag != "--no_cuda"] + ["--use_cpu"])
+    arguments = running.training_arguments(args, get_task("qa"))
+    assert arguments.bf16 and arguments.accelerator_config.non_blocking and not arguments.logging_nan_inf_filter
+    assert args.on_gpu["card"] == "made-up H200" and args.on_gpu["dataloader_num_workers"] == 4
+    line = on_gpu.in_words(H200, arguments, chosen_for(H200, {}))
+    assert "\n" not in line and "bf16, a fused optimizer, copies that do not wait, 4 loader workers" in line
+    args = parse_args([*task_and_argv, "--bf16", "false", "--dataloader_num_workers", "0"])
+    arguments = running.training_arguments(args, get_task("qa"))
+    assert not arguments.bf16 and arguments.dataloader_num_workers == 0
+    json.dumps(args.on_gpu)
+
+
+def test_a_run_on_a_card_says_what_it_chose_and_records_it(task_and_argv, monkeypatch, caplog, tmp_path):
+    """A card is made up, the training is on the CPU (in float32, without workers)."""
+    caplog.set_level("INFO")
+    monkeypatch.setattr(running, "card_of_process", lambda use_cpu: H200)
+    run.main([*task_and_argv, "--bf16", "false", "--dataloader_num_workers", "0", "--dataloader_pin_memory", "false"])
+    lines = [record.getMessage() for record in caplog.records if "made-up H200" in record.getMessage()]
+    assert len(lines) == 1 and "float32" in lines[0] and "0 loader workers" in lines[0]
+    recorded = read_json(tmp_path / "out" / "run_meta.json")["arguments"]["on_gpu"]
+    assert recorded["card"] == "made-up H200" and recorded["logging_nan_inf_filter"] is False
+    assert recorded["compiled"] is None and "bf16" not in recorded
+
+
+def test_nothing_of_a_card_is_said_or_recorded_on_a_cpu(task_and_argv):
+    from datamap.tasks.registry import get_task
+
+    args = parse_args(task_and_argv)
+    running.training_arguments(args, get_task("qa"))
+    assert not hasattr(args, "on_gpu")
+
+
+# --- waits ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_attention_mask_is_built_without_a_question(tiny_model):
+    """The same outputs, with padding and without; and what the library did is there again afterwards."""
+    from transformers import AutoModel
+    from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS as MASKS
+
+    before = MASKS["sdpa"]
+    model = AutoModel.from_pretrained(tiny_model).eval()
+    assert model.config._attn_implementation == "sdpa"
+    tokens = torch.randint(5, 40, (4, 12), generator=torch.Generator().manual_seed(0))
+    whole, padded = torch.ones_like(tokens), torch.ones_like(tokens)
+    padded[1:, 9:] = 0
+    for mask in (whole, padded, None):
+        with torch.no_grad(), Waits() as asked:
+            expected = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        with torch.no_grad(), masks_without_waiting(True), Waits() as waits:
+            found = model(input_ids=tokens, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+        assert waits.found == []
+        assert len(asked.found) == (mask is not None)  # what is spared
+    assert MASKS["sdpa"] is before
+
+
+def trained(argv, monkeypatch, count=False):
+    """Losses and shapes of the steps of a run, and what each waited for where it is counted, which is slow."""
+    losses, waits, shapes = [], [], []
+    step = CartographyTrainer.training_step
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        shapes.append(tuple(inputs["input_ids"].shape))
+        counted = Waits()
+        with counted if count else nullcontext():
+            loss = step(self, model, inputs, *args, **kwargs)
+        waits.append(counted.found)
+        losses.append(float(loss))
+        return loss
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CartographyTrainer, "training_step", training_step)
+        run.main(argv)
+    return SimpleNamespace(losses=losses, waits=waits, shapes=shapes)
+
+
+def dynamics_of(directory):
+    files = sorted(directory.glob("training_dynamics_epoch_*.json"))
+    return [read_json(file) for file in files]
+
+
+def assert_same_dynamics(one, other, tolerance=2e-4):
+    for first, second in zip(dynamics_of(one), dynamics_of(other), strict=True):
+        assert first["id"] == second["id"]
+        for name in first.keys() - {"id", "epoch"}:
+            np.testing.assert_allclose(second[name], first[name], rtol=tolerance, atol=tolerance, err_msg=name)
+
+
+def elsewhere(argv, place):
+    return [*argv, "--output_dir", str(place / "out"), "--cartography_output_dir", str(place / "map")]
+
+
+def test_a_step_asks_nothing(task_and_argv, monkeypatch, tmp_path):
+    """Forward, loss, recording, backward: nothing is read out of a tensor, where the library's mask would read one."""
+    usual = trained(elsewhere(task_and_argv, tmp_path / "usual"), monkeypatch, count=True)
+    with masks_without_waiting(True):
+        found = trained(elsewhere(task_and_argv, tmp_path / "spared"), monkeypatch, count=True)
+    assert all(waits == [] for waits in found.waits), found.waits
+    assert all(len(waits) == 1 for waits in usual.waits)  # the mask's; so the test sees a wait where there is one
+    np.testing.assert_allclose(found.losses, usual.losses, rtol=1e-4)
+    assert_same_dynamics(tmp_path / "usual/map", tmp_path / "spared/map")
+
+
+def test_a_whole_step_waits_once_at_most(task_and_argv, monkeypatch, tmp_path):
+    """With the library's own part of a step: the clipping, the optimizer, the check of the loss, the callbacks."""
+    from transformers import TrainerCallback
+
+    counts = []
+
+    class Count(TrainerCallback):
+        def on_step_begin(self, *args, **kwargs):
+            self.mode = Waits()
+            self.mode.__enter__()
+
+        def on_step_end(self, *args, **kwargs):
+            self.mode.__exit__(None, None, None)
+            counts.append(len(self.mode.found))
+
+    def build(*args, **kwargs):
+        trainer = build_trainer(*args, **kwargs)
+        trainer.add_callback(Count())
+        return trainer
+
+    build_trainer = run.build_trainer
+    monkeypatch.setattr(run, "build_trainer", build)
+    quiet = ["--logging_nan_inf_filter", "false", "--logging_strategy", "no"]
+    with masks_without_waiting(True):
+        run.main(elsewhere([*task_and_argv, *quiet], tmp_path / "a"))
+    spared, counts[:] = list(counts), []
+    run.main(elsewhere([*task_and_argv, "--logging_strategy", "no"], tmp_path / "b"))
+    assert max(spared) <= 1 and min(counts) >= 3, (spared, counts)
+
+
+def test_a_step_walks_through_the_model_no_more_than_it_must(task_and_argv, monkeypatch, tmp_path):
+    """The estimate of operations is the library's, and every module is in training mode, also after an evaluation."""
+    from transformers import Trainer
+
+    step, flops, modes, trainers = CartographyTrainer.training_step, [], [], []
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        loss = step(self, model, inputs, *args, **kwargs)
+        flops.append((self.floating_point_ops(inputs), Trainer.floating_point_ops(self, inputs)))
+        modes.append(all(module.training for module in model.modules()))
+        trainers.append(self)
+        return loss
+
+    monkeypatch.setattr(CartographyTrainer, "training_step", training_step)
+    run.main([*elsewhere(task_and_argv, tmp_path), "--eval_strategy", "steps", "--eval_steps", "2", "--eval_split",
+              "validation", "--max_eval_samples", "3"])
+    assert all(modes) and len(modes) > 4
+    assert all(ours == theirs > 0 for ours, theirs in flops)
+    assert "train" not in vars(trainers[0].model)
+
+
+# --- buckets and compiled steps --------------------------------------------------------------------------------------
+
+
+def padded_positions(lengths, buckets):
+    return sum(min(bucket for bucket in buckets if bucket >= length) for length in lengths)
+
+
+def test_buckets_are_the_best_there_are():
+    from itertools import combinations
+
+    rng = np.random.default_rng(0)
+    for most in (1, 2, 3, 4):
+        lengths = rng.integers(5, 90, size=40).tolist()
+        found = buckets_of(lengths, most=most)
+        possible = sorted({-(-length // 8) * 8 for length in lengths})
+        best = min(padded_positions(lengths, some) for some in combinations(possible, min(most, len(possible)))
+                   if some[-1] >= max(lengths))
+        assert padded_positions(lengths, found) == best and len(found) <= most
+        assert list(found) == sorted(found)
+    assert buckets_of([10, 10, 12], most=4) == (16,)
+    assert buckets_of([10, 20], most=4, longest=500) == (16, 24, 504)
+
+
+def test_batches_are_padded_to_the_next_length(tiny_model):
+    from transformers import AutoTokenizer
+
+    from datamap.tasks.registry import get_task
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    plain = PadToLongest(tokenizer, get_task("classification"), torch.nn.Linear(1, 1))
+    collate = plain.to_lengths((16, 32))
+    rows = [{"input_ids": [1] * size, "attention_mask": [1] * size, "row_index": size, "labels": 0}
+            for size in (3, 17, 40)]
+    assert [collate(rows[:upto])["input_ids"].shape[1] for upto in (1, 2, 3)] == [16, 32, 40]
+    assert plain(rows[:1])["input_ids"].shape[1] == 3
+
+
+def test_when_steps_are_compiled():
+    bert = type("Bert", (torch.nn.Module,), {"__module__": "transformers.models.bert"})()
+    steps = on_gpu.COMPILED_FROM
+    assert how_compiled({}, None, bert, 10 * steps, 1) is None  # never unasked on a CPU
+    assert how_compiled({}, H200, bert, steps - 1, 1) is None
+    assert how_compiled({"torch_compile": False}, H200, bert, 10 * steps, 1) is None
+    found = how_compiled({"torch_compile": True}, H200, bert, 1, 1)
+    assert found == {"backend": "inductor", "dynamic": False, "mode": "reduce-overhead"}
+    several = how_compiled({"torch_compile": True}, H200, bert, 1, 4)
+    assert several is not None and "mode" not in several  # gradients are summed up
+    assert how_compiled({"torch_compile_backend": "eager"}, None, bert, 1, 1) == {"backend": "eager", "dynamic": False}
+    own = type("Own", (torch.nn.Module,), {})()
+    assert how_compiled({}, H200, own, 10 * steps, 1) is None
+
+
+def test_long_trainings_on_a_card_are_compiled_unasked(monkeypatch):
+    monkeypatch.setattr(on_gpu, "can_compile", lambda model: True)
+    found = how_compiled({}, H200, torch.nn.Linear(1, 1), on_gpu.COMPILED_FROM, 1)
+    assert found is not None and found["mode"] == "reduce-overhead"
+
+
+def test_several_processes_compile_as_the_library_does(monkeypatch):
+    flags = {"torch_compile": True, "learning_rate": 1.0}
+    assert compile_flags(flags) == {"torch_compile": True}
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    assert compile_flags(flags) == {}
+
+
+def test_compiled_steps_in_buckets_learn_and_record_the_same(task_and_argv, monkeypatch, tmp_path):
+    """No dropout: the compiler's own kernels may draw other numbers. Odd batches at the end are not compiled."""
+    argv = [*task_and_argv, "--max_length", "128", "--max_train_samples", "24", "--per_device_train_batch_size", "7"]
+    plain = trained(elsewhere(argv, tmp_path / "plain"), monkeypatch)
+    compiled = trained(elsewhere([*argv, "--torch_compile_backend", "aot_eager"], tmp_path / "compiled"),
+                       monkeypatch)
+    np.testing.assert_allclose(compiled.losses, plain.losses, rtol=1e-4)
+    assert_same_dynamics(tmp_path / "plain/map", tmp_path / "compiled/map")
+    whole, before = ({shape for shape in each.shapes if shape[0] == 7} for each in (compiled, plain))
+    assert 2 <= len(whole) <= on_gpu.MOST_BUCKETS and len(before) > len(whole)
+    assert plain.losses[0] != plain.losses[-1]
+
+
+def test_buckets_alone_change_no_loss(task_and_argv, monkeypatch, tmp_path):
+    """Padding takes no probability and no loss."""
+    plain = trained(elsewhere(task_and_argv, tmp_path / "plain"), monkeypatch)
+    init = CartographyTrainer.__init__
+
+    def wide(self, *args, **kwargs):
+        init(self, *args, **kwargs)
+        self.buckets = (64,)
+
+    monkeypatch.setattr(CartographyTrainer, "__init__", wide)
+    padded = trained(elsewhere(task_and_argv, tmp_path / "padded"), monkeypatch)
+    assert {shape[1] for shape in padded.shapes} == {64} and {shape[1] for shape in plain.shapes} != {64}
+    np.testing.assert_allclose(padded.losses, plain.losses, rtol=1e-4)
+    assert_same_dynamics(tmp_path / "plain/map", tmp_path / "padded/map")
+
+
+def test_the_longest_of_batches_are_those_of_the_sampler():
+    sampler = LengthGroupedSampler([3, 9, 4, 8, 5, 1, 2], 2, seed=1)
+    rows = list(sampler)
+    expected = [max(sampler.lengths[row] for row in rows[first : first + 2]) for first in range(0, 7, 2)]
+    assert sampler.longest_of_batches() == expected
+
+
+def test_an_unknown_backend_is_refused_in_a_line(task_and_argv, refused):
+    assert "--torch_compile" in refused(run.main, *task_and_argv, "--torch_compile_backend", "no-such-backend")
