@@ -66,8 +66,8 @@ def build_parser() -> Parser:
                        "depends on it and on its prompt, not on the others in its batch")
     group.add_switch("--constrained", help="allow nothing but the JSON of an answer (needs llguidance)")
     group.add_argument("--compile", nargs="?", const=True, default=None, type=boolean, metavar="true|false",
-                       help="compile the step of one token, which changes no answer but by rounding (default: on a "
-                       "GPU where there is enough to answer; not of 4-bit weights)")
+                       help="compile the step of one token, which changes no answer but by rounding (default: "
+                       "false; it needs a GPU, and weights that are not of 4 bits)")
     group = parser.add_argument_group("results")
     group.add_argument("--predictions", metavar="FILE", help="score these outputs instead of a model's: JSON Lines or "
                        "a JSON list with id and output (null: no answer)")

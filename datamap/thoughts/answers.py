@@ -122,8 +122,8 @@ class Answerer:
         args = self.args
         if args.compile is not None:
             return args.compile
-        pays = -(-prompts // args.batch_size) * args.max_new_tokens >= STEPS_THAT_PAY
-        if compiles := self.can_compile and pays:
+        steps = -(-prompts // args.batch_size) * args.max_new_tokens
+        if compiles := self.can_compile and STEPS_THAT_PAY is not None and steps >= STEPS_THAT_PAY:
             logger.info("compiling the decoding step, once; --compile=false leaves it as it is")
         return compiles
 

@@ -36,8 +36,9 @@ SCHEMA = {
 }
 
 
-# Compiling costs the time of about so many steps of decoding on a GPU.
-STEPS_THAT_PAY = 1000
+# Compiling costs the time of so many steps of decoding on a GPU: from there on it is done unasked. None until
+# benchmarks/bench_gpu.py has measured that on a card.
+STEPS_THAT_PAY: int | None = None
 # Few widths of prompts: each takes a graph of its own.
 WIDTH = 64
 

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 MOST_WORKERS = 4  # that make batches: they are ahead of any card by then
 MOST_BUCKETS = 4  # lengths that batches are padded to, each of which is compiled by itself
 LENGTHS_OF = 8  # tensor cores take lengths by the eight
-# Steps from which a training on a GPU is compiled unasked: below that, compiling takes longer than it saves. To be set
-# by what benchmarks/bench_gpu.py measures.
-COMPILED_FROM = 20_000
+# Steps from which a training on a GPU is compiled unasked: below that, compiling takes longer than it saves. None
+# until benchmarks/bench_gpu.py has measured that on a card.
+COMPILED_FROM: int | None = None
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 
 logger = logging.getLogger(__name__)
@@ -129,7 +129,8 @@ def how_compiled(
     """
     if flags.get("torch_compile") is False:
         return None
-    if not flags and (card is None or steps < COMPILED_FROM or not can_compile(model)):
+    pays = card is not None and COMPILED_FROM is not None and steps >= COMPILED_FROM
+    if not flags and not (pays and can_compile(model)):
         return None
     backend, mode = flags.get("torch_compile_backend", "inductor"), flags.get("torch_compile_mode")
     # CUDA graphs write the gradients of each batch to the same place, so batches cannot be summed up there.

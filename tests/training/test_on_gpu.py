@@ -284,9 +284,11 @@ def test_batches_are_padded_to_the_next_length(tiny_model):
     assert plain(rows[:1])["input_ids"].shape[1] == 3
 
 
-def test_when_steps_are_compiled():
+def test_when_steps_are_compiled(monkeypatch):
     bert = type("Bert", (torch.nn.Module,), {"__module__": "transformers.models.bert"})()
-    steps = on_gpu.COMPILED_FROM
+    assert how_compiled({}, H200, bert, 10**9, 1) is None  # nobody has measured from where it pays
+    steps = 20_000
+    monkeypatch.setattr(on_gpu, "COMPILED_FROM", steps)
     assert how_compiled({}, None, bert, 10 * steps, 1) is None  # never unasked on a CPU
     assert how_compiled({}, H200, bert, steps - 1, 1) is None
     assert how_compiled({"torch_compile": False}, H200, bert, 10 * steps, 1) is None
@@ -301,7 +303,8 @@ def test_when_steps_are_compiled():
 
 def test_long_trainings_on_a_card_are_compiled_unasked(monkeypatch):
     monkeypatch.setattr(on_gpu, "can_compile", lambda model: True)
-    found = how_compiled({}, H200, torch.nn.Linear(1, 1), on_gpu.COMPILED_FROM, 1)
+    monkeypatch.setattr(on_gpu, "COMPILED_FROM", 20_000)
+    found = how_compiled({}, H200, torch.nn.Linear(1, 1), 20_000, 1)
     assert found is not None and found["mode"] == "reduce-overhead"
 
 
