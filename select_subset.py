@@ -18,7 +18,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from datamap.core.artifacts import recorded_task, stage
 from datamap.core.errors import UserError, command_line
@@ -40,6 +39,8 @@ logger = logging.getLogger(__name__)
 @command_line
 def main(argv: Sequence[str] | None = None) -> None:
     args = parse_args(argv)
+    import pandas as pd  # after mistakes in the flags, which are answered at once
+
     if args.list:
         print(described())
         return

@@ -295,6 +295,12 @@ def test_pandas_keeps_what_our_filter_keeps(bench, tmp_path):
     assert 100 < ours["kept"] == theirs["kept"] < 200
 
 
+def test_no_help_waits_for_a_heavy_library(bench):
+    heavy_libraries = bench("rows.processes").heavy_libraries
+    loaded = {file.name: heavy_libraries(file.name) for file in REPOSITORY.glob("*.py") if file.name != "helpers.py"}
+    assert len(loaded) == 13 and not any(loaded.values()), loaded
+
+
 def test_long_documents_hold_the_paragraph_of_their_question(bench):
     rows = qa_rows(60, sentences=3)
     for row in rows[:20]:

@@ -21,7 +21,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from datamap.analysis.clusters import load_embeddings
 from datamap.cartography.dynamics import read_dynamics
@@ -186,6 +185,8 @@ def _embeddings(candidates: Candidates) -> np.ndarray:
 
 def _read_embeddings(candidates: Candidates) -> np.ndarray:
     """What extract_embeddings.py wrote, its rows in our order."""
+    import pandas as pd
+
     directory = candidates.args.embedding_dir
     embeddings = load_embeddings(directory)
     changed = check_same_dataset(directory, embeddings.ids, candidates.split)
@@ -422,6 +423,8 @@ def _model_score(candidates: Candidates, name: str) -> np.ma.MaskedArray:
 
 def trained_model(candidates: Candidates, rows: np.ndarray | None) -> Path:
     """The directory of a model that run.py trained on some rows (None: all) for --warmup_epochs; kept in the cache."""
+    import pandas as pd
+
     args, split, sizes = candidates.args, candidates.split, candidates.sizes
     settings = read_mapping(args.training_config) if args.training_config else {}
     model = {"name": args.model} if args.model in models.SCRATCH_MODELS else model_key(args.model, args.no_cuda)
@@ -467,6 +470,8 @@ def _cartography(candidates: Candidates, name: str) -> np.ndarray:
 @feature("losses", flags=("cartography_dir",))
 def _losses(candidates: Candidates) -> np.ndarray:
     """(n, epochs) loss of each example in each epoch, nats; masked where it was recorded in none."""
+    import pandas as pd
+
     path, ids = candidates.args.cartography_dir, candidates.ids
     epochs, known = [], set[str]()
     for content in read_dynamics(path):

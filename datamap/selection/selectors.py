@@ -14,9 +14,9 @@ A masked example is never chosen. Taxonomy of selectors: arXiv 2408.02085. To ad
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.flags import fraction, positive_int
@@ -43,6 +43,9 @@ from datamap.selection.base import (
     without_scores,
 )
 from datamap.selection.text_metrics import METRICS
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 ROWS_AT_ONCE = 8192  # of embeddings, which may be a memory map
 SPREADS = "kcenter"  # the member of a fusion that weighs by distance instead of a score
@@ -242,6 +245,8 @@ def _wrong_strata(settings: Settings) -> str | None:
                  Setting("bins", 3, "quantiles of each metric of --strata", {"type": positive_int, "metavar": "N"})))
 def _stratified(features: Features, k: int, rng: np.random.Generator, settings: Settings) -> Picks:
     """From each stratum its proportional quota, evenly spaced in the order of its attributes."""
+    import pandas as pd
+
     bins, names, within = [], [], [np.arange(len(features))]
     for name in settings.strata:
         values = features[name]
@@ -448,6 +453,8 @@ def select(
     remainder, and the selector works within it. Raises UserError when a feature is NaN somewhere, when k is not within
     1..n, and with the number when the selector leaves fewer than k, unless the settings say ``fill``.
     """
+    import pandas as pd
+
     settings = settings or Settings()
     selector, n = SELECTORS[name], len(features)
     if selector.kind == "hybrid" and not settings.members:
@@ -489,6 +496,8 @@ def rejected(features: Features, name: str, chosen: pd.DataFrame, settings: Sett
 
     A selector that ranks says the place of each; one that picks has none for them.
     """
+    import pandas as pd
+
     selector = SELECTORS[name]
     rows = np.flatnonzero(~np.isin(np.array(features.ids, dtype=object), chosen["id"].to_numpy(dtype=object)))
     scores, reasons = np.full(len(rows), np.nan), [f"not among the {len(chosen):,} that {name} picks"] * len(rows)
