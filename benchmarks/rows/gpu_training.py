@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from timing import Clock, Found, Measure, Setting, in_turn, peer, ratio, timed
 
+from datamap.core.errors import first_line
 from datamap.core.files import write_jsonl
 from datamap.core.flags import DEFAULT_SEED
 from datamap.training.on_gpu import buckets_of
@@ -255,9 +256,10 @@ class OnCard(Trainings):
             try:
                 with time_limit(COMPILING if self.on_card else None):
                     compiled = self.speed(self.our_trainer(compiled=True), warm_up=-(-self.rows // self.batch_size))
-            except TimeoutError:
+            except Exception as error:  # the compiler wraps what it meets, the end of its time too; told, as a note
                 compiled = None
-                notes = [*notes, f"{COMPILED} is not measured: it took longer than the {COMPILING} seconds it may"]
+                notes = [*notes, f"{COMPILED} is not measured, within the {COMPILING} seconds it may take: "
+                                 f"{type(error).__name__}: {first_line(error):.200}"]
         if compiled is not None:
             bare = float(np.median(speeds[BARE]))
             measures += [Measure(COMPILED, [compiled], " rows/s"),

@@ -77,6 +77,15 @@ class Table:
                             "is missing or no finite number; filter by another column, or make the file again")
         return np.where(self.row_of >= 0, values[self.row_of], np.nan)
 
+    def where_known(self, column: str) -> Table:
+        """The table without the rows that have no value in a column."""
+        if column not in self.whole:
+            return self
+        known = self.whole[column].notna().to_numpy()
+        place = np.where(known, np.cumsum(known) - 1, -1)
+        row_of = np.where(self.row_of >= 0, place[self.row_of], -1)
+        return dataclasses.replace(self, whole=self.whole[known], row_of=row_of, listed=self.listed & (row_of >= 0))
+
     def is_in_category(self, category: str) -> np.ndarray:
         """bool (n,), False where an example has no row."""
         return (self.whole["category"] == category).to_numpy(dtype=bool)[self.row_of] & (self.row_of >= 0)
@@ -402,8 +411,8 @@ class ClusterFilter(Filter, block="cluster"):
 class MetricFilter(_MetricsFilter, block="metric"):
     """Keep min <= metric <= max, or drop ``drop_fraction`` of the examples at one end, "lowest" or "highest".
 
-    ``metric`` is a column of the cartography metrics, of a joint map also ``stability`` and the standard deviations
-    over its runs; never_learned counts as 0 or 1. Of n examples with metrics
+    ``metric`` is a column of the cartography metrics, of a joint map also ``stability``, ``n_runs``,
+    ``confidence_sd`` and ``variability_sd``; never_learned counts as 0 or 1. Of n examples with metrics
     floor(drop_fraction * n) are dropped; of equal ones the first by id.
     """
 
@@ -424,6 +433,11 @@ class MetricFilter(_MetricsFilter, block="metric"):
 
     def says_what_to_keep(self) -> bool:
         return self.min is not None
+
+    def read(self, joined: JoinedDataset) -> Table:
+        table = super().read(joined)
+        # An example of one run has no stability and no spread: it counts as one that the file does not know.
+        return table.where_known(self.metric) if self.metric in JOINT_COLUMNS else table
 
     def judge(self, table: Table, among: np.ndarray) -> tuple[Reasons, Thresholds]:
         values = table.numbers(self.metric)

@@ -16,7 +16,7 @@ import numpy as np
 from datamap.cartography.dynamics import MADE_BY, confidences, epoch_blocks, holds_dynamics, streamed_files
 from datamap.cartography.learning import Learning
 from datamap.cartography.maps import write_map
-from datamap.cartography.metrics import METRICS_FILE, compute_metrics, metric_blocks
+from datamap.cartography.metrics import JOINT_COLUMNS, METRIC_COLUMNS, METRICS_FILE, compute_metrics, metric_blocks
 from datamap.cartography.settling import ByEpoch
 from datamap.core.artifacts import artifact_file
 from datamap.core.files import atomic
@@ -82,7 +82,8 @@ class Streamed(NamedTuple):
 
 def to_stream(source: Path, artifact_format: str | None) -> Streamed | None:
     """The Parquet files of a directory that become Parquet again; None where they are to become something else, or
-    the metrics are text, or the epochs are not of the same examples (``streamed_files``)."""
+    the metrics are text or have columns of their own, or the epochs are not of the same examples
+    (``streamed_files``). UserError for what no map can be made of."""
     metrics = None
     if not holds_dynamics(source):
         return None
@@ -93,12 +94,19 @@ def to_stream(source: Path, artifact_format: str | None) -> Streamed | None:
     if (files := streamed_files(source)) is None:
         return None
     with open_parquet(files[0][1]) as file:
-        if format_for(file.metadata.num_rows, artifact_format) != "parquet":
+        if not file.metadata.num_rows or format_for(file.metadata.num_rows, artifact_format) != "parquet":
             return None
-    if metrics is None:
-        return Streamed(files, None, ())
-    with open_parquet(metrics) as file:
-        return Streamed(files, metrics, file.schema_arrow.names)
+    columns: Sequence[str] = ()
+    if metrics is not None:
+        with open_parquet(metrics) as file:
+            columns = file.schema_arrow.names
+        if not set(columns) <= {"id", *METRIC_COLUMNS, *JOINT_COLUMNS}:
+            return None  # what others have added may have gaps, and so another type in each block
+        for _ in metric_blocks(metrics):  # what is wrong with them is told before the old map is taken away
+            pass
+    for _ in epoch_blocks(files):
+        pass
+    return Streamed(files, metrics, columns)
 
 
 def stream_again(

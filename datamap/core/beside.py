@@ -7,6 +7,7 @@ import pickle
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -29,22 +30,22 @@ def begin(works: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
 
     forked = multiprocessing.get_context("fork")
     receives, sends = forked.Pipe(duplex=False)
-    process = forked.Process(target=_work, args=(works, sends), daemon=True)
+    process = forked.Process(target=_work, args=(works, receives, sends), daemon=True)
     process.start()
     sends.close()
-    done: list[tuple[bool, Any]] = []
+    done: list[bytes] = []
     lock = threading.Lock()
 
     def wait_for(place: int) -> Any:
         with lock:
             while len(done) <= place:
                 try:
-                    done.append(pickle.loads(receives.recv_bytes()))
+                    done.append(receives.recv_bytes())
                 except EOFError:
                     process.join()
                     raise RuntimeError("the process of a second core ended before its work was done: exit status "
                                        f"{process.exitcode}; out of memory?") from None
-        went_well, found = done[place]
+        went_well, found = pickle.loads(done[place])
         if not went_well:
             raise found
         return found
@@ -52,12 +53,17 @@ def begin(works: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:
     return [lambda place=place: wait_for(place) for place in range(len(works))]  # type: ignore[misc]
 
 
-def _work(works: Sequence[Callable[[], Any]], sends: Any) -> None:
+def _work(works: Sequence[Callable[[], Any]], receives: Any, sends: Any) -> None:
+    receives.close()  # else nobody would tell this process that its parent is gone
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told of it, and ends this process
     for work in works:
         try:
             outcome = pickle.dumps((True, work()), pickle.HIGHEST_PROTOCOL)
         except Exception as error:  # raised where its result is waited for
+            error.add_note(f"in the process of a second core:\n{traceback.format_exc()}")
             outcome = pickle.dumps((False, error))
-        sends.send_bytes(outcome)
+        try:
+            sends.send_bytes(outcome)
+        except BrokenPipeError:  # whoever asked is gone
+            return
     sends.close()

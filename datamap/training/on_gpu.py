@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from datamap.core.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -25,6 +27,7 @@ LENGTHS_OF = 8  # tensor cores take lengths by the eight
 # Steps from which a training on a GPU is compiled unasked: below that, compiling takes longer than it saves. None
 # until benchmarks/bench_gpu.py has measured that on a card.
 COMPILED_FROM: int | None = None
+WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 
 logger = logging.getLogger(__name__)
@@ -59,7 +62,9 @@ def chosen_for(card: Card | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """
     if card is None:
         return {}
-    chosen: dict[str, Any] = {"logging_nan_inf_filter": False, "dataloader_pin_memory": True}
+    chosen: dict[str, Any] = {"dataloader_pin_memory": True}
+    if not given.get("fp16"):  # whose scaler skips steps of which the loss is no number
+        chosen["logging_nan_inf_filter"] = False
     if card.bf16 and not given.get("fp16"):
         chosen["bf16"] = True
     if workers := min(MOST_WORKERS, card.cores - 1):
@@ -134,6 +139,9 @@ def how_compiled(
         return None
     backend, mode = flags.get("torch_compile_backend", "inductor"), flags.get("torch_compile_mode")
     # CUDA graphs write the gradients of each batch to the same place, so batches cannot be summed up there.
+    if mode in WITH_GRAPHS and card is not None and accumulated > 1:
+        raise UserError(f"--torch_compile_mode {mode} keeps gradients where the next batch overwrites them, and "
+                        f"--gradient_accumulation_steps {accumulated} sums them up: leave one of them out")
     if mode is None and backend == "inductor" and card is not None and accumulated == 1:
         mode = "reduce-overhead"
     return {"backend": backend, "dynamic": False} | ({"mode": mode} if mode else {})

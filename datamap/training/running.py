@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from datamap.cartography.maps import CARTOGRAPHY_FILES
-from datamap.core.artifacts import stage
+from datamap.core.artifacts import model_meta, stage
 from datamap.core.errors import UserError, is_main_process
-from datamap.core.files import write_csv, write_json
+from datamap.core.files import nulls_for_nan, write_csv, write_json
 from datamap.core.parquet import format_of
 from datamap.core.splits import Split, with_column
 from datamap.core.tables import safe_to_open
@@ -64,6 +64,10 @@ def training_arguments(args: argparse.Namespace, task: Task) -> TrainingArgument
         given["use_cpu"] = True
     card = card_of_process(given.get("use_cpu", False))
     chosen = chosen_for(card, given)
+    if args.resume_from_checkpoint and not {"bf16", "fp16"} & given.keys():  # in the precision that it began in
+        began = (model_meta(args.output_dir) or {}).get("arguments", {}).get("on_gpu") or {}
+        chosen.pop("bf16", None)
+        chosen |= {"bf16": True} if began.get("bf16") else {}
     if card is not None:
         args.on_gpu = {"card": card.name, **chosen}
     given |= chosen
@@ -102,7 +106,8 @@ def build_trainer(
     trainer = CartographyTrainer(
         model=model, args=arguments, processing_class=tokenizer,
         eval_dataset=evaluation and evaluation.features, compute_metrics=evaluation,
-        data_collator=PadToLongest(tokenizer, data.task, model, 8 if arguments.bf16 or arguments.fp16 else 1),
+        data_collator=PadToLongest(tokenizer, data.task, model, 8 if arguments.bf16 or arguments.fp16 else 1,
+                                   args.max_length),
         task=data.task,
         **_what_it_trains_on(args, arguments, data, tokenizer, checkpoint),
     )
@@ -148,7 +153,8 @@ def _speed_up(trainer: CartographyTrainer, args: argparse.Namespace) -> None:
         compile_flags(vars(args)), card, trainer.model, int(steps), arguments.gradient_accumulation_steps)
     said = ""
     if trainer.compiled is not None:
-        trainer.buckets = buckets_of(sampler.longest_of_batches(), longest=max(sampler.lengths))
+        lengths = buckets_of(sampler.longest_of_batches(), longest=max(sampler.lengths))
+        trainer.buckets = tuple(sorted({min(length, args.max_length) for length in lengths}))
         how = " ".join(str(trainer.compiled[name]) for name in ("backend", "mode") if name in trainer.compiled)
         said = f"steps are compiled ({how}) for batches of {', '.join(map(str, trainer.buckets))} tokens"
     if card is not None:
@@ -281,7 +287,7 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
         metrics["cartography_seconds"] = trainer.dynamics.seconds
     trainer.save_model()  # with the tokenizer
     if is_main_process():
-        write_json(output / "train_metrics.json", metrics)
+        write_json(output / "train_metrics.json", nulls_for_nan(metrics))
         write_csv(output / "training_log.csv", training_log(trainer.state.log_history))
 
 

@@ -140,7 +140,13 @@ class CartographyTrainer(RefusedSettings, Trainer):
             self._step = self._compile(model)
         torch.compiler.cudagraph_mark_step_begin()
         batch = {name: values for name, values in inputs.items() if name != "row_index"}
-        loss, numbers = self._step(batch, smoothing, weights)
+        try:
+            loss, numbers = self._step(batch, smoothing, weights)
+        except RuntimeError as error:
+            if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+                raise
+            raise UserError(f"the steps of this training cannot be compiled here ({first_line(error):.200}); leave "
+                            "--torch_compile out") from error
         if self.dynamics is not None and numbers is not None:
             self.dynamics.record_numbers(numbers, inputs["row_index"])
         self.last_loss = loss.detach().clone()  # a CUDA graph writes the next loss to the same place
@@ -185,6 +191,11 @@ class CartographyTrainer(RefusedSettings, Trainer):
             return super().get_train_dataloader()
         finally:
             self.data_collator = collator  # evaluation pads to the longest
+
+    def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
+        """With persistent workers the library would give the first one again, whatever is to be evaluated."""
+        self._eval_dataloaders: dict[str, Any] = {}
+        return super().get_eval_dataloader(eval_dataset)
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
@@ -263,10 +274,12 @@ class PadToLongest:
     to the next of a few lengths.
 
     model: of which the rows are. The padding stands on the right, unless its head reads the last position, as XLNet's.
+    most: tokens that it has positions for.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, model: torch.nn.Module, multiple_of: int = 1):
-        self.multiple_of = multiple_of
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, model: torch.nn.Module, multiple_of: int = 1,
+                 most: int | None = None):
+        self.multiple_of, self.most = multiple_of, most
         self.lengths: tuple[int, ...] = ()
         self.on_the_left = getattr(getattr(model, "sequence_summary", None), "summary_type", None) == "last"
         self.numbers = ("row_index", *task.targets)
@@ -286,7 +299,8 @@ class PadToLongest:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
         longest = next((length for length in self.lengths if length >= longest), longest)
-        longest += -longest % self.multiple_of
+        rounded = longest + -longest % self.multiple_of
+        longest = max(longest, rounded if self.most is None else min(rounded, self.most))
         batch = {}
         for name, fill in self.fill.items():
             if name in rows[0]:

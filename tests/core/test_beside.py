@@ -2,9 +2,13 @@
 
 import os
 import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 
 from datamap.core import beside
 from datamap.core.errors import UserError
@@ -40,6 +44,45 @@ def test_a_result_that_cannot_be_sent_is_told(monkeypatch):
     with pytest.raises((AttributeError, TypeError), match="(?i)pickle|local"):
         bad()
     assert good() == "well"
+
+
+class Odd(Exception):
+    def __init__(self, one, two):  # what cannot be unpickled
+        super().__init__(f"{one} {two}")
+
+
+def test_what_cannot_be_read_moves_no_other_result(monkeypatch):
+    monkeypatch.setattr(beside, "second_core", lambda: True)
+
+    def odd():
+        raise Odd(1, 2)
+
+    first, second, third = beside.begin([odd, lambda: "second", lambda: "third"])
+    with pytest.raises(TypeError):
+        first()
+    assert (second(), third()) == ("second", "third")
+
+
+def test_it_ends_with_its_parent(tmp_path):
+    """Also when what it has to send is more than a pipe holds."""
+    program = """
+import os, signal, sys, time
+from datamap.core import beside
+beside.second_core = lambda: True
+beside.begin([lambda: bytes(10**7), lambda: open(sys.argv[1], "w").close()])
+import multiprocessing
+print(multiprocessing.active_children()[0].pid, flush=True)
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "reached"], cwd=REPOSITORY, capture_output=True,
+                          text=True, timeout=60)  # the pipes of its output end with the last process that has them
+    child = int(done.stdout)
+    for _ in range(100):
+        if not os.path.exists(f"/proc/{child}"):
+            break
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{child}") and not (tmp_path / "reached").exists()
 
 
 def test_a_process_that_is_killed_is_told(monkeypatch):

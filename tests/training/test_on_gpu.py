@@ -13,7 +13,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import run
+from datamap.core.artifacts import stage
+from datamap.core.errors import UserError
 from datamap.core.files import read_json
+from datamap.tasks.registry import get_task
 from datamap.training import on_gpu, running
 from datamap.training.arguments import parse_args
 from datamap.training.on_gpu import (
@@ -282,6 +285,54 @@ def test_batches_are_padded_to_the_next_length(tiny_model):
             for size in (3, 17, 40)]
     assert [collate(rows[:upto])["input_ids"].shape[1] for upto in (1, 2, 3)] == [16, 32, 40]
     assert plain(rows[:1])["input_ids"].shape[1] == 3
+
+
+def test_workers_that_stay_evaluate_what_they_are_asked_to(tmp_path):
+    """As they are chosen on a card: the library keeps the loader of what was evaluated first."""
+    argv = ["--do_eval", "--model", "tiny", "--dataset", "demo:clinical", "--no_cuda", "--max_eval_samples", "12",
+            "--eval_ablations", "none", "q_only", "--max_length", "64", "--doc_stride", "16"]
+    found = []
+    run.main([*MODEL_FOR_EVALUATION, "--output_dir", str(tmp_path / "model")])
+    for flags in ([], ["--dataloader_num_workers", "1", "--dataloader_persistent_workers", "true"]):
+        place = tmp_path / f"out{len(flags)}"
+        run.main([*argv, "--model", str(tmp_path / "model"), *flags, "--output_dir", str(place)])
+        found.append({file.name: file.read_text() for file in sorted(place.glob("eval_predictions*"))})
+    assert len(found[0]) == 2 and len(set(found[0].values())) == 2 and found[0] == found[1]
+
+
+MODEL_FOR_EVALUATION = ["--do_train", "--model", "tiny", "--dataset", "demo:clinical", "--no_cuda",
+                        "--max_train_samples", "40", "--max_length", "64", "--doc_stride", "16", "--learning_rate",
+                        "1e-2", "--num_train_epochs", "2"]
+
+
+def test_a_training_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypatch):
+    monkeypatch.setattr(running, "card_of_process", lambda use_cpu: H200)
+    for began, goes_on in (({}, False), ({"on_gpu": {"bf16": True}}, True)):
+        place = tmp_path / str(goes_on)
+        with stage(place, {"do_train": True, **began}, owns=()):
+            pass
+        argv = ["--do_train", "--dataset", "demo:clinical", "--use_cpu", "--output_dir", str(place)]
+        assert running.training_arguments(parse_args(argv), get_task("qa")).bf16
+        again = parse_args([*argv, "--resume_from_checkpoint"])
+        assert running.training_arguments(again, get_task("qa")).bf16 is goes_on
+
+
+def test_graphs_do_not_sum_up_gradients():
+    bert = type("Bert", (torch.nn.Module,), {"__module__": "transformers.models.bert"})()
+    flags = {"torch_compile_mode": "reduce-overhead"}
+    assert how_compiled(flags, H200, bert, 10, 1) is not None
+    with pytest.raises(UserError, match="--gradient_accumulation_steps 2 sums them up"):
+        how_compiled(flags, H200, bert, 10, 2)
+
+
+def test_batches_are_not_padded_beyond_the_positions(task_and_argv):
+    class Tokenizer:
+        pad_token_id, pad_token_type_id, model_input_names = 0, 0, ["input_ids"]
+
+    rows = [{"input_ids": [1] * 15, "token_roles": [1] * 15, "row_index": 0, "start_positions": 0, "end_positions": 0}]
+    widths = [PadToLongest(Tokenizer(), get_task("qa"), torch.nn.Linear(1, 1), 8, most)(rows)["input_ids"].shape[1]
+              for most in (None, 700, 15, 12)]
+    assert widths == [16, 16, 15, 15]
 
 
 def test_when_steps_are_compiled(monkeypatch):
