@@ -157,6 +157,17 @@ def test_later_stages_read_it_like_a_single_map(tmp_path, joined, split):
     assert (tmp_path / "analysis/question_type_analysis.csv").exists()
 
 
+@pytest.mark.parametrize("missing", ["keep", "drop"])
+def test_an_example_of_one_run_has_no_stability_to_filter_by(tmp_path, runs, split, missing):
+    joint = run(tmp_path / "joint", runs[0], runs[3])  # the fourth lacks the first ten
+    frame = load_map(joint)[0]
+    unknown = set(split.ids[:10])
+    assert frame["stability"].isna().sum() == 10
+    block = {"metric": {"metrics_path": str(joint), "metric": "stability", "min": 1.0, "missing": missing}}
+    agreed = set(frame.index[frame["stability"] == 1.0])
+    assert set(apply_filters(split, block)["id"]) == (agreed | unknown if missing == "keep" else agreed)
+
+
 def test_the_dynamics_are_means_over_the_runs_that_saw_an_example(joined, runs):
     own = [list(dataset_cartography.read_dynamics(path)) for path in runs]
     found = list(dataset_cartography.read_dynamics(joined))

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from unittest.mock import patch
 
@@ -303,6 +304,38 @@ def test_damage_is_one_line_in_every_stage(maps, split, tmp_path, capsys, name, 
         assert f"{name} cannot be read as Parquet (" in line
 
 
+def altered(maps, place, change):
+    """A copy of the map in Parquet, as others may leave it, whose metrics a function has changed."""
+    shutil.copytree(maps["parquet"], place)
+    (place / "run_meta.json").unlink()
+    table = pq.read_table(place / "cartography_metrics.parquet").to_pandas()
+    pq.write_table(pa.Table.from_pandas(change(table), preserve_index=False), place / "cartography_metrics.parquet")
+    return place
+
+
+def test_a_map_that_cannot_be_written_again_takes_the_old_one_not_away(maps, tmp_path, capsys):
+    odd = altered(maps, tmp_path / "odd", lambda table: table.assign(
+        confidence=[*table["confidence"][:-1], 1.5]))
+    output = tmp_path / "again"
+    dataset_cartography.main(["--cartography_dir", str(maps["parquet"]), "--artifact_format", "parquet",
+                              "--output_dir", str(output)])
+    before = {file.name: file.read_bytes() for file in output.iterdir()}
+    with pytest.raises(SystemExit) as ended:
+        dataset_cartography.main(["--cartography_dir", str(odd), "--artifact_format", "parquet",
+                                  "--output_dir", str(output)])
+    assert ended.value.code == 2 and "confidence of 1 examples" in capsys.readouterr().err
+    assert {file.name: file.read_bytes() for file in output.iterdir()} == before
+
+
+def test_columns_of_others_may_have_gaps_in_a_later_block(maps, tmp_path):
+    notes = pd.array([*range(N - 3), None, None, None], dtype="Int64")
+    theirs = altered(maps, tmp_path / "theirs", lambda table: table.assign(annotator=notes))
+    dataset_cartography.main(["--cartography_dir", str(theirs), "--artifact_format", "parquet",
+                              "--output_dir", str(tmp_path / "again")])
+    again = load_map(tmp_path / "again")[0]["annotator"]
+    assert again[: N - 3].tolist() == list(range(N - 3)) and again[N - 3 :].isna().all()
+
+
 def test_a_file_that_became_shorter_is_refused(maps, tmp_path, capsys):
     cut = tmp_path / "cut"
     cut.mkdir()
@@ -466,7 +499,7 @@ def test_writing_again_needs_no_more_than_a_block(maps, tmp_path, monkeypatch):
 
     monkeypatch.setattr(dynamics, "_checked_frame", counted)
     main(dataset_cartography, tmp_path / "map", "--cartography_dir", whole, "--artifact_format", "parquet")
-    assert sizes == [7] * 25 + [5] * 5
+    assert sizes == ([7] * 25 + [5] * 5) * 2  # to be checked, before the old map goes, and to be written
 
 
 @pytest.mark.parametrize("script, flags, message", [
