@@ -69,7 +69,7 @@ def test_what_is_chosen_for_a_card():
 
 @pytest.mark.parametrize(("given", "left"), [
     ({"bf16": False}, {"bf16"}),
-    ({"fp16": True}, {"bf16"}),
+    ({"fp16": True}, {"bf16", "logging_nan_inf_filter"}),
     ({"dataloader_pin_memory": False}, {"dataloader_pin_memory", "accelerator_config"}),
     ({"accelerator_config": "mine.json"}, {"accelerator_config"}),
     ({"dataloader_num_workers": 0}, {"dataloader_num_workers", "dataloader_persistent_workers"}),
