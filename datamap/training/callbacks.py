@@ -117,13 +117,23 @@ class LossSoFar(TrainerCallback, ExportableState):
         self.before: float | None = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        kept = state.stateful_callbacks.setdefault(type(self).__name__, {"attributes": {"sum": None}})
-        # None: a checkpoint of an older version.
-        self.before = kept["attributes"]["sum"] if state.global_step else 0.0
+        kept = state.stateful_callbacks.setdefault(type(self).__name__, {"attributes": {"sum": None}})["attributes"]
+        if state.global_step and "logged" in kept and hasattr(self.trainer, "_tr_loss"):
+            # The library's own sums go on where they were, so that no rounding tells that it was stopped.
+            self.before, self.trainer._total_loss_scalar = 0.0, kept["logged"]
+            self.trainer._tr_loss += kept["unlogged"]
+            self.trainer._globalstep_last_logged = kept["logged_at"]
+        else:  # None: a checkpoint of an older version
+            self.before = kept["sum"] if state.global_step else 0.0
 
     def state(self) -> dict[str, Any]:
-        since = getattr(self.trainer, "_total_loss_scalar", 0.0) + float(getattr(self.trainer, "_tr_loss", 0.0))
-        return {"args": {}, "attributes": {"sum": None if self.before is None else self.before + since}}
+        logged, unlogged = (float(getattr(self.trainer, name, 0.0)) for name in ("_total_loss_scalar", "_tr_loss"))
+        if self.before is None:
+            return {"args": {}, "attributes": {"sum": None}}
+        return {"args": {}, "attributes": {
+            "sum": self.before + logged + unlogged, "logged": self.before + logged, "unlogged": unlogged,
+            "logged_at": getattr(self.trainer, "_globalstep_last_logged", 0),
+        }}
 
     def mean(self) -> float | None:
         """Over all steps, at the end of the training; None where that cannot be told."""
