@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from timing import Clock, Found, Measure, Setting, in_turn, peer, ratio, timed
 
-from datamap.core.errors import first_line
+from datamap.core.errors import UserError, first_line
 from datamap.core.files import write_jsonl
 from datamap.core.flags import DEFAULT_SEED
 from datamap.training.on_gpu import buckets_of
@@ -251,12 +251,14 @@ class OnCard(Trainings):
                      ratio("ours / grouped by length", speeds[OURS], speeds[GROUPED]),
                      Measure("recording", [100 * (other / own - 1) for own, other in
                                            zip(speeds[OURS], speeds[UNRECORDED], strict=True)], " %", most=1.0)]
+        from torch._dynamo.exc import TorchDynamoException
+
         notes = self._waits(measures)
         with Clock() as clock:
             try:
                 with time_limit(COMPILING if self.on_card else None):
                     compiled = self.speed(self.our_trainer(compiled=True), warm_up=-(-self.rows // self.batch_size))
-            except Exception as error:  # the compiler wraps what it meets, the end of its time too; told, as a note
+            except (TimeoutError, TorchDynamoException, UserError) as error:  # the compiler wraps the end of its time
                 compiled = None
                 notes = [*notes, f"{COMPILED} is not measured, within the {COMPILING} seconds it may take: "
                                  f"{type(error).__name__}: {first_line(error):.200}"]
