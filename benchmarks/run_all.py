@@ -245,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     check_writable(args.output_dir)
     args.output_dir.mkdir(parents=True, exist_ok=True)
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # scripts start as they do for users, from the byte code
     done = [row for row in args.rows if args.resume and is_measured(row, args.output_dir)]
     to_do = [row for row in args.rows if row.measure is not None and row not in done]
     for row in args.rows:

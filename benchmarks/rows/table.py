@@ -51,7 +51,7 @@ FORMS = ("the library's question-answering example (dynamic padding, random batc
          "by length; padding to 512; a bare PyTorch loop over pre-tokenised, length-sorted tensors")
 ROWS = (
     Row(1, "training_qa", "training, examples a second, QA, policyqa, a real 6-layer encoder, recording on", FORMS,
-        "1.6 x; 1.0 x; 8 x; .95 x", 7.5, training.question_answering),
+        "1.6 x; 1.0 x; 8 x; .95 x", 12, training.question_answering),
     Row(2, "training_sentences", "the same for sentence pairs (sick_nli) and sentences (sst2), and for a small model",
         "as row 1, padding to 128", "1.2 x; .95 x of the bare loop", 6, training.sentences),
     Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 2.5, training.recording),

@@ -186,11 +186,27 @@ class Trainings:
 
 
 def question_answering(setting: Setting) -> Found:
-    dataset = sampled(setting, "policyqa", "qa", setting.dataset("policyqa", "demo:clinical"), setting.size(200, 8))
-    each = Trainings(setting, dataset, "qa", "minilm", 512)
+    from datamap.training.trainer import LengthGroupedSampler
+
+    source = setting.dataset("policyqa", "demo:clinical")
+    few, many = (Trainings(setting, sampled(setting, f"policyqa-{rows}", "qa", source, rows), "qa", "minilm", 512)
+                 for rows in (setting.size(200, 8), setting.size(800, 16)))
     bounds: dict[str, float | None] = {RANDOM: 1.6, GROUPED: 1.0, PADDED: 8.0, BARE: 0.95}
-    measures = each.compare(setting.size(3, 1), "policyqa", bounds, setting.size(512, int(each.lengths.max())))
-    return Found(measures, details=lengths_of(each))
+    measures = few.compare(setting.size(3, 1), "policyqa", bounds, setting.size(512, int(few.lengths.max())))
+    # Among few rows there are few of about one length, and a shuffle must not put the same rows together every time.
+    measures += many.compare(setting.size(2, 1), f"policyqa, {many.rows:,} rows", {BARE: 0.95}, 512)
+    for each in (few, many):
+        sampler = LengthGroupedSampler(each.lengths.tolist(), BATCH_SIZE, DEFAULT_SEED)
+        for side, order in ((OURS, list(sampler)), (BARE, np.argsort(each.lengths).tolist())):
+            measures.append(Measure(f"positions of batches / tokens of their rows, {each.rows:,} rows, {side}",
+                                    [padding(each.lengths, order)], " x"))
+    return Found(measures, details=lengths_of(few))
+
+
+def padding(lengths: np.ndarray, order: Sequence[int]) -> float:
+    """Positions that a training in this order computes, each batch padded to its longest row, for each token."""
+    batches = [lengths[order[first : first + BATCH_SIZE]] for first in range(0, len(order), BATCH_SIZE)]
+    return float(sum(len(batch) * batch.max() for batch in batches) / lengths.sum())
 
 
 def sentences(setting: Setting) -> Found:
