@@ -84,6 +84,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     from datamap.tasks import slices
 
     source = Path(args.training_dynamics or args.cartography_dir)
+    makes_map = bool(args.training_dynamics) or ".jsonl" in source.suffixes  # made elsewhere: it has no map yet
+    if format_of(args) and not makes_map:
+        raise UserError(f"--artifact_format is the form of a map that is written, and {source} is one already; leave "
+                        "it out, or write the map again with dataset_cartography.py")
     check_not_read(args.output_dir, source)
     check_no_recording(args.output_dir)
     if args.training_dynamics:
@@ -116,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         caption += f"\n{MEANS_NOTHING}"
     inputs = {"training_dynamics" if args.training_dynamics else "cartography": source}
     with stage(args.output_dir, args, owns=OWNS, inputs=inputs, datasets=[split and split.identity()]) as path:
-        if args.training_dynamics or ".jsonl" in source.suffixes:  # made elsewhere: it has no map yet
+        if makes_map:
             write_cartography(path, metrics, name, learning=known, artifact_format=format_of(args))
         if "correctness" in frame:
             plot_map_by_correctness(frame, path / "cartography_map_by_correctness.png", caption, cuts)

@@ -27,6 +27,7 @@ DECIDED = {
     "output_dir", "overwrite", "plot_format", "resume_from_checkpoint", "enable_cartography",
     "cartography_output_dir", "fold",
 }
+WITHOUT_TRAINING = {"max_length", "doc_stride", "no_cuda", "seed", "artifact_format"}  # of later stages too
 DECIDED_OF_CLUSTERS = {"help", "embedding_dir", "output_dir", "plot_format", "seed"}
 SHOWN = {
     "num_train_epochs": f"default: {EPOCHS}", "learning_rate": "default: 5e-5; tiny, lstm and lstm_reader: their own",
@@ -107,7 +108,7 @@ def _check(parser: Parser, args: argparse.Namespace) -> None:
             parser.error("--seed and --seeds exclude each other; the first of --seeds is the model's")
         if args.cartography_dir:
             parser.error("--seeds is for trainings, and --cartography_dir brings a finished map; leave one out")
-    if args.cartography_dir and (given := set(args.training) - {"max_length", "doc_stride", "no_cuda", "seed"}):
+    if args.cartography_dir and (given := set(args.training) - WITHOUT_TRAINING):
         parser.error(f"--{min(given)} is for a training, and --cartography_dir brings a finished one; leave one out")
     if (epochs := args.training.get("num_train_epochs", EPOCHS)) <= 0:
         parser.error(f"--num_train_epochs {epochs:g}: a map is of one epoch at least")

@@ -395,6 +395,13 @@ def clusters(split, tmp_path):
     return path
 
 
+def test_a_form_for_a_map_that_is_not_written_is_refused(maps, tmp_path, capsys):
+    line = refused(capsys, analyze_cartography, tmp_path / "out", "--cartography_dir", maps["json"],
+                   "--artifact_format", "parquet")
+    assert line.endswith(f"--artifact_format is the form of a map that is written, and {maps['json']} is one already; "
+                         "leave it out, or write the map again with dataset_cartography.py")
+
+
 def test_analyze_cartography_says_the_same(maps, tmp_path):
     in_either(maps, tmp_path, analyze_cartography, "--cartography_dir", tmp_path / "map", "--slice_by", "source")
 

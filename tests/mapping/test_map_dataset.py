@@ -196,6 +196,10 @@ def test_finished_artifacts_are_taken_up(made, tmp_path):
     said = call(*given, "--output_dir", tmp_path / "map")
     assert stages_of(said) == ["samples", "integrated", "unified", "suspects", "page"]
     assert content(tmp_path / "map") == content(directory)
+    said = call(*given, "--output_dir", tmp_path / "parquet", "--artifact_format", "parquet", "--skip", "samples",
+                "integrated", "suspects", "page")
+    assert stages_of(said) == ["unified"]
+    assert [path.suffix for path in (tmp_path / "parquet").rglob("unified_analysis.*")] == [".parquet"]
     # Its model is known.
     said = call(*given[:2], "--output_dir", tmp_path / "other", "--skip", "samples", *SMALL[6:8], "--no_cuda",
                 "--visualization_method", "pca")
