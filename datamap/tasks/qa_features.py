@@ -135,6 +135,9 @@ def _columns(
 ) -> dict[str, np.ndarray]:
     """Of windows and their tokens, all but the numbers of example and row."""
     example, length, begin, at, held, columns = windows
+    if not length.all():
+        raise UserError("an example has neither question nor context, and the tokenizer adds no tokens of its own; "
+                        "leave it out")
     first = np.cumsum(length) - length  # of a window, in the tokens of all
     place = np.arange(length.sum()) - np.repeat(first + at, length)  # of a token, in the window's part of the context
     inside = (place >= 0) & (place < np.repeat(held, length))

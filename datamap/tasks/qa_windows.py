@@ -7,6 +7,7 @@ the tokenizer's own call on pairs cuts them; this cost most of the time that the
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -17,6 +18,7 @@ from datamap.tasks.spans import whole_offsets
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+NAMES = {"input_ids", "token_type_ids", "attention_mask"}  # what a model may read of a window
 TOKENS_KEPT = 2**21  # of texts already tokenised: 25 MB
 
 
@@ -50,7 +52,7 @@ class Texts:
             for text, ids, pairs, encoding in columns:
                 offsets = _offsets(pairs)
                 if self.whole:
-                    offsets = whole_offsets(text, offsets, lambda encoding=encoding: encoding.tokens)
+                    offsets = whole_offsets(text, offsets, partial(getattr, encoding, "tokens"))
                 self._known[text] = np.array([ids, offsets[:, 0], offsets[:, 1]], dtype=np.int32)
                 self._kept += len(ids)
         return [self._known[text] for text in texts]
@@ -61,31 +63,11 @@ def _offsets(pairs: Sequence[tuple[int, int]]) -> np.ndarray:
 
 
 class _Frame(NamedTuple):
-    """What a tokenizer puts around a question and a context: before, between and behind them."""
+    """What a tokenizer puts before, between and behind a question and a context."""
 
     ids: list[list[int]]
-    types: list[list[int]]  # token_type_ids of the special tokens
-    text_types: tuple[int, int]  # of question and context
-
-
-def _frame(tokenizer: PreTrainedTokenizerBase, question: str, context: str) -> _Frame | None:
-    """As learnt from one pair; None where the pair is anything but its texts' own tokens in a frame."""
-    pair = tokenizer([question], [context], return_offsets_mapping=True, return_token_type_ids=True, verbose=False)
-    alone = tokenizer([question, context], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    sides, ids, types = pair.sequence_ids(0), pair["input_ids"][0], pair["token_type_ids"][0]
-    firsts = [sides.index(side) if side in sides else 0 for side in (0, 1)]
-    ends = [first + len(tokens) for first, tokens in zip(firsts, alone["input_ids"], strict=True)]
-    gaps = [slice(0, firsts[0]), slice(ends[0], firsts[1]), slice(ends[1], len(ids))]
-    around = [len(ids[gap]) for gap in gaps]
-    as_framed = [[None] * around[0], [0] * len(alone["input_ids"][0]), [None] * around[1],
-                 [1] * len(alone["input_ids"][1]), [None] * around[2]]
-    offsets = pair["offset_mapping"][0]
-    fits = sides == list(chain(*as_framed)) and tokenizer.num_special_tokens_to_add(pair=True) == sum(around)
-    for first, end, own, places in zip(firsts, ends, alone["input_ids"], alone["offset_mapping"], strict=True):
-        fits = fits and ids[first:end] == own and offsets[first:end] == places and len(set(types[first:end])) == 1
-    if not fits or any(place != (0, 0) for gap in gaps for place in offsets[gap]):
-        return None
-    return _Frame([ids[gap] for gap in gaps], [types[gap] for gap in gaps], (types[firsts[0]], types[firsts[1]]))
+    types: list[list[int]]  # token_type_ids of these
+    text_types: list[int]  # of question and context
 
 
 def windows_of(
@@ -93,45 +75,70 @@ def windows_of(
 ) -> Windows:
     """Windows of at most ``max_length`` tokens that share ``doc_stride`` tokens of their context.
 
-    known: the tokens of questions and of contexts. Equal to ``by_own_call``, which is asked where the tokenizer does
-    not put the texts' own tokens together, and where windows share nothing: some of the byte-level tokenizers then
-    give a window's first token other offsets than it has within the text.
+    known: the tokens of questions and of contexts. The result is that of ``by_own_call``. That is asked where the
+    tokenizer makes anything else of a pair than its texts' own tokens in a frame, or a question leaves no room; and
+    where windows share nothing, as their first token then has other offsets than within the text with some byte-level
+    tokenizers.
     """
-    tokenizer = known[0].tokenizer
-    texts = known[0](questions), known[1](contexts)
-    both = (row for row, (one, other) in enumerate(zip(*texts, strict=True)) if one.size and other.size)
-    probe = next(both, None)
-    frame = None if probe is None or not doc_stride else _frame(tokenizer, questions[probe], contexts[probe])
-    names = {"input_ids", "token_type_ids"} & set(tokenizer.model_input_names)
-    if frame is None or set(tokenizer.model_input_names) - names > {"attention_mask"}:
-        return by_own_call(questions, contexts, tokenizer, max_length, doc_stride)
+    tokenizer, texts = known[0].tokenizer, (known[0](questions), known[1](contexts))
+    both = (row for row, tokens in enumerate(zip(*texts, strict=True)) if all(each.size for each in tokens))
+    if doc_stride and (probe := next(both, None)) is not None:
+        frame = _frame(tokenizer, questions[probe], contexts[probe])
+        longest = max_length - doc_stride - (sum(map(len, frame.ids)) if frame else 0)
+        if frame and all(question.shape[1] < longest for question in texts[0]):
+            return _cut_out(frame, *texts, max_length, doc_stride, "token_type_ids" in tokenizer.model_input_names)
+    return by_own_call(questions, contexts, tokenizer, max_length, doc_stride)
 
-    # One row of tokens of everything there is, frame, questions, contexts; each window is five stretches of it.
-    special = [np.array([ids, [0] * len(ids), [0] * len(ids)], dtype=np.int32) for ids in frame.ids]
-    pieces = [*special, *texts[0], *texts[1]]
-    sizes = np.array([piece.shape[1] for piece in pieces])
-    firsts = np.cumsum(sizes) - sizes
+
+def _frame(tokenizer: PreTrainedTokenizerBase, question: str, context: str) -> _Frame | None:
+    """As learnt from one pair of texts that have tokens; None where the pair is not their own tokens in a frame."""
+    pair = tokenizer([question], [context], return_offsets_mapping=True, return_token_type_ids=True, verbose=False)
+    alone = tokenizer([question, context], add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    sides, ids, types, offsets = pair.sequence_ids(0), *(pair[name][0] for name in (
+        "input_ids", "token_type_ids", "offset_mapping"))
+    if not {0, 1} <= set(sides) or not set(tokenizer.model_input_names) <= NAMES:
+        return None
+    first = [sides.index(0), sides.index(1)]
+    end = [begin + len(tokens) for begin, tokens in zip(first, alone["input_ids"], strict=True)]
+    gaps = [slice(0, first[0]), slice(end[0], first[1]), slice(end[1], None)]
+    around = [[(None, token, (0, 0)) for token in ids[gap]] for gap in gaps]
+    own = [[(side, *token) for token in zip(alone["input_ids"][side], alone["offset_mapping"][side], strict=True)]
+           for side in (0, 1)]
+    framed = [*around[0], *own[0], *around[1], *own[1], *around[2]]
+    if (list(zip(sides, ids, offsets, strict=True)) != framed
+            or any(len(set(types[first[side] : end[side]])) > 1 for side in (0, 1))
+            or tokenizer.num_special_tokens_to_add(pair=True) != sum(map(len, around))):
+        return None
+    return _Frame([ids[gap] for gap in gaps], [types[gap] for gap in gaps], [types[begin] for begin in first])
+
+
+def _cut_out(
+    frame: _Frame, questions: list[np.ndarray], contexts: list[np.ndarray], max_length: int, doc_stride: int,
+    with_types: bool,
+) -> Windows:
+    """Each window is five stretches of one long row of tokens: the frame's three, all questions, all contexts."""
+    around = [np.array([ids, [0] * len(ids), [0] * len(ids)], dtype=np.int32) for ids in frame.ids]
+    pieces = [*around, *questions, *contexts]
+    size = np.array([piece.shape[1] for piece in pieces])
+    first = np.cumsum(size) - size
     of_question, of_context = slice(3, 3 + len(questions)), slice(3 + len(questions), None)
-    room = max_length - sizes[:3].sum() - sizes[of_question]  # for tokens of the context
-    advance = room - doc_stride
-    if (advance <= 0).any():
-        return by_own_call(questions, contexts, tokenizer, max_length, doc_stride)
-    count = 1 + np.maximum(0, -((room - sizes[of_context]) // advance))
+    room = max_length - size[:3].sum() - size[of_question]  # for the context, in a window
+    count = 1 + np.maximum(0, -((room - size[of_context]) // (room - doc_stride)))  # divided up
     example = np.repeat(np.arange(len(questions)), count)
-    begin = (np.arange(len(example)) - np.repeat(np.cumsum(count) - count, count)) * advance[example]
-    stretches = np.empty((2, len(example), 5), dtype=np.int64)  # first, size
-    stretches[:, :, 0::2] = np.stack([firsts[:3], sizes[:3]])[:, None]
-    stretches[:, :, 1] = firsts[of_question][example], sizes[of_question][example]
-    held = np.minimum(room[example], sizes[of_context][example] - begin)
-    stretches[:, :, 3] = firsts[of_context][example] + begin, held
-    first, size = stretches.reshape(2, -1)
-    taken = np.arange(size.sum()) + np.repeat(first - (np.cumsum(size) - size), size)
+    number = np.arange(len(example)) - np.repeat(np.cumsum(count) - count, count)
+    begin = number * (room - doc_stride)[example]
+    held = np.minimum(room[example], size[of_context][example] - begin)
+    stretches = np.empty((2, len(example), 5), dtype=np.int64)  # first and size
+    stretches[:, :, 0::2] = np.stack([first[:3], size[:3]])[:, None]
+    stretches[:, :, 1] = first[of_question][example], size[of_question][example]
+    stretches[:, :, 3] = first[of_context][example] + begin, held
+    firsts, sizes = stretches.reshape(2, -1)
+    taken = np.arange(sizes.sum()) + np.repeat(firsts - (np.cumsum(sizes) - sizes), sizes)
     ids, starts, ends = np.concatenate(pieces, axis=1)
-    columns = {"input_ids": ids[taken]}
-    if "token_type_ids" in names:
-        of_texts = np.repeat(frame.text_types, [sizes[of_question].sum(), sizes[of_context].sum()])
+    columns = {"input_ids": ids[taken], "offset_start": starts[taken], "offset_end": ends[taken]}
+    if with_types:
+        of_texts = np.repeat(frame.text_types, [size[of_question].sum(), size[of_context].sum()])
         columns["token_type_ids"] = np.array([*chain(*frame.types), *of_texts], dtype=np.int32)[taken]
-    columns |= {"offset_start": starts[taken], "offset_end": ends[taken]}
     return Windows(example, stretches[1].sum(axis=1), begin, stretches[1, :, :3].sum(axis=1), held, columns)
 
 
