@@ -12,7 +12,7 @@ import numpy as np
 from datamap.core.errors import UserError
 from datamap.core.files import parsed_json
 from datamap.core.progress import Progress
-from datamap.tasks.qa_windows import Texts, Windows, windows_of
+from datamap.tasks.qa_windows import TokenisedTexts, Windows, windows_of
 from datamap.tasks.spans import reads_as, visible
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def qa_features(
     numbers |= dict.fromkeys(["counts", "cut_answer"], "bool") | {"row_index": "int64"}
     schema = {name: datasets.List(datasets.Value(kind)) for name, kind in lists.items()}
     features = datasets.Features(schema | {name: datasets.Value(kind) for name, kind in numbers.items()})
-    known = Texts(tokenizer, whole=False), Texts(tokenizer, whole=True)
+    known = TokenisedTexts(tokenizer, whole=False), TokenisedTexts(tokenizer, whole=True)
     examples, tables, rows, cut = data.select_columns(["question", "context", "answers"]), [], 0, 0
     with Progress("tokenising", len(data)) as progress:
         for first in range(0, len(data), EXAMPLES_AT_ONCE):
@@ -122,7 +122,7 @@ def qa_features(
     return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=generate_random_fingerprint())
 
 
-def _cut_questions(questions: list[str], known: Texts, limit: int) -> tuple[list[str], int]:
+def _cut_questions(questions: list[str], known: TokenisedTexts, limit: int) -> tuple[list[str], int]:
     """Questions of at most ``limit`` tokens, and how many of them were longer."""
     tokens = known(questions)
     ends = [int(each[2, limit - 1]) if each.shape[1] > limit else None for each in tokens]

@@ -33,8 +33,8 @@ class Windows(NamedTuple):
     columns: dict[str, np.ndarray]  # (T,) int32: the tokenizer's; offset_start, offset_end, of contexts whole_offsets
 
 
-class Texts:
-    """Texts as their tokens, without special tokens: (3, n) int32, the ids, first characters and ends. What was seen
+class TokenisedTexts:
+    """TokenisedTexts as their tokens, without special tokens: (3, n) int32, the ids, first characters and ends. What was seen
     is kept, up to ``TOKENS_KEPT``. whole: with ``whole_offsets``."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, whole: bool):
@@ -71,7 +71,7 @@ class _Frame(NamedTuple):
 
 
 def windows_of(
-    questions: Sequence[str], contexts: Sequence[str], known: tuple[Texts, Texts], max_length: int, doc_stride: int,
+    questions: Sequence[str], contexts: Sequence[str], known: tuple[TokenisedTexts, TokenisedTexts], max_length: int, doc_stride: int,
 ) -> Windows:
     """Windows of at most ``max_length`` tokens that share ``doc_stride`` tokens of their context.
 

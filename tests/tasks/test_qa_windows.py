@@ -1,5 +1,7 @@
 """Windows cut out of texts tokenised once: those that the tokenizer itself makes of each pair."""
 
+from typing import Any
+
 import datasets
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ def as_data(rows):
 
 def slowly(rows, tokenizer, max_length, doc_stride):
     """Pair by pair, window by window, token by token."""
-    windows = []
+    windows: list[dict[str, Any]] = []
     for index, (question, context, answers) in enumerate(rows):
         pair = tokenizer([question.lstrip()], [context], truncation="only_second", max_length=max_length,
                          stride=doc_stride, return_overflowing_tokens=True, return_offsets_mapping=True)
@@ -98,7 +100,8 @@ def examples(draw):
     contexts = draw(st.lists(TEXTS, min_size=1, max_size=3))
     rows = []
     for _ in range(draw(st.integers(1, 6))):
-        context, answers = draw(st.sampled_from(contexts)), {"text": [], "answer_start": []}
+        context = draw(st.sampled_from(contexts))
+        answers: dict[str, list] = {"text": [], "answer_start": []}
         if context and draw(st.booleans()):
             first = draw(st.integers(0, len(context) - 1))
             text = context[first : first + draw(st.integers(1, 20))]
@@ -151,6 +154,6 @@ def test_windows_do_not_depend_on_what_is_kept_nor_on_the_batch(monkeypatch):
 
 
 def test_no_token_at_all_is_refused():
-    rows = [("", "", {"text": [], "answer_start": []})]
+    rows: list[Any] = [("", "", {"text": [], "answer_start": []})]
     with pytest.raises(UserError, match="neither question nor context"):
         get_task("qa").features(as_data(rows), tokenizer_of("no frame"), 40, 8)
