@@ -1,7 +1,7 @@
 """Questions and contexts as the tokens of overlapping windows, in flat arrays.
 
 Many questions share a context. Each text is tokenised once, by itself, and the windows are cut out of its tokens as
-the tokenizer's own call on pairs cuts them; this cost most of the time that the features of question answering took.
+the tokenizer's own call on pairs cuts them, which would tokenise the context again for every question.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Windows(NamedTuple):
 
 
 class TokenisedTexts:
-    """TokenisedTexts as their tokens, without special tokens: (3, n) int32, the ids, first characters and ends. What was seen
+    """Texts as their tokens, without special tokens: (3, n) int32, the ids, first characters and ends. What was seen
     is kept, up to ``TOKENS_KEPT``. whole: with ``whole_offsets``."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, whole: bool):
@@ -71,7 +71,8 @@ class _Frame(NamedTuple):
 
 
 def windows_of(
-    questions: Sequence[str], contexts: Sequence[str], known: tuple[TokenisedTexts, TokenisedTexts], max_length: int, doc_stride: int,
+    questions: Sequence[str], contexts: Sequence[str], known: tuple[TokenisedTexts, TokenisedTexts], max_length: int,
+    doc_stride: int,
 ) -> Windows:
     """Windows of at most ``max_length`` tokens that share ``doc_stride`` tokens of their context.
 
