@@ -121,6 +121,15 @@ def test_windows_are_those_of_the_tokenizer(name_and_tokenizer, rows, stride):
         assert ours == expected
 
 
+def test_answers_wherever_windows_begin_and_end(name_and_tokenizer):
+    tokenizer, context = name_and_tokenizer[1], " ".join(WORDS * 3)
+    places = [0, *(place + 1 for place, char in enumerate(context) if char == " ")]
+    rows = [("Where?", context, {"text": [context[first:end].strip()], "answer_start": [first]})
+            for first, end in zip(places, places[2:], strict=False)]
+    found = list(get_task("qa").features(as_data(rows), tokenizer, 44, 8))
+    assert len(found) > 2 * len(rows) and found == slowly(rows, tokenizer, 44, 8)
+
+
 def questions_over_two_contexts(count=40):
     contexts = [" ".join(WORDS * 3), " ".join(reversed(WORDS))]
     return [(f"{WORDS[row % len(WORDS)]}?", contexts[row % 2],
