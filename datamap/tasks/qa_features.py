@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-from collections import defaultdict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +12,13 @@ import numpy as np
 from datamap.core.errors import UserError
 from datamap.core.files import parsed_json
 from datamap.core.progress import Progress
-from datamap.tasks.spans import answer_tokens, whole_offsets
+from datamap.tasks.qa_windows import TokenisedTexts, Windows, windows_of
+from datamap.tasks.spans import reads_as, visible
 
 if TYPE_CHECKING:
     import datasets
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+    import pyarrow as pa
+    from transformers import PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ P_ONLY_QUESTION = "Find the answer in the passage."
 # What a token is to the answer (feature column ``token_roles``).
 PADDING, OTHER, CONTEXT, NO_ANSWER = 0, 1, 2, 3  # OTHER: question and separators. NO_ANSWER: the [CLS] position
 
+EXAMPLES_AT_ONCE = 500
 LONGEST_TEXT = 2**31  # characters; what lies beyond fits no column
 MIN_ADVANCE = 16  # consecutive windows advance by at least this many context tokens
 
@@ -79,6 +81,7 @@ def qa_features(
 ) -> datasets.Dataset:
     """The windows of ``QuestionAnswering.features`` (qa.py), whose docstring tells the columns."""
     import datasets
+    import pyarrow as pa
     from datasets.fingerprint import generate_random_fingerprint
 
     if not tokenizer.is_fast:
@@ -93,112 +96,96 @@ def qa_features(
     lists = dict.fromkeys([*tokenizer.model_input_names, "offset_start", "offset_end"], "int32")
     lists |= dict.fromkeys(["attention_mask", "token_roles"], "int8")
     numbers = dict.fromkeys(["example_index", "start_positions", "end_positions", "length"], "int64")
-    numbers |= dict.fromkeys(["counts", "cut_answer", "question_cut"], "bool")
+    numbers |= dict.fromkeys(["counts", "cut_answer"], "bool") | {"row_index": "int64"}
     schema = {name: datasets.List(datasets.Value(kind)) for name, kind in lists.items()}
-
-    def counted(examples: dict[str, list], indices: list[int]) -> dict[str, list]:
-        rows = _windows(examples, indices, tokenizer=tokenizer, max_length=max_length, doc_stride=doc_stride,
-                        question_limit=question_limit, ablation=ablation)
-        progress.advance(len(indices))
-        return rows
-
-    with Progress("tokenising", len(data), bar=None) as progress:
-        windows = data.select_columns(["question", "context", "answers"]).map(
-            counted,
-            with_indices=True,
-            batched=True,
-            batch_size=500,
-            remove_columns=["question", "context", "answers"],
-            # No cache: the library knows functions by name and would serve the windows of older code.
-            keep_in_memory=True,
-            load_from_cache_file=False,
-            new_fingerprint=generate_random_fingerprint(),  # what it would make of the function is read by nobody
-            features=datasets.Features(schema | {name: datasets.Value(kind) for name, kind in numbers.items()}),
-            desc="tokenising",
-        )
-    cut = len(set(np.asarray(windows["example_index"][:])[np.asarray(windows["question_cut"][:], dtype=bool)]))
+    features = datasets.Features(schema | {name: datasets.Value(kind) for name, kind in numbers.items()})
+    known = TokenisedTexts(tokenizer, whole=False), TokenisedTexts(tokenizer, whole=True)
+    examples, tables, rows, cut = data.select_columns(["question", "context", "answers"]), [], 0, 0
+    with Progress("tokenising", len(data)) as progress:
+        for first in range(0, len(data), EXAMPLES_AT_ONCE):
+            batch = examples[first : first + EXAMPLES_AT_ONCE]
+            questions = [question.lstrip() for question in batch["question"]]
+            if ablation == "p_only":
+                questions = [P_ONLY_QUESTION] * len(questions)
+            questions, shortened = _cut_questions(questions, known[0], question_limit)
+            windows = windows_of(questions, batch["context"], known, max_length, doc_stride)
+            columns = _columns(windows, batch["context"], batch["answers"], tokenizer.cls_token_id, ablation)
+            columns["example_index"] = windows.example + first
+            columns["row_index"] = np.arange(rows, rows := rows + len(windows.example))
+            tables.append(_table(columns, windows.length, features.arrow_schema))
+            cut += shortened
+            progress.advance(len(questions))
     if cut:
         logger.warning(f"{cut:,} questions are longer than {question_limit} tokens and were cut to that")
-    return windows.remove_columns("question_cut").add_column("row_index", list(range(len(windows))))
+    table = pa.concat_tables(tables or [features.arrow_schema.empty_table()])
+    # A fingerprint of the rows would take reading them all; nobody asks for it.
+    return datasets.Dataset(table, datasets.DatasetInfo(features=features), fingerprint=generate_random_fingerprint())
 
 
-def _windows(
-    examples: dict[str, list], indices: list[int], *, tokenizer: PreTrainedTokenizerBase, max_length: int,
-    doc_stride: int, question_limit: int, ablation: str,
-) -> dict[str, list]:
-    questions = [question.lstrip() for question in examples["question"]]
-    if ablation == "p_only":
-        questions = [P_ONLY_QUESTION] * len(questions)
-    questions, cut = _cut_questions(questions, tokenizer, question_limit)
-    encoded = tokenizer(
-        questions,
-        examples["context"],
-        truncation="only_second",
-        max_length=max_length,
-        stride=doc_stride,
-        return_overflowing_tokens=True,
-        return_offsets_mapping=True,
-    )
-    rows = defaultdict(list, {name: encoded[name] for name in tokenizer.model_input_names if name in encoded})
-    rows["attention_mask"] = []
-    inside = [np.array([side == 1 for side in encoded.sequence_ids(row)]) for row in range(len(encoded["input_ids"]))]
-    offsets = [np.array(pairs, dtype=np.int64) for pairs in encoded["offset_mapping"]]
-    windows = np.split(np.arange(len(inside)), np.flatnonzero(np.diff(encoded["overflow_to_sample_mapping"])) + 1)
-    for sample, (context, answers) in enumerate(zip(examples["context"], examples["answers"], strict=True)):
-        places = {window: np.flatnonzero(inside[window]) for window in windows[sample].tolist()}
-        spans = _offsets_of_context(context, offsets, places, doc_stride, encoded)
-        first, last, reads = -1, -1, True
-        if answers["text"]:
-            first, last, reads = answer_tokens(context, spans, answers["text"][0], answers["answer_start"][0])
-        begin = 0  # of the window, in the tokens of the context
-        for window, among in places.items():
-            tokens, own = encoded["input_ids"][window], offsets[window]
-            own[among] = spans[begin : begin + len(among)]
-            no_answer = tokens.index(tokenizer.cls_token_id) if tokenizer.cls_token_id in tokens else 0
-            roles = np.where(inside[window], CONTEXT, OTHER).astype(np.int8)
-            roles[no_answer] = NO_ANSWER
-            holds = begin <= first and last < begin + len(among)
-            row = {
-                "attention_mask": (~inside[window] if ablation == "q_only" else np.ones(len(tokens))).astype(np.int8),
-                "token_roles": roles, "offset_start": own[:, 0], "offset_end": own[:, 1],
-                "example_index": indices[sample],
-                "start_positions": int(among[first - begin]) if holds else no_answer,
-                "end_positions": int(among[last - begin]) if holds else no_answer,
-                "counts": reads and (holds or not answers["text"]), "cut_answer": not reads,
-                "length": len(tokens), "question_cut": cut[sample],
-            }
-            for name, value in row.items():
-                rows[name].append(value)
-            begin += len(among) - doc_stride
-    return rows
+def _cut_questions(questions: list[str], known: TokenisedTexts, limit: int) -> tuple[list[str], int]:
+    """Questions of at most ``limit`` tokens, and how many of them were longer."""
+    tokens = known(questions)
+    ends = [int(each[2, limit - 1]) if each.shape[1] > limit else None for each in tokens]
+    shortened = [question[:end] for question, end in zip(questions, ends, strict=True)]
+    return shortened, len(ends) - ends.count(None)
 
 
-def _offsets_of_context(
-    context: str, offsets: list[np.ndarray], places: dict[int, np.ndarray], doc_stride: int, encoded: BatchEncoding
-) -> np.ndarray:
-    """The ``spans.whole_offsets`` of all tokens of a context, (T, 2).
+def _columns(
+    windows: Windows, contexts: list[str], answers: list[dict[str, list]], cls: int | None, ablation: str,
+) -> dict[str, np.ndarray]:
+    """Of windows and their tokens, all but the numbers of example and row."""
+    example, length, begin, at, held, columns = windows
+    if not length.all():
+        raise UserError("an example has neither question nor context, and the tokenizer adds no tokens of its own; "
+                        "leave it out")
+    first = np.cumsum(length) - length  # of a window, in the tokens of all
+    place = np.arange(length.sum()) - np.repeat(first + at, length)  # of a token, in the window's part of the context
+    inside = (place >= 0) & (place < np.repeat(held, length))
+    marked = np.append(np.flatnonzero(columns["input_ids"] == (-1 if cls is None else cls)), -1)
+    no_answer = marked[np.searchsorted(marked[:-1], first)] - first
+    no_answer[(no_answer < 0) | (no_answer >= length)] = 0
+    roles = np.where(inside, np.int8(CONTEXT), np.int8(OTHER))
+    roles[first + no_answer] = NO_ANSWER
 
-    offsets: of every window, (L, 2). places: of the windows of this context, in their order, where its tokens are;
-    windows share ``doc_stride`` of them.
-    """
-    new = [(window, among[doc_stride if number else 0 :]) for number, (window, among) in enumerate(places.items())]
+    span = np.array([_visible_span(each) for each in answers], dtype=np.int64).reshape(-1, 2)
+    low, high = np.repeat(span[example], length, axis=0).T
+    tokens = np.flatnonzero(inside & (columns["offset_end"] > low) & (columns["offset_start"] < high))
+    owner = np.repeat(np.arange(len(length)), length)[tokens]
+    # The first and last of an example's tokens that overlap its answer: its windows are in the order of the context.
+    overlap = [np.searchsorted(example[owner], np.arange(len(contexts)), side) for side in ("left", "right")]
+    found = overlap[0] < overlap[1]
+    ends = np.stack([overlap[0][found], overlap[1][found] - 1])
+    labelled = np.full((2, len(contexts)), -1)
+    labelled[:, found] = (place[tokens] + begin[owner])[ends]
+    answered = np.array([bool(each["text"]) for each in answers], dtype=bool)
+    reads = ~answered
+    characters = columns["offset_start"][tokens[ends[0]]], columns["offset_end"][tokens[ends[1]]]
+    for row, low, high in zip(np.flatnonzero(found).tolist(), *(each.tolist() for each in characters), strict=True):
+        reads[row] = reads_as(contexts[row][low:high], answers[row]["text"][0])
+    start, end = labelled[:, example]
+    holds = (begin <= start) & (end < begin + held)
+    return columns | {
+        "attention_mask": (~inside if ablation == "q_only" else np.ones(len(inside))).astype(np.int8),
+        "token_roles": roles, "length": length, "cut_answer": ~reads[example],
+        "start_positions": np.where(holds, at + start - begin, no_answer),
+        "end_positions": np.where(holds, at + end - begin, no_answer),
+        "counts": reads[example] & (holds | ~answered[example]),
+    }
 
-    def names() -> list[str]:
-        return [encoded.encodings[window].tokens[place] for window, among in new for place in among.tolist()]
 
-    return whole_offsets(context, np.concatenate([offsets[window][among] for window, among in new]), names)
+def _visible_span(answers: dict[str, list]) -> tuple[int, int]:
+    """First character and end of the first answer in the context; the same twice where nothing is to be seen."""
+    first, end = visible(answers["text"][0]) if answers["text"] else (0, 0)
+    return (answers["answer_start"][0] + first, answers["answer_start"][0] + end) if first < end else (0, 0)
 
 
-def _cut_questions(
-    questions: list[str], tokenizer: PreTrainedTokenizerBase, limit: int
-) -> tuple[list[str], list[bool]]:
-    encoded = tokenizer(questions, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
-    cut = [len(tokens) > limit for tokens in encoded["input_ids"]]
-    shortened = [
-        question[: offsets[limit - 1][1]] if is_cut else question
-        for question, offsets, is_cut in zip(questions, encoded["offset_mapping"], cut, strict=True)
-    ]
-    return shortened, cut
+def _table(columns: dict[str, np.ndarray], length: np.ndarray, schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    bounds = pa.array(np.append(0, np.cumsum(length)), pa.int32())
+    arrays = [pa.ListArray.from_arrays(bounds, pa.array(columns[field.name]), type=field.type)
+              if pa.types.is_list(field.type) else pa.array(columns[field.name], field.type) for field in schema]
+    return pa.table(arrays, schema=schema)
 
 
 def flat(data: datasets.Dataset, column: str) -> np.ndarray:

@@ -165,21 +165,11 @@ def whole_offsets(context: str, offsets: np.ndarray, tokens: Callable[[], Sequen
     return offsets
 
 
-def answer_tokens(context: str, offsets: np.ndarray, text: str, start: int) -> tuple[int, int, bool]:
-    """First and last of the tokens that overlap an answer, (-1, -1) where none does; whether they read as it.
-
-    offsets: (T, 2) of the context's tokens. Two texts read the same when exact match has them equal: up to case, ASCII
-    punctuation, the articles and blanks.
-    """
-    first, end = visible(text)
-    overlap = np.flatnonzero((offsets[:, 1] > start + first) & (offsets[:, 0] < start + end))
-    if not len(overlap) or first == end:
-        return -1, -1, False
-    begin, last = int(overlap[0]), int(overlap[-1])
-    labelled, core = seen(context[offsets[begin, 0] : offsets[last, 1]]), text[first:end]
-    return begin, last, labelled == core or _reads_as(labelled, core)
-
-
-def _reads_as(labelled: str, answer: str) -> bool:
+def reads_as(labelled: str, answer: str) -> bool:
+    """Whether the text of the tokens that overlap an answer is that answer, but for what is not to be seen at the ends
+    of both: exact match has them equal, up to case, ASCII punctuation, the articles and blanks."""
+    labelled, answer = seen(labelled), seen(answer)
+    if labelled == answer:
+        return True
     one, other = normalize_answer(labelled), normalize_answer(answer)
     return one == other if one or other else labelled.strip() == answer.strip()

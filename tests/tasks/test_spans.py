@@ -2,7 +2,6 @@
 
 import logging
 import unicodedata
-from typing import Any
 
 import datasets
 import numpy as np
@@ -10,60 +9,16 @@ import pytest
 from conftest import write_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from made_tokenizers import FAMILIES, STRAY, WORDS, make_tokenizer
 
 from datamap.core.splits import load_split
 from datamap.tasks.qa import QAEvaluation
 from datamap.tasks.qa_features import MIN_ADVANCE
 from datamap.tasks.registry import get_task
-from datamap.tasks.spans import answer_tokens, place_of, places_of, stands_at, visible
+from datamap.tasks.spans import place_of, places_of, stands_at, visible
 from datamap.training.tiny_model import train_tokenizer
 
 datasets.disable_progress_bars()
-WORDS = ("He", "went", "to", "Paris", "today.", "(London)", '"Rome",', "5", "mg", "aspirin's", "the", "x-ray;",
-         "cafe\u0301", "caf\u00e9", "\u0645\u062f\u0631\u0633\u0629\u064c", "\u2603\ufe0f", "\U0001f600",
-         "\u6f22\u5b57")
-STRAY = {
-    "nothing": "", "blank": " ", "blanks": "  ", "newline": "\n", "CRLF": "\r\n", "NBSP": "\u00a0", "tab": "\t",
-    "zero-width": "\u200b", "soft hyphen": "\u00ad", "control": "\x07", "mark of direction": "\u200f", "BOM": "\ufeff",
-    "emoji": "\u2603\ufe0f",
-}
-FAMILIES = ("wordpiece", "byte-level", "unigram", "byte-level behind punctuation", "byte-level behind words",
-            "characters")
-
-
-def make_tokenizer(family):
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    texts = [" ".join(WORDS), " ".join(reversed(WORDS))] * 3
-    if family == "wordpiece":
-        return train_tokenizer(texts, max_length=512)
-    special = {"pad_token": "<pad>", "cls_token": "<s>", "sep_token": "</s>", "unk_token": "<unk>"}
-    options: dict[str, Any] = {"special_tokens": list(special.values()), "show_progress": False}
-    if family == "unigram":
-        tokenizer = Tokenizer(models.Unigram())
-        tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.NFKC(), pre_tokenizers.Metaspace()
-        tokenizer.train_from_iterator(texts, trainers.UnigramTrainer(vocab_size=90, unk_token="<unk>", **options))
-    elif family == "characters":
-        tokenizer = Tokenizer(models.WordLevel(unk_token="<unk>"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-        tokenizer.train_from_iterator(texts, trainers.WordLevelTrainer(**options))
-    else:
-        splitters: dict[str, Any] = {"byte-level behind punctuation": [pre_tokenizers.Punctuation()],
-                                     "byte-level behind words": [pre_tokenizers.BertPreTokenizer()]}
-        splitter = splitters.get(family, [])
-        byte_level = pre_tokenizers.ByteLevel(add_prefix_space=bool(splitter))
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence([*splitter, byte_level])
-        tokenizer.train_from_iterator(texts, trainers.BpeTrainer(
-            vocab_size=400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), **options))
-    numbers = [(token, tokenizer.token_to_id(token)) for token in ("<s>", "</s>")]
-    pair = processors.TemplateProcessing(single="<s> $A </s>", pair="<s> $A </s> $B:1 </s>:1", special_tokens=numbers)
-    tokenizer.post_processor = pair
-    if family.startswith("byte-level"):  # as RoBERTa has it
-        trims = processors.ByteLevel(trim_offsets=True, add_prefix_space=True)
-        tokenizer.post_processor = processors.Sequence([trims, pair])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=512, **special)
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -272,9 +227,13 @@ def test_a_start_below_0_is_none():
 
 
 def test_an_answer_in_no_token_does_not_read_as_itself():
-    offsets = np.array([[0, 3], [6, 9]])
-    assert answer_tokens("one - two", offsets, "-", 4) == (-1, -1, False)
-    assert answer_tokens("one - two", offsets, "two", 6) == (1, 1, True)
+    from tokenizers import pre_tokenizers
+
+    tokenizer, cases = make_tokenizer("characters"), [("one - two", "-", 4), ("one - two", "two", 6)]
+    assert read_back(cases, tokenizer)[0].tolist() == [True, True]
+    backend, without = tokenizer.backend_tokenizer, pre_tokenizers.CharDelimiterSplit("-")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([without, backend.pre_tokenizer])
+    assert read_back(cases, tokenizer)[0].tolist() == [False, True]
 
 
 def test_a_long_question_keeps_as_many_tokens_as_there_is_room_for(caplog):
