@@ -194,12 +194,12 @@ def free_memory() -> None:
 
 
 def freeze_libraries(imported: int) -> int:
-    """Take what the libraries made out of garbage collection, if there are more than ``imported`` modules by now; gives
-    how many there are.
+    """Take what the libraries made out of garbage collection, if by now more than ``imported`` modules are; returns
+    how many are.
 
-    Looking through it costs each collection .35 s, and a run asks for two. For when ``free_memory`` has been called: a
-    run leaves nothing then but the splits and features that are kept for the next, which hold no cycles and so are
-    freed without the collector. What is frozen is never collected: it must not be done with a model about.
+    To look through it takes each collection .35 s, and a run asks for two. What is frozen is never collected, so this
+    is for when a run has ended and ``free_memory`` has been called: of the run nothing is left then but splits and
+    features for the next ones, which hold no cycles and are freed without the collector.
     """
     if len(sys.modules) > imported:
         gc.freeze()
