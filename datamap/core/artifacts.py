@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import json
 import logging
@@ -228,7 +229,7 @@ def _fingerprints(file: str | Path) -> list[str]:
     return [identity["fingerprint"] for identity in (load_meta(file) or {}).get("datasets", [])]
 
 
-def provenance(packages: Sequence[str] = PACKAGES) -> dict[str, Any]:
+def provenance(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
     """What made a result: the commit of the code, whether it was changed since, and the versions of the packages."""
     commit, dirty = _git_state()
     return {"git_commit": commit, "git_dirty": dirty,
@@ -249,7 +250,8 @@ def _git_state() -> tuple[str | None, bool | None]:
     return commit, any(not line.startswith("#") for line in lines)
 
 
-def _versions(packages: Sequence[str]) -> dict[str, str]:
+@functools.cache  # a process goes on with what it has imported
+def _versions(packages: tuple[str, ...]) -> dict[str, str]:
     """Of those that are installed."""
     found = {package: list(metadata.distributions(name=package)) for package in packages}
     return {package: copies[0].version for package, copies in found.items() if copies}

@@ -278,23 +278,47 @@ def _is_selected(data: Any, path: str, split: Split) -> np.ndarray:
     return selected
 
 
-_features: dict[tuple[Any, ...], datasets.Dataset] = {}
+@dataclass(frozen=True)
+class _Tokenised:
+    """Features, and how their making left the tokenizer, on which padding and the files of a model depend."""
+
+    features: datasets.Dataset
+    tokenizer: PreTrainedTokenizerBase | None  # a slow one, which has no state to compare, so none may take its place
+    sides: tuple[str, str]
+    truncation: dict[str, Any] | None
+
+
+_features: dict[tuple[Any, ...], _Tokenised] = {}
 
 
 def features_of(
     split: Split, tokenizer: PreTrainedTokenizerBase, max_length: int, doc_stride: int, ablation: str
 ) -> datasets.Dataset:
-    """``Task.features`` of a split. The last few are kept: runs of a suite that follow each other share them."""
-    state = tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else str(id(tokenizer))
+    """``Task.features`` of a split. The last few are kept: runs of a suite that follow each other share them.
+
+    The tokenizer is left as making them leaves it, whether they are made now or not.
+    """
+    if (backend := tokenizer.backend_tokenizer if tokenizer.is_fast else None) is not None:
+        backend.no_truncation()  # what its last call asked for says nothing of the next
+        backend.no_padding()
+    state = backend.to_str() if backend is not None else str(id(tokenizer))
     fingerprint = split.data._fingerprint  # of the rows, not of the whole split
     asked = (max_length, doc_stride, ablation)
-    read_as = digest([state, tokenizer.model_input_names, tokenizer.split_special_tokens])
+    read_as = digest([state, tokenizer.model_input_names, tokenizer.split_special_tokens, tokenizer.truncation_side])
     key = (fingerprint, read_as, split.task, *asked)
-    features = _features.pop(key) if key in _features else split.task.features(split.data, tokenizer, *asked)
-    _features[key] = features  # the latest stands last
+    if (made := _features.pop(key, None)) is None:
+        features = split.task.features(split.data, tokenizer, *asked)
+        made = _Tokenised(features, None if tokenizer.is_fast else tokenizer,
+                          (tokenizer.padding_side, tokenizer.truncation_side),
+                          backend.truncation if backend is not None else None)
+    else:
+        tokenizer.padding_side, tokenizer.truncation_side = made.sides
+        if backend is not None and made.truncation is not None:
+            backend.enable_truncation(**made.truncation)
+    _features[key] = made  # the latest stands last
     for old in list(_features)[:-4]:
         del _features[old]
-    return features
+    return made.features
 
 
 def evaluation_splits(args: argparse.Namespace, task: Task) -> list[Split]:

@@ -77,6 +77,16 @@ def test_a_stage_records_its_run(tmp_path, split):
     assert {"command", "git_commit", "git_dirty"} <= meta.keys()
 
 
+def test_versions_are_read_once_a_process(tmp_path, monkeypatch):
+    first = run_stage(tmp_path / "a", [])["versions"]
+
+    def read_again(**_):
+        raise AssertionError
+
+    monkeypatch.setattr(artifacts.metadata, "distributions", read_again)
+    assert run_stage(tmp_path / "b", [])["versions"] == first
+
+
 def test_a_stage_is_marked_running_inside(tmp_path):
     with stage(tmp_path / "a", {}, owns=()) as path:
         assert meta_of(path)["status"] == "running" and meta_of(path)["finished"] is None

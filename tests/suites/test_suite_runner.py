@@ -1,12 +1,15 @@
 """Carrying out a suite: states, one run, workers that die, suites that meet, kills at any moment."""
 
+import gc
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,12 +17,14 @@ from conftest import REPOSITORY
 from filelock import FileLock
 
 import run_experiments
+from datamap.core import splits as core_splits
 from datamap.core.artifacts import load_meta
 from datamap.core.files import read_json
 from datamap.suites import runner as suite_runner
 from datamap.suites.planning import plan_suite
 from datamap.suites.runner import Outcome, carry_out, execute, run_locally
 from datamap.suites.runs import FAILED, FINISHED, INTERRUPTED, PENDING, RUNNING, Run, last_lines, state_of
+from datamap.training import data as run_data
 from datamap.training.trainer import CartographyTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -168,15 +173,95 @@ def test_the_model_stays_when_asked(suite):
     assert "architectures" in read_json(run.directory / "model" / "config.json")
 
 
-def test_runs_of_one_process_are_those_of_processes_of_their_own(suite, tmp_path):
+TIMES = re.compile(rb"20\d\d-\d\d-\d\dT[\d:]+\+00:00"
+                   rb'|"(\w+_runtime|\w+_per_second|\w*seconds|train_metrics.json|eval_metrics.json)": [\d.e-]+')
+
+
+def test_runs_of_one_process_are_those_of_processes_of_their_own(tmp_path, monkeypatch, qa_dir):
+    """Byte for byte but for times, the model's and its tokenizer's files too."""
+    for place in ("alone", "together"):
+        (tmp_path / place).mkdir()
+    monkeypatch.chdir(tmp_path / "together")
+    suite = write_suite(tmp_path / "small.json", qa_dir, "tiny", [  # type: ignore[arg-type]
+        {"name": "baseline", "args": {}}, {"name": "fast", "args": {"learning_rate": 1e-3}}])
     first, *_, last = runs_of(suite)
     for run in (first, last):
-        execute(run, retry=False, keep_model=False)
-    command = [word for word in last.argv if not word.startswith("--output_dir")]
-    alone = [sys.executable, str(REPOSITORY / "run.py"), *command, "--output_dir", str(tmp_path / "alone")]
-    subprocess.run(alone, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    for name in ("eval_predictions.jsonl", "training_log.csv"):
-        assert (tmp_path / "alone" / name).read_bytes() == (last.directory / name).read_bytes(), name
+        execute(run, retry=False, keep_model=True)
+    command = [sys.executable, str(REPOSITORY / "run.py"), *last.argv, "--overwrite"]
+    subprocess.run(command, cwd=tmp_path / "alone", check=True, capture_output=True,
+                   env={**os.environ, "OMP_NUM_THREADS": "1"})
+    alone = tmp_path / "alone" / last.directory
+    files = [path.relative_to(alone) for path in alone.rglob("*") if path.is_file()]
+    assert {"tokenizer.json", "model.safetensors", "eval_predictions.jsonl", "run_meta.json"} <= set(map(str, files))
+    for name in files:
+        tidied = last.directory / "model" / name
+        there = tidied if tidied.exists() else last.directory / name
+        assert TIMES.sub(b"", there.read_bytes()) == TIMES.sub(b"", (alone / name).read_bytes()), name
+
+
+def test_a_run_leaves_nothing_that_only_the_collector_could_free(suite, monkeypatch):
+    """What libraries made is frozen after a run, and what is frozen is never collected: no model may be among it. What
+    is kept for the next run goes without the collector."""
+    import datasets
+    import torch
+    import transformers
+
+    kinds = (torch.nn.Parameter, torch.optim.Optimizer, transformers.Trainer, transformers.TrainingArguments)
+
+    def alive(*kinds):
+        return {id(each): each for each in gc.get_objects() if issubclass(type(each), kinds)}
+
+    def forget():
+        run_data._features.clear()
+        core_splits._load_whole.cache_clear()
+        core_splits.example_digests.cache_clear()
+
+    forget()
+    before, splits = alive(*kinds), alive(datasets.Dataset)
+    run, broken = runs_of(suite)[:2]
+    assert execute(run, retry=False, keep_model=False).state == FINISHED
+    with monkeypatch.context() as patch:
+        patch.setattr(CartographyTrainer, "evaluate", lambda *_, **__: 1 / 0)
+        assert execute(broken, retry=False, keep_model=False).state == FAILED
+    assert not [type(each) for place, each in alive(*kinds).items() if place not in before]
+    kept = [weakref.ref(each) for place, each in alive(datasets.Dataset).items() if place not in splits]
+    assert kept
+    gc.disable()
+    try:
+        forget()
+        assert not [each() for each in kept if each() is not None]
+    finally:
+        gc.enable()
+
+
+def test_a_worker_freezes_what_was_imported_once(monkeypatch):
+    """Or every collection looks through all that the libraries made: .35 s each, two in a run."""
+    counts: list[int] = []
+
+    class Pipe:
+        def recv(self):
+            if len(counts) == 4:
+                raise EOFError
+            return ()
+
+        def send(self, outcome):
+            counts.append(gc.get_freeze_count())
+
+    def run():
+        if len(counts) == 2:
+            monkeypatch.setitem(sys.modules, "imported_by_the_third_run", pytest)
+        return [[[]] for _ in range(100)]
+
+    gc.unfreeze()
+    kept = []
+    monkeypatch.setattr(suite_runner, "execute", lambda: kept.append(run()))
+    try:
+        suite_runner._work(Pipe())  # type: ignore[arg-type]
+        assert counts[0] == 0 and counts[1] > 1000
+        assert counts[2] <= counts[1], "nothing was imported"
+        assert counts[3] > counts[2]
+    finally:
+        gc.unfreeze()
 
 
 def test_a_failure_is_told_and_kept(suite, qa_dir):
