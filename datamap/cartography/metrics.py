@@ -56,11 +56,13 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
         if ids != order:  # usually the same examples in the same order every epoch
             if twice := repeated(ids):
                 raise UserError(f"epoch {epoch['epoch']}: ids occur more than once ({name_a_few(twice)})")
-            for example in ids:
-                position.setdefault(example, len(position))
-            rows: Any = np.fromiter((position[example] for example in ids), np.int64, len(ids))
-            if np.array_equal(rows, np.arange(len(ids))):
-                rows = slice(len(ids))  # a view, not a copy
+            rows: Any = slice(len(ids))  # of the first epoch; a view, not a copy
+            if position:
+                for example in ids:
+                    position.setdefault(example, len(position))
+                rows = np.fromiter((position[example] for example in ids), np.int64, len(ids))
+            else:
+                position = dict(zip(ids, range(len(ids)), strict=True))
             order = ids
         names = {name for name in MEANS if name in epoch}
         if present is None:

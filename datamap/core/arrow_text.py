@@ -45,7 +45,7 @@ def json_lines(raw: bytes) -> pa.Table | None:
         rows = [json.loads(line) for line in itertools.islice(io.BytesIO(raw), SAMPLE)]
         names = dict.fromkeys(name for row in rows for name in row)
         schema = pa.schema({name: pa.array([row.get(name) for row in rows]).type for name in names})
-        if "paragraphs" in names or not all(_is_known(field.type) for field in schema):
+        if not names or "paragraphs" in names or not all(_is_known(field.type) for field in schema):
             return None
         table = pyarrow.json.read_json(
             pa.BufferReader(raw), pyarrow.json.ReadOptions(block_size=BLOCK),
