@@ -34,7 +34,7 @@ PART = re.compile(r"(?P<split>.+)_(?P<part>held_out|without)_(?P<share>0\.\d+)")
 EVAL_SPLITS = ("validation", "validation_matched", "valid", "dev")  # the first that a dataset has is evaluated on
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", *PICKLES)
 NO_SPLITS = ("run_meta.json", "filter_report.json", "cleaning_report.json")  # dataset_filters.py's
-TEXTS_AT_A_TIME = 2**17  # in an array of Arrow, which holds 2 GB
+TEXTS_AT_A_TIME = 2**14  # in an array of Arrow, which holds 2 GB
 
 logger = logging.getLogger(__name__)
 
@@ -295,12 +295,12 @@ def content_fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
 
     digest = hashlib.blake2b(digest_size=8)
     for column in ("id", *columns):
-        before = b""
-        for texts in _as_text(data, column).chunks:
-            if len(texts):
-                whole = pa.ListArray.from_arrays(pa.array([0, len(texts)], pa.int32()), texts)
-                digest.update(before + pc.binary_join(whole, "\x1e")[0].as_buffer().to_pybytes())
-                before = b"\x1e"
+        between = b""
+        for batch in pa.table({"": _as_text(data, column)}).to_batches(TEXTS_AT_A_TIME):
+            whole = pa.ListArray.from_arrays(pa.array([0, len(batch)], pa.int32()), batch.column(0))
+            digest.update(between)
+            digest.update(pc.binary_join(whole, "\x1e")[0].as_buffer())
+            between = b"\x1e"
         digest.update(b"\x1d")
     return digest.hexdigest()
 
@@ -322,11 +322,11 @@ def _as_text(data: datasets.Dataset, column: str) -> pa.ChunkedArray:
     names = getattr(feature, "names", None)
     if getattr(feature, "dtype", None) == "string" and values.type == pa.string():
         return pc.fill_null(values, "null")
-    if names is not None and not values.null_count and pc.min(values).as_py() >= 0:
-        # The number of a class depends on which classes a file holds, its name does not.
-        return pc.take(pa.chunked_array([pa.array(names, pa.string())]), values)
     write = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode  # json.dumps makes one anew for each value
-    texts = [value if isinstance(value, str) else write(value) for value in data[column][:]]
+    rows = data[column][:]
+    if names is not None:  # the number of a class depends on which classes a file holds, its name does not
+        rows = [names[value] for value in rows]
+    texts = [value if isinstance(value, str) else write(value) for value in rows]
     return pa.chunked_array([pa.array(texts[at : at + TEXTS_AT_A_TIME], pa.string())
                              for at in range(0, len(texts), TEXTS_AT_A_TIME)], pa.string())
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 
 import datasets
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from datamap.cartography.dynamics import write_dynamics
 from datamap.core import arrow_text, files
 from datamap.core.errors import UserError
-from datamap.core.splits import load_split, raw_split
+from datamap.core.splits import content_fingerprint, example_digests, load_split, raw_split
 from datamap.tasks.registry import get_task
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=8)
@@ -76,6 +77,24 @@ def test_a_split_is_the_same_either_way(tmp_path, monkeypatch):
     assert fast.data.to_list() == slow.data.to_list() and fast.data.features == slow.data.features
     assert fast.fingerprint == slow.fingerprint and fast.digests().tolist() == slow.digests().tolist()
     assert fast.data["text"][:] == ["  two", "日本", "five"]  # the others have no gold label, or no text
+
+
+@pytest.mark.parametrize("at_a_time", [1, 2, 100])
+def test_fingerprints_are_those_of_the_texts_row_by_row(monkeypatch, at_a_time):
+    monkeypatch.setattr("datamap.core.splits.TEXTS_AT_A_TIME", at_a_time)
+    content = {"id": ["a", "b", "é"], "t": ["", None, "日"], "n": [1, None, 3], "f": [0.5, None, 2.0],
+               "l": [["é"], [], None]}
+    whole = datasets.Dataset.from_dict({**content, "c": [0, 1, 0]})
+    whole = whole.cast_column("c", datasets.ClassLabel(names=["u", "v"]))
+    for data in (whole, whole.select([2, 0]), whole.select([]), datasets.concatenate_datasets([whole, whole])):
+        texts = {name: [value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+                        for value in data[name][:]] for name in content}
+        texts["c"] = ["uv"[value] for value in data["c"][:]]
+        joined = "".join("\x1e".join(column) + "\x1d" for column in texts.values())
+        assert content_fingerprint(data, [*texts][1:]) == hashlib.blake2b(joined.encode(), digest_size=8).hexdigest()
+        each = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).digest()
+                for row in zip(*texts.values(), strict=True)]
+        assert example_digests(data, tuple(texts)[1:]).tobytes() == b"".join(each)
 
 
 def test_an_error_in_a_long_file_is_told_as_in_a_short_one(tmp_path):
