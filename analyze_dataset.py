@@ -160,6 +160,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def integrate(args: argparse.Namespace) -> None:
     """Map and clusters, with the texts where they are known: tables and pictures, or one table (--export_unified)."""
+    import pandas as pd
+
     from datamap.analysis import integrated
     from datamap.analysis.map_summary import printed_groups
     from datamap.analysis.unified_table import predictions_of, summarize_overlap, unified_table
@@ -191,10 +193,9 @@ def integrate(args: argparse.Namespace) -> None:
 
     frame, by = metrics.join(clusters, how="inner"), None
     if split is not None:
-        frame = frame[frame.index.isin(split.ids)]
+        rows = pd.Index(split.ids, dtype="str").get_indexer(frame.index)
         by, groups = split.task.groups(split.data)
-        group_of = dict(zip(split.ids, groups, strict=True))
-        frame = frame.assign(**{by: [group_of[example] for example in frame.index]})
+        frame = frame[rows >= 0].assign(**{by: [groups[row] for row in rows[rows >= 0].tolist()]})
     if frame.empty:
         raise UserError(f"{args.cartography_dir} and {args.cluster_dir} share no ids; make both from one dataset")
 

@@ -66,6 +66,8 @@ def unusual_clusters(frame: pd.DataFrame) -> dict[str, list[dict[str, Any]]]:
     fewer than 10 examples are not tested.
     """
     rows = []
+    # numpy asks a series for attributes, for which pandas looks in an index of texts.
+    frame = frame[["cluster", "confidence", "category"]].reset_index(drop=True)
     for cluster, inside in frame.groupby("cluster"):
         rest = frame.loc[frame["cluster"] != cluster, "confidence"]
         if cluster == NOISE or len(inside) < MIN_EXAMPLES or len(rest) < MIN_EXAMPLES:

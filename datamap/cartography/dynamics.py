@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from datamap.core.arrow_text import json_columns
 from datamap.core.artifacts import artifact_file, has_open_stage
 from datamap.core.errors import UserError, name_a_few, repeated
-from datamap.core.files import atomic, read_json, read_jsonl
+from datamap.core.files import atomic, read_bytes, read_json, read_jsonl
 from datamap.core.parquet import (
     UniqueIds,
     format_for,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MADE_BY = "run.py --do_train --enable_cartography"
 DYNAMICS_FILES = ("training_dynamics_epoch_*.json", "training_dynamics_epoch_*.parquet")
 NEEDED = ("id", "confidence", "correct")
+MEANS = ("loss", "aum", "el2n", "start_confidence", "end_confidence", "label_confidence")  # besides, where recorded
 
 
 def holds_dynamics(directory: str | Path) -> bool:
@@ -78,11 +80,19 @@ def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
 
     UserError for what is not whole, and for a recording that goes on or has failed, unless by a stage of this process.
     """
+    before, ids = None, list[str]()
     for epoch, path in dynamics_files(directory):
         if path.suffix == ".parquet":
             frame = read_parquet(path, NEEDED)
             ids = frame.pop("id").to_numpy(dtype=object).tolist()
             yield _checked_frame(path, epoch, ids, frame)
+            continue
+        if (columns := json_columns(read_bytes(path))) is not None and set(NEEDED) <= columns.keys():
+            _check_epoch(path, epoch, columns.pop("epoch"))
+            found = columns.pop("id")
+            if before is None or not found.equals(before):  # usually the same in the same order every epoch
+                before, ids = found, found.to_pylist()
+            yield {"epoch": epoch, "id": ids, **_checked(path, {"id": ids, **columns}, columns)}
             continue
         content = read_json(path)
         if not isinstance(content, dict) or not set(NEEDED) <= content.keys():

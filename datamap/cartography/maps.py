@@ -17,7 +17,7 @@ from datamap.cartography.settling import BY_EPOCH_FILE, BY_EPOCH_PICTURE, unsett
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
 from datamap.core.files import atomic, read_json, read_json_like, write_csv, write_either, write_json
-from datamap.core.parquet import in_either_form
+from datamap.core.parquet import ROWS_A_GROUP, in_either_form
 from datamap.core.plots import (
     CATEGORY_COLORS,
     COLORS,
@@ -65,8 +65,13 @@ def write_cartography(
     """
     table, file = metrics.reset_index(), Path(directory) / METRICS_FILE
     if write_either(file, table, artifact_format) == METRICS_FILE:
-        with atomic(file.with_suffix(".json")) as temporary:
-            table.to_json(temporary, orient="records", double_precision=15, force_ascii=False)
+        with atomic(file.with_suffix(".json")) as temporary, temporary.open("w", encoding="utf-8") as records:
+            records.write("[")
+            for first in range(0, len(table), ROWS_A_GROUP):  # at once all of it would be held as text
+                block = table[first : first + ROWS_A_GROUP]
+                text = block.to_json(orient="records", double_precision=15, force_ascii=False)
+                records.write("," * bool(first) + text[1:-1])
+            records.write("]")
     write_map(directory, metrics, title, method, confidence_threshold, variability_threshold, learning, error_bars,
               by_epoch)
 

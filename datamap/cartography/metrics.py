@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from datamap.cartography.dynamics import MADE_BY
+from datamap.cartography.dynamics import MADE_BY, MEANS
 from datamap.core.artifacts import artifact_file
 from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import read_json, read_jsonl, read_table
@@ -50,18 +50,21 @@ def compute_metrics(epochs: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     position: dict[str, int] = {}
     order: list[str] | None = None
     totals: dict[str, np.ndarray] = {}
-    means = ("loss", "aum", "el2n", "start_confidence", "end_confidence", "label_confidence")
     present: set[str] | None = None
     for epoch in epochs:
         ids = epoch["id"]
         if ids != order:  # usually the same examples in the same order every epoch
             if twice := repeated(ids):
                 raise UserError(f"epoch {epoch['epoch']}: ids occur more than once ({name_a_few(twice)})")
-            for example in ids:
-                position.setdefault(example, len(position))
-            rows = np.fromiter((position[example] for example in ids), np.int64, len(ids))
+            rows: Any = slice(len(ids))  # of the first epoch; a view, not a copy
+            if position:
+                for example in ids:
+                    position.setdefault(example, len(position))
+                rows = np.fromiter((position[example] for example in ids), np.int64, len(ids))
+            else:
+                position = dict(zip(ids, range(len(ids)), strict=True))
             order = ids
-        names = {name for name in means if name in epoch}
+        names = {name for name in MEANS if name in epoch}
         if present is None:
             present = names
         elif names != present:

@@ -414,7 +414,8 @@ def check_same_dataset(path: str | Path, artifact_ids: Iterable[str], split: Spl
     recorded = recorded_dataset(path)
     other = f"{recorded['dataset']} [{recorded['split']}]" if recorded else "another dataset"
     this = f"{split.name} [{split.split}]"
-    known = set(artifact_ids)
+    # An index of pandas would make each text by itself.
+    known = set(artifact_ids.to_numpy() if hasattr(artifact_ids, "to_numpy") else artifact_ids)
     shared = [example for example in split.ids if example in known]
     if not shared:
         raise UserError(f"{path} was made from {other} and shares no ids with {this}; give the one made from {this}")

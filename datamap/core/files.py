@@ -21,8 +21,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from datamap.core import arrow_text
 from datamap.core.errors import UserError, first_line, name_a_few, repeated
-from datamap.core.parquet import format_for, read_parquet, row_groups, table_of
+from datamap.core.parquet import format_for, frame_of, read_parquet, row_groups, table_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -313,6 +314,8 @@ def csv_records(path: str | Path) -> Iterator[list[str]]:
 
 def csv_rows(path: str | Path) -> int:
     """How many rows a CSV has beside its header, without a last one that no line end closes: it may be cut off."""
+    if (rows := arrow_text.csv_rows(read_bytes(path))) is not None:
+        return rows
     text, separator = csv_text(path)
     return sum(1 for _ in _records(path, text, separator)) - 1 - (not text.endswith(("\n", "\r")))
 
@@ -348,10 +351,28 @@ def read_table(
     semicolons or tabs, and with semicolons also with decimal commas. only: of a Parquet file no more than these
     columns are read; a CSV is read whole.
     """
-    import pandas as pd
-
     if Path(path).suffix == ".parquet":
         return read_parquet(path, columns, text, only)
+    if (table := arrow_text.csv_table(read_bytes(path), ("id", *text))) is not None:
+        frame = frame_of(path, table, text)
+    else:
+        frame = _read_by_pandas(path, text)
+    if missing := [column for column in columns if column not in frame.columns]:
+        raise UserError(f"{path} has no column {name_a_few(missing)}; it has {name_a_few(frame.columns, 12)}")
+    if "id" in frame.columns:
+        if frame["id"].isna().any():
+            row = int(frame["id"].isna().to_numpy().argmax())
+            raise UserError(f"{path}, line {row + 2}: no id")
+        if not frame["id"].is_unique:
+            twice = repeated(frame["id"])
+            raise UserError(f"{path}: {len(twice):,} ids occur more than once ({name_a_few(twice)})")
+    return frame
+
+
+def _read_by_pandas(path: str | Path, text: Sequence[str]) -> pd.DataFrame:
+    """A CSV of others', or saved by a spreadsheet, as ``read_table`` gives it; UserError where it is malformed."""
+    import pandas as pd
+
     content, separator = csv_text(path)
     # pandas fills short rows with NaN and takes long ones for an index
     if not sum(1 for _ in _records(path, content, separator)):
@@ -362,14 +383,6 @@ def read_table(
     )
     if separator == ";":
         frame = _with_decimal_points(frame, ("id", *text))
-    if missing := [column for column in columns if column not in frame.columns]:
-        raise UserError(f"{path} has no column {name_a_few(missing)}; it has {name_a_few(frame.columns, 12)}")
-    if "id" in frame.columns:
-        if frame["id"].isna().any():
-            row = int(frame["id"].isna().to_numpy().argmax())
-            raise UserError(f"{path}, line {row + 2}: no id")
-        if twice := repeated(frame["id"]):
-            raise UserError(f"{path}: {len(twice):,} ids occur more than once ({name_a_few(twice)})")
     return _with_empty_texts(content, separator, frame, text)
 
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
+from datamap.core.arrow_text import json_lines
 from datamap.core.errors import UserError, first_line, name_a_few, repeated
 from datamap.core.files import csv_records, read_bytes, read_json, read_rows
 from datamap.core.hub import hub_splits, read_hub
@@ -26,13 +27,14 @@ from datamap.core.pickles import pickled_splits
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 # Parts of a split: the share that is held out, and the rest of it.
 PART = re.compile(r"(?P<split>.+)_(?P<part>held_out|without)_(?P<share>0\.\d+)")
 EVAL_SPLITS = ("validation", "validation_matched", "valid", "dev")  # the first that a dataset has is evaluated on
 FILE_SUFFIXES = (".json", ".jsonl", ".csv", ".tsv", ".parquet", *PICKLES)
 NO_SPLITS = ("run_meta.json", "filter_report.json", "cleaning_report.json")  # dataset_filters.py's
-
+TEXTS_AT_A_TIME = 2**14  # in an array of Arrow, which holds 2 GB
 
 logger = logging.getLogger(__name__)
 
@@ -238,19 +240,36 @@ def _respelled(there: Sequence[str], sought: Sequence[str], name: str) -> dict[s
 
 
 def _string_ids(data: datasets.Dataset, name: str) -> datasets.Dataset:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     if "id" not in data.column_names:
         return data
-    ids = [None if value is None else str(value) for value in data["id"][:]]
-    if None in ids or "" in ids:
-        row = next(row for row, value in enumerate(ids) if not value)
+    ids = arrow_column(data, "id")
+    is_text = ids.type == pa.string()
+    if not is_text:
+        ids = pa.chunked_array([pa.array([None if value is None else str(value) for value in data["id"][:]],
+                                         pa.string())])
+    no_id = np.asarray(pc.fill_null(pc.equal(ids, ""), True))
+    if no_id.any():
+        row = int(no_id.argmax())
         raise UserError(f"{name}: row {row + 1} has no id; give every row one, or drop the column to have ids made")
-    if twice := repeated(ids):
+    if pc.count_distinct(ids).as_py() < len(ids):
+        twice = repeated(ids.to_pylist())
         raise UserError(f"{name}: {len(twice):,} ids occur more than once ({name_a_few(twice)}); ids must be unique "
                         "in a split: rename them, or drop the id column to have ids made")
-    return with_column(data.remove_columns("id"), "id", ids)
+    return data if is_text else with_column(data.remove_columns("id"), "id", ids)
 
 
-def with_column(data: datasets.Dataset, name: str, values: Sequence[Any], feature: Any = None) -> datasets.Dataset:
+def arrow_column(data: datasets.Dataset, name: str) -> pa.ChunkedArray:
+    """A column as Arrow holds it, in the order of the rows."""
+    import pyarrow as pa
+
+    values = data.with_format("arrow")[name][:]
+    return values if isinstance(values, pa.ChunkedArray) else pa.chunked_array([values])
+
+
+def with_column(data: datasets.Dataset, name: str, values: Any, feature: Any = None) -> datasets.Dataset:
     """``data`` with one more column. The library would pickle and hash every value of it, for a fingerprint that
     nothing here asks for, which takes longer than all the rest of loading."""
     from datasets.fingerprint import generate_random_fingerprint
@@ -262,7 +281,7 @@ def generate_hash_ids(data: datasets.Dataset, columns: Sequence[str]) -> list[st
     """Ids for a dataset that has none: 16 hex digits over the content columns; exact duplicates get -2, -3, ..."""
     counts: dict[str, int] = {}
     ids = []
-    for row in zip(*(_as_text(data, column) for column in columns), strict=True):
+    for row in zip(*(_as_text(data, column).to_pylist() for column in columns), strict=True):
         key = hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).hexdigest()
         counts[key] = counts.get(key, 0) + 1
         ids.append(key if counts[key] == 1 else f"{key}-{counts[key]}")
@@ -271,9 +290,17 @@ def generate_hash_ids(data: datasets.Dataset, columns: Sequence[str]) -> list[st
 
 def content_fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
     """16 hex digits over ids and ``columns``; the names of classes count, not their numbers."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
     digest = hashlib.blake2b(digest_size=8)
     for column in ("id", *columns):
-        digest.update("\x1e".join(_as_text(data, column)).encode())
+        between = b""
+        for batch in pa.table({"": _as_text(data, column)}).to_batches(TEXTS_AT_A_TIME):
+            whole = pa.ListArray.from_arrays(pa.array([0, len(batch)], pa.int32()), batch.column(0))
+            digest.update(between)
+            digest.update(pc.binary_join(whole, "\x1e")[0].as_buffer())
+            between = b"\x1e"
         digest.update(b"\x1d")
     return digest.hexdigest()
 
@@ -281,18 +308,27 @@ def content_fingerprint(data: datasets.Dataset, columns: Sequence[str]) -> str:
 @functools.lru_cache(maxsize=4)  # several stages of one run ask for the same
 def example_digests(data: datasets.Dataset, columns: tuple[str, ...]) -> np.ndarray:
     """(N,) uint64: 64 bits over the id of each example and its ``columns``, as in ``content_fingerprint``."""
-    rows = zip(*(_as_text(data, column) for column in ("id", *columns)), strict=True)
+    rows = zip(*(_as_text(data, column).to_pylist() for column in ("id", *columns)), strict=True)
     digests = [hashlib.blake2b("\x1f".join(row).encode(), digest_size=8).digest() for row in rows]
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
-def _as_text(data: datasets.Dataset, column: str) -> list[str]:
-    values = data[column][:]
-    names = getattr(data.features[column], "names", None)
-    if names is not None:  # the number of a class depends on which classes a file holds, its name does not
-        values = [names[value] for value in values]
+def _as_text(data: datasets.Dataset, column: str) -> pa.ChunkedArray:
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    values = arrow_column(data, column)
+    feature = data.features[column]
+    names = getattr(feature, "names", None)
+    if getattr(feature, "dtype", None) == "string" and values.type == pa.string():
+        return pc.fill_null(values, "null")
     write = json.JSONEncoder(sort_keys=True, ensure_ascii=False).encode  # json.dumps makes one anew for each value
-    return [value if isinstance(value, str) else write(value) for value in values]
+    rows = data[column][:]
+    if names is not None:  # the number of a class depends on which classes a file holds, its name does not
+        rows = [names[value] for value in rows]
+    texts = [value if isinstance(value, str) else write(value) for value in rows]
+    return pa.chunked_array([pa.array(texts[at : at + TEXTS_AT_A_TIME], pa.string())
+                             for at in range(0, len(texts), TEXTS_AT_A_TIME)], pa.string())
 
 
 # A dataset as it was read, and of each column that holds values of several types, which are text now, which they were.
@@ -397,9 +433,10 @@ def _check_split(name: str, split: str, known: Sequence[str]) -> None:
 def _read_file(path: Path) -> Read:
     import datasets
     import pyarrow as pa
+    from datasets.fingerprint import generate_random_fingerprint
 
     raw = read_bytes(path)
-    if not raw.strip():
+    if not raw or raw.isspace():
         raise UserError(f"{path} is empty")
     suffix = _suffix(path)
     if suffix in PICKLES:
@@ -416,6 +453,8 @@ def _read_file(path: Path) -> Read:
             return datasets.Dataset(table), {}
         except (OSError, ValueError, pa.ArrowException) as error:
             raise UserError(f"{path} is not a whole parquet file ({first_line(error)})") from error
+    if suffix in (".json", ".jsonl") and (table := json_lines(raw)) is not None:
+        return datasets.Dataset(table, fingerprint=generate_random_fingerprint()), {}
     is_csv = suffix in (".csv", ".tsv")
     return _of_rows(path, _csv_rows(path) if is_csv else read_rows(path), may_nest=not is_csv)
 

@@ -7,7 +7,7 @@ import logging
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from datamap.core.errors import UserError, name_a_few
 from datamap.core.files import nulls_for_nan, write_csv
-from datamap.core.splits import with_column
+from datamap.core.splits import arrow_column, with_column
 from datamap.core.tables import further_columns, safe_to_open
 from datamap.tasks.base import Task
 from datamap.tasks.evaluation import MAX_CLASSES_REPORTED, Evaluation, plot_confusion
@@ -140,15 +140,12 @@ class SequenceClassification(Task):
         import datasets
 
         labels, names = _class_numbers(data, self.label_column, source)
-        texts = [data[column][:] for column in self.text_columns]
-        for column, values in zip(self.text_columns, texts, strict=True):
-            other = [row for row, value in enumerate(values) if value is not None and not isinstance(value, str)]
-            if other:
-                found = f"{values[other[0]]!r:.40}"
-                raise UserError(f"{source}: column {column} of row {other[0] + 1} holds {found}, which is no text")
-            if not any(value and value.strip() for value in values):
+        blank = np.zeros(len(data), dtype=bool)
+        for column in self.text_columns:
+            is_blank = _is_blank(data, column, source)
+            if is_blank.all():
                 raise UserError(f"{source}: column {column} is empty in every row; name another with --text_columns")
-        blank = np.array([not all(value and value.strip() for value in row) for row in zip(*texts, strict=True)])
+            blank |= is_blank
         unlabelled = labels < 0
         for left_out, why in ((unlabelled & ~blank, "without gold label"), (blank, "with an empty text")):
             if left_out.any():
@@ -158,8 +155,9 @@ class SequenceClassification(Task):
         kept = np.flatnonzero(~(unlabelled | blank))
         if not len(kept):
             raise UserError(f"{source}: no example has a gold label and a text; it cannot be trained or evaluated on")
-        data = data.remove_columns(self.label_column).select(kept)
-        data = with_column(data, self.label_column, labels[kept].tolist(), datasets.ClassLabel(names=names))
+        data = data.remove_columns(self.label_column)
+        data = data if len(kept) == len(data) else data.select(kept)
+        data = with_column(data, self.label_column, labels[kept], datasets.ClassLabel(names=names))
         first = [*(["id"] if "id" in data.column_names else []), *self.content_columns]
         return data.select_columns([*first, *(column for column in data.column_names if column not in first)])
 
@@ -248,35 +246,86 @@ def gold_labels(data: datasets.Dataset, column: str) -> list[Any]:
     raw, names = data[column][:], getattr(data.features[column], "names", None)
     if names is not None:
         return [None if value is None or value < 0 else names[value] for value in raw]
-    values = [_whole(value.strip() if isinstance(value, str) else value) for value in raw]
-    return [None if value in NO_GOLD_LABEL or value != value else value for value in values]
+    return [_gold_label(value) for value in raw]
+
+
+def _gold_label(value: Any) -> Any:
+    value = _whole(value.strip() if isinstance(value, str) else value)
+    return None if value in NO_GOLD_LABEL or value != value else value
+
+
+def _different(data: datasets.Dataset, column: str) -> tuple[list[Any], np.ndarray]:
+    """The values of a column in the order in which they come, and the place of each row's among them, (N,)."""
+    import datasets
+    import pyarrow as pa
+
+    values = arrow_column(data, column)
+    is_flat = values.type in (pa.string(), pa.int64(), pa.float64(), pa.bool_())
+    if is_flat and isinstance(data.features[column], datasets.Value):
+        encoded = values.combine_chunks().dictionary_encode("encode")
+        return encoded.dictionary.to_pylist(), encoded.indices.to_numpy()
+    listed = data[column][:]
+    return listed, np.arange(len(listed))
+
+
+def _is_blank(data: datasets.Dataset, column: str, source: str) -> np.ndarray:
+    """Which rows have no text in a column, (N,) bool; UserError where one holds something else."""
+    import datasets
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    texts = arrow_column(data, column)
+    if texts.type != pa.string() or not isinstance(data.features[column], datasets.Value):
+        values = data[column][:]
+        other = next((row for row, value in enumerate(values) if not isinstance(value, str | None)), None)
+        if other is not None:
+            found = f"{values[other]!r:.40}"
+            raise UserError(f"{source}: column {column} of row {other + 1} holds {found}, which is no text")
+        return np.array([not (value and value.strip()) for value in values])
+    # Where a visible character of ASCII comes first nobody need ask what else is a blank.
+    visible = pa.array([chr(code) for code in range(33, 127)])
+    blank = ~np.asarray(pc.is_in(pc.utf8_slice_codeunits(texts, 0, 1), visible))
+    rows = np.flatnonzero(blank)
+    blank[rows] = [not (text and text.strip()) for text in texts.take(rows).to_pylist()]
+    return blank
 
 
 def _class_numbers(data: datasets.Dataset, column: str, source: str) -> tuple[np.ndarray, list[str]]:
     """Each row's class number, (N,), -1 without gold label, and the names of the classes in order."""
+    import pyarrow.compute as pc
+
     names = getattr(data.features[column], "names", None)
     if names is not None:
-        numbers = np.array([-1 if value is None else value for value in data[column][:]], dtype=np.int64)
-        _warn_of_near_duplicates([names[number] for number in numbers if number >= 0], column, source)
+        numbers = np.asarray(pc.fill_null(arrow_column(data, column), -1), dtype=np.int64)
+        counts = np.bincount(numbers[numbers >= 0], minlength=len(names)).tolist()
+        _warn_of_near_duplicates({name: count for name, count in zip(names, counts, strict=True) if count}, column,
+                                 source)
         return numbers, list(names)
-    values = gold_labels(data, column)
+    raw, place_of = _different(data, column)
+    values, times = [_gold_label(value) for value in raw], np.bincount(place_of, minlength=len(raw)).tolist()
     labelled = [value for value in values if value is not None]
+    rows = sum(count for value, count in zip(values, times, strict=True) if value is not None)
     if not labelled:
         raise UserError(f"{source}: no row has a label in column {column}")
-    padded = [value for value in data[column][:] if isinstance(value, str) and value != value.strip() != ""]
+    padded = {value: count for value, count in zip(raw, times, strict=True)
+              if isinstance(value, str) and value != value.strip() != ""}
     if padded:
-        logger.warning(f"{source}: {len(padded):,} labels of column {column} have blanks around them "
-                       f"({name_a_few(dict.fromkeys(padded))}), which are not taken as part of the name")
-    texts = [str(value) for value in labelled]
+        logger.warning(f"{source}: {sum(padded.values()):,} labels of column {column} have blanks around them "
+                       f"({name_a_few(padded)}), which are not taken as part of the name")
+    texts = Counter[str]()
+    for value, count in zip(values, times, strict=True):
+        if value is not None:
+            texts[str(value)] += count
     measured = [text for text in texts if not WHOLE_NUMBER.fullmatch(text)]
     if measured and all(MEASUREMENT.fullmatch(text) for text in texts):
-        raise UserError(f"{source}: column {column} holds numbers such as {measured[0]} ({len(set(texts)):,} "
-                        f"different values in {len(texts):,} rows); labels are whole numbers or names: --label_column "
+        raise UserError(f"{source}: column {column} holds numbers such as {measured[0]} ({len(texts):,} "
+                        f"different values in {rows:,} rows); labels are whole numbers or names: --label_column "
                         f"names another column, or give the classes names; {REGRESSION}")
-    wrong = next((row for row, value in enumerate(values) if not isinstance(value, str | int | None)), None)
+    wrong = next((place for place, value in enumerate(values) if not isinstance(value, str | int | None)), None)
     if wrong is not None:
-        beside = [data[name][wrong] for name in data.column_names if name != column]
-        raise UserError(f"{source}: column {column} of row {wrong + 1} holds {values[wrong]!r:.40}; "
+        row = int((place_of == wrong).argmax())
+        beside = [data[name][row] for name in data.column_names if name != column]
+        raise UserError(f"{source}: column {column} of row {row + 1} holds {values[wrong]!r:.40}; "
                         f"{task_of_label(values[wrong], beside)}")
     if len({isinstance(value, str) for value in labelled}) > 1:
         raise UserError(f"{source}: column {column} holds both numbers and names; labels must be of one kind")
@@ -285,18 +334,19 @@ def _class_numbers(data: datasets.Dataset, column: str, source: str) -> tuple[np
         raise UserError(f"{source}: column {column} holds the label {negative[0]}; labels are numbers from 0, names, "
                         "or -1 for no gold label")
     classes = sorted(set(labelled))
-    if len(classes) > MAX_CLASSES or (len(classes) == len(labelled) > 10):
-        raise UserError(f"{source}: column {column} has {len(classes):,} different values in {len(labelled):,} rows; "
+    if len(classes) > MAX_CLASSES or (len(classes) == rows > 10):
+        raise UserError(f"{source}: column {column} has {len(classes):,} different values in {rows:,} rows; "
                         "is it the label? --label_column names another")
     _warn_of_near_duplicates(texts, column, source)
     place = {value: number for number, value in enumerate(classes)}
-    return np.array([-1 if value is None else place[value] for value in values]), [str(value) for value in classes]
+    numbers = np.array([-1 if value is None else place[value] for value in values])
+    return numbers[place_of], [str(value) for value in classes]
 
 
-def _warn_of_near_duplicates(labels: Sequence[str], column: str, source: str) -> None:
-    """Name the classes that differ only in case, blanks, hyphens and Unicode form: they may be meant as one."""
+def _warn_of_near_duplicates(counts: Mapping[str, int], column: str, source: str) -> None:
+    """Name the classes that differ only in case, blanks, hyphens and Unicode form: they may be meant as one. counts:
+    of the rows of each class."""
     alike: dict[str, list[str]] = {}
-    counts = Counter(labels)
     for name in sorted(counts):
         form = unicodedata.normalize("NFKC", name).casefold()
         alike.setdefault(re.sub(r"[\s_-]", "", form) or form, []).append(name)
