@@ -137,7 +137,8 @@ def test_columns_that_are_left_to_python(cells):
 
 @pytest.mark.parametrize("raw", [
     b'{"epoch":1,"id":["a"],"loss":[1]', b'{"epoch":1,"id":["a"],"loss":[1],"loss":[2]}', b'{"id":["a"],"loss":[1]}',
-    b'{"epoch":1,"id":["a"],"loss":[1]}{}', b'{"epoch":1,"id":["a"],"loss":[1]}\x0b', b'{"epoch":01,"id":["a"],"loss":[1]}', b'{"epoch":1,"id":[1],"loss":[1]}',
+    b'{"epoch":1,"id":["a"],"loss":[1]}{}', b'{"epoch":1,"id":["a"],"loss":[1]}\x0b',
+    b'{"epoch":01,"id":["a"],"loss":[1]}', b'{"epoch":1,"id":[1],"loss":[1]}',
     b'{"epoch":1,"id":["\\""],"loss":[1]}', b'{"epoch":1,"id":["\xff"],"loss":[1]}', b'{"epoch":1,"id":["a',
     b'{"epoch":1,"id":["a"b"],"loss":[1]}', b'{"epoch": 1,"id":["a"],"loss":[1]}',
 ])
@@ -166,7 +167,8 @@ CSV = [
     "id,a\n,1\n", "id,a\nx,0.1000000000000000055511151231257827\n", "id,a\nx,1e-5\ny,5E3\n", "id,a\nx,-0.0\n",
     "id,a\nx,1", 'id,a\nx,"""b"""\n', "id,a\nx,true\ny,FALSE\n", "id,a\nx,1.0\ny,1\n", 'id,"a;b"\nx,1\n',
     "sep=,\nid,a\nx,1\n", ",id\n1,x\n", "t\nx\n \ny\n", "id,a\nx,tRue\n", 'id,a\nx,""b\n', 't,id\nq,x\r"",y\n',
-    "id,a\nx,00000000000000000000000000005\n", "id,a\nx,5\0 1\n", 'id,a\n"""b",""\n"""""""",2\n', 'id,a\nx,"a,""b"""\n',
+    "id,a\nx,00000000000000000000000000005\n", "id,a\nx,5\0 1\n",
+    'id,a\n"""b",""\n"""""""",2\n', 'id,a\nx,"a,""b"""\n',
 ]
 
 
