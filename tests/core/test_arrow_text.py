@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamap.cartography.dynamics import read_dynamics, write_dynamics
+from datamap.cartography.dynamics import write_dynamics
 from datamap.core import arrow_text, files
 from datamap.core.errors import UserError
 from datamap.core.splits import content_fingerprint, example_digests, load_split, raw_split
@@ -107,15 +107,6 @@ def test_an_error_in_a_long_file_is_told_as_in_a_short_one(tmp_path):
         raw_split(str(tmp_path / "a.jsonl"), "train")
 
 
-def test_labels_with_blanks_are_counted_by_row(caplog):
-    data = datasets.Dataset.from_dict({"text": ["x"] * 4, "label": [" a", " a", "b", "b"]})
-    for kind in ("string", "large_string"):
-        caplog.clear()
-        task = get_task("classification").for_columns(data.column_names, "here")
-        task.normalize(data.cast_column("label", datasets.Value(kind)), "here")
-        assert "2 labels of column label have blanks" in caplog.text
-
-
 # --- columns of an epoch ---------------------------------------------------------------------------------------------
 
 
@@ -159,13 +150,6 @@ def test_what_a_recording_writes_is_read_fast(tmp_path):
     write_dynamics(tmp_path, 1, ["a", "é"], {"confidence": np.array([1e-6, 1.0]), "correct": np.array([True, False])})
     columns = arrow_text.json_columns((tmp_path / "training_dynamics_epoch_1.json").read_bytes())
     assert columns is not None and columns["confidence"].tolist() == [1e-6, 1.0]
-
-
-def test_what_is_wrong_with_a_column_is_told_in_the_numbers_of_the_file(tmp_path):
-    (tmp_path / "training_dynamics_epoch_1.json").write_text(
-        '{"epoch":1,"id":["a","b"],"confidence":[0.5,0.5],"correct":[0,9007199254740991]}')
-    with pytest.raises(UserError, match="correct of 'b' is 9007199254740991; expected true or false"):
-        list(read_dynamics(tmp_path))
 
 
 # --- CSV -------------------------------------------------------------------------------------------------------------
