@@ -87,12 +87,13 @@ def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
             ids = frame.pop("id").to_numpy(dtype=object).tolist()
             yield _checked_frame(path, epoch, ids, frame)
             continue
-        if (columns := json_columns(read_bytes(path))) is not None and set(NEEDED) <= columns.keys():
+        columns = json_columns(read_bytes(path)) or {}
+        if set(NEEDED) <= columns.keys() and columns["correct"].dtype == bool:  # else a value may be wrong
             _check_epoch(path, epoch, columns.pop("epoch"))
             found = columns.pop("id")
             if before is None or not found.equals(before):  # usually the same in the same order every epoch
                 before, ids = found, found.to_pylist()
-            yield {"epoch": epoch, "id": ids, **_checked(path, {"id": ids, **columns}, columns)}
+            yield {"epoch": epoch, "id": ids, **columns}
             continue
         content = read_json(path)
         if not isinstance(content, dict) or not set(NEEDED) <= content.keys():

@@ -39,13 +39,17 @@ def json_lines(raw: bytes) -> pa.Table | None:
     import pyarrow.json
 
     lines = raw.count(b"\n") + (not raw.endswith(b"\n"))
-    if lines < 2 or not raw.startswith(b"{") or raw.count(b"\n{") + 1 != lines:
+    ends = raw.count(b"}\n") + raw.count(b"}\r\n") + raw.endswith(b"}")
+    # Else two objects in a line may make up for one over two lines; and what follows a NUL Arrow does not see.
+    if lines < 2 or not raw.startswith(b"{") or raw.count(b"\n{") + 1 != lines or ends != lines or b"\0" in raw:
         return None
     try:
         rows = [json.loads(line) for line in itertools.islice(io.BytesIO(raw), SAMPLE)]
-        names = dict.fromkeys(name for row in rows for name in row)
+        names = list(dict.fromkeys(name for row in rows for name in row))
         schema = pa.schema({name: pa.array([row.get(name) for row in rows]).type for name in names})
         if not names or "paragraphs" in names or not all(_is_known(field.type) for field in schema):
+            return None
+        if "id" in names and schema.field("id").type not in (pa.string(), pa.int64(), pa.null()):
             return None
         table = pyarrow.json.read_json(
             pa.BufferReader(raw), pyarrow.json.ReadOptions(block_size=BLOCK),
@@ -54,7 +58,21 @@ def json_lines(raw: bytes) -> pa.Table | None:
         table.validate(full=True)  # a text that is no UTF-8
     except (pa.ArrowException, ValueError, TypeError, OverflowError, RecursionError):
         return None
-    return table if table.num_rows == lines and _is_exact(table) else None
+    if table.num_rows != lines or not _is_exact(table) or b"-0" in raw and _has_negative_zero(table):
+        return None
+    if "id" in names and schema.field("id").type == pa.int64():  # ids are text; of other kinds what Python writes
+        place = names.index("id")
+        table = table.set_column(place, "id", table.column(place).cast(pa.string()))
+    return table
+
+
+def _has_negative_zero(table: pa.Table) -> bool:
+    """Whether a float is -0.0, which may have been written as -0: that is 0 for Python."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    return any(pc.any(pc.and_(pc.equal(column, 0.0), pc.less(pc.divide(1.0, column), 0.0))).as_py()
+               for column in table.columns if pa.types.is_floating(column.type))
 
 
 def _is_known(kind: pa.DataType, depth: int = 0) -> bool:
@@ -88,7 +106,7 @@ def json_columns(raw: bytes) -> dict[str, Any] | None:
             last += 1
     except (pa.ArrowException, ValueError):
         return None
-    whole = raw[last:].rstrip() == b"}" and pc.sum(pc.count_substring(ids, '"')).as_py() == 0
+    whole = raw[last:].rstrip(b" \t\r\n") == b"}" and pc.sum(pc.count_substring(ids, '"')).as_py() == 0
     return columns if whole and len({len(ids), *map(len, list(columns.values())[2:])}) == 1 else None
 
 
@@ -106,7 +124,10 @@ def _column(cells: bytes) -> np.ndarray | None:
     is_whole = not any(mark in cells for mark in b".eE")
     texts = pc.split_pattern(pa.array([cells.decode()]), ",")[0].values
     values = np.asarray(texts.cast(pa.int64() if is_whole else pa.float64()))
-    return values if is_whole or (np.abs(values) < EXACT).all() else None
+    if is_whole:
+        return values
+    has_zero = b"-0" in cells and bool((np.signbit(values) & (values == 0)).any())  # -0 is 0, -0.0 is not
+    return values if (np.abs(values) < EXACT).all() and not has_zero else None
 
 
 def _are_numbers(cells: bytes) -> bool:
@@ -169,6 +190,7 @@ def csv_rows(raw: bytes) -> int | None:
     if not names:
         return None
     try:
+        raw.decode()  # of the other columns nothing is looked at
         with pyarrow.csv.open_csv(
             pa.BufferReader(raw), pyarrow.csv.ReadOptions(block_size=BLOCK),
             pyarrow.csv.ParseOptions(newlines_in_values=True),
@@ -184,11 +206,15 @@ def _header(raw: bytes) -> list[str]:
     head = raw[: raw.find(b"\n") + 1]
     if not raw.endswith(b"\n") or any(mark in head for mark in (b";", b"\t", b"\xef\xbb\xbf")):
         return []
+    # A NUL ends a text for pandas, and sep= is Excel's. Line ends of \r alone are not looked for further on.
+    if b"\0" in raw or head[:4].lower() == b"sep=" or raw.count(b"\r") != raw.count(b"\r\n"):
+        return []
     try:
         names = next(csv.reader([head.decode()], strict=True), [])
     except (csv.Error, UnicodeDecodeError):
         return []
-    return names if len(set(names)) == len(names) and _quoted_well(raw) else []
+    # A line of blanks is none for pandas, but may be a row where there is one column.
+    return names if len(names) > 1 and all(names) and len(set(names)) == len(names) and _quoted_well(raw) else []
 
 
 def _is_told(column: pa.ChunkedArray, raw: bytes) -> bool:
@@ -200,28 +226,33 @@ def _is_told(column: pa.ChunkedArray, raw: bytes) -> bool:
     if kind == pa.string():
         if pc.any(pc.equal(column, "")).as_py():
             return False
+        first = column.drop_null()[0].as_py()
         try:
-            float(column.drop_null()[0].as_py())
+            float(first)
         except ValueError:
-            return True
+            return first.lower() not in ("true", "false")  # pandas takes tRUE for true
         return False  # "+5", or beyond 64 bits
     if kind == pa.int64():
         return not any(mark in raw and b"0" + mark in raw for mark in (b"x", b"X"))  # 0x1F is text for pandas
-    if kind == pa.float64():  # "+5" is a whole number for pandas
-        return b"+" not in raw or not pc.all(pc.equal(column, pc.round(column))).as_py()
+    if kind == pa.float64():  # "+5", and a 5 after many zeros, is a whole number for pandas
+        may_be_whole = b"+" in raw or b"0" * 18 in raw
+        return not (may_be_whole and pc.all(pc.equal(column, pc.round(column))).as_py())
     return kind == pa.null() or kind == pa.bool_() and not column.null_count
 
 
 def _quoted_well(raw: bytes) -> bool:
     """Whether quotation marks stand around whole cells, and those in a text twice, as Python's strict reader asks."""
-    ends = np.frombuffer(b",\r\n", np.uint8)
+    ends = np.frombuffer(b",\r\n\0", np.uint8)  # \0 for two quotation marks; it is not in raw
     first = inside = 0
     while first < len(raw):
         last = raw.find(b"\n", first + BLOCK) + 1 or len(raw)
-        cells = np.frombuffer(b"\n" + raw[first:last].replace(b'""', b""), np.uint8)
-        marks = np.flatnonzero(cells == ord('"'))
+        cells = np.frombuffer(b"\n" + raw[first:last].replace(b'""', b"\0"), np.uint8)
+        marks, pairs = np.flatnonzero(cells == ord('"')), np.flatnonzero(cells == 0)
         opening, closing = marks[inside::2], marks[1 - inside :: 2]
-        if not np.isin(cells[opening - 1], ends).all() or not np.isin(cells[closing + 1], ends).all():
+        pairs = pairs[(np.searchsorted(marks, pairs) + inside) % 2 == 0]  # outside: at the beginning of a cell
+        after = cells[pairs + 1]
+        if not (np.isin(cells[opening - 1], ends).all() and np.isin(cells[closing + 1], ends[:3]).all()
+                and np.isin(cells[pairs - 1], ends).all() and (np.isin(after, ends) | (after == ord('"'))).all()):
             return False
         first, inside = last, (inside + len(marks)) % 2
     return not inside

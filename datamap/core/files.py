@@ -380,6 +380,7 @@ def _read_by_pandas(path: str | Path, text: Sequence[str]) -> pd.DataFrame:
     frame = pd.read_csv(
         io.StringIO(content, newline=""), sep=separator, dtype=dict.fromkeys(("id", *text), str),
         keep_default_na=False, na_values=[""], float_precision="round_trip",
+        low_memory=False,  # else of a long file each part gets a type of its own, and texts stand beside numbers
     )
     if separator == ";":
         frame = _with_decimal_points(frame, ("id", *text))
@@ -404,7 +405,7 @@ def _with_empty_texts(content: str, separator: str, frame: pd.DataFrame, text: S
     import pyarrow.csv
 
     missing = frame.columns[frame.isna().any()]
-    gaps = [column for column in missing
+    gaps = [column for column in missing.difference(["id"], sort=False)  # a row without one is refused
             if column in text or isinstance(next(iter(frame[column].dropna()), None), str)]
     # In the CSV, or in one of its texts.
     if not gaps or not re.search(rf'(^|[{separator}\n])""(?=[{separator}\r\n]|$)', content):

@@ -307,8 +307,10 @@ def _class_numbers(data: datasets.Dataset, column: str, source: str) -> tuple[np
     rows = sum(count for value, count in zip(values, times, strict=True) if value is not None)
     if not labelled:
         raise UserError(f"{source}: no row has a label in column {column}")
-    padded = {value: count for value, count in zip(raw, times, strict=True)
-              if isinstance(value, str) and value != value.strip() != ""}
+    padded = Counter[str]()
+    for value, count in zip(raw, times, strict=True):
+        if isinstance(value, str) and value != value.strip() != "":
+            padded[value] += count
     if padded:
         logger.warning(f"{source}: {sum(padded.values()):,} labels of column {column} have blanks around them "
                        f"({name_a_few(padded)}), which are not taken as part of the name")

@@ -37,6 +37,7 @@ def test_lines_become_the_dataset_that_their_objects_become(data, kinds):
     table = arrow_text.json_lines("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode())
     names = dict.fromkeys(name for row in rows for name in row)
     if table is not None:
+        rows = [{**row, "id": str(row["id"])} if row.get("id") is not None else row for row in rows]
         expected = datasets.Dataset.from_dict({name: [row.get(name) for row in rows] for name in names})
         assert table.column_names == list(names)
         assert datasets.Dataset(table).features == expected.features
@@ -52,6 +53,8 @@ DEEP = b"[" * 200_000 + b"]" * 200_000
     ROW + b'{"a":NaN}\n', ROW * 1000 + b'{"a":0.5}\n', ROW + b'{"a":"x"}\n', ROW + b'{"b":' + DEEP + b"}\n",
     b'{"a":"\xff"}\n' + ROW, ROW * 1000 + b'{"a":1,"b":2}\n', b'{"a":0.5}\n{"a":9007199254740993}\n',
     b'{"a":"\\ud800"}\n{"a":"x"}\n', b"\xef\xbb\xbf" + ROW * 2, b"[1]\n[2]\n", b'{"a":[0.5]}\n' * 2,
+    b'{"a":0.5}\n{"a":-0}\n', b'{"id":1}\n{"id":1.5}\n', b'{"id":["a"]}\n' * 2, ROW + b'{"a":2}\0 x\n',
+    b'{"a":{"b":1}}\n' * 1000 + b'{"a":{"b":1}}{"a":{"b":1}}\n{"a":\n{"b":1}}\n',
     b'{"a":12345678901234567890}\n' * 2, b'{"paragraphs":[]}\n' * 2, b'{"a":' + DEEP + b"}\n" + ROW,
 ])
 def test_lines_that_are_left_to_python(raw):
@@ -115,7 +118,7 @@ def test_columns_are_those_of_the_object(rows):
     columns = arrow_text.json_columns(json.dumps(content, separators=(",", ":"), ensure_ascii=False).encode())
     if columns is None:
         assert any(set(text) & {"\\", '"'} or any(ord(mark) < 32 for mark in text) for text in ids) or any(
-            abs(number) >= 2**53 for number in numbers)
+            abs(number) >= 2**53 or str(number) == "-0.0" for number in numbers)
         return
     assert list(columns) == list(content) and columns["epoch"] == 3
     assert columns["id"].to_pylist() == ids
@@ -126,7 +129,7 @@ def test_columns_are_those_of_the_object(rows):
 
 @pytest.mark.parametrize("cells", [
     "", ".5", "5.", "+5", "05", "-05", "-.5", "1.e5", "1,,2", "1,", "-", "1-2", "1e", "null", "NaN", "true,1", "[1]",
-    "1 ,2", "1,2", '"1"', "12345678901234567890", "0.5]", "1e999", "0.5,9007199254740993",
+    "1 ,2", "1,2", '"1"', "12345678901234567890", "0.5]", "1e999", "0.5,-0", "0.5,9007199254740993",
 ])
 def test_columns_that_are_left_to_python(cells):
     assert arrow_text.json_columns(b'{"epoch":1,"id":["a"],"loss":[%s]}' % cells.encode()) is None
@@ -134,7 +137,8 @@ def test_columns_that_are_left_to_python(cells):
 
 @pytest.mark.parametrize("raw", [
     b'{"epoch":1,"id":["a"],"loss":[1]', b'{"epoch":1,"id":["a"],"loss":[1],"loss":[2]}', b'{"id":["a"],"loss":[1]}',
-    b'{"epoch":1,"id":["a"],"loss":[1]}{}', b'{"epoch":01,"id":["a"],"loss":[1]}', b'{"epoch":1,"id":[1],"loss":[1]}',
+    b'{"epoch":1,"id":["a"],"loss":[1]}{}', b'{"epoch":1,"id":["a"],"loss":[1]}\x0b',
+    b'{"epoch":01,"id":["a"],"loss":[1]}', b'{"epoch":1,"id":[1],"loss":[1]}',
     b'{"epoch":1,"id":["\\""],"loss":[1]}', b'{"epoch":1,"id":["\xff"],"loss":[1]}', b'{"epoch":1,"id":["a',
     b'{"epoch":1,"id":["a"b"],"loss":[1]}', b'{"epoch": 1,"id":["a"],"loss":[1]}',
 ])
@@ -162,6 +166,9 @@ CSV = [
     "\n", 'id,a\n"",1\n',
     "id,a\n,1\n", "id,a\nx,0.1000000000000000055511151231257827\n", "id,a\nx,1e-5\ny,5E3\n", "id,a\nx,-0.0\n",
     "id,a\nx,1", 'id,a\nx,"""b"""\n', "id,a\nx,true\ny,FALSE\n", "id,a\nx,1.0\ny,1\n", 'id,"a;b"\nx,1\n',
+    "sep=,\nid,a\nx,1\n", ",id\n1,x\n", "t\nx\n \ny\n", "id,a\nx,tRue\n", 'id,a\nx,""b\n', 't,id\nq,x\r"",y\n',
+    "id,a\nx,00000000000000000000000000005\n", "id,a\nx,5\0 1\n",
+    'id,a\n"""b",""\n"""""""",2\n', 'id,a\nx,"a,""b"""\n',
 ]
 
 
@@ -188,6 +195,18 @@ def test_what_we_write_is_read_fast(tmp_path):
         {"id": "01", "x": 0.1, "n": 1, "flag": True, "word": ""},
         {"id": 'a,"b"\n', "x": None, "n": 2, "flag": False, "word": None}]
     assert arrow_text.csv_rows(raw) == 2
+
+
+def test_an_empty_id_is_none_and_text_elsewhere_must_be_utf_8(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b'id,a\n"",\nx,2\n')
+    with pytest.raises(UserError, match="line 2: no id"):
+        files.read_table(tmp_path / "a.csv")
+    assert arrow_text.csv_rows(b"id,a\nx,\xff\n") is None
+
+
+def test_a_column_is_of_one_type_however_long_the_file(tmp_path):
+    (tmp_path / "a.csv").write_text("id,a\n0,x\n" + "".join(f"{row},{row}\n" for row in range(1, 300_000)) + "end,1")
+    assert {type(value) for value in files.read_table(tmp_path / "a.csv")["a"]} == {str}
 
 
 def test_quotation_marks_are_followed_across_blocks(monkeypatch):
