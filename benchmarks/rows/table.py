@@ -56,7 +56,7 @@ ROWS = (
         "as row 1, padding to 128", "1.2 x; .95 x of the bare loop", 5.5, training.sentences),
     Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 1.5, training.recording),
     Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",
-        "says what is gained, at equal accuracy over 5 seeds", 8, precision.bf16),
+        "says what is gained, at equal accuracy over 5 seeds", 13, precision.bf16),
     Row(5, "windows", "windows with labels from 50,000 QA pairs", "the library example's loop over the windows", "5 x",
         1.5, questions.windows),
     Row(6, "answers", "span search and scores, 50,000 windows", "the library example's post-processing; SQuAD's "

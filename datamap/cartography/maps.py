@@ -16,8 +16,8 @@ from datamap.cartography.metrics import METRICS_FILE, RANGES, load_cartography_m
 from datamap.cartography.settling import BY_EPOCH_FILE, BY_EPOCH_PICTURE, unsettled
 from datamap.core.artifacts import artifact_file, load_meta, model_meta
 from datamap.core.errors import UserError
-from datamap.core.files import atomic, read_json, read_json_like, write_csv, write_either, write_json
-from datamap.core.parquet import ROWS_A_GROUP, in_either_form
+from datamap.core.files import ROWS_AT_A_TIME, atomic, read_json, read_json_like, write_csv, write_either, write_json
+from datamap.core.parquet import in_either_form
 from datamap.core.plots import (
     CATEGORY_COLORS,
     COLORS,
@@ -67,8 +67,8 @@ def write_cartography(
     if write_either(file, table, artifact_format) == METRICS_FILE:
         with atomic(file.with_suffix(".json")) as temporary, temporary.open("w", encoding="utf-8") as records:
             records.write("[")
-            for first in range(0, len(table), ROWS_A_GROUP):  # at once all of it would be held as text
-                block = table[first : first + ROWS_A_GROUP]
+            for first in range(0, len(table), ROWS_AT_A_TIME):  # at once all of it would be held as text
+                block = table[first : first + ROWS_AT_A_TIME]
                 text = block.to_json(orient="records", double_precision=15, force_ascii=False)
                 records.write("," * bool(first) + text[1:-1])
             records.write("]")

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 T = TypeVar("T")
+ROWS_AT_A_TIME = 2**13  # of a table that is written as text
 SEPARATORS = {",": "commas", ";": "semicolons", "\t": "tabs"}  # of the columns of a CSV
 DECIMAL_COMMA = r"[-+]?\d+(,\d+)?([eE][-+]?\d+)?"
 
@@ -99,9 +100,11 @@ def write_csv(path: str | Path, frame: pd.DataFrame) -> None:
     import pyarrow as pa
     import pyarrow.csv
 
-    table = pa.Table.from_pandas(frame, preserve_index=False)
-    with atomic(path) as temporary:
-        pyarrow.csv.write_csv(table, str(temporary))
+    schema = pa.Schema.from_pandas(frame, preserve_index=False)
+    with atomic(path) as temporary, pyarrow.csv.CSVWriter(str(temporary), schema) as writer:
+        for first in range(0, len(frame), ROWS_AT_A_TIME):  # at once all columns would be held twice
+            block = frame.iloc[first : first + ROWS_AT_A_TIME]
+            writer.write_table(pa.Table.from_pandas(block, schema=schema, preserve_index=False))
 
 
 def write_parquet(path: str | Path, frame: pd.DataFrame) -> None:

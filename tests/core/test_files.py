@@ -1,15 +1,19 @@
 """Files are whole or not there, and read back as they were written."""
 
 import gzip
+import io
 import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from datamap.core import files
 from datamap.core.errors import UserError
 from datamap.core.files import (
     atomic,
@@ -243,3 +247,20 @@ def test_what_we_wrote_ourselves_is_built_as_we_wrote_it(tmp_path, change, words
         write_json(tmp_path / "b.json", other)
         with pytest.raises(UserError, match=r"\(it is "):
             read_json_like(tmp_path / "b.json", LIKE, "make.py")
+
+
+@pytest.mark.parametrize("rows", [0, 1, 6, 7, 8, 30])
+def test_a_csv_written_in_blocks_is_that_written_at_once(tmp_path, rows, monkeypatch):
+    monkeypatch.setattr(files, "ROWS_AT_A_TIME", 7)
+    rng = np.random.default_rng(rows)
+    late = [None if row < 9 else row for row in range(rows)]  # nothing in the first block
+    frame = pd.DataFrame({
+        "id": [f'a"{row}' for row in range(rows)], "x": rng.random(rows), "nan": [np.nan] * rows,
+        "text": [None if row is None else f"é,\n{row}" for row in late], "object": pd.Series(late, dtype=object),
+        "whole": pd.array(late, dtype="Int64"),
+        "said": pd.array([row and row % 2 == 0 for row in late], dtype="boolean"),
+    })
+    write_csv(tmp_path / "a.csv", frame)
+    whole = io.BytesIO()
+    pyarrow.csv.write_csv(pa.Table.from_pandas(frame, preserve_index=False), whole)
+    assert (tmp_path / "a.csv").read_bytes() == whole.getvalue()
