@@ -27,7 +27,7 @@ DEMO := --dataset demo:clinical --max_length 128 --doc_stride 32 --per_device_tr
 demo: export OMP_NUM_THREADS = 1
 demo: $(VENV)/installed
 	@$(PY) map_dataset.py $(DEMO) --output_dir demo_output --model tiny --num_train_epochs 4 \
-		--visualization_method pca --reduction_dim 10 --min_samples 5
+		--reduction_dim 10 --min_samples 5
 	@$(PY) benchmarks/planted_errors.py --dataset demo:clinical --cartography_dir demo_output/cartography_output \
 		--suspects_dir demo_output/suspects --output_dir demo_output/planted_errors
 	@echo "the page: file://$(CURDIR)/demo_output/report.html"

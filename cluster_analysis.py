@@ -4,10 +4,10 @@ Reads embeddings.npy and embeddings_metadata.json (extract_embeddings.py). Write
 cluster_statistics.csv, cluster_samples.json, cluster_metadata.json, cluster_map.png and cluster_sizes.png.
 
     python cluster_analysis.py --embedding_dir ./embeddings_output --output_dir ./cluster_output
-    python cluster_analysis.py --embedding_dir ./embeddings_output --min_cluster_size 5 --visualization_method pca
+    python cluster_analysis.py --embedding_dir ./embeddings_output --min_cluster_size 5 --visualization_method umap
 
-The embeddings are standardised, reduced by PCA and clustered; UMAP only draws the picture, and compiles itself for
-half a minute first (--visualization_method pca does not).
+The embeddings are standardised, reduced by PCA and clustered. The picture shows two principal components; UMAP keeps
+neighbours together in it, and compiles itself first.
 """
 
 from __future__ import annotations

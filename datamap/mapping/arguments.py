@@ -40,7 +40,7 @@ SHOWN = {
 }
 SHOWN_OF_CLUSTERS = {
     "min_cluster_size": "examples in the smallest cluster (default: 15)",
-    "visualization_method": "how clusters are drawn; umap (the default) takes half a minute longer",
+    "visualization_method": "how clusters are drawn: pca (the default), or umap, which compiles itself first",
 }
 
 

@@ -50,8 +50,7 @@ def write_embeddings(directory: Path, values: np.ndarray, **changes) -> Path:
 
 
 def run(embeddings: Path, output: Path, *flags: str) -> pd.DataFrame:
-    argv = ["--embedding_dir", str(embeddings), "--output_dir", str(output), "--visualization_method", "pca", *flags]
-    cluster_analysis.main(argv)
+    cluster_analysis.main(["--embedding_dir", str(embeddings), "--output_dir", str(output), *flags])
     return read_table(output / "cluster_assignments.csv", ["id", "cluster"])
 
 
@@ -95,6 +94,7 @@ def test_blobs_are_recovered_and_every_file_is_written(tmp_path, capsys, caplog)
     assert np.isnan(statistics["persistence"][0]) and statistics["persistence"][1:].between(0.05, 1).all()
 
     metadata = read_json(tmp_path / "out" / "cluster_metadata.json")
+    assert metadata["settings"]["visualization_method"] == "pca", "nobody waits for a compiler unasked"
     assert metadata["num_rows"] == metadata["num_clustered"] == len(values) and metadata["num_assigned"] == 0
     assert metadata["num_clusters"] == 4 and metadata["num_noise"] == (table["cluster"] == -1).sum()
     assert metadata["noise_fraction"] == pytest.approx((table["cluster"] == -1).mean())
