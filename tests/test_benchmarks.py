@@ -176,6 +176,13 @@ def test_a_row_that_is_not_measured_now_keeps_its_figures(run_all, tmp_path, cap
     assert "--page_only measures nothing: leave --only and --quick out" in line
 
 
+def test_a_row_that_cannot_be_measured_here_says_so_in_the_table(run_all):
+    found = importlib.import_module("timing").Found([], ["this processor does not compute in bf16"])
+    record = run_all.record_of(run_all.ROWS[0], found, run_all.machine(), False, 1.0)
+    page = run_all.page({"fast": record}, "")
+    assert "| theirs | 5 x | this processor does not compute in bf16 |" in page
+
+
 def test_a_row_that_breaks_leaves_the_others_and_is_told(run_all, tmp_path, capsys, caplog):
     found = importlib.import_module("timing").Found([])
     write_json(tmp_path / "broken.json", run_all.record_of(run_all.ROWS[2], found, run_all.machine(), False, 1.0))
@@ -199,13 +206,15 @@ def test_quick_figures_are_no_results(run_all, tmp_path, capsys):
 def test_resuming_goes_by_the_commit(run_all, bench, tmp_path, capsys, monkeypatch):
     state = {"git_commit": "a" * 40, "git_dirty": False, "versions": {}}
     for module in (run_all, bench("timing")):
-        monkeypatch.setattr(module, "provenance", lambda *_: dict(state))
+        monkeypatch.setattr(module, "provenance", lambda *_, **__: dict(state))
     again = ["--resume", "--only", "fast", "--output_dir", str(tmp_path)]
     for changes, measured in (({}, True), ({}, False), ({"git_dirty": True}, True), ({"git_dirty": False}, True),
                               ({}, False), ({"git_commit": "b" * 40}, True), ({}, False)):
         state |= changes
         run_all.main(again)
         assert ("row 1 (fast), 1 of 1" in capsys.readouterr().out) == measured
+    assert bench("timing").WRITTEN == tuple(str(path.relative_to(REPOSITORY)) for path in (
+        run_all.RESULTS, run_all.HERE / "README.md", run_all.SCALE)), "else the first row makes the others changed"
     state["git_commit"] = None  # no checkout: nothing tells whether the code is the same
     for _ in range(2):
         run_all.main(again)
