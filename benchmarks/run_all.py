@@ -129,7 +129,7 @@ def measure(row: Row, args: argparse.Namespace, process: Callable[..., Any] | No
             setting = Setting(args.data_dir and args.data_dir.resolve(), args.quick, Path(scratch),
                               args.output_dir.resolve())
             found, about = (process or in_own_process)(measured, row.name, setting)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends must not take the other rows along
         if not isinstance(error, UserError):
             traceback.print_exc()
         logging.error(f"row {row.key} was not measured: {type(error).__name__}: {first_line(error)}")

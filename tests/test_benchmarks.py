@@ -195,6 +195,17 @@ def test_a_row_that_breaks_leaves_the_others_and_is_told(run_all, tmp_path, caps
     assert (tmp_path / "01_fast.json").exists() and (tmp_path / "broken.json").read_bytes() == before
 
 
+def test_a_row_whose_script_ends_leaves_the_others(run_all, tmp_path, caplog, monkeypatch):
+    def ends(setting):
+        raise SystemExit(2)
+
+    monkeypatch.setattr(run_all, "ROWS", [run_all.ROWS[2]._replace(measure=ends), run_all.ROWS[0]])
+    with pytest.raises(SystemExit) as ended:
+        run_all.main(["--output_dir", str(tmp_path)])
+    assert ended.value.code == 1 and (tmp_path / "01_fast.json").exists()
+    assert "row broken was not measured: SystemExit: 2" in caplog.text
+
+
 def test_quick_figures_are_no_results(run_all, tmp_path, capsys):
     run_all.main(["--quick", "--only", "1", "2", "--output_dir", str(tmp_path)])
     page = (tmp_path / "README.md").read_text(encoding="utf-8")
