@@ -34,7 +34,7 @@ from typing import Any
 from rows.gpu_table import GPU_ROWS
 from rows.scale import with_table
 from rows.table import ROWS, Row
-from timing import Found, Measure, Setting, in_own_process, machine, markdown, record_of, shown
+from timing import WRITTEN, Found, Measure, Setting, in_own_process, machine, markdown, record_of, shown
 
 from datamap.core.artifacts import check_writable, provenance
 from datamap.core.errors import UserError, command_line, first_line, setup_logging
@@ -107,7 +107,7 @@ def is_measured(row: Row, directory: Path) -> bool:
     file = directory / row.file
     if not file.exists():
         return False
-    record, now = read_json(file), provenance()
+    record, now = read_json(file), provenance(apart_from=WRITTEN)
     return record["git_commit"] is not None and not (record["quick"] or record["git_dirty"] or now["git_dirty"]) \
         and record["git_commit"] == now["git_commit"]
 
@@ -129,7 +129,7 @@ def measure(row: Row, args: argparse.Namespace, process: Callable[..., Any] | No
             setting = Setting(args.data_dir and args.data_dir.resolve(), args.quick, Path(scratch),
                               args.output_dir.resolve())
             found, about = (process or in_own_process)(measured, row.name, setting)
-    except Exception as error:
+    except (Exception, SystemExit) as error:  # a script that ends must not take the other rows along
         if not isinstance(error, UserError):
             traceback.print_exc()
         logging.error(f"row {row.key} was not measured: {type(error).__name__}: {first_line(error)}")
@@ -163,6 +163,8 @@ def state_of(row: Row, record: Mapping[str, Any] | None) -> str:
         return NOT_BUILT if row.measure is None else NOT_MEASURED
     if record["quick"]:
         return "tiny sizes"
+    if not record["measures"]:
+        return "; ".join(record["notes"]) or "nothing was found"
     bounded = [one for one in measures_of(record) if one.least is not None or one.most is not None]
     if len(bounded) > MOST_SHOWN:
         return f"{sum(one.keeps for one in bounded)} of {len(bounded)} bounds kept"

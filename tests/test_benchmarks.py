@@ -176,6 +176,13 @@ def test_a_row_that_is_not_measured_now_keeps_its_figures(run_all, tmp_path, cap
     assert "--page_only measures nothing: leave --only and --quick out" in line
 
 
+def test_a_row_that_cannot_be_measured_here_says_so_in_the_table(run_all):
+    found = importlib.import_module("timing").Found([], ["this processor does not compute in bf16"])
+    record = run_all.record_of(run_all.ROWS[0], found, run_all.machine(), False, 1.0)
+    page = run_all.page({"fast": record}, "")
+    assert "| theirs | 5 x | this processor does not compute in bf16 |" in page
+
+
 def test_a_row_that_breaks_leaves_the_others_and_is_told(run_all, tmp_path, capsys, caplog):
     found = importlib.import_module("timing").Found([])
     write_json(tmp_path / "broken.json", run_all.record_of(run_all.ROWS[2], found, run_all.machine(), False, 1.0))
@@ -186,6 +193,17 @@ def test_a_row_that_breaks_leaves_the_others_and_is_told(run_all, tmp_path, caps
     assert "row broken was not measured: RuntimeError: of two lines" in caplog.text
     assert 'raise RuntimeError("of two lines\\nand more")' in capsys.readouterr().err  # for who mends it
     assert (tmp_path / "01_fast.json").exists() and (tmp_path / "broken.json").read_bytes() == before
+
+
+def test_a_row_whose_script_ends_leaves_the_others(run_all, tmp_path, caplog, monkeypatch):
+    def ends(setting):
+        raise SystemExit(2)
+
+    monkeypatch.setattr(run_all, "ROWS", [run_all.ROWS[2]._replace(measure=ends), run_all.ROWS[0]])
+    with pytest.raises(SystemExit) as ended:
+        run_all.main(["--output_dir", str(tmp_path)])
+    assert ended.value.code == 1 and (tmp_path / "01_fast.json").exists()
+    assert "row broken was not measured: SystemExit: 2" in caplog.text
 
 
 def test_quick_figures_are_no_results(run_all, tmp_path, capsys):
@@ -199,13 +217,15 @@ def test_quick_figures_are_no_results(run_all, tmp_path, capsys):
 def test_resuming_goes_by_the_commit(run_all, bench, tmp_path, capsys, monkeypatch):
     state = {"git_commit": "a" * 40, "git_dirty": False, "versions": {}}
     for module in (run_all, bench("timing")):
-        monkeypatch.setattr(module, "provenance", lambda *_: dict(state))
+        monkeypatch.setattr(module, "provenance", lambda *_, **__: dict(state))
     again = ["--resume", "--only", "fast", "--output_dir", str(tmp_path)]
     for changes, measured in (({}, True), ({}, False), ({"git_dirty": True}, True), ({"git_dirty": False}, True),
                               ({}, False), ({"git_commit": "b" * 40}, True), ({}, False)):
         state |= changes
         run_all.main(again)
         assert ("row 1 (fast), 1 of 1" in capsys.readouterr().out) == measured
+    assert bench("timing").WRITTEN == tuple(str(path.relative_to(REPOSITORY)) for path in (
+        run_all.RESULTS, run_all.HERE / "README.md", run_all.SCALE)), "else the first row makes the others changed"
     state["git_commit"] = None  # no checkout: nothing tells whether the code is the same
     for _ in range(2):
         run_all.main(again)

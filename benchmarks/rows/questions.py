@@ -35,6 +35,7 @@ STRIDE = 128
 N_BEST = 20
 MAX_ANSWER_LENGTH = 30
 BATCH_SIZE = 256  # windows per call of best_spans
+PUNCTUATION = set(string.punctuation)
 SYLLABLES = ["ba", "cor", "di", "el", "fos", "gra", "hin", "lo", "mer", "nu", "pra", "ril", "so", "tan", "vex"]
 
 Offsets = list[tuple[int, int] | None]  # None outside the context: what the loops find in their features
@@ -161,7 +162,7 @@ def exhaustive_span(start_logits: np.ndarray, end_logits: np.ndarray, offsets: O
 
 
 def plain_normalize(text: str) -> str:
-    text = "".join(character for character in text.lower() if character not in set(string.punctuation))
+    text = "".join(character for character in text.lower() if character not in PUNCTUATION)
     return " ".join(re.sub(r"\b(a|an|the)\b", " ", text).split())
 
 

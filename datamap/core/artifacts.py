@@ -229,18 +229,20 @@ def _fingerprints(file: str | Path) -> list[str]:
     return [identity["fingerprint"] for identity in (load_meta(file) or {}).get("datasets", [])]
 
 
-def provenance(packages: tuple[str, ...] = PACKAGES) -> dict[str, Any]:
-    """What made a result: the commit of the code, whether it was changed since, and the versions of the packages."""
-    commit, dirty = _git_state()
+def provenance(packages: tuple[str, ...] = PACKAGES, apart_from: Sequence[str] = ()) -> dict[str, Any]:
+    """What made a result: the commit of the code, whether it was changed since, and the versions of the packages.
+    apart_from: files and directories of the checkout that may have been changed."""
+    commit, dirty = _git_state(*apart_from)
     return {"git_commit": commit, "git_dirty": dirty,
             "versions": {"python": sys.version.split()[0], **_versions(packages)}}
 
 
-def _git_state() -> tuple[str | None, bool | None]:
+def _git_state(*apart_from: str) -> tuple[str | None, bool | None]:
     """Commit of the code and whether it was changed since; None where the code is not in a git checkout."""
     if not (CHECKOUT / ".git").exists():
         return None, None
-    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no"]
+    command = ["git", "status", "--porcelain=v2", "--branch", "--untracked-files=no", "--", ".",
+               *(f":(exclude){path}" for path in apart_from)]
     try:
         done = subprocess.run(command, cwd=CHECKOUT, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

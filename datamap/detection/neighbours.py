@@ -29,8 +29,8 @@ def nearest(
     none. order: (N,), the rows in an order that does not depend on the file; draws and ties go by it. Centring takes
     away what all vectors of an encoder share. Above ``most_compared`` examples neighbours are sought only among a
     sample of so many, drawn by ``seed``, and in the first 64 principal components of that sample: the share of a label
-    among neighbours then is that among the nearest of a sample. 100,000 x 512 take some seconds on two cores. asked:
-    (n,), the only rows whose neighbours are sought; the others are left without.
+    among neighbours then is that among the nearest of a sample. asked: (n,), the only rows whose neighbours are
+    sought; the others are left without.
     """
     known = order[np.isfinite(vectors).all(axis=1)[order]]
     n = len(known)

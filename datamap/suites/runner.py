@@ -197,9 +197,9 @@ def freeze_libraries(imported: int) -> int:
     """Take what the libraries made out of garbage collection, if by now more than ``imported`` modules are; returns
     how many are.
 
-    To look through it takes each collection .35 s, and a run asks for two. What is frozen is never collected, so this
-    is for when a run has ended and ``free_memory`` has been called: of the run nothing is left then but splits and
-    features for the next ones, which hold no cycles and are freed without the collector.
+    Each collection would look through it, and a run asks for two. What is frozen is never collected, so this is for
+    when a run has ended and ``free_memory`` has been called: of the run nothing is left then but splits and features
+    for the next ones, which hold no cycles and are freed without the collector.
     """
     if len(sys.modules) > imported:
         gc.freeze()

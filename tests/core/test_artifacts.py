@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import resource
+import subprocess
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -463,6 +464,26 @@ def test_a_model_stands_for_what_it_was_trained_on(tmp_path, split):
 def test_git_state_is_none_outside_a_checkout(monkeypatch):
     monkeypatch.setenv("PATH", "")
     assert artifacts._git_state() == (None, None)
+
+
+def test_what_a_program_writes_itself_does_not_count_as_a_change(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", *words], cwd=tmp_path, check=True)
+
+    (tmp_path / "results").mkdir()
+    for name in ("code.py", "results/a.json", "page.md"):
+        (tmp_path / name).write_text("before")
+    git("init", "-q")
+    git("add", ".")
+    git("commit", "-q", "-m", "all")
+    monkeypatch.setattr(artifacts, "CHECKOUT", tmp_path)
+    for name in ("results/a.json", "page.md"):
+        (tmp_path / name).write_text("after")
+    written = ("results", "page.md", "no_such.md")
+    assert artifacts.provenance()["git_dirty"] and not artifacts.provenance(apart_from=written)["git_dirty"]
+    assert artifacts.provenance(apart_from=written)["git_commit"] == artifacts.provenance()["git_commit"] is not None
+    (tmp_path / "code.py").write_text("after")
+    assert artifacts.provenance(apart_from=written)["git_dirty"]
 
 
 def test_run_meta_is_json_for_everyone(tmp_path, split):

@@ -235,7 +235,7 @@ def test_a_run_leaves_nothing_that_only_the_collector_could_free(suite, monkeypa
 
 
 def test_a_worker_freezes_what_was_imported_once(monkeypatch):
-    """Or every collection looks through all that the libraries made: .35 s each, two in a run."""
+    """Or every collection looks through all that the libraries made, twice in a run."""
     counts: list[int] = []
 
     class Pipe:
