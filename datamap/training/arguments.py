@@ -122,8 +122,7 @@ def build_parser(show_all: bool = False) -> Parser:
                        help="tokens that consecutive windows share, at most half of --max_length")
     group.add_argument("--empty_windows", type=fraction, default=argparse.SUPPRESS, metavar="SHARE",
                        help="of the windows that hold no answer, though their question has one elsewhere, train on "
-                       "this share, drawn by --seed (default: 1, but 0.05 of long documents, where more than 90 %% of "
-                       "the windows are such)")
+                       "this share, drawn by --seed: of long documents nearly all are such (default: 1)")
     group.add_argument("--max_answer_length", type=positive_int, metavar="N",
                        help="longest predicted answer in tokens (default: no limit)")
     group.add_argument("--ablations", choices=ABLATIONS, default="none",

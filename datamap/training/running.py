@@ -50,8 +50,6 @@ if TYPE_CHECKING:
 
     from datamap.training.trainer import CartographyTrainer
 
-MOSTLY_EMPTY, FEW_EMPTY = 0.9, 0.05  # above which share of empty windows which share of them is trained on
-
 logger = logging.getLogger(__name__)
 
 
@@ -179,7 +177,8 @@ def _what_it_trains_on(
     if train is None:
         return {}
     features = features_of(train, tokenizer, args.max_length, args.doc_stride, args.ablations)
-    features = with_fewer_empty(features, getattr(args, "empty_windows", None), args.seed)
+    if hasattr(args, "empty_windows"):
+        features = with_fewer_empty(features, args.empty_windows, args.seed)
     check_batches(arguments, len(features))
     rows = np.asarray(features["example_index"][:])
     in_rows = f" in {len(features):,} windows" if len(features) > len(train.data) else ""
@@ -204,22 +203,14 @@ def _what_it_trains_on(
     return parts
 
 
-def with_fewer_empty(features: datasets.Dataset, share: float | None, seed: int) -> datasets.Dataset:
+def with_fewer_empty(features: datasets.Dataset, share: float, seed: int) -> datasets.Dataset:
     """The windows without most of those that only say that the answer of their question lies elsewhere: of these a
     ``share``, 0..1, drawn by ``seed``, as the baseline of Natural Questions leaves most of its null instances out
-    (Kwiatkowski et al. 2019). Examples keep what says something of them, and unanswerable ones all.
-
-    share: None for ``FEW_EMPTY`` where more than ``MOSTLY_EMPTY`` of the windows are such, as in the documents on
-    which that was measured (row 18 of benchmarks/README.md), and for all of them elsewhere.
-    """
+    (Kwiatkowski et al. 2019). Examples keep what says something of them, and unanswerable ones all."""
     counts = np.asarray(features["counts"][:], dtype=bool)
-    empty, why = np.flatnonzero(~counts), ""
-    if share is None:
-        if not MOSTLY_EMPTY < len(empty) / len(features) < 1:  # with no answer in any there is nothing to save
-            return features
-        share, why = FEW_EMPTY, f", as they are more than {MOSTLY_EMPTY:.0%} (--empty_windows 1 trains on all)"
+    empty = np.flatnonzero(~counts)
     drawn = np.random.default_rng(seed).choice(empty, round(share * len(empty)), replace=False)
-    logger.info(f"of {len(empty):,} windows without the answer of their question {len(drawn):,} are trained on{why}")
+    logger.info(f"of {len(empty):,} windows without the answer of their question {len(drawn):,} are trained on")
     chosen = np.union1d(np.flatnonzero(counts), drawn)
     if not len(chosen):
         raise UserError(f"--empty_windows {share:g} leaves nothing to train on: no window of the {len(features):,} "

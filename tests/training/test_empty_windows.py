@@ -54,20 +54,6 @@ def test_all_that_hold_an_answer_stay_and_a_share_of_the_others(features, share)
     assert kept["example_index"][:].count(11) == len(last)
 
 
-def test_of_documents_that_are_nearly_all_empty_a_twentieth_is_trained_on(features, caplog):
-    caplog.set_level("INFO")
-    counts = np.array(features["counts"][:])
-    assert with_fewer_empty(features, None, seed=3) is features and not caplog.text
-    empty, holds = np.flatnonzero(~counts), np.flatnonzero(counts)
-    for there, trained_on in ((18, 18), (29, 1)):  # beside 2 that hold an answer: 90 % of all, and more
-        some = features.select(np.sort([*holds[:2], *empty[:there]]))
-        left = np.array(with_fewer_empty(some, None, seed=3)["counts"][:])
-        assert left.sum() == 2 and (~left).sum() == trained_on
-    assert "29 windows without the answer of their question 1 are trained on, as they are more than 90%" in caplog.text
-    none = features.select(empty)
-    assert with_fewer_empty(none, None, seed=3) is none
-
-
 def test_nothing_but_empty_windows(features):
     empty = features.select(np.flatnonzero(~np.array(features["counts"][:])))
     with pytest.raises(UserError, match="--empty_windows 0 leaves nothing to train on: no window of the"):
