@@ -56,8 +56,7 @@ ON_A_GPU = """Measured by `python benchmarks/bench_gpu.py` on one card, in at mo
 that are named and random weights, texts are made up."""
 NOT_BUILT, NOT_MEASURED = "not built", "not measured"
 MOST_SHOWN = 6  # figures of a row in the table
-READS_DATA = ("training_qa", "training_sentences", "recording", "bf16", "windows", "embeddings",
-              "empty_windows")
+READS_DATA = ("training_qa", "training_sentences", "recording", "bf16", "embeddings", "empty_windows")
 
 
 def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -223,6 +222,7 @@ def section(row: Row, record: Mapping[str, Any], pictures: str) -> list[str]:
         *(["Tiny sizes, which show that the row runs; these figures measure nothing."] if record["quick"] else []),
         markdown([("", "found", "bound"), *(one.row() for one in measures_of(record))]),
         *[f"- {note}" for note in record["notes"]],
+        *([row.remark] if row.remark else []),
         *[f"![{shows}]({pictures}{name})" for name, shows in record["pictures"].items()],
     ]
 

@@ -34,13 +34,13 @@ class Part(NamedTuple):
     sizes: tuple[int, ...] = (10_000, 100_000, 1_000_000)
 
 
-def windows(rows: int, _: str) -> float:
+def windows(rows: int, directory: str) -> float:
     from transformers import AutoTokenizer
 
     from datamap.training.models import place_of
 
     tokenizer, task = AutoTokenizer.from_pretrained(place_of("minilm")), get_task("qa")
-    data = questions.pairs_of("demo:clinical", rows)
+    data = questions.pairs_of(Path(directory, "pairs.jsonl"), rows, made.QUESTIONS_A_CONTEXT)
     task.features(data.select(range(min(rows, 500))), tokenizer, questions.LENGTH, questions.STRIDE)
     return timed(task.features, data, tokenizer, questions.LENGTH, questions.STRIDE)[0]
 

@@ -20,7 +20,9 @@ def sentence(rng: np.random.Generator, low: int, high: int) -> str:
     return " ".join(f"w{word % WORDS}" for word in rng.zipf(1.2, rng.integers(low, high)))
 
 
-def rows_of(task: str, examples: int, rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def rows_of(
+    task: str, examples: int, rng: np.random.Generator, questions_a_context: int = QUESTIONS_A_CONTEXT,
+) -> Iterator[dict[str, Any]]:
     context = ""
     for place in range(examples):
         each = rng.bytes(8).hex()
@@ -30,7 +32,7 @@ def rows_of(task: str, examples: int, rng: np.random.Generator) -> Iterator[dict
             yield {"id": each, "premise": sentence(rng, 8, 25), "hypothesis": sentence(rng, 4, 12),
                    "label": LABELS[rng.integers(3)]}
         else:
-            if place % QUESTIONS_A_CONTEXT == 0:
+            if place % questions_a_context == 0:
                 context = sentence(rng, 60, 120)
             words = context.split()
             first = int(rng.integers(len(words) - 6))

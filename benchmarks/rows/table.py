@@ -28,7 +28,7 @@ from rows import (
 
 class Row(NamedTuple):
     """number: in the table of what is asked; 0 for what is watched besides. minutes: about, on two cores. measure:
-    None where what it is about is not built."""
+    None where what it is about is not built. remark: why a bound is not kept, what was tried, how to read it."""
 
     number: int
     name: str
@@ -37,6 +37,7 @@ class Row(NamedTuple):
     asked: str
     minutes: float
     measure: Callable[[Setting], Found] | None
+    remark: str = ""
 
     @property
     def key(self) -> str:
@@ -51,28 +52,48 @@ FORMS = ("the library's question-answering example (dynamic padding, random batc
          "by length; padding to 512; a bare PyTorch loop over pre-tokenised, length-sorted tensors")
 ROWS = (
     Row(1, "training_qa", "training, examples a second, QA, policyqa, a real 6-layer encoder, recording on", FORMS,
-        "1.6 x; 1.0 x; 8 x; .95 x", 12, training.question_answering),
+        "1.6 x; 1.0 x; 8 x; .95 x", 12, training.question_answering,
+        "The bare loop: the library's own Trainer, grouped by length, is as far from it as ours is. Of few rows the "
+        "batches hold rows of more different lengths (positions of batches / tokens), as they are drawn from small "
+        "pools, so that the same rows do not come together in every epoch; sorted once for all, as in the loop, they "
+        "would. Padding to 512 was measured on a quarter of the rows."),
     Row(2, "training_sentences", "the same for sentence pairs (sick_nli) and sentences (sst2), and for a small model",
-        "as row 1, padding to 128", "1.2 x; .95 x of the bare loop", 5.5, training.sentences),
+        "as row 1, padding to 128", "1.2 x; .95 x of the bare loop", 5.5, training.sentences,
+        "The bare loop: the library's own Trainer, grouped by length, is as far from it as ours is; what a step of it "
+        "costs beside the model weighs the more, the smaller the model is. Padding to 128 was measured on a quarter "
+        "of the rows."),
     Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 1.5, training.recording),
     Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",
-        "says what is gained, at equal accuracy over 5 seeds", 13, precision.bf16),
+        "says what is gained, at equal accuracy over 5 seeds", 13, precision.bf16,
+        "On by default it would be where both hold. What is gained holds; that the scores are the same to a point is "
+        "not what five seeds show: so it is off by default."),
     Row(5, "windows", "windows with labels from 50,000 QA pairs", "the library example's loop over the windows", "5 x",
-        1.5, questions.windows),
+        1.5, questions.windows,
+        "Both sides call the same tokenizer. Ours gives it each text once; where no texts are shared there is less to "
+        "save."),
     Row(6, "answers", "span search and scores, 50,000 windows", "the library example's post-processing; SQuAD's "
         "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 1.6, questions.answers),
     Row(7, "embeddings", "embeddings: 3,000 sentences; 300 sentences", "sentence-transformers `encode`, same weights, "
-        "pooling, precision", "1.3 x; 1.0 x", 3, vectors.embeddings),
+        "pooling, precision", "1.3 x; 1.0 x", 3, vectors.embeddings,
+        "Both sides put the same batches, sorted by length, through the same encoder, which takes nearly all of the "
+        "time."),
     Row(8, "rules", "rules, 100,000 examples", "row-wise `DataFrame.apply`", "10 x", 1, maps.rules),
     Row(9, "loading", "loading and filtering 1,000,000 short texts", "pandas round trip", "5 s, 2 s, 1 GB", 2,
-        maps.loading),
+        maps.loading,
+        "Filtering: what is left is reading the CSV of a map, all of it, so that a damaged one is told."),
     Row(10, "dynamics", "dynamics of 1,000,000 examples and 10 epochs: metrics, CSV, JSON, picture; then the joined "
         "table", "-", "12 s, 1 GB; 25 s, 1.5 GB", 3, maps.dynamics),
     Row(11, "clusters", "clusters, 22,000 and 60,000 x 50; the picture", "hdbscan; fast_hdbscan",
         "2.5 x where the partition agrees; a picture that nobody asked UMAP for does not wait for its compiler", 8,
-        vectors.clusters),
+        vectors.clusters,
+        "hdbscan stays the reference, and up to --max_cluster_points rows (50,000) ours is hdbscan. fast_hdbscan was "
+        "tried: with noise its partition is another, and before its first call of a process it compiles itself, "
+        "longer than hdbscan takes for 22,000 rows (its first round). Of 60,000 rows ours clusters a sample and "
+        "assigns the others, which costs more than to cluster them all: a sample is for more rows than these."),
     Row(12, "selectors", "k-center, herding, k-means on 67,349 x 768", "the forms in which they are commonly written",
-        "as the bounds below", 6, selectors.ratios),
+        "as the bounds below", 6, selectors.ratios,
+        "Slow forms and steps of herding are timed over 200 steps and scaled. Of MiniBatchKMeans' time a third is "
+        "asked since our k-means keeps rare clusters, which MiniBatchKMeans loses."),
     Row(13, "chain", "the whole chain on 2,500 and on 100,000 examples (dynamics given), one command",
         "stage by stage in processes of their own", "imports and loads once", 8.5, processes.chain),
     Row(14, "suite_runs", "a run in a suite beyond its training", "a cold process", "20 x less", 1.5, suites.overhead),
@@ -84,7 +105,9 @@ ROWS = (
     Row(17, "growth", "growth of rows 5 to 13 up to 1,000,000 rows, the exponent fitted", "-",
         "at most n log n but for clusters", 11.8, growth.growth),
     Row(18, "empty_windows", "training on long documents, of which most windows hold no answer", "all windows",
-        "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 22, long_documents.empty_windows),
+        "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 22, long_documents.empty_windows,
+        "Training on all windows leaves this reader worse than it was before, so that a share is no worse says "
+        "little; all windows stay the default."),
     Row(0, "ten_million", "dynamics of 10,000,000 examples and 5 epochs in Parquet: metrics, categories and pictures; "
         "filters; what the recorder holds", "-", "120 s, 2 GB; 30 s", 4, scale.ten_million),
     Row(0, "lstm", "an epoch over long stories: the LSTM classifiers", "the small Transformer", "", 0.7,

@@ -314,7 +314,7 @@ def plausible_labels(
         if len(set(labels[seen])) == 1:  # nothing to tell apart
             probability[unseen, labels[seen][0]] = 1
             continue
-        # In 20 passes over the data: weak is what it should be, and a hundred times faster than to the optimum.
+        # In 20 passes over the data: weak is what it should be, and the optimum takes far more.
         model = SGDClassifier(loss="log_loss", alpha=1e-5, max_iter=20, tol=None, average=True, random_state=seed)
         model.fit(rows[seen], labels[seen])
         probability[np.ix_(unseen, model.classes_)] = model.predict_proba(rows[unseen])

@@ -175,7 +175,7 @@ def choose_answers(
 
 def normalize_answer(text: str) -> str:
     """Lower case, no ASCII punctuation, no articles (a, an, the), single spaces: as in both SQuAD scripts."""
-    if text.isascii():  # bytes are lowered and stripped in one pass over a table, several times faster than str
+    if text.isascii():  # bytes are lowered and stripped in one pass over a table, str in one for each
         text = text.encode().translate(_LOWER_CASE, _PUNCTUATION).decode()
     else:
         text = text.lower().translate(_DELETE_PUNCTUATION)

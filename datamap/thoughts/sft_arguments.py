@@ -99,7 +99,7 @@ def build_parser(show_all: bool = False) -> Parser:
     group.add_argument("--warmup_steps", type=_not_negative, default=150, metavar="N",
                        help="steps in which the learning rate rises; below 1 a share of all steps")
     group.add_argument("--max_grad_norm", type=_not_negative, default=0.3, help="gradients are scaled down to it")
-    group.add_switch("--gradient_checkpointing", default=True, help="less memory, a fifth slower (default: true; "
+    group.add_switch("--gradient_checkpointing", default=True, help="less memory, but slower (default: true; "
                      "with a batch size of auto only where memory is short)")
     group.add_switch("--packing", help="several rows in one sequence of --max_length, which do not see each other; "
                      "fastest with flash attention on a GPU")

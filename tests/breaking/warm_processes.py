@@ -63,7 +63,7 @@ def import_everything() -> None:
 
     from datamap.core import artifacts, plots
 
-    artifacts._git_state = lambda: (None, None)  # the code may be edited meanwhile
+    artifacts._git_state = lambda *apart_from: (None, None)  # the code may be edited meanwhile
     torch.set_num_threads(1)
     plots.DOTS_PER_INCH = 40  # nobody looks at them
     # Workers of a suite are children of a warm process, too.
