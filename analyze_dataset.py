@@ -224,6 +224,7 @@ def integrate(args: argparse.Namespace) -> None:
             for file, table in tables.items():
                 write_csv(path / file, table)
         elif split is not None:
+            del frame  # which takes as much room as the table that is made now
             unified = unified_table(split, metrics, clusters, predictions, args.rule_weights)
             num_predicted = None if predictions is None else sum(each is not None for each in predictions)
             summary = summarize_overlap(unified, num_predicted)

@@ -235,8 +235,8 @@ def _is_told(column: pa.ChunkedArray, raw: bytes) -> bool:
     if kind == pa.int64():
         return not any(mark in raw and b"0" + mark in raw for mark in (b"x", b"X"))  # 0x1F is text for pandas
     if kind == pa.float64():  # "+5", and a 5 after many zeros, is a whole number for pandas
-        may_be_whole = b"+" in raw or b"0" * 18 in raw
-        return not (may_be_whole and pc.all(pc.equal(column, pc.round(column))).as_py())
+        is_whole = pc.all(pc.equal(column, pc.round(column))).as_py()  # sooner told than what raw holds
+        return not (is_whole and (b"+" in raw or b"0" * 18 in raw))
     return kind == pa.null() or kind == pa.bool_() and not column.null_count
 
 

@@ -304,7 +304,8 @@ def features_of(
     state = backend.to_str() if backend is not None else str(id(tokenizer))
     fingerprint = split.data._fingerprint  # of the rows, not of the whole split
     asked = (max_length, doc_stride, ablation)
-    read_as = digest([state, tokenizer.model_input_names, tokenizer.split_special_tokens, tokenizer.truncation_side])
+    read_as = digest([state, tokenizer.model_input_names, tokenizer.split_special_tokens, tokenizer.truncation_side,
+                      tokenizer.cls_token_id])
     key = (fingerprint, read_as, split.task, *asked)
     if (made := _features.pop(key, None)) is None:
         features = split.task.features(split.data, tokenizer, *asked)
