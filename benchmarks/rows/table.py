@@ -62,17 +62,20 @@ ROWS = (
         "The bare loop: the library's own Trainer, grouped by length, is as far from it as ours is; what a step of it "
         "costs beside the model weighs the more, the smaller the model is. Padding to 128 was measured on a quarter "
         "of the rows."),
-    Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 1.5, training.recording),
+    Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 1.5, training.recording,
+        "The first map of a process imports what draws it."),
     Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",
         "says what is gained, at equal accuracy over 5 seeds", 13, precision.bf16,
         "On by default it would be where both hold. What is gained holds; that the scores are the same to a point is "
         "not what five seeds show: so it is off by default."),
     Row(5, "windows", "windows with labels from 50,000 QA pairs", "the library example's loop over the windows", "5 x",
         1.5, questions.windows,
-        "Both sides call the same tokenizer. Ours gives it each text once; where no texts are shared there is less to "
-        "save."),
+        "Both sides call the same tokenizer. Ours gives it each text once, and writes more columns; where no text is "
+        "shared there is nothing to save."),
     Row(6, "answers", "span search and scores, 50,000 windows", "the library example's post-processing; SQuAD's "
-        "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 1.6, questions.answers),
+        "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 1.6, questions.answers,
+        "20 x was asked when the loops made a set of punctuation anew for every character; now they make it once, as "
+        "SQuAD's script does for a text."),
     Row(7, "embeddings", "embeddings: 3,000 sentences; 300 sentences", "sentence-transformers `encode`, same weights, "
         "pooling, precision", "1.3 x; 1.0 x", 3, vectors.embeddings,
         "Both sides put the same batches, sorted by length, through the same encoder, which takes nearly all of the "
@@ -82,7 +85,8 @@ ROWS = (
         maps.loading,
         "Filtering: what is left is reading the CSV of a map, all of it, so that a damaged one is told."),
     Row(10, "dynamics", "dynamics of 1,000,000 examples and 10 epochs: metrics, CSV, JSON, picture; then the joined "
-        "table", "-", "12 s, 1 GB; 25 s, 1.5 GB", 3, maps.dynamics),
+        "table", "-", "12 s, 1 GB; 25 s, 1.5 GB", 3, maps.dynamics,
+        "Two thirds of it are reading the JSON of ten epochs. Above 2,000,000 examples it is Parquet (ten_million)."),
     Row(11, "clusters", "clusters, 22,000 and 60,000 x 50; the picture", "hdbscan; fast_hdbscan",
         "2.5 x where the partition agrees; a picture that nobody asked UMAP for does not wait for its compiler", 8,
         vectors.clusters,
