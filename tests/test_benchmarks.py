@@ -3,6 +3,7 @@ that ours are held against find what ours find, as else another thing would be t
 
 import importlib
 import json
+import logging
 import re
 import shlex
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,15 @@ from datamap.analysis.error_rules import RULES, flag_errors
 from datamap.core.files import write_json
 
 NOT_BUILT: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def level_as_before():
+    """A row says no warnings in its process, which is that of the tests here; the next file's want theirs."""
+    root = logging.getLogger()
+    level = root.level
+    yield
+    root.setLevel(level)
 
 
 @pytest.fixture
