@@ -88,18 +88,18 @@ ROWS = (
         "table", "-", "12 s, 1 GB; 25 s, 1.5 GB", 3, maps.dynamics,
         "Two thirds of it are reading the JSON of ten epochs. Above 2,000,000 examples it is Parquet (ten_million)."),
     Row(11, "clusters", "clusters, 22,000 and 60,000 x 50; the picture", "hdbscan; fast_hdbscan",
-        "2.5 x where the partition agrees; a picture that nobody asked UMAP for does not wait for its compiler", 8,
+        "2.5 x where the partition agrees; a picture that nobody asked UMAP for does not wait for its compiler", 9.5,
         vectors.clusters,
         "hdbscan stays the reference, and up to --max_cluster_points rows (50,000) ours is hdbscan. fast_hdbscan was "
         "tried: with noise its partition is another, and before its first call of a process it compiles itself, "
         "longer than hdbscan takes for 22,000 rows (its first round). Of 60,000 rows ours clusters a sample and "
         "assigns the others, which costs more than to cluster them all: a sample is for more rows than these."),
     Row(12, "selectors", "k-center, herding, k-means on 67,349 x 768", "the forms in which they are commonly written",
-        "as the bounds below", 6, selectors.ratios,
+        "as the bounds below", 4.5, selectors.ratios,
         "Slow forms and steps of herding are timed over 200 steps and scaled. Of MiniBatchKMeans' time a third is "
         "asked since our k-means keeps rare clusters, which MiniBatchKMeans loses."),
     Row(13, "chain", "the whole chain on 2,500 and on 100,000 examples (dynamics given), one command",
-        "stage by stage in processes of their own", "imports and loads once", 8.5, processes.chain),
+        "stage by stage in processes of their own", "imports and loads once", 5, processes.chain),
     Row(14, "suite_runs", "a run in a suite beyond its training", "a cold process", "20 x less", 1.5, suites.overhead),
     Row(15, "start", "`--help` and an argument error of every script; `import datamap`",
         "`python -c pass`; `import torch` for run.py's first step", ".3 s more; nothing imported before it is needed",
@@ -107,7 +107,7 @@ ROWS = (
     Row(16, "recording_memory", "memory of a training with recording", "without",
         "at most 40 bytes more an example and epoch", 4.5, training.memory),
     Row(17, "growth", "growth of rows 5 to 13 up to 1,000,000 rows, the exponent fitted", "-",
-        "at most n log n but for clusters", 11.8, growth.growth),
+        "at most n log n but for clusters", 14, growth.growth),
     Row(18, "empty_windows", "training on long documents, of which most windows hold no answer", "all windows",
         "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 22, long_documents.empty_windows,
         "Training on all windows leaves this reader worse than it was before, so that a share is no worse says "
