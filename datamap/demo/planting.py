@@ -141,19 +141,20 @@ def _wrong_span(rng: np.random.Generator, passage: Passage, asked: Asked) -> Spa
     """One to four words that are nobody's answer, of another sentence where there is one."""
     taken = sorted({span for other in passage.asked for span in other.golds})
     starts, ends = [start for start, _ in taken], list(accumulate((end for _, end in taken), max))
+
+    def is_free(span: Span) -> bool:
+        # Of the answers that begin before it ends, the one that goes on longest tells. It may lie between words.
+        before = bisect_left(starts, span[1])
+        return not before or ends[before - 1] <= span[0]
+
     first, last = asked.sentences
     elsewhere: list[Span] = []
     beside: list[Span] = []
     for number, sentence in enumerate(passage.sentences):
         words = _words(passage.text, sentence)
-        # Of the answers that begin before a word ends, the one that goes on longest tells whether the word is taken.
-        before = [bisect_left(starts, end) for _, end in words]
-        free = [not place or ends[place - 1] <= start for place, (start, _) in zip(before, words, strict=True)]
-        spans = [
-            (words[place][0], words[place + length - 1][1])
-            for length in range(1, 5) for place in range(len(words) - length + 1) if all(free[place : place + length])
-        ]
-        (beside if first <= number <= last else elsewhere).extend(spans)
+        spans = [(words[place][0], words[place + length - 1][1])
+                 for length in range(1, 5) for place in range(len(words) - length + 1)]
+        (beside if first <= number <= last else elsewhere).extend(filter(is_free, spans))
     gold = _right_answers(passage.text, asked)
 
     def is_wrong(text: str) -> bool:

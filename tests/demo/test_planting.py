@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from conftest import qa_rows
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from datamap.demo.planting import (
@@ -46,6 +46,8 @@ def test_answers_are_compared_as_exact_match_compares_them(text):
 
 
 @settings(max_examples=300, deadline=None)
+@example((["the", "the the the „quoted“ the", *["the"] * 7], ["Who?"] * 9,  # a quotation mark is an answer
+          [[(0, 1)], [(20, 21), (0, 1)], [], [], [], [], [(0, 1)], [(0, 1)], [(0, 1)]]), 1, 1.0)
 @given(questions_on_texts(), st.integers(0, 5), st.floats(0, 1))
 def test_every_error_in_any_text_is_what_it_is_called(rows, seed, share):
     contexts, questions, golds = rows
