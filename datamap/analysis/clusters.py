@@ -25,6 +25,7 @@ from datamap.core.plots import (
 )
 
 if TYPE_CHECKING:
+    import hdbscan
     import pandas as pd
 
 MADE_BY = "extract_embeddings.py"
@@ -165,17 +166,53 @@ def cluster(
     drawn = np.random.default_rng(seed).choice(rows, max_points, replace=False) if sampled else np.arange(rows)
     fitted = np.sort(drawn)
     clusterer = hdbscan.HDBSCAN(
-        min_cluster_size=min_cluster_size, min_samples=min_samples, metric=metric, prediction_data=sampled
+        min_cluster_size=min_cluster_size, min_samples=min_samples, metric=metric
     ).fit(values[fitted])
     labels, probabilities, scores = np.full(rows, NOISE), np.zeros(rows), np.zeros(rows)
     labels[fitted], probabilities[fitted] = clusterer.labels_, clusterer.probabilities_
     scores[fitted] = clusterer.outlier_scores_
     if sampled:
         others = np.setdiff1d(np.arange(rows), fitted)
+        make_assignable(clusterer, values[fitted])
         labels[others], probabilities[others] = hdbscan.approximate_predict(clusterer, values[others])
-        # A row denser than every fitted one comes out below 0; none comes out above 1.
-        scores[others] = np.maximum(hdbscan.approximate_predict_scores(clusterer, values[others]), 0)
+        # A row denser than every fitted one comes out below 0; none comes out above 1. Of twins that are infinitely
+        # dense it is NaN.
+        with np.errstate(invalid="ignore"):
+            scores[others] = np.maximum(hdbscan.approximate_predict_scores(clusterer, values[others]), 0)
     return number_by_size(Clustering(labels, probabilities, scores, clusterer.cluster_persistence_, len(fitted)))
+
+
+class Neighbours:
+    """The nearest fitted rows, by what scikit-learn chooses: above 15 dimensions every distance is computed, which
+    takes a tenth of the time of the trees that hdbscan searches."""
+
+    def __init__(self, values: np.ndarray, metric: str) -> None:
+        from sklearn.neighbors import NearestNeighbors
+
+        self.values, self.metric = values, metric
+        self.search = NearestNeighbors(metric=metric).fit(values)
+
+    def query(self, values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Distances, (rows, k), ascending, and the places of the neighbours, (rows, k)."""
+        distances, places = self.search.kneighbors(values, k)
+        if self.metric == "euclidean":  # those of many rows at once are rounded: twins lie apart
+            for row, near in enumerate(places):
+                distances[row] = np.linalg.norm(self.values[near] - values[row], axis=1)
+            order = np.argsort(distances, axis=1, kind="stable")
+            distances, places = (np.take_along_axis(each, order, axis=1) for each in (distances, places))
+        return distances, places
+
+
+def make_assignable(clusterer: hdbscan.HDBSCAN, values: np.ndarray) -> None:
+    """What hdbscan makes of the (rows, dims) it was fitted to by ``prediction_data=True``, with ``Neighbours``."""
+    from hdbscan.prediction import PredictionData
+
+    class Searched(PredictionData):
+        _tree_type_map = {"kdtree": Neighbours}
+
+    clusterer._prediction_data = Searched(
+        values, clusterer.condensed_tree_, clusterer.min_samples or clusterer.min_cluster_size, metric=clusterer.metric
+    )
 
 
 def number_by_size(found: Clustering) -> Clustering:

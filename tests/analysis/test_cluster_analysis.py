@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import hdbscan
 import numpy as np
 import pandas as pd
 import pytest
@@ -154,6 +155,27 @@ def test_above_max_cluster_points_a_sample_is_clustered_and_the_rest_assigned(tm
     captured = capsys.readouterr()
     assert f"{len(values) - 100} rows assigned after clustering 100" in captured.out.splitlines()[-1]
     assert "--max_cluster_points" in caplog.text
+
+
+@pytest.mark.parametrize("metric", ["euclidean", "manhattan", "chebyshev"])
+@pytest.mark.parametrize("dims", [3, 40])
+def test_the_rest_is_assigned_as_by_hdbscan_itself(dims, metric):
+    rng = np.random.default_rng(dims)
+    centres = rng.normal(scale=4, size=(6, dims))
+    values = centres[rng.integers(6, size=900)] + rng.normal(size=(900, dims))
+    values[:90] = rng.normal(scale=8, size=(90, dims))
+    values[100:160] = values[700]  # twins, so many that they lie at no distance of their neighbours
+    found = clusters.cluster(values, 12, 6, metric, 600, 5)
+    fitted = np.sort(np.random.default_rng(5).choice(900, 600, replace=False))
+    others = np.setdiff1d(np.arange(900), fitted)
+    expected = hdbscan.HDBSCAN(min_cluster_size=12, min_samples=6, metric=metric, prediction_data=True)
+    expected.fit(values[fitted])
+    labels, probabilities = hdbscan.approximate_predict(expected, values[others])
+    scores = np.maximum(hdbscan.approximate_predict_scores(expected, values[others]), 0)
+    assert len(set(labels)) > 4 and clusters.NOISE in labels
+    assert len(set(zip(found.labels[others], labels, strict=True))) == len(set(labels))  # numbered otherwise
+    np.testing.assert_allclose(found.probabilities[others], probabilities, rtol=1e-9)
+    np.testing.assert_allclose(found.outlier_scores[others], scores, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("metric", ["manhattan", "chebyshev", "cosine"])
