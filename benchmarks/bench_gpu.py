@@ -77,7 +77,7 @@ def measure(row: Row, args: argparse.Namespace, seconds: float) -> str | None:
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "row").mkdir()
         setting = Setting(args.data_dir and args.data_dir.resolve(), args.quick, Path(scratch) / "row",
-                          args.output_dir.resolve())
+                          args.output_dir.resolve(), {})
         file = Path(scratch) / "found"
         process = get_context("spawn").Process(target=measured, args=(row.name, setting, str(file)))
         process.start()

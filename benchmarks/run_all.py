@@ -45,7 +45,9 @@ HERE = Path(__file__).resolve().parent
 RESULTS, SCALE = HERE / "results", HERE.parent / "docs" / "scale.md"
 ABOUT = """Made by `python benchmarks/run_all.py --data_dir DATA`, of the JSONs in `results/` alone; `--only ROW`
 measures one row, `--quick` shows that all run. What ours is held against is installed by
-`pip install -c constraints.txt -e ".[bench]"`.
+`pip install -c constraints.txt -e ".[bench]"`. DATA holds public data, each set a directory with `train.jsonl` and
+`validation.jsonl` in the columns of [docs/data.md](../docs/data.md): `policyqa` (dev and test files of PolicyQA, Ahmad
+et al. 2020), `sst2` (whole sentences of SST-2, Socher et al. 2013) and `sick_nli` (SICK, Marelli et al. 2014).
 
 Figures are medians of rounds in which the sides are taken in turn, with the lowest and the highest; a ratio (x) says
 how many times faster ours is, within the rounds. BROKEN stands where a bound is not kept.
@@ -91,14 +93,14 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 # --- measuring -------------------------------------------------------------------------------------------------------
 
 
-def measured(name: str, setting: Setting) -> tuple[Found, dict[str, Any]]:
-    """What the row finds, and of the machine on which it does; in a process of its own."""
+def measured(name: str, setting: Setting) -> tuple[Found, dict[str, Any], dict[str, str]]:
+    """What the row finds, of the machine on which it does, and what data it read; in a process of its own."""
     setup_logging()
     logging.getLogger().setLevel(logging.ERROR)  # of made-up data and short trainings much is to be warned of
     row = next(each for each in ROWS if each.name == name)
     assert row.measure is not None
     before = machine()
-    return row.measure(setting), before
+    return row.measure(setting), before, setting.read
 
 
 def is_measured(row: Row, directory: Path) -> bool:
@@ -126,8 +128,8 @@ def measure(row: Row, args: argparse.Namespace, process: Callable[..., Any] | No
     try:
         with tempfile.TemporaryDirectory() as scratch:
             setting = Setting(args.data_dir and args.data_dir.resolve(), args.quick, Path(scratch),
-                              args.output_dir.resolve())
-            found, about = (process or in_own_process)(measured, row.name, setting)
+                              args.output_dir.resolve(), {})
+            found, about, read = (process or in_own_process)(measured, row.name, setting)
     except (Exception, SystemExit) as error:  # a script that ends must not take the other rows along
         if not isinstance(error, UserError):
             traceback.print_exc()
@@ -136,7 +138,7 @@ def measure(row: Row, args: argparse.Namespace, process: Callable[..., Any] | No
     seconds = time.monotonic() - began
     for note in found.notes:
         print(f"row {row.key}: {note}", flush=True)
-    write_json(args.output_dir / row.file, record_of(row, found, about, args.quick, seconds))
+    write_json(args.output_dir / row.file, record_of(row, found, about, args.quick, seconds, read))
     if args.quick:
         print(f"row {row.key} ({row.name}) runs, {seconds:.0f} s", flush=True)
     else:
@@ -174,10 +176,11 @@ def of_whom(record: Mapping[str, Any]) -> str:
     """When, by which code, with what and where."""
     about, commit = record["machine"], (record["git_commit"] or "no commit")[:7]
     versions = ", ".join(f"{name} {version}" for name, version in record["versions"].items())
+    data = ", ".join(f"{file} {digest[:8]}" for file, digest in record.get("data", {}).items())
     return (f"{record['finished'][:10]}, commit `{commit}`{' with changes' if record['git_dirty'] else ''}, "
             f"{record['seconds']:,.0f} s on {about['cores']} cores of {about['processor']} "
             f"({about['threads']} threads){'' if about['gpu'] is None else ' with ' + about['gpu']}, load before "
-            f"{about['load_average'][0]:.1f}; {versions}.")
+            f"{about['load_average'][0]:.1f}; {versions}{data and f'; SHA-256 of the data: {data}'}.")
 
 
 def page(results: Mapping[str, Mapping[str, Any]], pictures: str) -> str:

@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from datamap.core.artifacts import PACKAGES, provenance, stage
 from datamap.core.errors import UserError
-from datamap.core.files import write_json
+from datamap.core.files import sha256_of, write_json
 from datamap.core.flags import Parser
 from datamap.core.places import CHECKOUT
 
@@ -125,12 +125,14 @@ class Found(NamedTuple):
 
 class Setting(NamedTuple):
     """data_dir: where the public data sets are. quick: tiny sizes, which show that a row runs and measure nothing.
-    scratch: an empty directory that goes with the row. pictures: where what is drawn is kept."""
+    scratch: an empty directory that goes with the row. pictures: where what is drawn is kept. read: the SHA-256 of
+    each file of the public data sets that the row asked for."""
 
     data_dir: Path | None
     quick: bool
     scratch: Path
     pictures: Path
+    read: dict[str, str]
 
     def size(self, full: int, quick: int) -> int:
         return quick if self.quick else full
@@ -142,6 +144,7 @@ class Setting(NamedTuple):
         place = (self.data_dir or Path()) / name
         if self.data_dir is None or not place.is_dir():
             raise UserError(f"this row reads the data set {name}: give --data_dir DATA, with {name}/ in it")
+        self.read.update({f"{name}/{file.name}": sha256_of(file) for file in sorted(place.glob("*.jsonl"))})
         return str(place)
 
     def output(self, name: str) -> Path:
@@ -190,14 +193,16 @@ def script(name: str, *argv: str, peak: bool = True, status: int = 0) -> Process
     return Process(seconds, cpu, gb, done.stdout + done.stderr)
 
 
-def record_of(row: Any, found: Found, about: Mapping[str, Any], quick: bool, seconds: float) -> dict[str, Any]:
+def record_of(
+    row: Any, found: Found, about: Mapping[str, Any], quick: bool, seconds: float, read: Mapping[str, str] = {},
+) -> dict[str, Any]:
     """What the JSON of a row of the table says, or of one on a GPU."""
     measures = [{**one._asdict(), "rounds": [float(value) for value in one.rounds],
                  **({"least": None, "most": None} if quick else {})} for one in found.measures]
     return {
         "row": row.name, "quick": quick, "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1), **provenance((*PACKAGES, *PEERS), WRITTEN), "machine": about,
-        "measures": measures, "notes": list(found.notes), "pictures": dict(found.pictures),
+        "data": dict(read), "measures": measures, "notes": list(found.notes), "pictures": dict(found.pictures),
         "details": dict(found.details),
     }
 

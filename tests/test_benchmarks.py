@@ -1,6 +1,7 @@
 """benchmarks/run_all.py: its table, its page, and what it says of rows that cannot be measured; and that the forms
 that ours are held against find what ours find, as else another thing would be timed."""
 
+import hashlib
 import importlib
 import json
 import logging
@@ -188,9 +189,11 @@ def test_a_row_that_is_not_measured_now_keeps_its_figures(run_all, tmp_path, cap
 
 def test_a_row_that_cannot_be_measured_here_says_so_in_the_table(run_all):
     found = importlib.import_module("timing").Found([], ["this processor does not compute in bf16"])
-    record = run_all.record_of(run_all.ROWS[0], found, run_all.machine(), False, 1.0)
+    read = {"sst2/train.jsonl": "0123456789abcdef"}
+    record = run_all.record_of(run_all.ROWS[0], found, run_all.machine(), False, 1.0, read)
     page = run_all.page({"fast": record}, "")
     assert "| theirs | 5 x | this processor does not compute in bf16 |" in page
+    assert "SHA-256 of the data: sst2/train.jsonl 01234567." in page
 
 
 def test_a_row_that_breaks_leaves_the_others_and_is_told(run_all, tmp_path, capsys, caplog):
@@ -265,8 +268,10 @@ def test_quick_figures_do_not_go_into_the_results(run_all, capsys):
 def test_a_data_set_that_is_not_there(bench, tmp_path):
     timing = bench("timing")
     (tmp_path / "policyqa").mkdir()
-    setting = timing.Setting(tmp_path, True, tmp_path, tmp_path)
+    (tmp_path / "policyqa" / "train.jsonl").write_text("abc")
+    setting = timing.Setting(tmp_path, True, tmp_path, tmp_path, {})
     assert setting.dataset("policyqa", "demo:clinical") == str(tmp_path / "policyqa")
+    assert setting.read == {"policyqa/train.jsonl": hashlib.sha256(b"abc").hexdigest()}
     assert setting._replace(data_dir=None).dataset("sst2", "demo:stories") == "demo:stories"
     for lacking in (setting, setting._replace(data_dir=None, quick=False)):
         with pytest.raises(timing.UserError, match="reads the data set sst2: give --data_dir"):
@@ -380,7 +385,7 @@ def test_a_share_is_judged_by_speed_and_by_what_its_interval_shows(bench):
 @pytest.mark.slow
 def test_all_sides_train_on_the_same_rows(bench, tmp_path):
     training, timing = bench("rows.training"), bench("timing")
-    setting = timing.Setting(None, True, tmp_path, tmp_path)
+    setting = timing.Setting(None, True, tmp_path, tmp_path, {})
     dataset = training.sampled(setting, "nli", "nli", "demo:nli", 40)
     each = training.Trainings(setting, dataset, "nli", "tiny", 64)
     weights = {name: value.clone() for name, value in each.model.state_dict().items()}
@@ -410,7 +415,7 @@ def test_a_part_stops_before_it_takes_too_long(bench, tmp_path, monkeypatch):
         return 1e-8 * rows**2
 
     sizes, seconds, foreseen = growth.grow(growth.Part("squares", quadratic),
-                                           timing.Setting(None, False, tmp_path, tmp_path))
+                                           timing.Setting(None, False, tmp_path, tmp_path, {}))
     assert sizes == [10_000, 100_000] and foreseen == seconds[-1] * 10 > growth.LONGEST
     assert growth.exponent(sizes, seconds) == pytest.approx(2, abs=1e-6)
     assert growth.exponent([10, 1000], [10 * np.log(10), 1000 * np.log(1000)]) == pytest.approx(1.24, abs=0.01)
@@ -474,7 +479,7 @@ def test_out_of_memory_is_told_in_a_line_with_what_to_lower(bench_gpu, bench, tm
     row = bench_gpu.GPU_ROWS[0]._replace(measure=large)
     monkeypatch.setattr(bench_gpu, "GPU_ROWS", [row])
     monkeypatch.setattr(bench_gpu, "setup_logging", lambda: None)
-    setting = bench("timing").Setting(None, True, tmp_path, tmp_path)
+    setting = bench("timing").Setting(None, True, tmp_path, tmp_path, {})
     bench_gpu.measured(row.name, setting, str(tmp_path / "found"))
     left = pickle.loads((tmp_path / "found").read_bytes())
     assert "out of memory" in left and "lower BATCH_SIZE" in left and "\n" not in left

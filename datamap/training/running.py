@@ -187,8 +187,8 @@ def _what_it_trains_on(
     counts = np.asarray(features["counts"][:], dtype=bool)
     uncounted = len(train.data) - len(np.unique(rows[counts]))
     if uncounted:
-        logger.warning(f"{uncounted:,} examples have their answer whole in no window: they are trained as without "
-                       "answer and have no dynamics; a larger --max_length or --doc_stride helps")
+        logger.warning(f"{uncounted:,} examples have their answer whole in no window: their windows teach that there "
+                       "is none, and they have no dynamics; a larger --max_length or --doc_stride helps")
     parts: dict[str, Any] = {"train_dataset": features}
     if variability is not None and args.use_label_smoothing:
         parts["smoothing"] = smoothing_of(variability, args.smoothing_factor)[rows]

@@ -19,7 +19,7 @@ def rows(monkeypatch):
 
 @pytest.fixture
 def setting(rows, tmp_path):
-    return importlib.import_module("timing").Setting(None, True, tmp_path, tmp_path)
+    return importlib.import_module("timing").Setting(None, True, tmp_path, tmp_path, {})
 
 
 def test_qlora_of_both_sides_has_the_same_losses(rows, setting):
