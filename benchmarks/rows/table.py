@@ -92,8 +92,8 @@ ROWS = (
         vectors.clusters,
         "hdbscan stays the reference, and up to --max_cluster_points rows (50,000) ours is hdbscan. fast_hdbscan was "
         "tried: with noise its partition is another, and before its first call of a process it compiles itself, "
-        "longer than hdbscan takes for 22,000 rows (its first round). Of 60,000 rows ours clusters a sample and "
-        "assigns the others, which costs more than to cluster them all: a sample is for more rows than these."),
+        "longer than hdbscan takes for 22,000 rows (its first round). Of more rows ours clusters a sample and assigns "
+        "the others to its clusters."),
     Row(12, "selectors", "k-center, herding, k-means on 67,349 x 768", "the forms in which they are commonly written",
         "as the bounds below", 4.5, selectors.ratios,
         "Slow forms and steps of herding are timed over 200 steps and scaled. Of MiniBatchKMeans' time a third is "

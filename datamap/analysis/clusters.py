@@ -37,6 +37,7 @@ CLUSTER_COLUMNS = ("cluster", "dim1", "dim2", "cluster_probability")
 NOISE = -1
 SAMPLES_PER_CLUSTER = 5
 LABELS_DRAWN = 30
+ASSIGNED_AT_ONCE = 50_000  # rows, of which all neighbours are held
 ANY_AXES = ("dimension 1 (no unit)", "dimension 2 (no unit)")
 SHAPES = "os^Dv"  # of points; with the colours they tell LABELS_DRAWN clusters apart
 
@@ -174,11 +175,13 @@ def cluster(
     if sampled:
         others = np.setdiff1d(np.arange(rows), fitted)
         make_assignable(clusterer, values[fitted])
-        labels[others], probabilities[others] = hdbscan.approximate_predict(clusterer, values[others])
-        # A row denser than every fitted one comes out below 0; none comes out above 1. Of twins that are infinitely
-        # dense it is NaN.
-        with np.errstate(invalid="ignore"):
-            scores[others] = np.maximum(hdbscan.approximate_predict_scores(clusterer, values[others]), 0)
+        for some in np.array_split(others, -(-len(others) // ASSIGNED_AT_ONCE)):
+            block = values[some]
+            labels[some], probabilities[some] = hdbscan.approximate_predict(clusterer, block)
+            # A row denser than every fitted one comes out below 0; none comes out above 1. Of twins that are
+            # infinitely dense it is NaN.
+            with np.errstate(invalid="ignore"):
+                scores[some] = np.maximum(hdbscan.approximate_predict_scores(clusterer, block), 0)
     return number_by_size(Clustering(labels, probabilities, scores, clusterer.cluster_persistence_, len(fitted)))
 
 
@@ -191,9 +194,16 @@ class Neighbours:
 
         self.values, self.metric = values, metric
         self.search = NearestNeighbors(metric=metric).fit(values)
+        self.last: tuple[np.ndarray, int, tuple[np.ndarray, np.ndarray]] | None = None
 
     def query(self, values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Distances, (rows, k), ascending, and the places of the neighbours, (rows, k)."""
+        """Distances, (rows, k), ascending, and the places of the neighbours, (rows, k). hdbscan asks twice for the
+        same rows, for their clusters and for their scores."""
+        if self.last is None or self.last[0] is not values or self.last[1] != k:
+            self.last = values, k, self.find(values, k)
+        return self.last[2]
+
+    def find(self, values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         distances, places = self.search.kneighbors(values, k)
         if self.metric == "euclidean":  # those of many rows at once are rounded: twins lie apart
             for row, near in enumerate(places):

@@ -159,7 +159,8 @@ def test_above_max_cluster_points_a_sample_is_clustered_and_the_rest_assigned(tm
 
 @pytest.mark.parametrize("metric", ["euclidean", "manhattan", "chebyshev"])
 @pytest.mark.parametrize("dims", [3, 40])
-def test_the_rest_is_assigned_as_by_hdbscan_itself(dims, metric):
+def test_the_rest_is_assigned_as_by_hdbscan_itself(dims, metric, monkeypatch):
+    monkeypatch.setattr(clusters, "ASSIGNED_AT_ONCE", 90)
     rng = np.random.default_rng(dims)
     centres = rng.normal(scale=4, size=(6, dims))
     values = centres[rng.integers(6, size=900)] + rng.normal(size=(900, dims))
