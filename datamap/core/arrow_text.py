@@ -8,6 +8,7 @@ is told.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import io
 import itertools
@@ -190,7 +191,10 @@ def csv_rows(raw: bytes) -> int | None:
     if not names:
         return None
     try:
-        raw.decode()  # of the other columns nothing is looked at
+        decoder = codecs.getincrementaldecoder("utf-8")()  # of the other columns nothing is looked at
+        for first in range(0, len(raw), BLOCK):
+            decoder.decode(raw[first : first + BLOCK])
+        decoder.decode(b"", final=True)
         with pyarrow.csv.open_csv(
             pa.BufferReader(raw), pyarrow.csv.ReadOptions(block_size=BLOCK),
             pyarrow.csv.ParseOptions(newlines_in_values=True),

@@ -204,6 +204,14 @@ def test_an_empty_id_is_none_and_text_elsewhere_must_be_utf_8(tmp_path):
     assert arrow_text.csv_rows(b"id,a\nx,\xff\n") is None
 
 
+@pytest.mark.parametrize("block", [16, 17, 18, 19, 23])
+def test_rows_are_counted_whatever_is_read_at_a_time(block, monkeypatch):
+    monkeypatch.setattr(arrow_text, "BLOCK", block)
+    raw = b"id,a\n" + b"".join(f"{row},{'é€😀'[row % 3]}\n".encode() for row in range(99))
+    assert arrow_text.csv_rows(raw) == 99
+    assert arrow_text.csv_rows(raw.replace("50,😀".encode(), b"50,\xf0\x9f")) is None
+
+
 def test_a_column_is_of_one_type_however_long_the_file(tmp_path):
     (tmp_path / "a.csv").write_text("id,a\n0,x\n" + "".join(f"{row},{row}\n" for row in range(1, 300_000)) + "end,1")
     assert {type(value) for value in files.read_table(tmp_path / "a.csv")["a"]} == {str}
