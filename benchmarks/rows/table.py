@@ -73,19 +73,19 @@ ROWS = (
         "Both sides call the same tokenizer. Ours gives it each text once, and writes more columns; where no text is "
         "shared there is nothing to save."),
     Row(6, "answers", "span search and scores, 50,000 windows", "the library example's post-processing; SQuAD's "
-        "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 1.6, questions.answers,
+        "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 0.7, questions.answers,
         "20 x was asked when the loops made a set of punctuation anew for every character; now they make it once, as "
         "SQuAD's script does for a text."),
     Row(7, "embeddings", "embeddings: 3,000 sentences; 300 sentences", "sentence-transformers `encode`, same weights, "
         "pooling, precision", "1.3 x; 1.0 x", 3, vectors.embeddings,
         "Both sides put the same batches, sorted by length, through the same encoder, which takes nearly all of the "
         "time."),
-    Row(8, "rules", "rules, 100,000 examples", "row-wise `DataFrame.apply`", "10 x", 1, maps.rules),
-    Row(9, "loading", "loading and filtering 1,000,000 short texts", "pandas round trip", "5 s, 2 s, 1 GB", 2,
+    Row(8, "rules", "rules, 100,000 examples", "row-wise `DataFrame.apply`", "10 x", 0.8, maps.rules),
+    Row(9, "loading", "loading and filtering 1,000,000 short texts", "pandas round trip", "5 s, 2 s, 1 GB", 1,
         maps.loading,
         "Filtering: what is left is reading the CSV of a map, all of it, so that a damaged one is told."),
     Row(10, "dynamics", "dynamics of 1,000,000 examples and 10 epochs: metrics, CSV, JSON, picture; then the joined "
-        "table", "-", "12 s, 1 GB; 25 s, 1.5 GB", 3, maps.dynamics,
+        "table", "-", "12 s, 1 GB; 25 s, 1.5 GB", 2.2, maps.dynamics,
         "Two thirds of it are reading the JSON of ten epochs. Above 2,000,000 examples it is Parquet (ten_million)."),
     Row(11, "clusters", "clusters, 22,000 and 60,000 x 50; the picture", "hdbscan; fast_hdbscan",
         "2.5 x where the partition agrees; a picture that nobody asked UMAP for does not wait for its compiler", 9.5,
@@ -99,17 +99,17 @@ ROWS = (
         "Slow forms and steps of herding are timed over 200 steps and scaled. Of MiniBatchKMeans' time a third is "
         "asked since our k-means keeps rare clusters, which MiniBatchKMeans loses."),
     Row(13, "chain", "the whole chain on 2,500 and on 100,000 examples (dynamics given), one command",
-        "stage by stage in processes of their own", "imports and loads once", 5, processes.chain),
+        "stage by stage in processes of their own", "imports and loads once", 4, processes.chain),
     Row(14, "suite_runs", "a run in a suite beyond its training", "a cold process", "20 x less", 1.5, suites.overhead),
     Row(15, "start", "`--help` and an argument error of every script; `import datamap`",
         "`python -c pass`; `import torch` for run.py's first step", ".3 s more; nothing imported before it is needed",
-        2, processes.start),
+        1.4, processes.start),
     Row(16, "recording_memory", "memory of a training with recording", "without",
-        "at most 40 bytes more an example and epoch", 4.5, training.memory),
+        "at most 40 bytes more an example and epoch", 2.5, training.memory),
     Row(17, "growth", "growth of rows 5 to 13 up to 1,000,000 rows, the exponent fitted", "-",
-        "at most n log n but for clusters", 14, growth.growth),
+        "at most n log n but for clusters", 15.5, growth.growth),
     Row(18, "empty_windows", "training on long documents, of which most windows hold no answer", "all windows",
-        "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 22, long_documents.empty_windows,
+        "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 34, long_documents.empty_windows,
         "Training on all windows leaves this reader worse than it was before, so that a share is no worse says "
         "little; all windows stay the default."),
     Row(0, "ten_million", "dynamics of 10,000,000 examples and 5 epochs in Parquet: metrics, categories and pictures; "
@@ -119,14 +119,14 @@ ROWS = (
     Row(0, "suspects", "from finished artifacts of 100,000 examples to suspects.csv, to the page, and to the page in "
         "use", "-", "", 2.5,
         maps.suspects),
-    Row(0, "suite_ends", "resuming a finished suite of 200 runs; comparing 498 runs of 5,000 predictions", "-", "", 3,
+    Row(0, "suite_ends", "resuming a finished suite of 200 runs; comparing 498 runs of 5,000 predictions", "-", "", 1.5,
         suites.ends),
     Row(0, "chat_server", "answers of a chat server that takes 200 ms for each, 8 at a time", "workers / latency", "",
         1.2, chains.served),
-    Row(0, "sorted_batches", "generating in batches sorted by length", "batches as they come", "", 2,
+    Row(0, "sorted_batches", "generating in batches sorted by length", "batches as they come", "", 1.2,
         chains.sorted_batches),
     Row(0, "position", "the interval of a judge's leaning by position, for judges that are made up",
-        "Wilson's, over answers", "", 1.5, chains.position),
+        "Wilson's, over answers", "", 0.3, chains.position),
     Row(0, "soft_weights", "by how much soft weights move the learning rate", "weights that are 1 on average over "
         "examples", "", 0.2, training.soft_weights),
 )
