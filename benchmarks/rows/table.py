@@ -119,8 +119,8 @@ ROWS = (
     Row(0, "suspects", "from finished artifacts of 100,000 examples to suspects.csv, to the page, and to the page in "
         "use", "-", "", 2.5,
         maps.suspects),
-    Row(0, "suite_ends", "resuming a finished suite of 200 runs; comparing 498 runs of 5,000 predictions", "-", "", 1.5,
-        suites.ends),
+    Row(0, "suite_ends", "resuming a finished suite of 200 runs; comparing 498 runs of 5,000 predictions", "-", "",
+        1.5, suites.ends),
     Row(0, "chat_server", "answers of a chat server that takes 200 ms for each, 8 at a time", "workers / latency", "",
         1.2, chains.served),
     Row(0, "sorted_batches", "generating in batches sorted by length", "batches as they come", "", 1.2,
