@@ -204,6 +204,7 @@ class Neighbours:
         return self.last[2]
 
     def find(self, values: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        values = values.astype(self.values.dtype)  # of two types the search would be another, a slow one
         distances, places = self.search.kneighbors(values, k)
         if self.metric == "euclidean":  # those of many rows at once are rounded: twins lie apart
             for row, near in enumerate(places):

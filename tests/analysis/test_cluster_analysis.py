@@ -158,14 +158,15 @@ def test_above_max_cluster_points_a_sample_is_clustered_and_the_rest_assigned(tm
 
 
 @pytest.mark.parametrize("metric", ["euclidean", "manhattan", "chebyshev"])
-@pytest.mark.parametrize("dims", [3, 40])
-def test_the_rest_is_assigned_as_by_hdbscan_itself(dims, metric, monkeypatch):
+@pytest.mark.parametrize(("dims", "kind"), [(3, np.float64), (40, np.float64), (40, np.float32)])
+def test_the_rest_is_assigned_as_by_hdbscan_itself(dims, kind, metric, monkeypatch):
     monkeypatch.setattr(clusters, "ASSIGNED_AT_ONCE", 90)
     rng = np.random.default_rng(dims)
     centres = rng.normal(scale=4, size=(6, dims))
     values = centres[rng.integers(6, size=900)] + rng.normal(size=(900, dims))
     values[:90] = rng.normal(scale=8, size=(90, dims))
     values[100:160] = values[700]  # twins, so many that they lie at no distance of their neighbours
+    values = values.astype(kind)
     found = clusters.cluster(values, 12, 6, metric, 600, 5)
     fitted = np.sort(np.random.default_rng(5).choice(900, 600, replace=False))
     others = np.setdiff1d(np.arange(900), fitted)
