@@ -1,10 +1,11 @@
 """Long documents: what training on a share of the windows that hold no answer gains, and what it costs.
 
-Each question stands with its paragraph at a place drawn at random among paragraphs that are not asked the same, so
-that more than nine in ten windows hold no answer: questions of policyqa, with which a model goes on that has learnt to
-read paragraphs alone, and of the built-in notes, which a small model learns from nothing. It trains on all windows or
-on a share of the empty ones, with the same seed in a round; which windows are drawn, their order and dropout differ
-with the seed. All windows of documents of other policies or notes are then read for the answer.
+Each question stands with its paragraph at a place drawn at random among paragraphs that none of the questions here
+asks the same, so that more than nine in ten windows hold no answer (some of these may answer it all the same):
+questions of policyqa, with which a model goes on that has learnt to read paragraphs alone, and of the built-in notes,
+which a small model learns from nothing. It trains on all windows or on a share of the empty ones, with the same seed
+in a round; which windows are drawn, their order and dropout differ with the seed. All windows of documents of other
+policies or notes are then read for the answer.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def short_answers(dataset: str, split: str) -> list[dict[str, Any]]:
 
 
 def asked_about(row: dict[str, Any]) -> str:
-    """Paragraphs that are asked the same may hold another answer; of notes every paragraph answers for its patient."""
+    """Paragraphs that are asked the same may hold another answer; of notes those that are asked the like."""
     return row.get("question_type") or row["question"]
 
 

@@ -57,7 +57,7 @@ def start(setting: Setting) -> Found:
                  for name in bounded]
     one_step = found["run.py, a training of one step"]
     measures += [Measure("run.py, a training of one step: more than import torch",
-                         [one - other for one, other in zip(one_step, torch, strict=True)], " s")]
+                         [one - other for one, other in zip(one_step, torch, strict=True)], " s", most=0.3)]
     loaded = {name: heavy_libraries(name) for name in scripts}
     measures.append(Measure("heavy libraries that --help imports, all scripts",
                             [float(sum(map(len, loaded.values())))], most=0.0))
@@ -114,5 +114,5 @@ def chain(setting: Setting) -> Found:
         stages = len(stages_of(Path(f"{home}-0", LOG)))
         measures += [Measure(f"{size:,} examples, one command", one, " s"),
                      Measure(f"{size:,} examples, {stages} processes", many, " s"),
-                     ratio(f"{size:,} examples: processes / one command", many, one)]
+                     ratio(f"{size:,} examples: processes / one command", many, one, least=1.0)]
     return Found(measures)

@@ -36,7 +36,7 @@ from datamap.core.plots import LIGHT_GREY, new_figure, save_figure
 from datamap.selection import diversity
 
 DIMS, CLUSTERS, GROUPS, CHUNK = 768, 128, 200, 4096
-BOUNDS = {"one product": 4.0, "pairwise to the newest": 40.0, "pairwise to all": 40.0, "copying": 5.0,
+BOUNDS = {"one product": 8.0, "pairwise to the newest": 40.0, "pairwise to all": 40.0, "copying": 5.0,
           "MiniBatchKMeans": 0.3}  # which looks for centres in a sample and so loses the rare clusters
 COMMON, RARE, RARE_BOUND = 10, 90, 0.95
 RADIUS_BOUND, MEMORY_BOUND = 1e-5, 1.5

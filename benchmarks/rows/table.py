@@ -63,7 +63,7 @@ ROWS = (
         "costs beside the model weighs the more, the smaller the model is. Padding to 128 was measured on a quarter "
         "of the rows."),
     Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 1.5, training.recording,
-        "The first map of a process imports what draws it."),
+        "The first map of a process imports what draws it; of a later one most of the time is the picture."),
     Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",
         "says what is gained, at equal accuracy over 5 seeds", 13, precision.bf16,
         "On by default it would be where both hold. What is gained holds; that the scores are the same to a point is "
@@ -75,7 +75,7 @@ ROWS = (
     Row(6, "answers", "span search and scores, 50,000 windows", "the library example's post-processing; SQuAD's "
         "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 0.7, questions.answers,
         "20 x was asked when the loops made a set of punctuation anew for every character; now they make it once, as "
-        "SQuAD's script does for a text."),
+        "SQuAD's script does for a text. evaluate's squad must be loaded from the Hub: its formula was written anew."),
     Row(7, "embeddings", "embeddings: 3,000 sentences; 300 sentences", "sentence-transformers `encode`, same weights, "
         "pooling, precision", "1.3 x; 1.0 x", 3, vectors.embeddings,
         "Both sides put the same batches, sorted by length, through the same encoder, which takes nearly all of the "
@@ -91,28 +91,35 @@ ROWS = (
         "2.5 x where the partition agrees; a picture that nobody asked UMAP for does not wait for its compiler", 9.5,
         vectors.clusters,
         "hdbscan stays the reference, and up to --max_cluster_points rows (50,000) ours is hdbscan. fast_hdbscan was "
-        "tried: with noise its partition is another, and before its first call of a process it compiles itself, "
+        "tried: with noise its partition is another, and in its first call on many rows it compiles itself, "
         "longer than hdbscan takes for 22,000 rows (its first round). Of more rows ours clusters a sample and assigns "
         "the others to its clusters."),
     Row(12, "selectors", "k-center, herding, k-means on 67,349 x 768", "the forms in which they are commonly written",
         "as the bounds below", 4.5, selectors.ratios,
-        "Slow forms and steps of herding are timed over 200 steps and scaled. Of MiniBatchKMeans' time a third is "
-        "asked since our k-means keeps rare clusters, which MiniBatchKMeans loses."),
+        "Eight times one product a step was found before (RESULTS.md), and hangs on how fast a processor reads its "
+        "memory. Slow forms and steps of herding are timed over 200 steps and scaled. A third of MiniBatchKMeans' "
+        "time is asked since our k-means keeps rare clusters, which MiniBatchKMeans loses."),
     Row(13, "chain", "the whole chain on 2,500 and on 100,000 examples (dynamics given), one command",
-        "stage by stage in processes of their own", "imports and loads once", 4, processes.chain),
+        "stage by stage in processes of their own", "imports and loads once", 4, processes.chain,
+        "Apart, every stage imports its libraries and reads its data anew; what both take besides is the same work."),
     Row(14, "suite_runs", "a run in a suite beyond its training", "a cold process", "20 x less", 1.5, suites.overhead),
     Row(15, "start", "`--help` and an argument error of every script; `import datamap`",
         "`python -c pass`; `import torch` for run.py's first step", ".3 s more; nothing imported before it is needed",
-        1.4, processes.start),
+        1.4, processes.start,
+        "A training imports transformers, datasets and accelerate beside torch, which takes the time; so it is of "
+        "run.py alone, and nothing else imports them before it must."),
     Row(16, "recording_memory", "memory of a training with recording", "without",
-        "at most 40 bytes more an example and epoch", 2.5, training.memory),
+        "at most 40 bytes more an example and epoch", 2.5, training.memory,
+        "What recording takes more of many examples than of few. Nearly all that it takes are the libraries that draw "
+        "the map, however many the examples are: what an example takes is lost in what peaks differ by."),
     Row(17, "growth", "growth of rows 5 to 13 up to 1,000,000 rows, the exponent fitted", "-",
-        "at most n log n but for clusters", 15.5, growth.growth),
+        "at most n log n but for clusters", 15.5, growth.growth,
+        "Answers stop at 100,000, as the logits of a million are 7 GB, and suspects where row 13 does."),
     Row(18, "empty_windows", "training on long documents, of which most windows hold no answer", "all windows",
         "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 34, long_documents.empty_windows,
-        "All windows stay the default. This reader learns nothing more of policies by either, and that the share is "
-        "no worse is not shown there; a model that learns the notes from nothing learns them better by the share, in "
-        "as many epochs."),
+        "All windows stay the default. All windows of policies teach this reader nothing more, and that the share is "
+        "no worse is not shown there; of the notes, which a model learns from nothing, it answers more exactly by the "
+        "share, in as many epochs. A tenth was tried on policies too, at less speed and as wide an interval."),
     Row(0, "ten_million", "dynamics of 10,000,000 examples and 5 epochs in Parquet: metrics, categories and pictures; "
         "filters; what the recorder holds", "-", "120 s, 2 GB; 30 s", 4, scale.ten_million),
     Row(0, "lstm", "an epoch over long stories: the LSTM classifiers", "the small Transformer", "", 0.7,

@@ -178,8 +178,8 @@ def cluster(
         for some in np.array_split(others, -(-len(others) // ASSIGNED_AT_ONCE)):
             block = values[some]
             labels[some], probabilities[some] = hdbscan.approximate_predict(clusterer, block)
-            # A row denser than every fitted one comes out below 0; none comes out above 1. Of twins that are
-            # infinitely dense it is NaN.
+            # A row denser than every fitted one comes out below 0; none comes out above 1. In a cluster that holds
+            # twins, which are infinitely dense, it is NaN.
             with np.errstate(invalid="ignore"):
                 scores[some] = np.maximum(hdbscan.approximate_predict_scores(clusterer, block), 0)
     return number_by_size(Clustering(labels, probabilities, scores, clusterer.cluster_persistence_, len(fitted)))
@@ -187,7 +187,7 @@ def cluster(
 
 class Neighbours:
     """The nearest fitted rows, by what scikit-learn chooses: above 15 dimensions every distance is computed, which
-    takes a tenth of the time of the trees that hdbscan searches."""
+    takes less time than the trees that hdbscan searches."""
 
     def __init__(self, values: np.ndarray, metric: str) -> None:
         from sklearn.neighbors import NearestNeighbors

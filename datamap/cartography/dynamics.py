@@ -111,7 +111,7 @@ def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
 
 def _json_columns(path: Path) -> dict[str, Any]:
     """{} where another reader must look."""
-    return json_columns(read_bytes(path)) or {} if path.suffix == ".json" else {}
+    return {} if path.suffix == ".parquet" else json_columns(read_bytes(path)) or {}
 
 
 def dynamics_files(directory: str | Path) -> list[tuple[int, Path]]:
