@@ -96,8 +96,7 @@ ROWS = (
         "the others to its clusters."),
     Row(12, "selectors", "k-center, herding, k-means on 67,349 x 768", "the forms in which they are commonly written",
         "as the bounds below", 4.5, selectors.ratios,
-        "Eight times one product a step was found before (RESULTS.md), and hangs on how fast a processor reads its "
-        "memory. Slow forms and steps of herding are timed over 200 steps and scaled. A third of MiniBatchKMeans' "
+        "Slow forms and steps of herding are timed over 200 steps and scaled. A third of MiniBatchKMeans' "
         "time is asked since our k-means keeps rare clusters, which MiniBatchKMeans loses."),
     Row(13, "chain", "the whole chain on 2,500 and on 100,000 examples (dynamics given), one command",
         "stage by stage in processes of their own", "imports and loads once", 4, processes.chain,
@@ -110,8 +109,9 @@ ROWS = (
         "run.py alone, and nothing else imports them before it must."),
     Row(16, "recording_memory", "memory of a training with recording", "without",
         "at most 40 bytes more an example and epoch", 2.5, training.memory,
-        "What recording takes more of many examples than of few. Nearly all that it takes are the libraries that draw "
-        "the map, however many the examples are: what an example takes is lost in what peaks differ by."),
+        "By how much more recording raises the peak of many examples than of few. Most of what it takes are the "
+        "libraries that draw the map, however many the examples are, so that little is left, or less than nothing. To "
+        "read an epoch ahead while the last is used was tried: less time for row 10, but more than is allowed here."),
     Row(17, "growth", "growth of rows 5 to 13 up to 1,000,000 rows, the exponent fitted", "-",
         "at most n log n but for clusters", 15.5, growth.growth,
         "Answers stop at 100,000, as the logits of a million are 7 GB, and suspects where row 13 does."),

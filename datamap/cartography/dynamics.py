@@ -13,7 +13,6 @@ import numpy as np
 
 from datamap.core.arrow_text import json_columns
 from datamap.core.artifacts import artifact_file, has_open_stage
-from datamap.core.beside import ahead
 from datamap.core.errors import UserError, name_a_few, repeated
 from datamap.core.files import atomic, read_bytes, read_json, read_jsonl
 from datamap.core.parquet import (
@@ -82,13 +81,13 @@ def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
     UserError for what is not whole, and for a recording that goes on or has failed, unless by a stage of this process.
     """
     before, ids = None, list[str]()
-    files = dynamics_files(directory)
-    for (epoch, path), columns in zip(files, ahead(_json_columns, (path for _, path in files)), strict=True):
+    for epoch, path in dynamics_files(directory):
         if path.suffix == ".parquet":
             frame = read_parquet(path, NEEDED)
             ids = frame.pop("id").to_numpy(dtype=object).tolist()
             yield _checked_frame(path, epoch, ids, frame)
             continue
+        columns = json_columns(read_bytes(path)) or {}
         if set(NEEDED) <= columns.keys() and columns["correct"].dtype == bool:  # else a value may be wrong
             _check_epoch(path, epoch, columns.pop("epoch"))
             found = columns.pop("id")
@@ -107,11 +106,6 @@ def read_dynamics(directory: str | Path) -> Iterator[dict[str, Any]]:
         _check_epoch(path, epoch, content.get("epoch", epoch))
         yield {"epoch": epoch, "id": [str(example) for example in content["id"]],
                **_checked(path, content, {name: np.asarray(content[name]) for name in lengths if name != "id"})}
-
-
-def _json_columns(path: Path) -> dict[str, Any]:
-    """{} where another reader must look."""
-    return {} if path.suffix == ".parquet" else json_columns(read_bytes(path)) or {}
 
 
 def dynamics_files(directory: str | Path) -> list[tuple[int, Path]]:

@@ -1,36 +1,20 @@
-"""Work that a second core does meanwhile: in a process where Python's lock lets threads do it only in turn."""
+"""Work that a second core does meanwhile, where Python's lock lets threads do it only in turn."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import pickle
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
-
-T = TypeVar("T")
-Result = TypeVar("Result")
+from collections.abc import Callable, Sequence
+from typing import Any
 
 
 def second_core() -> bool:
     """Whether there is one, and a process that shares the memory of this one may be had for it: on Linux."""
     return sys.platform == "linux" and len(os.sched_getaffinity(0)) > 1
-
-
-def ahead(function: Callable[[T], Result], items: Iterable[T]) -> Generator[Result, None, None]:
-    """What the function gives for each, made in a thread while the one before is used; no more than one is held so."""
-    remaining = iter(items)
-    with ThreadPoolExecutor(1) as thread:
-        following = [thread.submit(function, item) for item in itertools.islice(remaining, 1)]
-        while following:
-            now = following[0].result()
-            following = [thread.submit(function, item) for item in itertools.islice(remaining, 1)]
-            yield now
 
 
 def begin(works: Sequence[Callable[[], Any]]) -> list[Callable[[], Any]]:

@@ -4,7 +4,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import numpy as np
@@ -92,28 +91,3 @@ def test_a_process_that_is_killed_is_told(monkeypatch):
     assert first() == 1
     with pytest.raises(RuntimeError, match="exit status -9; out of memory"):
         second()
-
-
-def test_one_is_made_ahead_and_no_more():
-    made: list[int] = []
-    second = threading.Event()
-
-    def make(item: int) -> int:
-        made.append(item)
-        if len(made) == 2:
-            second.set()
-        return 10 // item
-
-    before = threading.active_count()
-    each = beside.ahead(make, iter([5, 2, 1, 0, 7]))
-    assert next(each) == 2
-    assert second.wait(30) and made == [5, 2]
-    assert next(each) == 5 and next(each) == 10
-    with pytest.raises(ZeroDivisionError):
-        next(each)
-    assert made == [5, 2, 1, 0] and threading.active_count() == before
-    assert list(beside.ahead(make, [])) == []
-    stopped = beside.ahead(make, [1, 2, 3])
-    next(stopped)
-    stopped.close()
-    assert threading.active_count() == before
