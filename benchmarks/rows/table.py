@@ -63,7 +63,7 @@ ROWS = (
         "costs beside the model weighs the more, the smaller the model is. Padding to 128 was measured on a quarter "
         "of the rows."),
     Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 1.5, training.recording,
-        "The first map of a process imports what draws it; of a later one most of the time is the picture."),
+        "The first map of a process imports what draws it."),
     Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",
         "says what is gained, at equal accuracy over 5 seeds", 13, precision.bf16,
         "On by default it would be where both hold. What is gained holds; that the scores are the same to a point is "
