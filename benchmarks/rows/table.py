@@ -86,7 +86,8 @@ ROWS = (
         "Filtering: what is left is reading the CSV of a map, all of it, so that a damaged one is told."),
     Row(10, "dynamics", "dynamics of 1,000,000 examples and 10 epochs: metrics, CSV, JSON, picture; then the joined "
         "table", "-", "12 s, 1 GB; 25 s, 1.5 GB", 2.2, maps.dynamics,
-        "Two thirds of it are reading the JSON of ten epochs. Above 2,000,000 examples it is Parquet (ten_million)."),
+        "Two thirds of it are reading the JSON of ten epochs. To read one while the last is used was tried: a little "
+        "less time, for more memory than row 16 allows. Above 2,000,000 examples it is Parquet (ten_million)."),
     Row(11, "clusters", "clusters, 22,000 and 60,000 x 50; the picture", "hdbscan; fast_hdbscan",
         "2.5 x where the partition agrees; a picture that nobody asked UMAP for does not wait for its compiler", 9.5,
         vectors.clusters,
