@@ -52,7 +52,7 @@ FORMS = ("the library's question-answering example (dynamic padding, random batc
          "by length; padding to 512; a bare PyTorch loop over pre-tokenised, length-sorted tensors")
 ROWS = (
     Row(1, "training_qa", "training, examples a second, QA, policyqa, a real 6-layer encoder, recording on", FORMS,
-        "1.6 x; 1.0 x; 8 x; .95 x", 12, training.question_answering,
+        "1.6 x; 1.0 x; 8 x; .95 x", 10.5, training.question_answering,
         "The bare loop: the library's own Trainer, grouped by length, is as far from it as ours is. Of few rows the "
         "batches hold rows of more different lengths (positions of batches / tokens), as they are drawn from small "
         "pools, so that the same rows do not come together in every epoch; sorted once for all, as in the loop, they "
@@ -65,7 +65,7 @@ ROWS = (
     Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 1.5, training.recording,
         "The first map of a process imports what draws it."),
     Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",
-        "says what is gained, at equal accuracy over 5 seeds", 13, precision.bf16,
+        "says what is gained, at equal accuracy over 5 seeds", 10, precision.bf16,
         "On by default it would be where both hold. What is gained holds; that the scores are the same to a point is "
         "not what five seeds show: so it is off by default."),
     Row(5, "windows", "windows with labels from 50,000 QA pairs", "the library example's loop over the windows", "5 x",
@@ -117,7 +117,7 @@ ROWS = (
         "at most n log n but for clusters", 15.5, growth.growth,
         "Answers stop at 100,000, as the logits of a million are 7 GB, and suspects where row 13 does."),
     Row(18, "empty_windows", "training on long documents, of which most windows hold no answer", "all windows",
-        "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 34, long_documents.empty_windows,
+        "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 31, long_documents.empty_windows,
         "All windows stay the default. All windows of policies teach this reader nothing more, and that the share is "
         "no worse is not shown there; of the notes, which a model learns from nothing, it answers more exactly by the "
         "share, in as many epochs. A tenth was tried on policies too, at less speed and as wide an interval."),

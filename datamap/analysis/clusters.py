@@ -185,7 +185,7 @@ def cluster(
     return number_by_size(Clustering(labels, probabilities, scores, clusterer.cluster_persistence_, len(fitted)))
 
 
-class Neighbours:
+class NearestFitted:
     """The nearest fitted rows, by what scikit-learn chooses: above 15 dimensions every distance is computed, which
     takes less time than the trees that hdbscan searches."""
 
@@ -215,11 +215,11 @@ class Neighbours:
 
 
 def make_assignable(clusterer: hdbscan.HDBSCAN, values: np.ndarray) -> None:
-    """What hdbscan makes of the (rows, dims) it was fitted to by ``prediction_data=True``, with ``Neighbours``."""
+    """What hdbscan makes of the (rows, dims) it was fitted to by ``prediction_data=True``, with ``NearestFitted``."""
     from hdbscan.prediction import PredictionData
 
     class Searched(PredictionData):
-        _tree_type_map = {"kdtree": Neighbours}
+        _tree_type_map = {"kdtree": NearestFitted}
 
     clusterer._prediction_data = Searched(
         values, clusterer.condensed_tree_, clusterer.min_samples or clusterer.min_cluster_size, metric=clusterer.metric

