@@ -1,6 +1,6 @@
 """Long documents: what training on a share of the windows that hold no answer gains, and what it costs.
 
-Each question stands with its paragraph at a place drawn at random among paragraphs that none of the questions here
+Each question stands with its paragraph at a place drawn at random among paragraphs of which no question of the split
 asks the same, so that more than nine in ten windows hold no answer (some of these may answer it all the same):
 questions of policyqa, with which a model goes on that has learnt to read paragraphs alone, and of the built-in notes,
 which a small model learns from nothing. It trains on all windows or on a share of the empty ones, with the same seed
@@ -32,9 +32,12 @@ WINDOWS = ("--max_length=64", "--doc_stride=8")
 NO_WORSE = 2.0  # points: a share is no worse where the 95 % interval of its difference lies above minus that
 
 
-def short_answers(dataset: str, split: str) -> list[dict[str, Any]]:
-    data = load_split(dataset, split, get_task("qa")).data
-    return [row for row in data if row["answers"]["text"] and max(map(len, row["answers"]["text"])) <= LONGEST_ANSWER]
+def splits_of(dataset: str) -> dict[str, list[dict[str, Any]]]:
+    return {split: list(load_split(dataset, split, get_task("qa")).data) for split in ("train", "validation")}
+
+
+def short_answers(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row["answers"]["text"] and max(map(len, row["answers"]["text"])) <= LONGEST_ANSWER]
 
 
 def asked_about(row: dict[str, Any]) -> str:
@@ -42,14 +45,16 @@ def asked_about(row: dict[str, Any]) -> str:
     return row.get("question_type") or row["question"]
 
 
-def joined(rows: Sequence[dict[str, Any]], questions: int, characters: int, seed: int) -> Iterator[dict[str, Any]]:
-    """So many of the rows, their contexts (``paragraph``) among others that are not asked the same, until they have
-    so many characters."""
+def joined(
+    rows: Sequence[dict[str, Any]], whole: Sequence[dict[str, Any]], questions: int, characters: int, seed: int,
+) -> Iterator[dict[str, Any]]:
+    """So many of the rows, their contexts (``paragraph``) among others of the rows, of which none of the ``whole``
+    split asks the same, until they have so many characters."""
     rng = np.random.default_rng(seed)
     asked: dict[str, set[str]] = {}
-    for row in rows:
+    for row in whole:
         asked.setdefault(row["context"], set()).add(asked_about(row))
-    contexts = list(asked)
+    contexts = list(dict.fromkeys(row["context"] for row in rows))
     for row in (rows[place] for place in rng.permutation(len(rows))[:questions]):
         others, length = [], len(row["context"])
         for other in (contexts[place] for place in rng.permutation(len(contexts))):
@@ -89,12 +94,13 @@ def empty_windows(setting: Setting) -> Found:
 
 def of_policies(setting: Setting) -> Found:
     source = setting.dataset("policyqa", "demo:clinical")
-    rows = {split: short_answers(source, split) for split in ("train", "validation")}
-    order = np.random.default_rng(DEFAULT_SEED).permutation(len(rows["train"]))
+    whole = splits_of(source)
+    short = short_answers(whole["train"])
+    order = np.random.default_rng(DEFAULT_SEED).permutation(len(short))
     few, paragraphs = setting.size(800, 16), setting.output("paragraphs")
-    write_jsonl(paragraphs / "train.jsonl", (rows["train"][place] for place in order[:few]))
-    rest = [rows["train"][place] for place in order[few:]]
-    documents = write_documents(setting, "policies", rest, rows["validation"], setting.size(400, 8))
+    write_jsonl(paragraphs / "train.jsonl", (short[place] for place in order[:few]))
+    documents = write_documents(setting, "policies", [short[place] for place in order[few:]], whole,
+                                setting.size(400, 8))
 
     reader = setting.scratch / "reader"
     run_of(reader, paragraphs, "tiny" if setting.quick else "minilm", "--do_train", "--max_length=128",
@@ -105,19 +111,22 @@ def of_policies(setting: Setting) -> Found:
 
 
 def of_notes(setting: Setting) -> Found:
-    rows = {split: short_answers("demo:clinical", split) for split in ("train", "validation")}
-    documents = write_documents(setting, "notes", rows["train"], rows["validation"], setting.size(800, 8))
+    whole = splits_of("demo:clinical")
+    documents = write_documents(setting, "notes", short_answers(whole["train"]), whole, setting.size(800, 8))
     found = sides_of(setting, documents, "tiny", "--learning_rate=2e-3", "--warmup_steps=0.1",
                      f"--num_train_epochs={setting.size(4, 1)}")
     return beside_all("notes", *found)
 
 
 def write_documents(
-    setting: Setting, name: str, train: Sequence[dict[str, Any]], held_out: Sequence[dict[str, Any]], questions: int,
+    setting: Setting, name: str, train: Sequence[dict[str, Any]], whole: dict[str, list[dict[str, Any]]],
+    questions: int,
 ) -> Path:
     documents, characters = setting.output(name), setting.size(2600, 900)
-    write_jsonl(documents / "train.jsonl", joined(train, questions, characters, DEFAULT_SEED))
-    write_jsonl(documents / "validation.jsonl", joined(held_out, setting.size(300, 8), characters, DEFAULT_SEED + 1))
+    write_jsonl(documents / "train.jsonl", joined(train, whole["train"], questions, characters, DEFAULT_SEED))
+    held_out = whole["validation"]
+    write_jsonl(documents / "validation.jsonl", joined(short_answers(held_out), held_out, setting.size(300, 8),
+                                                       characters, DEFAULT_SEED + 1))
     return documents
 
 
