@@ -129,8 +129,9 @@ def test_what_more_examples_need_is_worked_out_of_what_was_found(bench):
     assert rows["recorder's part of the last checkpoint"] == ["1.3 GB", "13 GB", "130 GB"]
     assert rows["dynamics on disk"] == ["2.5 GB", "25 GB", "250 GB"]
     assert rows["map, memory"] == ["0.8 GB", "3.5 GB", "30.5 GB"]
-    assert rows["all-reduce of an epoch, two processes on one machine"] == ["0.01 minutes", "0.1 minutes", "1 minutes"]
-    assert rows["map, CPU time"][2] == "0.278 hours"
+    assert rows["all-reduce of an epoch, two processes on one machine"] == ["0.6 s", "6 s", "60 s"]
+    assert rows["map, CPU time"] == ["10 s", "100 s", "16.7 minutes"]
+    assert scale.duration(7200) == "2 hours" and scale.duration(7199) == "120 minutes"
 
 
 def test_the_page_on_scale_quotes_what_was_measured(bench):

@@ -203,12 +203,19 @@ def table(details: Mapping[str, Any]) -> str:
     rows += [(what, *(f"{shown(each * count / 1e9)} GB" for count in FORESEEN)) for what, each in gb.items()]
     for what, each in (("all-reduce of an epoch, two processes on one machine", costs["reducing"]),
                        ("end of an epoch, with its file", costs["epoch_end"])):
-        rows.append((what, *(f"{shown(each * count / 60)} minutes" for count in FORESEEN)))
+        rows.append((what, *(duration(each * count) for count in FORESEEN)))
     for what, name in (("map, memory", "gb"), ("filters, memory", "filter_gb")):
         rows.append((what, *(f"{shown(foreseen(found, name, count))} GB" for count in FORESEEN)))
     for what, name in (("map, CPU time", "cpu"), ("filters, CPU time", "filter_cpu")):
-        rows.append((what, *(f"{shown(foreseen(found, name, count) / 3600)} hours" for count in FORESEEN)))
+        rows.append((what, *(duration(foreseen(found, name, count)) for count in FORESEEN)))
     return markdown(rows)
+
+
+def duration(seconds: float) -> str:
+    """In the unit that people would say it in."""
+    units = (("hours", 3600), ("minutes", 60))
+    unit, length = next((each for each in units if seconds >= 2 * each[1]), ("s", 1))
+    return f"{shown(seconds / length)} {unit}"
 
 
 def with_table(text: str, details: Mapping[str, Any]) -> str:
