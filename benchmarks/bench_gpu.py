@@ -30,6 +30,7 @@ from datamap.core.artifacts import check_writable
 from datamap.core.errors import UserError, command_line, first_line, setup_logging
 from datamap.core.files import read_json, write_json
 from datamap.core.flags import Parser
+from datamap.training.on_gpu import out_of_memory
 
 RESULTS = Path(__file__).resolve().parent / "results"
 LIMIT = 410.0  # seconds that all rows may take
@@ -55,8 +56,6 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def measured(name: str, setting: Setting, file: str) -> None:
     """Leave what the row finds in a file, or in one line why it finds nothing; in a process of its own."""
-    import torch
-
     setup_logging()
     logging.getLogger().setLevel(logging.ERROR)  # of made-up data and short trainings much is to be warned of
     row = next(each for each in GPU_ROWS if each.name == name)
@@ -64,7 +63,9 @@ def measured(name: str, setting: Setting, file: str) -> None:
     before = machine()
     try:
         left: Any = (row.measure(setting), before)
-    except torch.OutOfMemoryError:
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
         left = f"out of memory on {before['gpu']}: lower BATCH_SIZE in benchmarks/rows/, or free the card of others"
     except UserError as error:
         left = str(error)

@@ -13,8 +13,8 @@ from __future__ import annotations
 import gc
 import string
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from itertools import pairwise
 from typing import Any
 
@@ -87,16 +87,10 @@ def texts(rng: np.random.Generator, lengths: np.ndarray, words: int) -> list[str
     return [" ".join(f"w{word}" for word in rng.integers(len(SPECIAL) + 6, words, length)) for length in lengths]
 
 
-@contextmanager
-def room_for(what: str, lower: str, device: Any) -> Iterator[None]:
-    import torch
+def room(what: str, lower: str) -> AbstractContextManager[None]:
+    from datamap.training.on_gpu import room_for
 
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        gb = torch.cuda.get_device_properties(device).total_memory / 1e9 if device.type == "cuda" else 0
-        raise UserError(f"{what}: out of memory on a GPU of {gb:.0f} GB; lower {lower} in benchmarks/rows/"
-                        "gpu_thoughts.py, or take a larger GPU") from error
+    return room_for(what, f"lower {lower} in benchmarks/rows/gpu_thoughts.py, or take a larger GPU")
 
 
 def emptied(device: Any) -> None:
@@ -218,13 +212,13 @@ class Steps:
 
 
 def qlora(setting: Setting) -> Found:
-    with room_for("QLoRA, the model", "SHAPE", device_of(setting)):
+    with room("QLoRA, the model", "SHAPE"):
         steps = Steps(setting)
     sides: dict[str, Callable[[], dict[str, Any]]] = {
         "TRL's defaults": steps.theirs, "ours": lambda: steps.ours(False), "ours, recording": lambda: steps.ours(True)}
     found = {}
     for name, side in sides.items():
-        with room_for(f"QLoRA, {name}", "TOKENS" if name.startswith("ours") else "THEIR_ROWS", steps.device):
+        with room(f"QLoRA, {name}", "TOKENS" if name.startswith("ours") else "THEIR_ROWS"):
             found[name] = side()
     measures = [Measure(f"QLoRA, {name}", each["speeds"], " tokens/s") for name, each in found.items()]
     measures += [Measure(f"QLoRA, {name}: memory", [each["memory"]], " GB") for name, each in found.items()
@@ -289,7 +283,7 @@ def batch_seconds(
 def answers(setting: Setting) -> Found:
     """What a step takes is what an answer of all tokens takes beyond one of a single token, over the steps."""
     device, words = device_of(setting), setting.size(WORDS, 400)
-    with room_for("answers, the model", "SHAPE", device):
+    with room("answers, the model", "SHAPE"):
         build, model = timed(random_model, setting, device, False)
     reads = sum(each.numel() * each.element_size() for name, each in model.named_parameters()
                 if "embed_tokens" not in name)
@@ -302,7 +296,7 @@ def answers(setting: Setting) -> Found:
         prompts, name = texts(rng, lengths, words), f"answers, {rows} at once"
         wholes = {}
         for side, compiled in (("growing cache", False), ("compiled", True)):
-            with room_for(name, "BATCHES", device):
+            with room(name, "BATCHES"):
                 first, *whole = batch_seconds(model, tokenizer, prompts, rows, new, compiled)
                 [_, *alone] = batch_seconds(model, tokenizer, prompts, rows, 1, compiled)
             wholes[side] = whole

@@ -20,6 +20,7 @@ from datamap.thoughts.prompts import PAIR, PROMPT_FILE, PROMPTS, TUNED, load_pro
 from datamap.thoughts.reader import parse_thought
 from datamap.thoughts.records import append, line_of, locked, prompt_key
 from datamap.training.models import TOKENIZER_FILES, check_whole_model
+from datamap.training.on_gpu import room_for
 
 if TYPE_CHECKING:
     import string
@@ -95,20 +96,17 @@ class Answerer:
 
     def answer(self, prompts: Sequence[str]) -> Iterator[tuple[list[int], list[Generated]]]:
         """``generation.generate`` as the flags have it."""
-        import torch
-
         from datamap.thoughts.generation import generate
 
         args = self.args
         try:
-            yield from generate(
-                self.model, self.tokenizer, prompts, batch_size=args.batch_size, max_new_tokens=args.max_new_tokens,
-                temperature=args.temperature, seed=args.seed, constraint=self.constraint,
-                compiled=self.compiles(len(prompts)),
-            )
-        except torch.OutOfMemoryError as error:
-            raise UserError(f"the GPU has no room for --batch_size {args.batch_size}; lower it, or give "
-                            "--quantization 4bit: the same command goes on from here") from error
+            with room_for(f"--batch_size {args.batch_size}",
+                          "lower it, or give --quantization 4bit; the same command goes on from here"):
+                yield from generate(
+                    self.model, self.tokenizer, prompts, batch_size=args.batch_size,
+                    max_new_tokens=args.max_new_tokens, temperature=args.temperature, seed=args.seed,
+                    constraint=self.constraint, compiled=self.compiles(len(prompts)),
+                )
         except RuntimeError as error:
             if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
                 raise

@@ -14,6 +14,7 @@ from torch.utils.data import Sampler
 
 from datamap.core.errors import UserError
 from datamap.training.library_flags import check_batches
+from datamap.training.on_gpu import out_of_memory
 
 ON_A_CPU = 4  # rows at once where no memory is tried out
 FEW_TOKENS, MANY_TOKENS = 2048, 16384  # at once: below, a GPU waits for its host; above, more bring it nothing
@@ -132,7 +133,9 @@ class Trial:
                 held = self._kept_free(device)
                 self._step(trainer._prepare_inputs(batch))
                 fits = True
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not out_of_memory(error):
+                    raise
                 fits = False
         del held
         trainer.model.zero_grad(set_to_none=True)

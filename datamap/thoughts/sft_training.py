@@ -29,6 +29,7 @@ from datamap.thoughts.sft_arguments import AUTO, WHOLE
 from datamap.training.callbacks import Manifests, tell_in_lines
 from datamap.training.library_flags import SFT_CONFIG, check_batches, given_training_flags, library_arguments
 from datamap.training.models import positions_of
+from datamap.training.on_gpu import room_for
 from datamap.training.trainer import RefusedSettings, SetEpoch
 
 if TYPE_CHECKING:
@@ -364,11 +365,9 @@ def train(
 ) -> dict[str, Any]:
     """Train, evaluate and answer a last time; returns the numbers of train_metrics.json."""
     trainer.add_callback(Manifests(checkpoint))
-    try:
+    with room_for(f"{trainer.args.per_device_train_batch_size:,} rows at once",
+                  "give --per_device_train_batch_size auto, or a smaller one, or lower --max_length"):
         result = trainer.train(resume_from_checkpoint=checkpoint)
-    except torch.OutOfMemoryError as error:
-        raise UserError(f"the GPU has no room for {trainer.args.per_device_train_batch_size:,} rows at once: give "
-                        "--per_device_train_batch_size auto, or a smaller one, or lower --max_length") from error
     model = trainer.model
     # The Trainer leaves losses that are not numbers out of its mean, so only the weights can tell.
     if not all(bool(weights.isfinite().all()) for weights in model.parameters() if weights.requires_grad):

@@ -19,7 +19,7 @@ from datamap.core.progress import Progress
 from datamap.core.splits import Split
 from datamap.tasks.registry import TASKS, add_task_flags, task_of
 from datamap.training.models import check_whole_model, load_encoder
-from datamap.training.on_gpu import masks_without_waiting
+from datamap.training.on_gpu import masks_without_waiting, room_for
 
 if TYPE_CHECKING:
     import datasets
@@ -106,6 +106,7 @@ def embedder(
         for first in range(0, len(places), at_once):
             # One block of autocast for all of them: it converts each weight once.
             with torch.inference_mode(), masks_without_waiting(on_gpu), \
+                    room_for(f"{batch_size:,} rows at once", "give a smaller batch size or --max_length"), \
                     torch.autocast(device.type, torch.bfloat16, enabled=on_gpu and bf16):
                 several = [pooled(places[place : place + batch_size])
                            for place in range(first, min(first + at_once, len(places)), batch_size)]

@@ -17,6 +17,7 @@ from datamap.core.tables import safe_to_open
 from datamap.tasks import slices
 from datamap.tasks.evaluation import SPEED
 from datamap.training.data import RunData, features_of, write_filter_report
+from datamap.training.on_gpu import room_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +63,9 @@ def evaluate_split(
         own = ablation == args.ablations
         prefix, ending = ("eval", suffix) if own else (f"eval_{ablation}", f"{suffix}_{ablation}")
         name = prefix + suffix  # or every set would go into the trackers' one curve eval/accuracy
-        found = trainer.evaluate(evaluation.features, metric_key_prefix=name)
+        with room_for(f"{trainer.args.per_device_eval_batch_size:,} rows at once",
+                      "lower --per_device_eval_batch_size or --max_length"):
+            found = trainer.evaluate(evaluation.features, metric_key_prefix=name)
         found = {key.replace(name, prefix, 1): value for key, value in found.items()}
         found.pop("epoch", None)
         everything = np.ones(len(split.data), dtype=bool)

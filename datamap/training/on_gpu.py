@@ -87,6 +87,25 @@ def in_words(card: Card, arguments: Any, chosen: Mapping[str, Any]) -> str:
             + (f" (chosen: {', '.join(sorted(chosen))}; flags of these names win)" if chosen else ""))
 
 
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that a GPU's memory is used up: torch's own error, or of what allocates beside torch, the driver
+    and cuBLAS, which makes its handle in the first product."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "_ALLOC_FAILED" in str(error)
+
+
+@contextmanager
+def room_for(what: str, advice: str) -> Iterator[None]:
+    """UserError where a GPU has no room for ``what``, with the advice."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        raise UserError(f"the GPU has no room for {what}: {advice}") from error
+
+
 @contextmanager
 def masks_without_waiting(active: bool) -> Iterator[None]:
     """While it is active the library builds every attention mask, without asking the card whether it masks nothing.

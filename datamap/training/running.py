@@ -40,6 +40,7 @@ from datamap.training.on_gpu import (
     compile_flags,
     how_compiled,
     in_words,
+    room_for,
 )
 from datamap.training.planted import PLANTED_FILE, place_of_planted, plants_errors
 
@@ -276,7 +277,10 @@ def train_model(trainer: CartographyTrainer, data: RunData, checkpoint: str | No
     losses = LossSoFar(trainer)
     trainer.add_callback(losses)
     before = seconds_until(checkpoint)  # now: --save_total_limit may have deleted it by the end
-    result = trainer.train(resume_from_checkpoint=checkpoint)
+    rows, evaluated = trainer.args.per_device_train_batch_size, trainer.args.per_device_eval_batch_size
+    with room_for(f"{rows:,} rows at once, or {evaluated:,} to evaluate", "lower --per_device_train_batch_size, "
+                  "--per_device_eval_batch_size or --max_length"):
+        result = trainer.train(resume_from_checkpoint=checkpoint)
     whole = None if before is None else before + result.metrics["train_runtime"]
     # Both over all its processes.
     metrics = {**result.metrics, "train_loss": losses.mean(), "training_seconds": whole}

@@ -42,8 +42,8 @@ def test_answers_are_timed(rows, setting):
 
 
 def test_out_of_memory_and_no_gpu_are_told_in_one_line(rows, setting):
-    with pytest.raises(UserError, match="answers: out of memory on a GPU of 0 GB; lower BATCHES in benchmarks/rows/"):
-        with rows.room_for("answers", "BATCHES", torch.device("cpu")):
+    with pytest.raises(UserError, match="the GPU has no room for answers: lower BATCHES in benchmarks/rows/"):
+        with rows.room("answers", "BATCHES"):
             raise torch.OutOfMemoryError("CUDA out of memory")
     if not torch.cuda.is_available():
         with pytest.raises(UserError, match="there is none here; --quick shows"):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import extract_embeddings
 import run
 from datamap.core.artifacts import stage
 from datamap.core.errors import UserError
@@ -27,6 +28,7 @@ from datamap.training.on_gpu import (
     compile_flags,
     how_compiled,
     masks_without_waiting,
+    out_of_memory,
 )
 from datamap.training.trainer import CartographyTrainer, LengthGroupedSampler, PadToLongest
 
@@ -404,3 +406,51 @@ def test_the_longest_of_batches_are_those_of_the_sampler():
 
 def test_an_unknown_backend_is_refused_in_a_line(task_and_argv, refused):
     assert "--torch_compile" in refused(run.main, *task_and_argv, "--torch_compile_backend", "no-such-backend")
+
+
+# --- memory that is used up ----------------------------------------------------------------------------------------
+
+USED_UP = (  # as torch says it, cuBLAS, and the driver
+    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GB"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+    RuntimeError("CUDA error: out of memory"),
+)
+
+
+def test_what_says_that_memory_is_used_up():
+    assert all(map(out_of_memory, USED_UP))
+    assert not out_of_memory(RuntimeError("CUDA error: device-side assert triggered"))
+
+
+@pytest.mark.parametrize("error", USED_UP)
+@pytest.mark.parametrize(("flags", "in_training", "told"), [
+    (["--do_train"], True, "16 rows at once, or 4 to evaluate: lower --per_device_train_batch_size"),
+    (["--do_train", "--eval_strategy", "epoch"], False, "16 rows at once, or 4 to evaluate: lower"),
+    ([], False, "4 rows at once: lower --per_device_eval_batch_size or --max_length"),
+])
+def test_a_batch_without_room_ends_in_one_line(
+    qa_dir, tiny_model, monkeypatch, tmp_path, refused, error, flags, in_training, told,
+):
+    original = torch.nn.Embedding.forward
+
+    def forward(self, *args):
+        if self.training == in_training:
+            raise error
+        return original(self, *args)
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", forward)
+    assert f"the GPU has no room for {told}" in refused(
+        run.main, "--do_eval", *flags, "--model", tiny_model, "--dataset", qa_dir, "--max_length", "48",
+        "--doc_stride", "20", "--per_device_train_batch_size", "16", "--per_device_eval_batch_size", "4", "--no_cuda",
+        "--output_dir", tmp_path / "out")
+    assert read_json(tmp_path / "out/run_meta.json")["status"] == "failed"
+
+
+def test_texts_without_room_for_their_vectors_end_in_one_line(tiny_model, qa_dir, monkeypatch, tmp_path, refused):
+    def forward(*_):
+        raise USED_UP[0]
+
+    monkeypatch.setattr(torch.nn.Embedding, "forward", forward)
+    told = refused(extract_embeddings.main, "--model_path", tiny_model, "--dataset", qa_dir, "--no_cuda",
+                   "--batch_size", "7", "--output_dir", tmp_path / "out")
+    assert "the GPU has no room for 7 rows at once: give a smaller batch size or --max_length" in told
