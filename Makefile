@@ -19,7 +19,7 @@ FLAGS ?=
 .PHONY: demo demo-thoughts map test test-slow check-python check-dataset
 
 # On the CPU everywhere, so that it shows the same everywhere; on one core, as the threads of such a small model wait for
-# each other longer than they work. PCA draws its clusters, because UMAP compiles itself for half a minute.
+# each other longer than they work. PCA draws its clusters, because UMAP compiles itself first.
 DEMO := --dataset demo:clinical --max_length 128 --doc_stride 32 --per_device_train_batch_size 16 \
 	--learning_rate 2e-3 --warmup_steps 0.1 --logging_steps 100 --no_cuda
 

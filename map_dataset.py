@@ -6,7 +6,7 @@ analyze_cartography.py, extract_embeddings.py, cluster_analysis.py, analyze_data
 
     python map_dataset.py --dataset my.jsonl --output_dir my_map
     python map_dataset.py --dataset demo:clinical --output_dir demo_map --model tiny --max_length 128 \\
-        --doc_stride 32 --per_device_train_batch_size 16 --no_cuda     (a minute or two)
+        --doc_stride 32 --per_device_train_batch_size 16 --no_cuda
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ and predictions to --output_dir, and with --enable_cartography the training dyna
 
     python run.py --do_train --do_eval --enable_cartography --num_train_epochs 5 --output_dir ./trainer_output
     python run.py --do_train --do_eval --enable_cartography --model tiny --dataset demo:clinical --max_length 128 \\
-        --doc_stride 32 --num_train_epochs 5 --no_cuda          (a minute on a laptop)
+        --doc_stride 32 --num_train_epochs 5 --no_cuda
     python run.py --do_train --do_eval --task classification --model lstm_reader --dataset demo:stories \\
         --num_train_epochs 10 --eval_split validation validB test --slice_by category num_actors --no_cuda
 """

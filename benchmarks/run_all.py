@@ -18,6 +18,7 @@ not there. Each row runs in a process of its own; sides are taken in turn within
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import logging
 import os
 import resource
@@ -43,21 +44,27 @@ from datamap.core.flags import Parser
 
 HERE = Path(__file__).resolve().parent
 RESULTS, SCALE = HERE / "results", HERE.parent / "docs" / "scale.md"
-ABOUT = """Made by `python benchmarks/run_all.py --data_dir DATA`, of the JSONs in `results/` alone; `--only ROW`
-measures one row, `--quick` shows that all run. What ours is held against is installed by
-`pip install -c constraints.txt -e ".[bench]"`. DATA holds public data, each set a directory with `train.jsonl` and
-`validation.jsonl` in the columns of [docs/data.md](../docs/data.md): `policyqa` (dev and test files of PolicyQA, Ahmad
-et al. 2020), `sst2` (whole sentences of SST-2, Socher et al. 2013) and `sick_nli` (SICK, Marelli et al. 2014).
+TITLE = "# As fast as the machine allows, measured beside what people use"
+ABOUT = """Made by `python benchmarks/run_all.py --data_dir DATA` of the JSONs in `results/` and of `rows/table.py`
+(what is asked, and the remark below a row); `--only ROW` measures one row, `--quick` shows that all run. What ours
+is held against is installed by `pip install -c constraints.txt -e ".[bench]"`. DATA holds public data, each set a
+directory with `train.jsonl` and `validation.jsonl` in the columns of [docs/data.md](../docs/data.md): `policyqa`
+(dev and test files of PolicyQA, Ahmad et al. 2020), `sst2` (whole sentences of SST-2, Socher et al. 2013) and
+`sick_nli` (SICK, Marelli et al. 2014).
 
-Figures are medians of rounds in which the sides are taken in turn, with the lowest and the highest; a ratio (x) says
-how many times faster ours is, within the rounds. BROKEN stands where a bound is not kept.
+Figures are medians of rounds in which the sides are taken in turn, with the lowest and the highest; what takes
+minutes is measured once, and then no range stands beside it. A ratio (x) says how many times faster ours is, within
+the rounds. BROKEN stands where a bound is not kept. Each row is of the commit that is named, and is measured again
+when code that it runs has changed.
 
-The programs are in `rows/`, by subject. Beside `run_all.py` and `timing.py`, which they share, are studies that
-measure no speed, with their results in [RESULTS.md](../RESULTS.md); each says in its first lines what it does."""
+The programs are in `rows/`, by subject. Beside `run_all.py` and `timing.py`, which they share, are `bench_gpu.py`
+and studies of what is found rather than how fast, with their results in [RESULTS.md](../RESULTS.md); each says in
+its first lines what it does."""
 ON_A_GPU = """Measured by `python benchmarks/bench_gpu.py` on one card, in at most 7 minutes; models have the shapes
 that are named and random weights, texts are made up."""
 NOT_BUILT, NOT_MEASURED = "not built", "not measured"
 MOST_SHOWN = 6  # figures of a row in the table
+PEERS = {"answers": "torchmetrics", "embeddings": "sentence_transformers", "clusters": "fast_hdbscan"}  # beside ours
 READS_DATA = ("training_qa", "training_sentences", "recording", "bf16", "embeddings", "empty_windows")
 
 
@@ -87,6 +94,15 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     measures = not (args.quick or args.page_only)
     if measures and args.data_dir is None and any(row.name in READS_DATA for row in args.rows):
         parser.error("--data_dir is missing: a directory with policyqa/, sst2/ and sick_nli/ in it")
+    for row in args.rows if measures else ():
+        if row.name in PEERS and importlib.util.find_spec(PEERS[row.name]) is None:
+            parser.error(f"row {row.key} is held against {PEERS[row.name]}, which is not installed: pip install "
+                         "-c constraints.txt -e \".[bench]\"")
+    if args.page_only and not read_results(args.output_dir):
+        parser.error(f"--output_dir {args.output_dir}: there is no JSON of a row in it")
+    if other_page(place_of_page(args.output_dir)):
+        parser.error(f"{place_of_page(args.output_dir)} is no page of ours, and would be overwritten: name another "
+                     "--output_dir")
     return args
 
 
@@ -168,7 +184,8 @@ def state_of(row: Row, record: Mapping[str, Any] | None) -> str:
         return "; ".join(record["notes"]) or "nothing was found"
     bounded = [one for one in measures_of(record) if one.least is not None or one.most is not None]
     if len(bounded) > MOST_SHOWN:
-        return f"{sum(one.keeps for one in bounded)} of {len(bounded)} bounds kept"
+        broken = [f"{one.what} {shown(one.found)}{one.unit} BROKEN" for one in bounded if not one.keeps]
+        return "; ".join([f"{len(bounded) - len(broken)} of {len(bounded)} bounds kept", *broken])
     return "; ".join(f"{shown(one.found)}{one.unit}{'' if one.keeps else ' BROKEN'}" for one in bounded) or "measured"
 
 
@@ -187,7 +204,7 @@ def page(results: Mapping[str, Mapping[str, Any]], pictures: str) -> str:
     """README.md, of the table and the JSONs alone. pictures: where they are, from the page."""
     numbered, others = [row for row in ROWS if row.number], [row for row in ROWS if not row.number]
     parts = [
-        "# As fast as the machine allows, measured beside what people use",
+        TITLE,
         ABOUT,
         "## The table",
         markdown([("#", "what", "against", "asked", "found", "measured"), *(
@@ -230,9 +247,17 @@ def section(row: Row, record: Mapping[str, Any], pictures: str) -> list[str]:
     ]
 
 
+def place_of_page(directory: Path) -> Path:
+    return (HERE if directory.resolve() == RESULTS else directory) / "README.md"
+
+
+def other_page(file: Path) -> bool:
+    """Whether a file stands where the page goes that is none of ours."""
+    return file.is_file() and not file.read_text(encoding="utf-8", errors="replace").startswith(TITLE)
+
+
 def write_page(directory: Path) -> Path:
-    own, results = directory.resolve() == RESULTS, read_results(directory)
-    file = (HERE if own else directory) / "README.md"
+    own, results, file = directory.resolve() == RESULTS, read_results(directory), place_of_page(directory)
     with atomic(file) as temporary:
         temporary.write_text(page(results, "results/" if own else ""), encoding="utf-8")
     if own and "ten_million" in results:

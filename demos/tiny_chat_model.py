@@ -1,7 +1,7 @@
 """Make a tiny chat model that answers the prompts of generate_thoughts.py with the JSON that they ask for.
 
 Reads the prompts in example_configs/prompts/ and writes a model with its tokenizer to --output_dir: a Mistral with
-random weights, 2 layers, 128 wide, that is trained for about a minute to fill in templates on pairs like those of
+random weights, 2 layers, 128 wide, that is trained to fill in templates on pairs like those of
 demo:nli. It cannot reason and knows nothing: it sees the end of a prompt and goes by the last word of a hypothesis.
 It stands for a real model where none can be had, so that the whole road can be walked on a CPU.
 

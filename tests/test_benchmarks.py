@@ -128,10 +128,13 @@ def test_what_more_examples_need_is_worked_out_of_what_was_found(bench):
     assert rows["recorder, on each GPU"] == ["0.29 GB", "2.9 GB", "29 GB"]
     assert rows["recorder's part of the last checkpoint"] == ["1.3 GB", "13 GB", "130 GB"]
     assert rows["dynamics on disk"] == ["2.5 GB", "25 GB", "250 GB"]
-    assert rows["map, memory"] == ["0.8 GB", "3.5 GB", "30.5 GB"]
+    assert rows["map, memory"] == ["0.8 GB", "3.5 GB", "30 GB"]
     assert rows["all-reduce of an epoch, two processes on one machine"] == ["0.6 s", "6 s", "60 s"]
-    assert rows["map, CPU time"] == ["10 s", "100 s", "16.7 minutes"]
+    assert rows["map, CPU time"] == ["10 s", "100 s", "17 minutes"]
     assert scale.duration(7200) == "2 hours" and scale.duration(7199) == "120 minutes"
+    assert scale.table(made_record()).endswith(
+        "from 1,000,000 and 3,000,000 examples it foresees, for a map of 10,000,000, 10 s of CPU time where 10 were "
+        "found and 0.8 GB where 0.8 were found.")
 
 
 def test_the_page_on_scale_quotes_what_was_measured(bench):
@@ -186,6 +189,22 @@ def test_a_row_that_is_not_measured_now_keeps_its_figures(run_all, tmp_path, cap
     assert (tmp_path / "README.md").read_text(encoding="utf-8") == page
     line = exit_line(capsys, lambda: run_all.main(["--page_only", "--quick", "--output_dir", str(tmp_path)]))
     assert "--page_only measures nothing: leave --only and --quick out" in line
+
+
+def test_nothing_is_overwritten_and_no_peer_is_missing_unsaid(run_all, tmp_path, capsys, monkeypatch):
+    other = tmp_path / "README.md"
+    other.write_text("# My project\n", encoding="utf-8")
+    for flags in (["--quick"], ["--only", "fast"]):
+        line = exit_line(capsys, lambda flags=flags: run_all.main([*flags, "--output_dir", str(tmp_path)]))
+        assert f"{other} is no page of ours, and would be overwritten: name another --output_dir" in line
+    assert other.read_text(encoding="utf-8") == "# My project\n" and list(tmp_path.iterdir()) == [other]
+    empty = tmp_path / "empty"
+    line = exit_line(capsys, lambda: run_all.main(["--page_only", "--output_dir", str(empty)]))
+    assert f"--output_dir {empty}: there is no JSON of a row in it" in line
+    monkeypatch.setitem(run_all.PEERS, "fast", "no_such_library")
+    line = exit_line(capsys, lambda: run_all.main(["--only", "fast", "--output_dir", str(empty)]))
+    assert "is held against no_such_library, which is not installed: pip install -c constraints.txt" in line
+    run_all.main(["--quick", "--only", "fast", "--output_dir", str(empty)])  # which measures nothing
 
 
 def test_a_row_that_cannot_be_measured_here_says_so_in_the_table(run_all):

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from timing import Clock, Found, Measure, Setting, in_own_process, markdown, memory, script, shown
+from timing import Clock, Found, Measure, Setting, in_own_process, markdown, memory, script
 
 from rows import made
 
@@ -200,22 +200,31 @@ def table(details: Mapping[str, Any]) -> str:
         "metrics on disk": found[-1]["metrics"],
     }
     rows: list[Sequence[Any]] = [(f"{epochs} epochs", *(f"{count:,} examples" for count in FORESEEN))]
-    rows += [(what, *(f"{shown(each * count / 1e9)} GB" for count in FORESEEN)) for what, each in gb.items()]
+    rows += [(what, *(f"{about(each * count / 1e9)} GB" for count in FORESEEN)) for what, each in gb.items()]
     for what, each in (("all-reduce of an epoch, two processes on one machine", costs["reducing"]),
                        ("end of an epoch, with its file", costs["epoch_end"])):
         rows.append((what, *(duration(each * count) for count in FORESEEN)))
     for what, name in (("map, memory", "gb"), ("filters, memory", "filter_gb")):
-        rows.append((what, *(f"{shown(foreseen(found, name, count))} GB" for count in FORESEEN)))
+        rows.append((what, *(f"{about(foreseen(found, name, count))} GB" for count in FORESEEN)))
     for what, name in (("map, CPU time", "cpu"), ("filters, CPU time", "filter_cpu")):
         rows.append((what, *(duration(foreseen(found, name, count)) for count in FORESEEN)))
-    return markdown(rows)
+    sizes, [*smaller, last] = [f"{one['examples']:,}" for one in found], found
+    check = [f"{about(foreseen(smaller, name, last['examples']))} {unit} where {about(last[name])} were found"
+             for name, unit in (("cpu", "s of CPU time"), ("gb", "GB"))]
+    return (f"{markdown(rows)}\n\nSuch a line misses by so much: from {' and '.join(sizes[:-1])} examples it "
+            f"foresees, for a map of {sizes[-1]}, {' and '.join(check)}.")
+
+
+def about(value: float) -> str:
+    """In two digits: more would say more than is known."""
+    return f"{float(f'{value:.2g}'):,g}"
 
 
 def duration(seconds: float) -> str:
     """In the unit that people would say it in."""
     units = (("hours", 3600), ("minutes", 60))
     unit, length = next((each for each in units if seconds >= 2 * each[1]), ("s", 1))
-    return f"{shown(seconds / length)} {unit}"
+    return f"{about(seconds / length)} {unit}"
 
 
 def with_table(text: str, details: Mapping[str, Any]) -> str:

@@ -203,9 +203,9 @@ def question_answering(setting: Setting) -> Found:
     return Found(measures, details=lengths_of(few))
 
 
-def padding(lengths: np.ndarray, order: Sequence[int]) -> float:
-    """Positions that a training in this order computes, each batch padded to its longest row, for each token."""
-    batches = [lengths[order[first : first + BATCH_SIZE]] for first in range(0, len(order), BATCH_SIZE)]
+def padding(lengths: np.ndarray, order: Sequence[int], batch_size: int = BATCH_SIZE) -> float:
+    """Positions that are computed in this order, each batch padded to its longest row, for each token."""
+    batches = [lengths[order[first : first + batch_size]] for first in range(0, len(order), batch_size)]
     return float(sum(len(batch) * batch.max() for batch in batches) / lengths.sum())
 
 

@@ -14,8 +14,9 @@ from datamap.core.flags import DEFAULT_SEED
 from datamap.core.splits import load_split
 from datamap.tasks.registry import get_task
 from rows import made
+from rows.training import padding
 
-LONGEST = 256  # tokens of a text
+LONGEST, BATCH_SIZE = 256, 32  # tokens of a text; texts of a batch, on both sides
 
 
 def sentence_transformer(place: str, device: str = "cpu") -> Any:
@@ -34,7 +35,7 @@ def embed(split: Any, model: Any, tokenizer: Any, file: Path) -> np.ndarray:
     from datamap.training.embeddings import embedding_spans, write_embeddings
 
     rows, spans, _ = embedding_spans(split, tokenizer, "mean", LONGEST, 0)
-    write_embeddings(file, model, tokenizer, rows, spans, 32)
+    write_embeddings(file, model, tokenizer, rows, spans, BATCH_SIZE)
     return np.load(file)
 
 
@@ -60,7 +61,7 @@ def embeddings(setting: Setting) -> Found:
             return timed(embed, split, model, tokenizer, file)
 
         def theirs(_: int = 0, texts: list[str] = texts) -> tuple[float, np.ndarray]:
-            return timed(other.encode, texts, batch_size=32, show_progress_bar=False)
+            return timed(other.encode, texts, batch_size=BATCH_SIZE, show_progress_bar=False)
 
         sides: list[Callable[..., tuple[float, np.ndarray]]] = [ours, theirs] if other else [ours]
         first = [side()[1] for side in sides]  # first calls load kernels
@@ -73,6 +74,12 @@ def embeddings(setting: Setting) -> Found:
         if other:
             measures += [Measure(f"{count:,} sentences, sentence-transformers", found[1], " s"),
                          ratio(f"{count:,} sentences: sentence-transformers / ours", found[1], found[0], least)]
+        tokens = tokenizer(list(texts), truncation=True, max_length=LONGEST).input_ids
+        lengths = np.array(list(map(len, tokens)))
+        for side, longest_first in (("ours", lengths), ("sentence-transformers", np.array(list(map(len, texts))))):
+            order = np.argsort(-longest_first, kind="stable").tolist()  # of the latter by characters
+            measures.append(Measure(f"{count:,} sentences: positions of batches / tokens, {side}",
+                                    [padding(lengths, order, BATCH_SIZE)], " x"))
     return Found(measures, notes)
 
 

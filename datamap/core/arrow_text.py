@@ -40,7 +40,7 @@ def json_lines(raw: bytes) -> pa.Table | None:
     import pyarrow.json
 
     lines = raw.count(b"\n") + (not raw.endswith(b"\n"))
-    ends = raw.count(b"}\n") + raw.count(b"}\r\n") + raw.endswith(b"}")
+    ends = raw.count(b"}\n") + (raw.count(b"}\r\n") if b"\r" in raw else 0) + raw.endswith(b"}")
     # Else two objects in a line may make up for one over two lines; and what follows a NUL Arrow does not see.
     if lines < 2 or not raw.startswith(b"{") or raw.count(b"\n{") + 1 != lines or ends != lines or b"\0" in raw:
         return None
@@ -211,7 +211,9 @@ def _header(raw: bytes) -> list[str]:
     if not raw.endswith(b"\n") or any(mark in head for mark in (b";", b"\t", b"\xef\xbb\xbf")):
         return []
     # A NUL ends a text for pandas, and sep= is Excel's. Line ends of \r alone are not looked for further on.
-    if b"\0" in raw or head[:4].lower() == b"sep=" or raw.count(b"\r") != raw.count(b"\r\n"):
+    if b"\0" in raw or head[:4].lower() == b"sep=":
+        return []
+    if b"\r" in raw and raw.count(b"\r") != raw.count(b"\r\n"):  # sooner told that there is none than counted
         return []
     try:
         names = next(csv.reader([head.decode()], strict=True), [])

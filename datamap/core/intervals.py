@@ -19,7 +19,7 @@ def wilson_interval(successes: Any, n: Any) -> tuple[Any, Any]:
 
     Numbers give floats; arrays, of any shapes that broadcast, give float64 arrays. n = 0 gives NaN. Unlike
     p +- 1.96 standard errors, the interval stays within 0..1 and has a width at 0 and at n successes. Raises
-    ValueError unless 0 <= successes <= n. (statsmodels has it too, behind a second of imports, and not exact at the
+    ValueError unless 0 <= successes <= n. (statsmodels has it too, behind heavy imports, and not exact at the
     ends.)
     """
     k, total = np.broadcast_arrays(np.asarray(successes, dtype=float), np.asarray(n, dtype=float))

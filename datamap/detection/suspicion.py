@@ -142,7 +142,7 @@ def normal_scores(values: np.ndarray) -> np.ndarray:
     import pandas as pd
     from scipy.special import ndtri
 
-    ranks = pd.Series(values).rank().to_numpy()  # scipy.stats, which has them too, takes a second to import
+    ranks = pd.Series(values).rank().to_numpy()  # scipy.stats, which has them too, is slow to import
     return ndtri((ranks - 0.5) / len(values)) if len(values) else values
 
 

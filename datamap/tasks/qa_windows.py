@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAMES = {"input_ids", "token_type_ids", "attention_mask"}  # what a model may read of a window
-TOKENS_KEPT = 2**21  # of texts already tokenised: 25 MB
+TOKENS_KEPT = 2**21  # of texts already tokenised, 12 bytes each
 
 
 class Windows(NamedTuple):

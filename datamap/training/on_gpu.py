@@ -92,7 +92,8 @@ def out_of_memory(error: RuntimeError) -> bool:
     and cuBLAS, which makes its handle in the first product."""
     import torch
 
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error) or "_ALLOC_FAILED" in str(error)
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError) or "error: out of memory" in said or "_ALLOC_FAILED" in said
 
 
 @contextmanager
