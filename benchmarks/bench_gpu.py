@@ -72,6 +72,15 @@ def measured(name: str, setting: Setting, file: str) -> None:
     Path(file).write_bytes(pickle.dumps(left))
 
 
+def context_of(quick: bool) -> Any:
+    """Of the processes, each of which begins anew; those that measure nothing share what they import."""
+    if not quick:
+        return get_context("spawn")
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["torch", "transformers.trainer", "trl"])
+    return context
+
+
 def measure(row: Row, args: argparse.Namespace, seconds: float) -> str | None:
     """Measure a row in at most so many seconds and write its JSON; why it could not be, None where it was."""
     began = time.monotonic()
@@ -80,7 +89,7 @@ def measure(row: Row, args: argparse.Namespace, seconds: float) -> str | None:
         setting = Setting(args.data_dir and args.data_dir.resolve(), args.quick, Path(scratch) / "row",
                           args.output_dir.resolve(), {})
         file = Path(scratch) / "found"
-        process = get_context("spawn").Process(target=measured, args=(row.name, setting, str(file)))
+        process = context_of(args.quick).Process(target=measured, args=(row.name, setting, str(file)))
         process.start()
         process.join(None if args.quick else seconds)
         if process.is_alive():

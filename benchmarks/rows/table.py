@@ -65,7 +65,7 @@ ROWS = (
         "costs beside the model weighs the more, the smaller the model is, and few rows are padded more (row 1). A "
         "step of ours neither counts the weights nor walks through the modules again, as the library's does; what is "
         "left is the library's loop. Padding to 128 was measured on a quarter of the rows."),
-    Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 1.5, training.recording,
+    Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 3, training.recording,
         "The first map of a process imports what draws it; later ones keep the bound. To import that beside the "
         "training was not tried: it would take its time from the steps."),
     Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",

@@ -230,7 +230,8 @@ def recording(setting: Setting) -> Found:
     dataset = sampled(setting, "policyqa", "qa", source, setting.size(1900, 32))
     each = Trainings(setting, dataset, "qa", "tiny", 512)
     each.ours(record=False)  # a first training loads what later ones find there
-    sides = in_turn(setting.size(5, 1), lambda _: each.ours(), lambda _: each.ours(record=False))
+    # So many rounds as a percent asks for: an epoch of 5 s differs by more from one to the next.
+    sides = in_turn(setting.size(15, 1), lambda _: each.ours(), lambda _: each.ours(record=False))
     on, off = ({name: np.array([one[name] for one in side]) for name in side[0]} for side in sides)
     at_the_end = on["seconds"] - on["epoch"] - (off["seconds"] - off["epoch"])
     return Found([

@@ -443,7 +443,7 @@ def test_kill_9_of_the_whole_group_at_random_moments(tmp_path, qa_dir, tiny_mode
     places = [tmp_path / name for name in ("undisturbed", "killed")]
     for place in places:
         place.mkdir()
-        suite = write_suite(place / "killed.json", qa_dir, tiny_model, experiments, num_train_epochs=40,
+        suite = write_suite(place / "killed.json", qa_dir, tiny_model, experiments, num_train_epochs=30,
                             save_strategy="steps", save_steps=10, save_total_limit=2)
         table = json.loads(suite.read_text())
         suite.write_text(json.dumps({**table, "prerequisites": {"cartography": {"num_train_epochs": 3}}}))
