@@ -66,8 +66,10 @@ ROWS = (
         "step of ours neither counts the weights nor walks through the modules again, as the library's does; what is "
         "left is the library's loop. Padding to 128 was measured on a quarter of the rows."),
     Row(3, "recording", "recording", "off", "costs at most 1 % and .3 s", 3, training.recording,
-        "The first map of a process imports what draws it; later ones keep the bound. To import that beside the "
-        "training was not tried: it would take its time from the steps."),
+        "Epochs differ by more from one to the next than the percent that is asked, so that their ratio does not "
+        "tell it; by its own clock the recorder keeps it (seconds in the recorder). The first map of a process "
+        "imports what draws it; later ones keep the bound. To import that beside the training was not tried: it "
+        "would take its time from the steps."),
     Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",
         "says what is gained, at equal accuracy over 5 seeds", 10, precision.bf16,
         "On by default it would be where both hold. What is gained holds; that the scores are the same to a point is "
