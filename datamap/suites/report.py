@@ -175,7 +175,8 @@ def markdown(
     rows: Sequence[Mapping[str, Any]], margin: float,
 ) -> str:
     """comparison.md: what an appendix needs to say of the suite."""
-    described = plan["description"].rstrip(".") + "."
+    described = plan["description"]
+    described += "" if described.endswith((".", "?", "!")) else "."
     lines = [f"## Suite {plan['name']}", "", *([described, ""] if plan["description"] else [])]
     lines += [_counts(plan, results) + ".", ""]
     lines += _table(["experiment", "what", "runs finished / failed / missing"], [

@@ -1117,10 +1117,11 @@ def test_a_name_breaks_no_table(tmp_path):
     assert same_width((directory / "comparison.md").read_text())
 
 
-def test_a_description_that_ends_with_a_dot(tmp_path):
-    directory = everything(planned(tmp_path, FEW, [1], description="A study."))
+@pytest.mark.parametrize("description", ["A study.", "Does it help?"])
+def test_a_description_that_ends_by_itself(tmp_path, description):
+    directory = everything(planned(tmp_path, FEW, [1], description=description))
     write_report(directory, 1.0)
-    assert "A study." in (told := (directory / "comparison.md").read_text()) and ".." not in told
+    assert f"\n{description}\n" in (told := (directory / "comparison.md").read_text()) and ".." not in told
 
 
 def test_no_minus_before_zero(tmp_path):
