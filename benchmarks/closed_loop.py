@@ -1,8 +1,9 @@
 """Does it help to mend what is found? Trains on dirty, filtered, corrected and clean data, through run_experiments.py.
 
 Reads what error_detection.py left under runs/ of a set (--run), whose suspects it asks for with analyze_dataset.py.
-Writes suspects/, the datasets, suite.json, the suite's runs and comparison.csv to --output_dir. Every training is
-evaluated on the same clean validation split, with each seed; what is dropped has a size-matched random control.
+Writes suspects/, found.json (how many of them were planted), the datasets, suite.json, the suite's runs and
+comparison.csv to --output_dir. Every training is evaluated on the same clean validation split, with each seed; what is
+dropped has a size-matched random control.
 
     python benchmarks/closed_loop.py --run ./error_detection_output/runs/sst2-0 --clean DATA/sst2 \\
         --output_dir ./closed_loop_sst2
@@ -30,6 +31,7 @@ from datamap.suites.runner import carry_out
 from datamap.suites.runs import last_lines
 from datamap.tasks.registry import get_task
 from datamap.training.data import write_split
+from datamap.training.planted import PLANTED_FILE
 
 FLAGS = ("task", "model", "num_train_epochs", "per_device_train_batch_size", "max_length", "doc_stride", "no_cuda",
          "learning_rate", "warmup_steps")
@@ -82,6 +84,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     kept = suspects["id"][~suspects["id"].isin(top["id"])]
     write_csv(output / "kept.csv", kept.to_frame())
     proposed = top[top["proposed"] != ""]
+    if (planted := run / "model" / PLANTED_FILE).exists():
+        wrong = read_table(planted, ("id",))["id"]
+        found = {"most_suspicious": len(top), "planted": int(top["id"].isin(wrong).sum()),
+                 "corrections": len(proposed), "corrections_of_planted": int(proposed["id"].isin(wrong).sum())}
+        print(f"of the {found['most_suspicious']:,} most suspicious {found['planted']:,} are planted errors; "
+              f"{found['corrections']:,} get a correction, {found['corrections_of_planted']:,} of these are errors")
+        write_json(output / "found.json", found)
     experiments: list[dict[str, Any]] = [
         {"name": "dirty", "description": "as it is", "args": {}},
         {"name": "filtered", "description": f"without the {args.share:.0%} most suspicious",
