@@ -54,8 +54,7 @@ directory with `train.jsonl` and `validation.jsonl` in the columns of [docs/data
 
 Figures are medians of rounds in which the sides are taken in turn, with the lowest and the highest; what takes
 minutes is measured once, and then no range stands beside it. A ratio (x) says how many times faster ours is, within
-the rounds. BROKEN stands where a bound is not kept. Each row is of the commit that is named, and is measured again
-when code that it runs has changed.
+the rounds. BROKEN stands where a bound is not kept. Each row is of the commit that is named.
 
 The programs are in `rows/`, by subject. Beside `run_all.py` and `timing.py`, which they share, are `bench_gpu.py`
 and studies of what is found rather than how fast, with their results in [RESULTS.md](../RESULTS.md); each says in

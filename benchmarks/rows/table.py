@@ -73,7 +73,7 @@ ROWS = (
     Row(4, "bf16", "bf16 on a CPU that computes in it", "float32",
         "says what is gained, at equal accuracy over 5 seeds", 10, precision.bf16,
         "On by default it would be where both hold. What is gained holds; that the scores are the same to a point is "
-        "not what five seeds show: so it is off by default."),
+        "not what five seeds show: so it is off by default. More seeds were not tried."),
     Row(5, "windows", "windows with labels from 50,000 QA pairs", "the library example's loop over the windows", "5 x",
         1.5, questions.windows,
         "Both sides call the same tokenizer. Tried and kept: each text is tokenised once, and the windows are cut "
@@ -82,8 +82,9 @@ ROWS = (
     Row(6, "answers", "span search and scores, 50,000 windows", "the library example's post-processing; SQuAD's "
         "formula example by example, and torchmetrics' form of it", "20 x; 5 x", 0.7, questions.answers,
         "20 x was asked when the loops made a set of punctuation anew for every character; now they make it once, as "
-        "SQuAD's script does for a text. The ratio is also another on another processor. evaluate's squad must be "
-        "loaded from the Hub: its formula was written anew."),
+        "SQuAD's script does for a text. The ratio is also another on another processor. Ours searches all "
+        "windows at once in numpy; to compile it was not tried. evaluate's squad must be loaded from the Hub: its "
+        "formula was written anew."),
     Row(7, "embeddings", "embeddings: 3,000 sentences; 300 sentences", "sentence-transformers `encode`, same weights, "
         "pooling, precision", "1.3 x; 1.0 x", 3, vectors.embeddings,
         "Ours sorts by tokens, sentence-transformers by characters: that ours pads less (positions of batches / "
@@ -137,7 +138,8 @@ ROWS = (
         "`--empty_windows SHARE`: 5 x at no worse exact match over 5 seeds", 31, long_documents.empty_windows,
         "All windows stay the default. All windows of policies teach this reader nothing more, and that the share is "
         "no worse is not shown there; of the notes, which a model learns from nothing, it answers more exactly by "
-        "the share, in as many epochs."),
+        "the share, in as many epochs. As many questions and epochs as would teach a reader something from policies "
+        "take longer than a row may, and were not tried."),
     Row(0, "ten_million", "dynamics of 10,000,000 examples and 5 epochs in Parquet: metrics, categories and pictures; "
         "filters; what the recorder holds", "-", "120 s, 2 GB; 30 s", 4, scale.ten_million),
     Row(0, "lstm", "an epoch over long stories: the LSTM classifiers", "the small Transformer", "", 0.7,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY
+from made_gpu_errors import USED_UP
 from safetensors.torch import load_file
 from tiny_mistral import chain_rows, save_model, toy_tokenizer, write_chains
 from transformers.models.mistral.modeling_mistral import MistralDecoderLayer
@@ -125,13 +126,6 @@ def test_the_longest_rows_count_and_checkpointing_can_be_forbidden():
     fits, _ = memory(0.5)
     with pytest.raises(UserError, match="4bit and --gradient_checkpointing$"):
         choose(fits, 64, [10] * 200, may_checkpoint=False)
-
-
-USED_UP = (  # as torch says it, cuBLAS, and the driver
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GB"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("CUDA error: out of memory"),
-)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from made_gpu_errors import USED_UP
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import extract_embeddings
@@ -409,13 +410,6 @@ def test_an_unknown_backend_is_refused_in_a_line(task_and_argv, refused):
 
 
 # --- memory that is used up ----------------------------------------------------------------------------------------
-
-USED_UP = (  # as torch says it, cuBLAS, and the driver
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GB"),
-    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
-    RuntimeError("CUDA error: out of memory"),
-)
-
 
 def test_what_says_that_memory_is_used_up():
     assert all(map(out_of_memory, USED_UP))
