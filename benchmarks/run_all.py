@@ -59,7 +59,7 @@ the rounds. BROKEN stands where a bound is not kept. Each row is of the commit t
 The programs are in `rows/`, by subject. Beside `run_all.py` and `timing.py`, which they share, are `bench_gpu.py`
 and studies of what is found rather than how fast, with their results in [RESULTS.md](../RESULTS.md); each says in
 its first lines what it does."""
-ON_A_GPU = """Measured by `python benchmarks/bench_gpu.py` on one card, in at most 7 minutes; models have the shapes
+ON_A_GPU = """Measured by `python benchmarks/bench_gpu.py` on one card, in at most 6 minutes; models have the shapes
 that are named and random weights, texts are made up."""
 NOT_BUILT, NOT_MEASURED = "not built", "not measured"
 MOST_SHOWN = 6  # figures of a row in the table

@@ -2,7 +2,8 @@
 
 Each side trains for a few seconds behind its first steps, which load kernels and fill the queues, and is then stopped;
 the clock runs from one wait for the card to another. Sides are those of rows/training.py, all in the precision that
-ours chooses. Steps that are compiled are measured behind a whole epoch, in which every length is compiled.
+ours chooses and padded to a multiple of 8. CUDA graphs are measured behind a whole epoch, in which every length is
+recorded; what that took beyond the epoch's other steps is told, and from how many steps on it pays.
 """
 
 from __future__ import annotations
@@ -21,16 +22,17 @@ from timing import Clock, Found, Measure, Setting, in_turn, peer, ratio, timed
 from datamap.core.errors import UserError, first_line
 from datamap.core.files import write_jsonl
 from datamap.core.flags import DEFAULT_SEED
-from datamap.training.on_gpu import buckets_of
+from datamap.training.on_gpu import buckets_of, out_of_memory
 from rows import vectors
 from rows.training import BARE, GROUPED, OURS, RANDOM, Trainings, sampled
 
 BATCH_SIZE = 32
 WARM_UP = 10  # steps
 COUNTED = 5  # steps in which waits are counted
-COMPILED_LENGTHS = 2  # fewer than a training has, as each is compiled by itself
-COMPILING = 40  # seconds that compiling may take, so that the other rows have their time
-COMPILED, UNRECORDED = "ours, compiled", "ours, without recording"
+PROFILED = 3  # steps of which the card's own time is told
+GRAPH_LENGTHS = 2  # fewer than a training has, as each is recorded by itself
+RECORDING = 45  # seconds that graphs may take to be recorded and measured, so that the other rows have their time
+GRAPHS, UNRECORDED = "ours, CUDA graphs", "ours, without recording"
 LENGTHS = {"qa": (60, 150), "classification": (6, 38)}  # words of a context or a sentence, a token each
 BERT_BASE = {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "intermediate_size": 3072}
 ELECTRA_SMALL = {"embedding_size": 128, "hidden_size": 256, "num_hidden_layers": 12, "num_attention_heads": 4,
@@ -110,22 +112,42 @@ def time_limit(seconds: float | None) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def stopwatch(seconds: float, warm_up: int, batch_size: int) -> Any:
-    """A callback that stops a training so many seconds behind its first steps, and knows its rows a second."""
+def stopwatch(seconds: float, warm_up: int, batch_size: int, profiles: bool = False) -> Any:
+    """A callback that stops a training so many seconds behind its first steps, and knows its rows a second, the ends
+    of the first steps and, where it profiles, the milliseconds that the card works in a step."""
+    from torch.profiler import ProfilerActivity, profile
     from transformers import TrainerCallback
 
     class Stopwatch(TrainerCallback):
-        steps, speed = 0, 0.0
+        steps, last, speed, busy = 0, 0, 0.0, 0.0
+        profile: Any = None
+
+        def on_train_begin(self, *_: Any, **__: Any) -> None:
+            self.ends = [time.perf_counter()]
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.steps += 1
+            if self.steps <= warm_up:
+                self.ends.append(time.perf_counter())
             if self.steps == warm_up:
                 wait_for_card()
                 self.began = time.perf_counter()
+            elif self.speed:
+                if self.steps == self.last:
+                    wait_for_card()
+                    self.profile.__exit__(None, None, None)
+                    times = [each.self_device_time_total for each in self.profile.key_averages()]  # microseconds
+                    self.busy = sum(times) / 1000 / PROFILED
+                    control.should_training_stop = True
             elif self.steps > warm_up and time.perf_counter() - self.began >= seconds:
                 wait_for_card()
                 self.speed = (self.steps - warm_up) * batch_size / (time.perf_counter() - self.began)
-                control.should_training_stop = True
+                if profiles:
+                    self.last = self.steps + PROFILED
+                    self.profile = profile(activities=[ProfilerActivity.CUDA])
+                    self.profile.__enter__()
+                else:
+                    control.should_training_stop = True
 
     return Stopwatch()
 
@@ -160,7 +182,7 @@ def wait_counter() -> Any:
 class OnCard(Trainings):
     """Trainings that end after a few seconds; without a card, in a quick run, on the CPU.
 
-    seconds: of each side, in each of two rounds.
+    seconds: of each side, in each round.
     """
 
     def __init__(self, setting: Setting, kind: str, shape: dict[str, int], task: str):
@@ -168,7 +190,7 @@ class OnCard(Trainings):
 
         self.on_card = torch.cuda.is_available()
         self.batch_size = setting.size(BATCH_SIZE, 4)
-        self.seconds, self.rounds = (0.05, 1) if setting.quick else (1.5, 2)
+        self.seconds, self.rounds = (0.05, 1) if setting.quick else (0.8, 3)
         self.quick = setting.quick
         dataset = data_of(setting, task, setting.size(64, 4) * self.batch_size)
         model = saved_model(setting, kind, shape, task, dataset)
@@ -185,29 +207,48 @@ class OnCard(Trainings):
         trainer.train()
         return watch
 
-    def our_trainer(self, record: bool = True, compiled: bool = False) -> Any:
-        self.args.torch_compile = compiled
-        if compiled and not self.on_card:
-            self.args.torch_compile_backend = "aot_eager"  # a compiler takes longer than a quick run may
+    def our_trainer(self, record: bool = True, graphs: bool = False) -> Any:
+        self.args.torch_compile = graphs
+        # Without a card its backend is none; this one traces the steps as well, and runs them as they are.
+        self.args.torch_compile_backend = "cudagraphs" if self.on_card else "aot_eager"
+        if not graphs:
+            del self.args.torch_compile_backend
         trainer = self._our_trainer(record)
-        vars(self.args).pop("torch_compile_backend", None)
-        if compiled:
+        if graphs:
             sampler = trainer.length_sampler()
-            trainer.buckets = buckets_of(sampler.longest_of_batches(), COMPILED_LENGTHS, max(sampler.lengths))
+            trainer.buckets = buckets_of(sampler.longest_of_batches(), GRAPH_LENGTHS, max(sampler.lengths))
         return trainer
 
-    def speed(self, trainer: Any, warm_up: int = WARM_UP) -> float:
+    def their_trainer(self, sampling: str) -> Any:
+        return self.library_trainer(sampling, self.plain, pad_to_multiple_of=8)
+
+    def load_kernels(self) -> None:
+        """Train on a batch of each length, so that no side pays for what is loaded once."""
+        import torch
+
+        self.make_batches(pad_to_multiple_of=8)
+        device = self.arguments.device
+        self.batches = [{name: values.to(device) for name, values in batch.items()} for batch in self.batches]
+        self.model.train()
+        for batch in {each["input_ids"].shape: each for each in self.batches}.values():
+            with torch.autocast(device.type, torch.bfloat16, enabled=self.arguments.bf16):
+                loss = self.model(**batch).loss
+            loss.backward()
+        self.model.zero_grad()
+
+    def watched(self, trainer: Any, warm_up: int = WARM_UP, profiles: bool = False) -> Any:
         if self.quick:
             warm_up = min(warm_up, 2)
-        return self._run(trainer, stopwatch(self.seconds, warm_up, self.batch_size)).speed
+        return self._run(trainer, stopwatch(self.seconds, warm_up, self.batch_size, profiles and self.on_card))
+
+    def speed(self, trainer: Any) -> float:
+        return self.watched(trainer).speed
 
     def bare_speed(self) -> float:
         """The bare loop, over batches on the card, in the same precision."""
         import torch
 
-        self.make_batches()
         device = self.arguments.device
-        self.batches = [{name: values.to(device) for name, values in batch.items()} for batch in self.batches]
         self.model.load_state_dict(self.weights)
         self.model.train()
         parameters = [each for each in self.model.parameters() if each.requires_grad]
@@ -234,14 +275,24 @@ class OnCard(Trainings):
                     clock.__exit__()
                     return (steps - WARM_UP) * self.batch_size / clock.seconds
 
-    def compare(self, least_compiled: float) -> Found:  # type: ignore[override]
-        """Speeds of all sides and their ratios, what recording costs, and how often a step waits."""
+    def compare(self, least_with_graphs: float) -> Found:  # type: ignore[override]
+        """Speeds of all sides and their ratios, what recording costs, how often a step waits, how long the card works
+        in it."""
+        self.load_kernels()
+        shares: list[float] = []  # of the training, in percent, that the recorder took by its own clock
+
+        def ours() -> float:
+            trainer = self.our_trainer()
+            watch = self.watched(trainer)
+            shares.append(100 * trainer.dynamics.seconds / watch.steps * watch.speed / self.batch_size)
+            return watch.speed
+
         sides: dict[str, Callable[[], float]] = {
-            OURS: lambda: self.speed(self.our_trainer()),
+            OURS: ours,
             UNRECORDED: lambda: self.speed(self.our_trainer(record=False)),
             BARE: self.bare_speed,
-            RANDOM: lambda: self.speed(self.library_trainer("random", self.plain)),
-            GROUPED: lambda: self.speed(self.library_trainer("group_by_length", self.plain)),
+            RANDOM: lambda: self.speed(self.their_trainer("random")),
+            GROUPED: lambda: self.speed(self.their_trainer("group_by_length")),
         }
         found = in_turn(self.rounds, *(lambda _, side=side: side() for side in sides.values()))
         speeds = dict(zip(sides, found, strict=True))
@@ -250,32 +301,42 @@ class OnCard(Trainings):
                      ratio("ours / random batches", speeds[OURS], speeds[RANDOM]),
                      ratio("ours / grouped by length", speeds[OURS], speeds[GROUPED]),
                      Measure("recording", [100 * (other / own - 1) for own, other in
-                                           zip(speeds[OURS], speeds[UNRECORDED], strict=True)], " %", most=1.0)]
-        from torch._dynamo.exc import TorchDynamoException
-
-        notes = self._waits(measures)
-        with Clock() as clock:
-            try:
-                with time_limit(COMPILING if self.on_card else None):
-                    compiled = self.speed(self.our_trainer(compiled=True), warm_up=-(-self.rows // self.batch_size))
-            except (TimeoutError, TorchDynamoException, UserError) as error:  # the compiler wraps the end of its time
-                compiled = None
-                notes = [*notes, f"{COMPILED} is not measured, within the {COMPILING} seconds it may take: "
-                                 f"{type(error).__name__}: {first_line(error):.200}"]
-        if compiled is not None:
-            bare = float(np.median(speeds[BARE]))
-            measures += [Measure(COMPILED, [compiled], " rows/s"),
-                         Measure("ours, compiled / bare loop", [compiled / bare], " x", least=least_compiled),
-                         Measure("compiling, with its measurement", [clock.seconds], " s")]
+                                           zip(speeds[OURS], speeds[UNRECORDED], strict=True)], " %", most=1.0),
+                     Measure("recording, by its own clock", shares, " %")]
+        notes = self._on_the_card(measures)
+        try:
+            with time_limit(RECORDING if self.on_card else None):
+                self._with_graphs(measures, speeds, least_with_graphs)
+        except (TimeoutError, RuntimeError, UserError) as error:  # the compiler wraps the end of its time
+            if isinstance(error, RuntimeError) and out_of_memory(error):
+                raise
+            notes.append(f"{GRAPHS}: measured in part, within the {RECORDING} seconds they may take: "
+                         f"{type(error).__name__}: {first_line(error):.200}")
         return Found(measures, notes, details=self._details())
 
-    def _waits(self, measures: list[Measure]) -> list[str]:
+    def _with_graphs(self, measures: list[Measure], speeds: dict[str, list[float]], least: float) -> None:
+        epoch = -(-self.rows // self.batch_size)
+        first = self.watched(self.our_trainer(graphs=True), warm_up=epoch, profiles=True)
+        own, bare = float(np.median(speeds[OURS])), float(np.median(speeds[BARE]))
+        measures += [Measure(GRAPHS, [first.speed], " rows/s"),
+                     Measure(f"{GRAPHS} / bare loop", [first.speed / bare], " x", least=least)]
+        steps = np.diff(first.ends)
+        taken = float((steps - np.median(steps))[steps > 5 * np.median(steps)].sum())
+        measures.append(Measure(f"{GRAPHS}: to record them, {GRAPH_LENGTHS} lengths", [taken], " s"))
+        if first.speed > own:
+            saved = self.batch_size / own - self.batch_size / first.speed  # seconds a step
+            measures.append(Measure(f"{GRAPHS} pay from", [taken / saved], " steps"))
+        if self.on_card:
+            measures.append(Measure(f"{GRAPHS}: the card works, of a step", [first.busy], " ms"))
+
+    def _on_the_card(self, measures: list[Measure]) -> list[str]:
         if not self.on_card:
-            return ["waits for the card are not measured: there is none"]
-        for name, trainer, most in ((OURS, self.our_trainer(), 1.0),
-                                    (RANDOM, self.library_trainer("random", self.plain), None)):
+            return ["waits for the card, and its own time, are not measured: there is none"]
+        for name, trainer, most in ((OURS, self.our_trainer(), 1.0), (RANDOM, self.their_trainer("random"), None)):
             waits = self._run(trainer, wait_counter()).found
             measures.append(Measure(f"waits a step, {name}", [waits], most=most))
+        busy = self.watched(self.our_trainer(), profiles=True).busy
+        measures.append(Measure(f"{OURS}: the card works, of a step", [busy], " ms"))
         return []
 
     def _details(self) -> dict[str, Any]:

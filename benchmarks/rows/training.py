@@ -136,13 +136,13 @@ class Trainings:
         return {"seconds": whole.seconds, "epoch": epoch.seconds, "epoch_cpu": epoch.cpu_seconds,
                 "steps": trainer.state.global_step}
 
-    def make_batches(self) -> None:
-        """Those of the bare loop, once."""
+    def make_batches(self, **padding: Any) -> None:
+        """Those of the bare loop, once. padding: settings of the library's collator."""
         from transformers import DataCollatorWithPadding
 
         if self.batches:
             return
-        order, collate = np.argsort(self.lengths, kind="stable"), DataCollatorWithPadding(self.tokenizer)
+        order, collate = np.argsort(self.lengths, kind="stable"), DataCollatorWithPadding(self.tokenizer, **padding)
         rows = [{name: self.plain[int(row)][name] for name in self.names} for row in order]
         self.batches = [dict(collate(rows[first : first + self.batch_size]))
                         for first in range(0, len(rows), self.batch_size)]

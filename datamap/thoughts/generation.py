@@ -14,6 +14,8 @@ import numpy as np
 import torch
 from torch.nn.utils.rnn import pad_sequence
 from transformers import CompileConfig, GenerationConfig, LogitsProcessor, LogitsProcessorList, StaticCache
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from datamap.core.errors import UserError, first_line
 from datamap.thoughts.reader import LABELS, tells_reasoning
@@ -104,7 +106,7 @@ def generate(
         if shapes:
             ids, mask = shapes.widened(ids, config.pad_token_id), shapes.widened(mask, 0)
             cache = {"past_key_values": shapes.cache(ids.shape[1])}
-        with _evaluating(model, config):
+        with _evaluating(model, config), _heads_together(compiled):
             out = model.generate(
                 input_ids=ids.to(model.device), attention_mask=mask.to(model.device), generation_config=config,
                 logits_processor=processors, **cache,
@@ -197,6 +199,36 @@ def _evaluating(model: Any, config: GenerationConfig) -> Iterator[None]:
         owner.generation_config = own
         for module in training:
             module.training = True
+
+
+def _attention_of_a_token(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
+    attention_mask: torch.Tensor | None, scaling: float | None = None, **settings: Any,
+) -> tuple[torch.Tensor, None]:
+    """The library's attention; of one new token a text, the heads that share keys and values (Ainslie et al. 2023,
+    arXiv 2305.13245) stand as rows of one product. The library copies keys and values for each head, which takes
+    longer than to read the weights where many texts are written at once.
+
+    query: (B, heads, 1, D). key, value: (B, shared, length, D). attention_mask: (B, 1, 1, length).
+    """
+    (batch, heads, tokens, width), shared = query.shape, key.shape[1]
+    together = tokens == 1 and heads != shared and attention_mask is not None and attention_mask.shape[1] == 1
+    if not together or any(settings.get(name) is not None for name in ("position_bias", "softcap")):
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **settings)
+    rows = query.view(batch, shared, heads // shared, width)
+    out = torch.nn.functional.scaled_dot_product_attention(rows, key, value, attention_mask, scale=scaling)
+    return out.reshape(batch, 1, heads, -1), None
+
+
+@contextmanager
+def _heads_together(active: bool) -> Iterator[None]:
+    own = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    if active:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = _attention_of_a_token
+    try:
+        yield
+    finally:
+        ALL_ATTENTION_FUNCTIONS["sdpa"] = own
 
 
 # --- drawing -----------------------------------------------------------------------------------------------------

@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 MOST_WORKERS = 4  # that make batches: they are ahead of any card by then
 MOST_BUCKETS = 4  # lengths that batches are padded to, each of which is compiled by itself
 LENGTHS_OF = 8  # tensor cores take lengths by the eight
-# Steps from which a training on a GPU is compiled unasked: below that, compiling takes longer than it saves. None
-# until benchmarks/bench_gpu.py has measured that on a card.
+# Steps from which the steps of a training on a GPU are replayed from CUDA graphs unasked: below that, recording them
+# takes longer than it saves. None until benchmarks/bench_gpu.py has measured that on a card.
 COMPILED_FROM: int | None = None
-WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of torch.compile
+GRAPHS = "cudagraphs"  # backend of torch.compile that leaves the kernels as they are
+WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of its backend inductor
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 
 logger = logging.getLogger(__name__)
@@ -136,10 +137,14 @@ def masks_without_waiting(active: bool) -> Iterator[None]:
 # --- compiled steps -----------------------------------------------------------------------------------------------
 
 
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def compile_flags(values: Mapping[str, Any]) -> dict[str, Any]:
     """The flags of the library's that compile, where our Trainer does that itself: with several processes they are
     left to the library."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if _processes() > 1:
         return {}
     return {name: values[name] for name in COMPILING if name in values}
 
@@ -150,19 +155,22 @@ def how_compiled(
     """Settings of ``torch.compile`` for the steps of a training; None for steps that are not compiled.
 
     flags: see ``compile_flags``. steps: of the whole training. accumulated: batches of a step. Unasked only on a card,
-    in a training of COMPILED_FROM steps, where a compiler is there.
+    in a training of COMPILED_FROM steps, where a compiler is there, and then with graphs of the kernels as they are:
+    to compile those as well takes several times as long.
     """
     if flags.get("torch_compile") is False:
         return None
-    pays = card is not None and COMPILED_FROM is not None and steps >= COMPILED_FROM
-    if not flags and not (pays and can_compile(model)):
-        return None
-    backend, mode = flags.get("torch_compile_backend", "inductor"), flags.get("torch_compile_mode")
     # CUDA graphs write the gradients of each batch to the same place, so batches cannot be summed up there.
-    if mode in WITH_GRAPHS and card is not None and accumulated > 1:
-        raise UserError(f"--torch_compile_mode {mode} keeps gradients where the next batch overwrites them, and "
+    single = card is not None and accumulated == 1
+    if not flags:
+        pays = COMPILED_FROM is not None and steps >= COMPILED_FROM and _processes() == 1
+        return {"backend": GRAPHS, "dynamic": False} if single and pays and can_compile(model) else None
+    backend, mode = flags.get("torch_compile_backend", "inductor"), flags.get("torch_compile_mode")
+    if (backend == GRAPHS or mode in WITH_GRAPHS) and card is not None and not single:
+        flag = f"--torch_compile_backend {backend}" if backend == GRAPHS else f"--torch_compile_mode {mode}"
+        raise UserError(f"{flag} keeps gradients where the next batch overwrites them, and "
                         f"--gradient_accumulation_steps {accumulated} sums them up: leave one of them out")
-    if mode is None and backend == "inductor" and card is not None and accumulated == 1:
+    if mode is None and backend == "inductor" and single:
         mode = "reduce-overhead"
     return {"backend": backend, "dynamic": False} | ({"mode": mode} if mode else {})
 

@@ -99,6 +99,8 @@ class CartographyTrainer(RefusedSettings, Trainer):
         self.compiled: dict[str, Any] | None = None
         self.buckets: tuple[int, ...] = ()
         self._size: int | None = None
+        self._batches: torch.utils.data.DataLoader | None = None  # of the training, as what follows
+        self._collator: Any = None
         self._step: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] | None = None
         self._smoothing, self._weights = (
             None if values is None else torch.as_tensor(values, dtype=torch.float32, device=self.args.device)
@@ -173,8 +175,11 @@ class CartographyTrainer(RefusedSettings, Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._step, self._size = None, None
-        with masks_without_waiting(self.args.device.type == "cuda"), _set_to_train_once(self.model):
-            return super().train(*args, **kwargs)
+        with masks_without_waiting(self.args.device.type == "cuda"), _walked_once(self.model):
+            try:
+                return super().train(*args, **kwargs)
+            finally:
+                _end_workers(self._batches)
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """The library's estimate, which counts the weights of the model anew in every step: of a dozen layers that
@@ -185,17 +190,27 @@ class CartographyTrainer(RefusedSettings, Trainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         collator: Any = self.data_collator
-        if self.buckets:
-            self.data_collator: Any = collator.to_lengths(self.buckets)
+        self._collator = collator.to_lengths(self.buckets).in_one(self.train_dataset.column_names)
+        self.data_collator: Any = self._collator
         try:
-            return super().get_train_dataloader()
+            self._batches = super().get_train_dataloader()
+            return self._batches
         finally:
             self.data_collator = collator  # evaluation pads to the longest
 
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, torch.Tensor]], Any]:
+        batches, count = super().get_batch_samples(*args, **kwargs)
+        return [self._collator.apart(batch) for batch in batches], count
+
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
-        """With persistent workers the library would give the first one again, whatever is to be evaluated."""
-        self._eval_dataloaders: dict[str, Any] = {}
-        return super().get_eval_dataloader(eval_dataset)
+        """Its workers end with the evaluation. Where they persist the library keeps them, and the first split that was
+        evaluated for all others."""
+        persist = self.args.dataloader_persistent_workers
+        self.args.dataloader_persistent_workers = False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_persistent_workers = persist
 
     def prediction_step(
         self, model: torch.nn.Module, inputs: dict[str, Any], prediction_loss_only: bool,
@@ -224,17 +239,33 @@ class CartographyTrainer(RefusedSettings, Trainer):
 
 
 @contextmanager
-def _set_to_train_once(model: torch.nn.Module) -> Iterator[None]:
-    """Let ``model.train()``, which the Trainer calls in every step, walk through the modules only after ``eval()``."""
+def _walked_once(model: torch.nn.Module) -> Iterator[None]:
+    """Let the Trainer walk through the modules of the model once, not several times in every step: for ``train()``,
+    which says nothing new but after ``eval()``, and for the parameters, whose gradients are clipped and emptied."""
+    parameters = list(model.parameters())
+
     def train(mode: bool = True) -> torch.nn.Module:
         return model if mode and model.training else type(model).train(model, mode)
 
+    def every(recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        return iter(parameters) if recurse else type(model).parameters(model, recurse)
+
     model.eval()  # so that the first call reaches every module
-    model.train = train  # type: ignore[method-assign]
+    model.train, model.parameters = train, every  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        del model.train
+        del model.train, model.parameters
+
+
+def _end_workers(batches: Any) -> None:
+    """End the processes that make the batches. Left to the garbage collector, which takes their queues first, they are
+    not told to end, and PyTorch waits five seconds for each of them."""
+    loader = getattr(batches, "base_dataloader", batches)
+    iterator = getattr(loader, "_iterator", None)
+    if iterator is not None:
+        iterator._shutdown_workers()
+        loader._iterator = None
 
 
 class LengthGroupedSampler(Sampler[int]):
@@ -277,10 +308,13 @@ class PadToLongest:
     most: tokens that it has positions for.
     """
 
+    ONE = "in_one"  # name of the tensor that a batch is
+
     def __init__(self, tokenizer: PreTrainedTokenizerBase, task: Task, model: torch.nn.Module, multiple_of: int = 1,
                  most: int | None = None):
         self.multiple_of, self.most = multiple_of, most
         self.lengths: tuple[int, ...] = ()
+        self.columns: list[str] | None = None  # of a batch that is one tensor
         self.on_the_left = getattr(getattr(model, "sequence_summary", None), "summary_type", None) == "last"
         self.numbers = ("row_index", *task.targets)
         self.fill = {
@@ -291,27 +325,44 @@ class PadToLongest:
         }
 
     def to_lengths(self, lengths: Sequence[int]) -> PadToLongest:
-        """The same, padding to the next of these, ascending."""
+        """The same, padding to the next of these, ascending; to the longest row without any."""
         other = copy.copy(self)
         other.lengths = tuple(lengths)
         return other
+
+    def in_one(self, columns: Sequence[str]) -> PadToLongest:
+        """The same, but a batch of rows with these columns is one tensor, (B, positions of all columns), which
+        ``apart`` takes apart again: what makes batches sends each tensor by itself, and so does the host to a GPU."""
+        other = copy.copy(self)
+        other.columns = [name for name in self.fill if name in columns]
+        return other
+
+    def apart(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        assert self.columns is not None
+        one = batch[self.ONE]
+        width = (one.shape[1] - len(self.numbers)) // len(self.columns)
+        parts = one.split([*[width] * len(self.columns), *[1] * len(self.numbers)], dim=1)
+        named = dict(zip((*self.columns, *self.numbers), parts, strict=True))
+        return named | {name: named[name].squeeze(1) for name in self.numbers}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
         longest = next((length for length in self.lengths if length >= longest), longest)
         rounded = longest + -longest % self.multiple_of
         longest = max(longest, rounded if self.most is None else min(rounded, self.most))
-        batch = {}
+        batch: dict[str, np.ndarray] = {}
         for name, fill in self.fill.items():
             if name in rows[0]:
-                padded = np.full((len(rows), longest), fill, dtype=np.int64)
+                padded = batch[name] = np.full((len(rows), longest), fill, dtype=np.int64)
                 for place, row in enumerate(rows):
                     length = len(row[name])
                     padded[place, longest - length if self.on_the_left else 0 :][:length] = row[name]
-                batch[name] = torch.from_numpy(padded)
         for name in self.numbers:
-            batch[name] = torch.tensor([row[name] for row in rows])
-        return batch
+            batch[name] = np.array([row[name] for row in rows], dtype=np.int64)
+        if self.columns is None:
+            return {name: torch.from_numpy(values) for name, values in batch.items()}
+        return {self.ONE: torch.from_numpy(np.concatenate([values.reshape(len(rows), -1) for values in batch.values()],
+                                                          axis=1))}
 
 
 def smoothing_of(variability: np.ndarray, factor: float) -> np.ndarray:

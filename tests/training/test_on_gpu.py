@@ -320,9 +320,9 @@ def test_a_training_goes_on_in_the_precision_that_it_began_in(tmp_path, monkeypa
         assert running.training_arguments(again, get_task("qa")).bf16 is goes_on
 
 
-def test_graphs_do_not_sum_up_gradients():
+@pytest.mark.parametrize("flags", [{"torch_compile_mode": "reduce-overhead"}, {"torch_compile_backend": "cudagraphs"}])
+def test_graphs_do_not_sum_up_gradients(flags):
     bert = type("Bert", (torch.nn.Module,), {"__module__": "transformers.models.bert"})()
-    flags = {"torch_compile_mode": "reduce-overhead"}
     assert how_compiled(flags, H200, bert, 10, 1) is not None
     with pytest.raises(UserError, match="--gradient_accumulation_steps 2 sums them up"):
         how_compiled(flags, H200, bert, 10, 2)
@@ -355,11 +355,14 @@ def test_when_steps_are_compiled(monkeypatch):
     assert how_compiled({}, H200, own, 10 * steps, 1) is None
 
 
-def test_long_trainings_on_a_card_are_compiled_unasked(monkeypatch):
+def test_long_trainings_on_a_card_are_replayed_from_graphs_unasked(monkeypatch):
     monkeypatch.setattr(on_gpu, "can_compile", lambda model: True)
     monkeypatch.setattr(on_gpu, "COMPILED_FROM", 20_000)
-    found = how_compiled({}, H200, torch.nn.Linear(1, 1), 20_000, 1)
-    assert found is not None and found["mode"] == "reduce-overhead"
+    model = torch.nn.Linear(1, 1)
+    assert how_compiled({}, H200, model, 20_000, 1) == {"backend": "cudagraphs", "dynamic": False}
+    assert how_compiled({}, H200, model, 20_000, 2) is None  # gradients are summed up
+    monkeypatch.setitem(os.environ, "WORLD_SIZE", "2")
+    assert how_compiled({}, H200, model, 20_000, 1) is None
 
 
 def test_several_processes_compile_as_the_library_does(monkeypatch):

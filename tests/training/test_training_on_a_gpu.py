@@ -17,6 +17,7 @@ from datamap.training.trainer import CartographyTrainer
 
 pytestmark = [pytest.mark.gpu,
               pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device: there is none here")]
+GRAPHS = ("--torch_compile", "--torch_compile_backend", "cudagraphs")
 COLUMNS = ["confidence", "start_confidence", "end_confidence", "loss", "aum", "el2n"]
 
 
@@ -105,7 +106,7 @@ def test_a_step_waits_once_at_most(qa_dir, tiny_model, tmp_path, monkeypatch, co
     if compiled:
         waits.steps = -30
     run.main(arguments(qa_dir, tiny_model, tmp_path, "--logging_strategy", "no", "--save_strategy", "no",
-                       *(["--torch_compile", "--num_train_epochs", "6"] if compiled else [])))
+                       *([*GRAPHS, "--num_train_epochs", "6"] if compiled else [])))
     assert waits.steps >= 8
     assert len(waits.found) <= 4, waits.found  # of four steps
 
@@ -128,7 +129,7 @@ def test_compiled_steps_give_the_same_losses_and_dynamics(qa_dir, tiny_model, tm
         return SimpleNamespace(losses=losses, map=recorded(out))
 
     plain = losses_of(tmp_path / "plain")
-    compiled = losses_of(tmp_path / "compiled", "--torch_compile")
+    compiled = losses_of(tmp_path / "compiled", *GRAPHS)
     np.testing.assert_allclose(compiled.losses, plain.losses, rtol=5e-3)
     np.testing.assert_allclose(compiled.map[COLUMNS], plain.map[COLUMNS], rtol=2e-2, atol=5e-3)
     assert read_json(tmp_path / "compiled/model/run_meta.json")["arguments"]["on_gpu"]["lengths"]
