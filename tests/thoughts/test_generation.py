@@ -167,6 +167,35 @@ def test_fixed_shapes_give_the_same_answers(model, tokenizer, settings):
         assert {answer.finished for answer in plain} == {True, False}
 
 
+def test_heads_that_share_keys_stand_together(model, tokenizer, monkeypatch):
+    """The library's attention, to rounding, of texts of several lengths; and keys are not laid out for each head."""
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    library, seen = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+    attention = model.model.layers[0].self_attn
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(3, 1, 8, 16, generator=generator).transpose(1, 2)  # as a layer has it
+    key, value = torch.randn(2, 3, 2, 11, 16, generator=generator)
+    mask = torch.arange(11)[None, None, None, :] >= torch.tensor([0, 4, 7])[:, None, None, None]
+    attention.num_key_value_groups = 4
+    expected, _ = library(attention, query, key, value, mask, scaling=0.3)
+    found, _ = generation._attention_of_a_token(attention, query, key, value, mask, scaling=0.3)
+    assert found.shape == expected.shape == (3, 1, 8, 16) and found.is_contiguous()
+    torch.testing.assert_close(found, expected)
+    attention.num_key_value_groups = model.config.num_attention_heads // model.config.num_key_value_heads
+    assert attention.num_key_value_groups > 1
+    product = torch.nn.functional.scaled_dot_product_attention
+
+    def watched(query, key, *args, **kwargs):
+        seen.append((query.shape[1], query.shape[2]))
+        return product(query, key, *args, **kwargs)
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", watched)
+    answers(model, tokenizer, compiled=True)
+    shared, groups = model.config.num_key_value_heads, attention.num_key_value_groups
+    assert seen.count((shared, groups)) > 40 and ALL_ATTENTION_FUNCTIONS["sdpa"] is library
+
+
 def test_fixed_shapes_are_few(model, tokenizer):
     """Prompts are of two widths, and so are all steps after them, each on one cache that stays where it is."""
     seen = set()

@@ -3,6 +3,7 @@
 Without a card waits are counted by what makes the host wait: reading a number out of a tensor."""
 
 import json
+import multiprocessing
 import os
 from contextlib import nullcontext
 from types import SimpleNamespace
@@ -236,21 +237,30 @@ def test_a_step_walks_through_the_model_no_more_than_it_must(task_and_argv, monk
     """The estimate of operations is the library's, and every module is in training mode, also after an evaluation."""
     from transformers import Trainer
 
-    step, flops, modes, trainers = CartographyTrainer.training_step, [], [], []
+    step, flops, modes, trainers, walks, walked = CartographyTrainer.training_step, [], [], [], [], []
+    named_parameters = torch.nn.Module.named_parameters
+
+    def counted(self, *args, **kwargs):
+        walks.append(self)
+        return named_parameters(self, *args, **kwargs)
 
     def training_step(self, model, inputs, *args, **kwargs):
+        walked.append(sum(module is model for module in walks))  # behind the last step
         loss = step(self, model, inputs, *args, **kwargs)
         flops.append((self.floating_point_ops(inputs), Trainer.floating_point_ops(self, inputs)))
         modes.append(all(module.training for module in model.modules()))
         trainers.append(self)
+        walks.clear()
         return loss
 
     monkeypatch.setattr(CartographyTrainer, "training_step", training_step)
+    monkeypatch.setattr(torch.nn.Module, "named_parameters", counted)
     run.main([*elsewhere(task_and_argv, tmp_path), "--eval_strategy", "steps", "--eval_steps", "2", "--eval_split",
               "validation", "--max_eval_samples", "3"])
     assert all(modes) and len(modes) > 4
     assert all(ours == theirs > 0 for ours, theirs in flops)
-    assert "train" not in vars(trainers[0].model)
+    assert walked[0] > walked[1] == 0  # gradients are clipped and emptied in between
+    assert not {"train", "parameters"} & vars(trainers[0].model).keys()
 
 
 # --- buckets and compiled steps --------------------------------------------------------------------------------------
@@ -288,6 +298,38 @@ def test_batches_are_padded_to_the_next_length(tiny_model):
             for size in (3, 17, 40)]
     assert [collate(rows[:upto])["input_ids"].shape[1] for upto in (1, 2, 3)] == [16, 32, 40]
     assert plain(rows[:1])["input_ids"].shape[1] == 3
+
+
+@pytest.mark.parametrize("task", ["qa", "classification", "nli"])
+def test_a_batch_crosses_as_one_tensor(tiny_model, task):
+    from transformers import AutoTokenizer
+
+    model = torch.nn.Linear(1, 1)
+    plain = PadToLongest(AutoTokenizer.from_pretrained(tiny_model), get_task(task), model, 8)
+    for on_the_left in (False, True):
+        plain.on_the_left = on_the_left
+        rows = [{name: list(range(place, place + size)) for place, name in enumerate(plain.fill)}
+                | {name: 100 * size + place for place, name in enumerate(plain.numbers)} for size in (3, 17, 12)]
+        for row in rows:
+            row.pop("token_type_ids")
+        collate = plain.in_one([*rows[0], "length"])
+        [one] = collate(rows).values()
+        assert one.shape[0] == 3  # from which the library reads how many rows a batch has
+        found, expected = collate.apart(collate(rows)), plain(rows)
+        assert found.keys() == expected.keys() and "token_type_ids" not in found
+        for name, values in expected.items():
+            assert found[name].dtype == values.dtype and torch.equal(found[name], values), name
+
+
+@pytest.mark.parametrize("extra", [[], ["--max_steps", "3"],
+                                   ["--eval_strategy", "epoch", "--eval_split", "validation"]])
+def test_workers_end_with_what_they_work_for(task_and_argv, tmp_path, extra):
+    """Also in the middle of an epoch. Those that persist would stay until their loader is collected as garbage, where
+    PyTorch waits five seconds for each."""
+    workers = ["--dataloader_num_workers", "2", "--dataloader_persistent_workers", "true"]
+    children = {id(child) for child in multiprocessing.active_children()}
+    run.main(elsewhere([*task_and_argv, *workers, *extra], tmp_path))
+    assert {id(child) for child in multiprocessing.active_children()} <= children
 
 
 def test_workers_that_stay_evaluate_what_they_are_asked_to(tmp_path):
