@@ -89,7 +89,7 @@ def test_the_page_of_the_repository_is_what_its_jsons_make(bench):
     results = module.read_results(module.RESULTS)
     assert (module.HERE / "README.md").read_text(encoding="utf-8") == module.page(results, "results/")
     assert not any(record["quick"] for record in results.values())
-    known = {row.file for row in bench("rows.table").ROWS}
+    known = {row.file for row in (*bench("rows.table").ROWS, *bench("rows.gpu_table").GPU_ROWS)}
     assert {path.name for path in module.RESULTS.glob("*.json")} <= known
     drawn = {name for record in results.values() for name in record["pictures"]}
     assert {path.name for path in module.RESULTS.glob("*.png")} == drawn
