@@ -4,8 +4,8 @@ Reads runs of error_detection.py (of labels). Both sides get the same labels, ou
 votes; nessie's own models are not trained. Writes compare_nessie.json and .csv to --output_dir.
 
     pip install --no-deps nessie faiss-cpu pyro-ppl pyro-api opt-einsum awkward awkward-cpp more-itertools netcal \\
-        iobes suffix-tree crowd-kit backoff wget pooch platformdirs diskcache requests lightgbm sentence-transformers \\
-        importlib_metadata zipp lazy-importer urllib3 certifi attrs clean-text emoji ftfy slurmee
+        iobes suffix-tree crowd-kit backoff wget pooch platformdirs diskcache requests lightgbm \\
+        sentence-transformers importlib_metadata zipp lazy-importer urllib3 certifi attrs clean-text emoji ftfy slurmee
     python benchmarks/compare_nessie.py --runs error_detection_output/runs/sick-real-*
 
 nessie 0.1.1 pins flair 0.11, which today's Python cannot install; its array detectors use nothing of it, so an empty

@@ -122,8 +122,9 @@ def stopwatch(seconds: float, warm_up: int, batch_size: int, profiles: bool = Fa
         steps, last, speed, busy = 0, 0, 0.0, 0.0
         profile: Any = None
 
-        def on_train_begin(self, *_: Any, **__: Any) -> None:
-            self.ends = [time.perf_counter()]
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if not self.steps:  # the workers that make batches have begun
+                self.ends = [time.perf_counter()]
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             self.steps += 1
@@ -310,7 +311,7 @@ class OnCard(Trainings):
         except (TimeoutError, RuntimeError, UserError) as error:  # the compiler wraps the end of its time
             if isinstance(error, RuntimeError) and out_of_memory(error):
                 raise
-            notes.append(f"{GRAPHS}: measured in part, within the {RECORDING} seconds they may take: "
+            notes.append(f"{GRAPHS}: not wholly measured, within the {RECORDING} seconds they may take: "
                          f"{type(error).__name__}: {first_line(error):.200}")
         return Found(measures, notes, details=self._details())
 

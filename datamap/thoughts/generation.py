@@ -205,9 +205,9 @@ def _attention_of_a_token(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor,
     attention_mask: torch.Tensor | None, scaling: float | None = None, **settings: Any,
 ) -> tuple[torch.Tensor, None]:
-    """The library's attention; of one new token a text, the heads that share keys and values (Ainslie et al. 2023,
-    arXiv 2305.13245) stand as rows of one product. The library copies keys and values for each head, which takes
-    longer than to read the weights where many texts are written at once.
+    """The library's attention; of one new token a text and a mask for all heads, the heads that share keys and values
+    (Ainslie et al. 2023, arXiv 2305.13245) stand as rows of one product. Where it compiles, the library copies keys
+    and values for each head, which takes longer than to read the weights where many texts are written at once.
 
     query: (B, heads, 1, D). key, value: (B, shared, length, D). attention_mask: (B, 1, 1, length).
     """

@@ -28,7 +28,7 @@ LENGTHS_OF = 8  # tensor cores take lengths by the eight
 # takes longer than it saves. None until benchmarks/bench_gpu.py has measured that on a card.
 COMPILED_FROM: int | None = None
 GRAPHS = "cudagraphs"  # backend of torch.compile that leaves the kernels as they are
-WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of its backend inductor
+WITH_GRAPHS = ("reduce-overhead", "max-autotune")  # modes of the backend inductor
 COMPILING = ("torch_compile", "torch_compile_backend", "torch_compile_mode")
 
 logger = logging.getLogger(__name__)
@@ -155,8 +155,8 @@ def how_compiled(
     """Settings of ``torch.compile`` for the steps of a training; None for steps that are not compiled.
 
     flags: see ``compile_flags``. steps: of the whole training. accumulated: batches of a step. Unasked only on a card,
-    in a training of COMPILED_FROM steps, where a compiler is there, and then with graphs of the kernels as they are:
-    to compile those as well takes several times as long.
+    in a training of COMPILED_FROM steps, where what compiles is there (without it nothing was tried), and then with
+    graphs of the kernels as they are: to compile those as well takes several times as long.
     """
     if flags.get("torch_compile") is False:
         return None

@@ -9,10 +9,12 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate import DistributedType
 from torch.utils.data import Sampler
 from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 from transformers.trainer_pt_utils import get_length_grouped_indices
@@ -99,8 +101,8 @@ class CartographyTrainer(RefusedSettings, Trainer):
         self.compiled: dict[str, Any] | None = None
         self.buckets: tuple[int, ...] = ()
         self._size: int | None = None
-        self._batches: torch.utils.data.DataLoader | None = None  # of the training, as what follows
-        self._collator: Any = None
+        self._batches: torch.utils.data.DataLoader | None = None  # of the training
+        self._collator: Any = None  # of these batches
         self._step: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] | None = None
         self._smoothing, self._weights = (
             None if values is None else torch.as_tensor(values, dtype=torch.float32, device=self.args.device)
@@ -175,7 +177,8 @@ class CartographyTrainer(RefusedSettings, Trainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         self._step, self._size = None, None
-        with masks_without_waiting(self.args.device.type == "cuda"), _walked_once(self.model):
+        alone = self.accelerator.distributed_type == DistributedType.NO
+        with masks_without_waiting(self.args.device.type == "cuda"), _walked_once(self.model, alone):
             try:
                 return super().train(*args, **kwargs)
             finally:
@@ -190,8 +193,9 @@ class CartographyTrainer(RefusedSettings, Trainer):
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         collator: Any = self.data_collator
-        self._collator = collator.to_lengths(self.buckets).in_one(self.train_dataset.column_names)
-        self.data_collator: Any = self._collator
+        if isinstance(collator, PadToLongest):
+            self._collator = collator.to_lengths(self.buckets).in_one(self.train_dataset.column_names)
+            self.data_collator: Any = self._collator
         try:
             self._batches = super().get_train_dataloader()
             return self._batches
@@ -200,7 +204,7 @@ class CartographyTrainer(RefusedSettings, Trainer):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> tuple[list[dict[str, torch.Tensor]], Any]:
         batches, count = super().get_batch_samples(*args, **kwargs)
-        return [self._collator.apart(batch) for batch in batches], count
+        return [self._collator.apart(batch) if PadToLongest.ONE in batch else batch for batch in batches], count
 
     def get_eval_dataloader(self, eval_dataset: Any = None) -> torch.utils.data.DataLoader:
         """Its workers end with the evaluation. Where they persist the library keeps them, and the first split that was
@@ -239,23 +243,28 @@ class CartographyTrainer(RefusedSettings, Trainer):
 
 
 @contextmanager
-def _walked_once(model: torch.nn.Module) -> Iterator[None]:
+def _walked_once(model: torch.nn.Module, alone: bool) -> Iterator[None]:
     """Let the Trainer walk through the modules of the model once, not several times in every step: for ``train()``,
-    which says nothing new but after ``eval()``, and for the parameters, whose gradients are clipped and emptied."""
-    parameters = list(model.parameters())
+    which changes nothing unless ``eval()`` came before, and for the parameters, whose gradients are clipped and
+    emptied. alone: in one process, where the library leaves the parameters in their place. Copies that are made of the
+    model meanwhile walk by themselves."""
+    parameters, walks = list(model.parameters()), type(model)
 
-    def train(mode: bool = True) -> torch.nn.Module:
-        return model if mode and model.training else type(model).train(model, mode)
+    def train(module: torch.nn.Module, mode: bool = True) -> torch.nn.Module:
+        return module if mode and module.training else walks.train(module, mode)
 
-    def every(recurse: bool = True) -> Iterator[torch.nn.Parameter]:
-        return iter(parameters) if recurse else type(model).parameters(model, recurse)
+    def every(module: torch.nn.Module, recurse: bool = True) -> Iterator[torch.nn.Parameter]:
+        return iter(parameters) if module is model and recurse else walks.parameters(module, recurse)
 
     model.eval()  # so that the first call reaches every module
-    model.train, model.parameters = train, every  # type: ignore[method-assign, assignment]
+    names = {"train": train, "parameters": every} if alone else {"train": train}
+    for name, function in names.items():
+        setattr(model, name, MethodType(function, model))
     try:
         yield
     finally:
-        del model.train, model.parameters
+        for name in names:
+            delattr(model, name)
 
 
 def _end_workers(batches: Any) -> None:
@@ -332,7 +341,7 @@ class PadToLongest:
 
     def in_one(self, columns: Sequence[str]) -> PadToLongest:
         """The same, but a batch of rows with these columns is one tensor, (B, positions of all columns), which
-        ``apart`` takes apart again: what makes batches sends each tensor by itself, and so does the host to a GPU."""
+        ``apart`` takes apart again: a loader worker sends each tensor by itself, and the host copies each to a GPU."""
         other = copy.copy(self)
         other.columns = [name for name in self.fill if name in columns]
         return other

@@ -2,6 +2,7 @@
 
 Without a card waits are counted by what makes the host wait: reading a number out of a tensor."""
 
+import copy
 import json
 import multiprocessing
 import os
@@ -32,7 +33,7 @@ from datamap.training.on_gpu import (
     masks_without_waiting,
     out_of_memory,
 )
-from datamap.training.trainer import CartographyTrainer, LengthGroupedSampler, PadToLongest
+from datamap.training.trainer import CartographyTrainer, LengthGroupedSampler, PadToLongest, _walked_once
 
 H200 = Card("made-up H200", bf16=True, cores=16)
 WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "unique2", "_unique2", "masked_select")
@@ -261,6 +262,22 @@ def test_a_step_walks_through_the_model_no_more_than_it_must(task_and_argv, monk
     assert all(ours == theirs > 0 for ours, theirs in flops)
     assert walked[0] > walked[1] == 0  # gradients are clipped and emptied in between
     assert not {"train", "parameters"} & vars(trainers[0].model).keys()
+
+
+def test_copies_and_sharded_models_walk_by_themselves():
+    """As who averages weights in a callback copies the model; and as fully sharded training puts other parameters into
+    it, of which gradients must be clipped and emptied."""
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Dropout())
+    with _walked_once(model, alone=True):
+        assert model.train() is model and model[1].training
+        other = copy.deepcopy(model)
+        assert all(mine is named for mine, named in zip(other.parameters(), other[0].parameters(), strict=True))
+        other.eval()
+        assert model[1].training and not other[1].training
+    with _walked_once(model, alone=False):
+        model[0].weight = torch.nn.Parameter(torch.zeros(2, 2))
+        assert any(each is model[0].weight for each in model.parameters())
+    assert not {"train", "parameters"} & vars(model).keys()
 
 
 # --- buckets and compiled steps --------------------------------------------------------------------------------------

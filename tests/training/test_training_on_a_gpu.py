@@ -111,8 +111,9 @@ def test_a_step_waits_once_at_most(qa_dir, tiny_model, tmp_path, monkeypatch, co
     assert len(waits.found) <= 4, waits.found  # of four steps
 
 
-def test_compiled_steps_give_the_same_losses_and_dynamics(qa_dir, tiny_model, tmp_path, monkeypatch):
-    """CUDA graphs of a few lengths; the model has no dropout."""
+@pytest.mark.parametrize("flags", [GRAPHS, ("--torch_compile",)])
+def test_compiled_steps_give_the_same_losses_and_dynamics(qa_dir, tiny_model, tmp_path, monkeypatch, flags):
+    """CUDA graphs of a few lengths, of the kernels as they are and of compiled ones; the model has no dropout."""
     step = CartographyTrainer.training_step
 
     def losses_of(out, *extra):
@@ -129,7 +130,7 @@ def test_compiled_steps_give_the_same_losses_and_dynamics(qa_dir, tiny_model, tm
         return SimpleNamespace(losses=losses, map=recorded(out))
 
     plain = losses_of(tmp_path / "plain")
-    compiled = losses_of(tmp_path / "compiled", *GRAPHS)
+    compiled = losses_of(tmp_path / "compiled", *flags)
     np.testing.assert_allclose(compiled.losses, plain.losses, rtol=5e-3)
     np.testing.assert_allclose(compiled.map[COLUMNS], plain.map[COLUMNS], rtol=2e-2, atol=5e-3)
     assert read_json(tmp_path / "compiled/model/run_meta.json")["arguments"]["on_gpu"]["lengths"]
