@@ -504,7 +504,8 @@ def rejected(features: Features, name: str, chosen: pd.DataFrame, settings: Sett
     if selector.score is not None and (values := selector.score(features, settings)) is not None:
         scores = np.ma.filled(values.astype(float), np.nan)[rows]
         reasons = places(name, values, settings.keep or selector.keep, rows)
-    return pd.DataFrame({"id": [features.ids[row] for row in rows], "score": scores, "reason": reasons})
+    table = pd.DataFrame({"id": [features.ids[row] for row in rows], "score": scores, "reason": reasons})
+    return table.astype({"id": str, "reason": str})  # texts, also where there is none
 
 
 def described() -> str:
