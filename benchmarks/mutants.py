@@ -41,8 +41,8 @@ from datamap.core.places import CHECKOUT
 NUMERIC = (
     "core/intervals", "tasks/evaluation", "tasks/qa_features", "tasks/qa_metrics", "tasks/slices", "tasks/spans",
     "cartography/categories", "cartography/learning", "cartography/metrics", "cartography/dynamics",
-    "cartography/maps", "cartography/recorder", "training/trainer", "training/embeddings", "analysis/clusters",
-    "analysis/error_rules", "analysis/filters", "analysis/integrated", "analysis/map_summary",
+    "cartography/maps", "cartography/recorder", "training/batches", "training/trainer", "training/embeddings",
+    "analysis/clusters", "analysis/error_rules", "analysis/filters", "analysis/integrated", "analysis/map_summary",
     "analysis/unified_table", "selection/base", "selection/diversity", "detection/label_quality",
     "selection/model_scores", "selection/selectors", "selection/text_metrics", "thoughts/metrics",
     "thoughts/statistics", "suites/comparison", "suites/results", "suites/plots",

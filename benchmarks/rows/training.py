@@ -186,7 +186,7 @@ class Trainings:
 
 
 def question_answering(setting: Setting) -> Found:
-    from datamap.training.trainer import LengthGroupedSampler
+    from datamap.training.batches import LengthGroupedSampler
 
     source = setting.dataset("policyqa", "demo:clinical")
     few, many = (Trainings(setting, sampled(setting, f"policyqa-{rows}", "qa", source, rows), "qa", "minilm", 512)
@@ -284,8 +284,8 @@ class Epoch:
     def __init__(self, name: str, split: Any, tokens: int, batch_size: int):
         import torch
 
+        from datamap.training.batches import PadToLongest
         from datamap.training.models import load_model
-        from datamap.training.trainer import PadToLongest
 
         torch.manual_seed(DEFAULT_SEED)
         self.model, tokenizer = load_model(name, split.task, split, tokens, {})

@@ -237,7 +237,7 @@ def _forward_of(
     """A function that runs the model, without dropout, on the rows of the given numbers."""
     import torch
 
-    from datamap.training.trainer import PadToLongest
+    from datamap.training.batches import PadToLongest
 
     device = model.device
     on_gpu = device.type == "cuda"

@@ -26,11 +26,12 @@ from datamap.thoughts.metrics import pair_metrics
 from datamap.thoughts.prompts import chat_text, model_prompt, neutral
 from datamap.thoughts.reader import completion_text, parse_thought
 from datamap.thoughts.sft_arguments import AUTO, WHOLE
+from datamap.training.batches import SetEpoch
 from datamap.training.callbacks import Manifests, tell_in_lines
 from datamap.training.library_flags import SFT_CONFIG, check_batches, given_training_flags, library_arguments
 from datamap.training.models import positions_of
 from datamap.training.on_gpu import room_for
-from datamap.training.trainer import RefusedSettings, SetEpoch
+from datamap.training.trainer import RefusedSettings
 
 if TYPE_CHECKING:
     import datasets

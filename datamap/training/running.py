@@ -95,8 +95,9 @@ def build_trainer(
     args: argparse.Namespace, arguments: TrainingArguments, data: RunData, model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase, checkpoint: str | None,
 ) -> CartographyTrainer:
+    from datamap.training.batches import PadToLongest
     from datamap.training.callbacks import EvaluationCallback, Manifests, tell_in_lines
-    from datamap.training.trainer import CartographyTrainer, PadToLongest
+    from datamap.training.trainer import CartographyTrainer
 
     _check_bfloat16(model, arguments)
     leave_out_unlearnable(args, data, tokenizer)

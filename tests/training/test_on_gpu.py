@@ -23,6 +23,7 @@ from datamap.core.files import read_json
 from datamap.tasks.registry import get_task
 from datamap.training import on_gpu, running
 from datamap.training.arguments import parse_args
+from datamap.training.batches import LengthGroupedSampler, PadToLongest
 from datamap.training.on_gpu import (
     Card,
     buckets_of,
@@ -33,7 +34,7 @@ from datamap.training.on_gpu import (
     masks_without_waiting,
     out_of_memory,
 )
-from datamap.training.trainer import CartographyTrainer, LengthGroupedSampler, PadToLongest, _walked_once
+from datamap.training.trainer import CartographyTrainer, _walked_once
 
 H200 = Card("made-up H200", bf16=True, cores=16)
 WAITS = ("_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal", "unique2", "_unique2", "masked_select")
