@@ -119,9 +119,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = pd.DataFrame(rows)
     means = table.groupby("detector", sort=False)[["nessie", "ours", "spearman"]].mean()
     print(means.round(3).to_string())
-    # A side that says the same of all has no correlation.
-    records = means.reset_index().astype(object).where(means.reset_index().notna(), None).to_dict("records")
-    report(args, __file__, {"average_precision": records})
+    means = means.reset_index().astype(object)
+    found = means.where(means.notna(), None)  # a side that says the same of all has no correlation
+    report(args, __file__, {"average_precision": found.to_dict("records")})
     write_csv(Path(args.output_dir, "compare_nessie.csv"), table)
 
 

@@ -210,11 +210,10 @@ class OnCard(Trainings):
 
     def our_trainer(self, record: bool = True, graphs: bool = False) -> Any:
         self.args.torch_compile = graphs
-        # Without a card its backend is none; this one traces the steps as well, and runs them as they are.
-        self.args.torch_compile_backend = "cudagraphs" if self.on_card else "aot_eager"
-        if not graphs:
-            del self.args.torch_compile_backend
+        if graphs:  # without a card there are none: this backend traces the steps as well, and runs them as they are
+            self.args.torch_compile_backend = "cudagraphs" if self.on_card else "aot_eager"
         trainer = self._our_trainer(record)
+        vars(self.args).pop("torch_compile_backend", None)
         if graphs:
             sampler = trainer.length_sampler()
             trainer.buckets = buckets_of(sampler.longest_of_batches(), GRAPH_LENGTHS, max(sampler.lengths))

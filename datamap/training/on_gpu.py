@@ -156,7 +156,7 @@ def how_compiled(
 
     flags: see ``compile_flags``. steps: of the whole training. accumulated: batches of a step. Unasked only on a card,
     in a training of COMPILED_FROM steps, where what compiles is there (without it nothing was tried), and then with
-    graphs of the kernels as they are: to compile those as well takes several times as long.
+    graphs of the kernels as they are: to compile those as well takes longer.
     """
     if flags.get("torch_compile") is False:
         return None
