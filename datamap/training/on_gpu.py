@@ -166,6 +166,8 @@ def how_compiled(
         pays = COMPILED_FROM is not None and steps >= COMPILED_FROM and _processes() == 1
         return {"backend": GRAPHS, "dynamic": False} if single and pays and can_compile(model) else None
     backend, mode = flags.get("torch_compile_backend", "inductor"), flags.get("torch_compile_mode")
+    if backend == GRAPHS and card is None:
+        raise UserError(f"--torch_compile_backend {GRAPHS} needs a GPU, and this run is on the CPU: leave it out")
     if (backend == GRAPHS or mode in WITH_GRAPHS) and card is not None and not single:
         flag = f"--torch_compile_backend {backend}" if backend == GRAPHS else f"--torch_compile_mode {mode}"
         raise UserError(f"{flag} keeps gradients where the next batch overwrites them, and "

@@ -468,6 +468,11 @@ def test_the_longest_of_batches_are_those_of_the_sampler():
     assert sampler.longest_of_batches() == expected
 
 
+def test_graphs_without_a_card_are_refused_in_a_line(task_and_argv, refused):
+    error = refused(run.main, *task_and_argv, "--torch_compile_backend", "cudagraphs")
+    assert "--torch_compile_backend cudagraphs needs a GPU, and this run is on the CPU" in error
+
+
 def test_an_unknown_backend_is_refused_in_a_line(task_and_argv, refused):
     assert "--torch_compile" in refused(run.main, *task_and_argv, "--torch_compile_backend", "no-such-backend")
 
